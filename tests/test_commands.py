@@ -55,7 +55,7 @@ TESTED_IN = {
     ("docs/inject.md", "yaml"): "tests/inject/test_docs.py",
     ("docs/move-from-terraform.md", "hcl"): "tests/terraform/test_page.py",
     ("docs/move-from-terraform.md", "yaml"): "tests/terraform/test_page.py",
-    ("docs/operations.md", "console"): "tests/process/test_readme.py",
+    ("docs/operations.md", "console"): "tests/process/test_operations_page.py",
     ("docs/platforms.md", "yaml"): "tests/pod/test_docs.py",
 }
 """The file that tests the code blocks of a page that have a language other than `sh`."""

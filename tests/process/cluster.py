@@ -1,4 +1,4 @@
-"""A pod that reaches Headscale through the Kubernetes API, with a service account and TLS."""
+"""Run commands as processes of a pod that has a service account and reaches Headscale through the Kubernetes API."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from tests.simulators.headscale_cli import HeadscaleCli
 from tests.simulators.kubernetes import KubernetesSimulator
 from tests.simulators.serve import serve
 
-# A shell script that runs a command with the folder $1 mounted where the kubelet mounts the service account.
+# A shell script that mounts the folder $1 where the kubelet mounts the service account, and then runs the command that
+# the other arguments contain.
 _WITH_SERVICE_ACCOUNT = """
 mount -t tmpfs none /var/run
 mkdir -p /var/run/secrets/kubernetes.io/serviceaccount
@@ -27,31 +28,31 @@ shift
 exec "$@"
 """
 
-# Creates a mount namespace. Works without root if the machine allows unprivileged user namespaces.
-UNSHARE = ("unshare", "--user", "--map-root-user", "--mount", "--propagation", "private")
+# A command prefix that creates a mount namespace. Without root, the machine must allow unprivileged user namespaces.
+IN_NEW_MOUNT_NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount", "--propagation", "private")
 
 
 def with_service_account(folder: Path) -> list[str | Path]:
-    """Return the words to put before a command so that it runs with this folder mounted as its service account."""
-    return [*UNSHARE, "sh", "-ec", _WITH_SERVICE_ACCOUNT, "sh", folder]
+    """Return the prefix of a command that needs this folder mounted as its service account."""
+    return [*IN_NEW_MOUNT_NAMESPACE, "sh", "-ec", _WITH_SERVICE_ACCOUNT, "sh", folder]
 
 
 def require_mount_namespace() -> None:
-    """Skip the test if a mount namespace cannot be created."""
+    """Skip the test if openssl is missing or no mount namespace can be created."""
     for program in ("openssl", "unshare"):
         if shutil.which(program) is None:
             pytest.skip(f"needs {program}: install the packages openssl and util-linux")
-    if subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode != 0:
+    if subprocess.run([*IN_NEW_MOUNT_NAMESPACE, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("needs a mount namespace: run as root, or allow unprivileged user namespaces")
 
 
 class Authority:
     """A certificate authority without a key usage extension, as some clusters have.
 
-    Python 3.13, which the image has, refuses such an authority by default.
+    By default, Python 3.13 refuses such an authority. The image has Python 3.13, and the program must accept it.
 
     Args:
-        folder: for the certificates and keys.
+        folder: where the certificates and keys are created.
 
     Attributes:
         certificate: the file with the authority's certificate.
@@ -68,7 +69,7 @@ class ClusterPod(Pod):
     """A pod with a service account, which reaches Headscale by executing its command line in the Headscale pod.
 
     Args:
-        headscale: runs in the namespace `headscale` of the cluster.
+        headscale: the simulator that runs in the namespace `headscale` of the cluster.
         authority: the issuer of the Kubernetes API's certificate.
         pod: the other arguments of `Pod`.
     """
@@ -80,26 +81,26 @@ class ClusterPod(Pod):
         self.cli = HeadscaleCli(headscale)
         add_headscale(self.kubernetes, self.cli)
         self.kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
-        self._account = self.working_directory / "serviceaccount"
-        self._account.mkdir()
-        (self._account / "ca.crt").write_bytes(authority.certificate.read_bytes())
-        (self._account / "namespace").write_text(NAMESPACE)
+        self._account_folder = self.working_directory / "serviceaccount"
+        self._account_folder.mkdir()
+        (self._account_folder / "ca.crt").write_bytes(authority.certificate.read_bytes())
+        (self._account_folder / "namespace").write_text(NAMESPACE)
         self.mount_token()
         self.headscale_url = self.environment.pop("HEADSCALE_URL")
         del self.environment["HEADSCALE_API_KEY"]
-        # The kubelet sets these.
+        # The kubelet sets these variables.
         host, _, port = url.removeprefix("https://").partition(":")
         self.environment |= {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
 
     def mount_token(self) -> None:
         """Write the current token of the service account."""
-        (self._account / "token").write_text(self.kubernetes.token)
+        (self._account_folder / "token").write_text(self.kubernetes.token)
 
     def start(self, *arguments: str, **variables: str) -> Running:
-        """Start the program with its service account mounted; "" unsets a variable."""
-        return self.fork(arguments, variables, service_account=self._account)
+        """Start the program with its service account mounted. A variable with the value "" is unset."""
+        return self.fork(arguments, variables, service_account=self._account_folder)
 
-    def outside(self, *arguments: str, **variables: str) -> Running:
+    def start_outside_cluster(self, *arguments: str, **variables: str) -> Running:
         """Start the program outside the cluster."""
         return self.fork(arguments, {"KUBERNETES_SERVICE_HOST": "", **variables})
 

@@ -1,4 +1,4 @@
-"""The program as a process, in the environment of a pod."""
+"""Run the program as a process in the environment of a pod, with simulators of Headscale and Cloudflare."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from tests.simulators.serve import serve
 
 PROGRAM = str(Path(sys.executable).with_name("lifecycle"))
 
-# A process that takes longer than this hangs.
+# A process that has not ended after this time is considered to hang.
 HANGS_AFTER_S = 60.0
-# More lines than a command logs before any expected event.
-MANY_LINES = 200
+# How many lines of a log are searched for an event. Commands log fewer lines before each event that a test expects.
+MAX_LINES = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class CompletedRun:
     """The result of a process that has ended.
 
     Attributes:
-        peak_memory: in bytes, if the process was forked; otherwise 0.
+        peak_memory: the peak memory in bytes, or 0 if the process was started with `Pod.start_command`.
     """
 
     status: int
@@ -56,20 +56,22 @@ class CompletedRun:
         return [json.loads(line) for line in self.stdout.splitlines()]
 
     @property
-    def last(self) -> dict[str, Any]:
+    def last_event(self) -> dict[str, Any]:
         """The last event."""
         return self.events[-1]
 
-    def named(self, name: str) -> list[dict[str, Any]]:
-        """Return the events with a name."""
+    def events_named(self, name: str) -> list[dict[str, Any]]:
+        """Return the events with this name."""
         return [event for event in self.events if event["event"] == name]
 
 
 class Fork:
-    """The program in a fork of a process that has imported it. The interface is that of `subprocess.Popen`.
+    """A process that runs the program, and that was forked from a process that has imported the program.
+
+    Its methods are those of `subprocess.Popen`.
 
     Args:
-        job: as fork_server.py describes it.
+        job: the keys that fork_server.py describes.
     """
 
     def __init__(self, **job: Any) -> None:
@@ -125,7 +127,7 @@ class Fork:
 
 @cache
 def fork_server() -> socket.socket:
-    """Start the server that forks for this test process. It ends when the socket is closed."""
+    """Start the server that forks processes for the tests, and return its socket. It ends when the socket is closed."""
     client, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with server_end:
         server = subprocess.Popen(
@@ -140,7 +142,7 @@ def fork_server() -> socket.socket:
 
 
 class Running:
-    """A running process."""
+    """A process that a test has started."""
 
     def __init__(self, process: subprocess.Popen[str] | Fork) -> None:
         self._process = process
@@ -157,9 +159,9 @@ class Running:
         return self._process.pid
 
     def find_event(self, *names: str) -> dict[str, Any] | None:
-        """Read the log until one of these events, and return it. Return None if the process ends before."""
+        """Read the log until one of these events, and return the event. Return None if the process ends without it."""
         assert self._process.stdout is not None
-        for _ in range(MANY_LINES):
+        for _ in range(MAX_LINES):
             line = self._process.stdout.readline()
             self._output += line
             if not line:
@@ -170,8 +172,8 @@ class Running:
                     return event
         return None
 
-    def until(self, name: str) -> dict[str, Any]:
-        """Read the log until an event with this name, and return it. The process must log it."""
+    def wait_for_event(self, name: str) -> dict[str, Any]:
+        """Read the log until an event with this name, and return the event. The process must log it."""
         event = self.find_event(name)
         assert event is not None, f"the process did not log {name}:\n{self._output}{self.wait().stderr}"
         return event
@@ -193,16 +195,16 @@ class Running:
 
 
 class Pod:
-    """A pod, and the Headscale and Cloudflare that it can reach. Cloudflare has the zone example.com.
+    """A pod, and the simulated Headscale and Cloudflare that it can reach. Cloudflare has the zone example.com.
 
     Args:
-        headscale: the Headscale to serve on loopback.
+        headscale: the simulator to serve on loopback.
         base: variables that every process needs, such as PATH.
         working_directory: the working directory of its processes. The volume with the key file is in it.
-        stack: when it closes, the processes are killed and the servers stop.
+        stack: when the stack closes, the processes are killed and the servers stop.
 
     Attributes:
-        has_requested_headscale: is set when Headscale receives the first request.
+        headscale_requested: is set when Headscale receives the first request.
     """
 
     def __init__(
@@ -211,10 +213,10 @@ class Pod:
         self.headscale = headscale
         self.cloudflare = CloudflareSimulator()
         self.zone_id = self.cloudflare.add_zone("example.com")
-        self.has_requested_headscale = Event()
+        self.headscale_requested = Event()
         headscale_url = stack.enter_context(serve(self._serve_headscale))
         cloudflare_url = stack.enter_context(serve(self.cloudflare))
-        # The servers wait for hanging requests.
+        # A server stops only after its hanging requests have ended.
         stack.callback(headscale.faults.release)
         stack.callback(self._kill_all)
         self.working_directory = working_directory
@@ -225,7 +227,7 @@ class Pod:
         self.termination_log = working_directory / "termination-log"
         self.environment = {
             **base,
-            # The settings of existing manifests.
+            # The settings that older manifests have.
             "HEADSCALE_NAMESPACE": "headscale",
             "CLOUDFLARE_API_TOKEN": self.cloudflare.token,
             "CLOUDFLARE_ZONE_ID": self.zone_id,
@@ -235,12 +237,12 @@ class Pod:
             "HEADSCALE_URL": headscale_url,
             "HEADSCALE_API_KEY": headscale.api_key,
             "CLOUDFLARE_API_URL": f"{cloudflare_url}/client/v4",
-            # From the kubelet.
+            # A variable that the kubelet sets.
             "HOSTNAME": "grafana-0",
         }
 
     def _serve_headscale(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        self.has_requested_headscale.set()
+        self.headscale_requested.set()
         return self.headscale(environ, start_response)
 
     def add_leftovers(self, *, user: str = "svc") -> Node:
@@ -252,7 +254,7 @@ class Pod:
     # --- Processes ----------------------------------------------------------------------------------------
 
     def start(self, *arguments: str, **variables: str) -> Running:
-        """Start the program; "" unsets a variable."""
+        """Start the program. A variable with the value "" is unset."""
         return self.fork(arguments, variables)
 
     def fork(
@@ -296,7 +298,7 @@ class Pod:
     # --- State --------------------------------------------------------------------------------------------
 
     def secrets_in(self, *texts: str) -> list[str]:
-        """Return the secrets of both upstreams that these texts contain."""
+        """Return the secrets of Headscale and Cloudflare that these texts contain."""
         return [
             secret
             for secret in (*self.headscale.secrets(), *self.cloudflare.secrets())
@@ -305,7 +307,7 @@ class Pod:
 
     @property
     def has_no_writes(self) -> bool:
-        """True if no upstream received a write and no file was written."""
+        """True if Headscale and Cloudflare received no writes and the volume has no files."""
         return not self.headscale.writes and not self.cloudflare.writes and self.volume_files == []
 
     @property
@@ -314,7 +316,7 @@ class Pod:
         return sorted(path.name for path in self.volume.iterdir())
 
     def records(self, name: str = NAME) -> dict[str, str]:
-        """Return the comment of each record of a name, by type and content."""
+        """Return the comment of each record of a name, by "TYPE CONTENT"."""
         return {
             f"{record.type} {record.content}": record.comment for record in self.cloudflare.records(self.zone_id, name)
         }
@@ -322,7 +324,7 @@ class Pod:
 
 @contextmanager
 def served_pod(environment: Mapping[str, str], folder: Path, headscale: HeadscaleSimulator) -> Iterator[Pod]:
-    """Yield a pod whose upstreams are served on loopback.
+    """Yield a pod whose Headscale and Cloudflare are served on loopback.
 
     Args:
         environment: variables that every process needs, such as PATH.

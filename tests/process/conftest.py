@@ -1,4 +1,4 @@
-"""A pod, and both upstreams on loopback."""
+"""Fixtures: a pod, with simulators of Headscale and Cloudflare on loopback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MakePod = Callable[..., Pod]
 
 @pytest.fixture
 def make_pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[MakePod]:
-    """Return a function that creates a pod, and a Headscale of a version with the user `svc`."""
+    """Return a function that creates a pod whose Headscale has this version and the user `svc`."""
     with ExitStack() as stack:
 
         def make(version: str = "0.28.0") -> Pod:

@@ -1,7 +1,7 @@
 """Run the program in forks of one process that has imported it, because the imports take longer than most commands.
 
 Each message on the socket is a job as JSON, with three files: standard output, standard error, and a pipe for the
-result. The first line of the result is the process id. The second one is the exit status and the peak memory in bytes.
+result. The first line of the result is the process id. The second line is the exit status and the peak memory in bytes.
 
 The keys of a job are `arguments`, `environment`, `folder` (the working directory), `service_account` (the folder to
 mount as the service account, or "") and `termination_log` (the path to use instead of the kubelet's).
@@ -20,7 +20,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-# Modules that a command imports only when it needs them.
+# A command imports these modules only when it needs them. The server imports all of them before it forks.
 MODULES = (
     "lifecycle.cleanup.run",
     "lifecycle.cli",
@@ -60,7 +60,7 @@ def _mount_service_account(folder: str) -> None:
     call("mount", folder.encode(), str(SERVICE_ACCOUNT).encode(), None, MS_BIND, None)
 
 
-def _program(job: dict[str, Any]) -> int:
+def _run_program(job: dict[str, Any]) -> int:
     """Run the program and return its exit status."""
     from lifecycle.__main__ import main  # noqa: PLC0415 - the parent has imported it
     from lifecycle.runtime import termination  # noqa: PLC0415
@@ -77,7 +77,7 @@ def _program(job: dict[str, Any]) -> int:
         return main()
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
-    except BaseException:  # noqa: BLE001 - the interpreter prints a traceback too
+    except BaseException:  # noqa: BLE001 - as in the interpreter, any error is printed
         traceback.print_exc()
         return 1
     finally:
@@ -85,17 +85,17 @@ def _program(job: dict[str, Any]) -> int:
         sys.stderr.flush()
 
 
-def _run(job: dict[str, Any], output: int, errors: int, result: int) -> None:
-    """Run the program as a child, and write the result."""
+def _run_job(job: dict[str, Any], output: int, errors: int, result: int) -> None:
+    """Run the program as a child process, and write the result. The arguments are descriptors of the three files."""
     pid = os.fork()
     if pid == 0:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)
         os.dup2(errors, 2)
         os.closerange(3, 256)
-        # The inherited stream objects have cached properties of the previous files.
+        # The inherited stream objects have cached properties of the files that these descriptors had before.
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        os._exit(_program(job))
+        os._exit(_run_program(job))
     os.close(output)
     os.close(errors)
     os.write(result, f"{pid}\n".encode())
@@ -110,6 +110,7 @@ def serve(descriptor: int) -> None:
     for module in MODULES:
         importlib.import_module(module)
     jobs = socket.socket(fileno=descriptor)
+    # Linux then removes child processes that have ended, without a wait.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         text, files, _, _ = socket.recv_fds(jobs, MAX_JOB_BYTES, 3)
@@ -117,7 +118,7 @@ def serve(descriptor: int) -> None:
             return
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            _run(json.loads(text), *files)
+            _run_job(json.loads(text), *files)
         for file in files:
             os.close(file)
 

@@ -1,4 +1,4 @@
-"""Commands and dry runs as processes, with a Headscale that is reached by its URL."""
+"""Tests of commands and dry runs as processes that reach Headscale by its URL."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from tests.process.commands import PROGRAM, CompletedRun, Pod
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.vpn_client import VpnClient
 
-# The settings that existing manifests have on the sidecar only, and a free port. `Pod` sets their other settings.
-SIDECAR = {"MAX_RETRIES": "30", "RETRY_INTERVAL": "10", "HEALTH_PORT": "0"}
+# The settings that older manifests have on the sidecar only, and no port for health checks. `Pod` sets the settings of
+# these manifests that both containers have.
+SIDECAR_SETTINGS = {"MAX_RETRIES": "30", "RETRY_INTERVAL": "10", "HEALTH_PORT": "0"}
 
 
 def logs_events_only(result: CompletedRun) -> bool:
@@ -28,10 +29,10 @@ def logs_events_only(result: CompletedRun) -> bool:
 
 
 def run_all_commands(pod: Pod) -> dict[str, Any]:
-    """Run a dry run, `cleanup` and `dns-watch`, with the settings of existing manifests, and check their effects.
+    """Run a dry run, `cleanup` and `dns-watch`, with the settings of older manifests, and check their effects.
 
     Returns:
-        The context of the dry run.
+        The "context" in the JSON report of the dry run.
     """
     pod.add_leftovers()
 
@@ -49,16 +50,16 @@ def run_all_commands(pod: Pod) -> dict[str, Any]:
     assert pod.headscale.nodes == []
     assert pod.records() == {}
     assert pod.key_file.read_text() == pod.headscale.keys[-1].key
-    assert (cleaned.events[0]["event"], cleaned.last["event"]) == ("settings.loaded", "pass.finished")
+    assert (cleaned.events[0]["event"], cleaned.last_event["event"]) == ("settings.loaded", "pass.finished")
 
-    # Another node has the same name. dns-watch must publish the one that registers with the key of cleanup.
+    # Two nodes have the same name. dns-watch must publish the second node, which registers with the key of cleanup.
     pod.headscale.add_node(NAME, user="svc")
     node = VpnClient(pod.headscale, key_file=pod.key_file, hostname=NAME).start()
-    watched = pod.run("dns-watch", "--once", **SIDECAR, LOG_LEVEL="debug")
+    watched = pod.run("dns-watch", "--once", **SIDECAR_SETTINGS, LOG_LEVEL="debug")
     assert watched.status == 0, watched.stdout
     assert pod.records() == {f"A {node.addresses[0]}": OUR_COMMENT}
     writes = len(pod.cloudflare.writes)
-    again = pod.run("dns-watch", "--once", **SIDECAR, LOG_LEVEL="debug")
+    again = pod.run("dns-watch", "--once", **SIDECAR_SETTINGS, LOG_LEVEL="debug")
     assert again.status == 0, again.stdout
     assert len(pod.cloudflare.writes) == writes
 
@@ -128,7 +129,7 @@ def test_dry_run_of_one_command_prints_its_plan(pod: Pod, command: str, output: 
         ("dns-watch", {"NODE_POLICY": "keep", "DNS_CLEANUP": "perhaps"}),
     ],
 )
-def test_dry_run_of_one_command_ignores_settings_of_the_other(
+def test_dry_run_of_one_command_ignores_settings_of_the_other_command(
     pod: Pod, command: str, variables: dict[str, str]
 ) -> None:
     result = pod.run(command, "--dry-run", **variables)
@@ -191,9 +192,9 @@ def test_dns_watch_creates_and_updates_the_record_until_it_is_stopped(pod: Pod) 
     client = VpnClient(pod.headscale, key_file=pod.key_file, hostname=NAME)
     client.start()
     watch = pod.start_command(PROGRAM, "dns-watch", HEALTH_PORT="0", POLL_INTERVAL="1s", LOG_LEVEL="debug")
-    assert watch.until("record.created")["content"] == client.addresses[0]
+    assert watch.wait_for_event("record.created")["content"] == client.addresses[0]
     client.change_address()
-    assert watch.until("record.updated")["content"] == client.addresses[0]
+    assert watch.wait_for_event("record.updated")["content"] == client.addresses[0]
     result = watch.stop()
     assert result.status == 0
     assert logs_events_only(result)

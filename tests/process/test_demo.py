@@ -1,4 +1,4 @@
-"""scripts/demo: all its steps succeed, and a step without the expected effect fails the demo."""
+"""Test that all steps of scripts/demo succeed, and that a step without the expected effect fails the demo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands as processes that reach Headscale by executing its command line in the Headscale pod."""
+"""Tests of commands as processes that reach Headscale by executing its command line in the Headscale pod."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.pages import blocks
 from tests.pod.rendering import DEPLOY, of_kind, render
 from tests.process.cluster import Authority, ClusterPod, require_mount_namespace
 from tests.process.commands import HANGS_AFTER_S, PROGRAM
-from tests.process.test_commands import SIDECAR, logs_events_only, run_all_commands
+from tests.process.test_commands import SIDECAR_SETTINGS, logs_events_only, run_all_commands
 from tests.simulators import faults
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.headscale import HeadscaleSimulator
@@ -33,10 +33,10 @@ from tests.simulators.proxy import ProxySimulator
 
 MakePod = Callable[..., ClusterPod]
 
-KEY_SECRET = "headscale-api-key"
+API_KEY_SECRET = "headscale-api-key"
 
-# The settings that existing manifests have in the two containers.
-MANIFEST_SETTINGS = {
+# The settings that older manifests have in the two containers.
+OLDER_SETTINGS = {
     "HEADSCALE_NAMESPACE",
     "CLOUDFLARE_API_TOKEN",
     "CLOUDFLARE_ZONE_ID",
@@ -57,7 +57,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def make_pod(
     authority: Authority, clean_environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MakePod]:
-    """Return a function that creates a pod in a cluster with a Headscale of a version and the user `svc`."""
+    """Return a function that creates a pod in a cluster whose Headscale has this version and the user `svc`."""
     with ExitStack() as stack:
 
         def make(version: str = "0.28.0") -> ClusterPod:
@@ -81,9 +81,9 @@ def pod(make_pod: MakePod) -> ClusterPod:
 
 def use_key_secret(pod: ClusterPod) -> None:
     """Configure the pod to reach Headscale by URL, with an API key from a Secret."""
-    pod.environment |= {"HEADSCALE_URL": pod.headscale_url, "HEADSCALE_API_KEY_SECRET": KEY_SECRET}
-    pod.kubernetes.allow(HEADSCALE_NAMESPACE, may_read(KEY_SECRET))
-    pod.kubernetes.put_secret(HEADSCALE_NAMESPACE, KEY_SECRET, {"api-key": f"{pod.headscale.api_key}\n"})
+    pod.environment |= {"HEADSCALE_URL": pod.headscale_url, "HEADSCALE_API_KEY_SECRET": API_KEY_SECRET}
+    pod.kubernetes.allow(HEADSCALE_NAMESPACE, may_read(API_KEY_SECRET))
+    pod.kubernetes.put_secret(HEADSCALE_NAMESPACE, API_KEY_SECRET, {"api-key": f"{pod.headscale.api_key}\n"})
 
 
 # --- All commands --------------------------------------------------------------------------------------
@@ -102,12 +102,12 @@ def test_all_commands_with_each_headscale_release(make_pod: MakePod, version: st
 
 
 def enable_events(pod: ClusterPod) -> dict[str, str]:
-    """Allow the pod to write Kubernetes Events, and return settings with which it uses Kubernetes for nothing else."""
+    """Add a node, allow the pod to write Events, and return settings with which it uses Kubernetes only for Events."""
     [role] = of_kind(render(DEPLOY / "rbac/events"), "Role")
     pod.kubernetes.allow(SERVICE_ACCOUNT.split(":")[2], *role["rules"])
     pod.headscale.add_node(NAME, user="svc")
     api = {"HEADSCALE_URL": pod.headscale_url, "HEADSCALE_API_KEY": pod.headscale.api_key}
-    return {**SIDECAR, **api, "KUBERNETES_EVENTS": "true", "LOG_LEVEL": "error", "TAILSCALE_INTERFACE": ""}
+    return {**SIDECAR_SETTINGS, **api, "KUBERNETES_EVENTS": "true", "LOG_LEVEL": "error", "TAILSCALE_INTERFACE": ""}
 
 
 def test_events_are_written_at_any_log_level(pod: ClusterPod) -> None:
@@ -119,37 +119,37 @@ def test_events_are_written_at_any_log_level(pod: ClusterPod) -> None:
 def test_event_that_cannot_be_written_delays_neither_a_pass_nor_the_stop(pod: ClusterPod) -> None:
     pod.kubernetes.faults.add(faults.hang(limit_s=3600), times=None)
     running = pod.start("dns-watch", **enable_events(pod) | {"HTTP_TIMEOUT": "1h", "LOG_LEVEL": "info"})
-    assert running.until("pass.finished")["in_sync"]
+    assert running.wait_for_event("pass.finished")["in_sync"]
     result = running.stop()
     assert (result.status, result.stderr) == (0, "")
-    assert result.last["event"] == "stop.requested"
+    assert result.last_event["event"] == "stop.requested"
     pod.kubernetes.faults.release()
 
 
-def test_status_needs_no_other_access_than_dns_watch(pod: ClusterPod) -> None:
+def test_status_needs_the_same_permissions_as_dns_watch(pod: ClusterPod) -> None:
     node = pod.headscale.add_node(NAME, user="svc")
     pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, comment=OUR_COMMENT)
-    result = pod.run("status", "--output", "json", **SIDECAR)
+    result = pod.run("status", "--output", "json", **SIDECAR_SETTINGS)
     assert (result.status, result.stderr) == (0, "")
     assert [row["state"] for row in json.loads(result.stdout)["workloads"]] == ["in sync"]
     assert pod.has_no_writes
 
 
-def test_commands_run_with_the_settings_of_existing_manifests(pod: ClusterPod) -> None:
-    """Besides them, the environment has only the simulator's URL, a free port, and variables of the kubelet."""
-    settings = {name for name in pod.environment | SIDECAR if name in command_variables(DryRunSettings)}
-    assert settings - {"CLOUDFLARE_API_URL", "HEALTH_PORT"} == MANIFEST_SETTINGS
+def test_pod_has_only_the_settings_of_older_manifests(pod: ClusterPod) -> None:
+    """The pod of these tests also has the simulator's URL and no port for health checks."""
+    settings = {name for name in pod.environment | SIDECAR_SETTINGS if name in command_variables(DryRunSettings)}
+    assert settings - {"CLOUDFLARE_API_URL", "HEALTH_PORT"} == OLDER_SETTINGS
 
 
 @pytest.mark.full
 def test_sidecar_without_the_key_volume_publishes_its_node(make_pod: MakePod) -> None:
-    """The pods run concurrently, because each waits for a VPN interface."""
+    """Each `dns-watch` waits up to 30 s for a VPN interface, so the pods run concurrently."""
     pods = [make_pod(version) for version in releases.DEFAULT]
     running = []
     for pod in pods:
         pod.headscale.add_node(NAME, user="svc")
         del pod.environment["AUTHKEY_OUTPUT_PATH"]
-        running.append(pod.start("dns-watch", "--once", **SIDECAR))
+        running.append(pod.start("dns-watch", "--once", **SIDECAR_SETTINGS))
     for pod, process in zip(pods, running, strict=True):
         result = process.wait()
         assert result.status == 0, result.stdout
@@ -177,16 +177,17 @@ def test_command_that_fails_once_is_retried(fault: ExecFault, headscale_command:
     result = pod.run("cleanup")
     assert result.status == 0, result.stdout
     assert pod.headscale.nodes == []
+    # cleanup expires a key that it created but did not receive.
     usable = [key.key for key in pod.headscale.keys if key.expires_at > key.created_at and not key.used]
     assert pod.key_file.read_text() == usable[-1]
     assert logs_events_only(result)
 
 
-def test_malformed_output_deletes_nothing(pod: ClusterPod) -> None:
+def test_malformed_list_of_nodes_changes_nothing(pod: ClusterPod) -> None:
     pod.add_leftovers()
     pod.kubernetes.add_exec_fault(ExecFault(instead=Finished(stdout=b"garbage")), "nodes list")
     result = pod.run("cleanup")
-    assert (result.status, result.last["error_type"]) == (1, "ResponseError")
+    assert (result.status, result.last_event["error_type"]) == (1, "ResponseError")
     assert pod.has_no_writes
 
 
@@ -194,9 +195,9 @@ def test_denied_exec_is_not_retried_and_names_the_missing_rule(pod: ClusterPod) 
     pod.add_leftovers()
     pod.kubernetes.allow_nothing()
     result = pod.run("cleanup")
-    assert (result.status, result.last["error_type"]) == (1, "AuthError")
-    assert 'rule: - {apiGroups: [""], resources: [pods], verbs: [list]}' in result.last["error"]
-    assert result.named("retry.scheduled") == []
+    assert (result.status, result.last_event["error_type"]) == (1, "AuthError")
+    assert 'rule: - {apiGroups: [""], resources: [pods], verbs: [list]}' in result.last_event["error"]
+    assert result.events_named("retry.scheduled") == []
     assert pod.has_no_writes
 
 
@@ -212,13 +213,13 @@ def test_hanging_exec_does_not_delay_a_stop(pod: ClusterPod) -> None:
     pod.kubernetes.add_exec_fault(ExecFault(hang=True), times=None)
     for command, status in (("dns-watch", 0), ("cleanup", 1)):
         is_executed.clear()
-        running = pod.start(command, **SIDECAR)
+        running = pod.start(command, **SIDECAR_SETTINGS)
         assert is_executed.wait(HANGS_AFTER_S)
         assert running.stop().status == status
 
 
 def test_configured_pod_and_container_are_used(pod: ClusterPod) -> None:
-    """The default pod, and the default container of the other pod, have no `headscale` program."""
+    """Only the container `server` of the pod `control-0` has a `headscale` program."""
     [default_pod] = pod.kubernetes.pods
     pod.kubernetes.change_pod(default_pod, containers={"headscale": {}})
     pod.kubernetes.add_pod(
@@ -237,14 +238,14 @@ def test_http_timeout_applies_to_a_headscale_command(pod: ClusterPod) -> None:
     pod.kubernetes.add_exec_fault(ExecFault(hang=True), "users list")
     result = pod.run("cleanup", HTTP_TIMEOUT="2s")
     assert result.status == 0, result.stdout
-    assert ["within 2 s" in event["error"] for event in result.named("retry.scheduled")] == [True]
+    assert ["within 2 s" in event["error"] for event in result.events_named("retry.scheduled")] == [True]
 
 
 def test_headscale_commands_are_counted_as_requests(pod: ClusterPod) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     running = pod.start("dns-watch", HEALTH_PORT=str(port), HEALTH_ADDRESS="127.0.0.1", TAILSCALE_INTERFACE="")
-    running.until("pass.skipped")
+    running.wait_for_event("pass.skipped")
     metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
     assert running.stop().status == 0
     assert re.search(r'requests_total\{outcome="ok",upstream="Headscale"\} [1-9]', metrics), metrics
@@ -265,8 +266,8 @@ def test_kubernetes_client_is_not_imported_unless_used(pod: ClusterPod) -> None:
 def test_rotated_service_account_token_is_read_again(pod: ClusterPod) -> None:
     pod.kubernetes.rotate_token()
     refused = pod.run("cleanup")
-    assert (refused.status, refused.last["error_type"]) == (1, "AuthError")
-    assert "service account" in refused.last["error"]
+    assert (refused.status, refused.last_event["error_type"]) == (1, "AuthError")
+    assert "service account" in refused.last_event["error"]
     pod.mount_token()
     assert pod.run("cleanup").status == 0
 
@@ -287,15 +288,15 @@ def test_rotated_api_key_needs_no_restart(pod: ClusterPod) -> None:
     """Headscale refuses the old key, the Secret is read again, and the pass succeeds."""
     use_key_secret(pod)
     pod.headscale.add_node(NAME, user="svc")
-    watch = pod.start("dns-watch", TAILSCALE_INTERFACE="", POLL_INTERVAL="1s", **SIDECAR)
-    watch.until("pass.finished")
+    watch = pod.start("dns-watch", TAILSCALE_INTERFACE="", POLL_INTERVAL="1s", **SIDECAR_SETTINGS)
+    watch.wait_for_event("pass.finished")
     key = pod.headscale.rotate_api_key()
-    pod.kubernetes.put_secret(HEADSCALE_NAMESPACE, KEY_SECRET, {"api-key": key})
+    pod.kubernetes.put_secret(HEADSCALE_NAMESPACE, API_KEY_SECRET, {"api-key": key})
     for _ in range(3):
-        assert watch.until("pass.finished")["in_sync"]
+        assert watch.wait_for_event("pass.finished")["in_sync"]
     result = watch.stop()
     assert result.status == 0
-    assert result.named("pass.failed") == []
+    assert result.events_named("pass.failed") == []
     assert pod.secrets_in(result.output) == []
 
 
@@ -305,11 +306,11 @@ def test_passes_fail_until_the_secret_has_the_rotated_key(pod: ClusterPod) -> No
     use_key_secret(pod)
     pod.headscale.add_node(NAME, user="svc")
     watch = pod.start("dns-watch", TAILSCALE_INTERFACE="", POLL_INTERVAL="1s", RETRY_INTERVAL="1s", HEALTH_PORT="0")
-    watch.until("pass.finished")
+    watch.wait_for_event("pass.finished")
     key = pod.headscale.rotate_api_key()
-    assert watch.until("pass.failed")["level"] == "error"
-    pod.kubernetes.put_secret(HEADSCALE_NAMESPACE, KEY_SECRET, {"api-key": key})
-    watch.until("pass.finished")
+    assert watch.wait_for_event("pass.failed")["level"] == "error"
+    pod.kubernetes.put_secret(HEADSCALE_NAMESPACE, API_KEY_SECRET, {"api-key": key})
+    watch.wait_for_event("pass.finished")
     assert watch.stop().status == 0
 
 
@@ -318,13 +319,13 @@ def test_passes_fail_until_the_secret_has_the_rotated_key(pod: ClusterPod) -> No
 def test_unreadable_api_key_secret_is_reported(state: str, pod: ClusterPod) -> None:
     use_key_secret(pod)
     if state == "missing Secret":
-        pod.kubernetes.delete_secret(HEADSCALE_NAMESPACE, KEY_SECRET)
+        pod.kubernetes.delete_secret(HEADSCALE_NAMESPACE, API_KEY_SECRET)
     else:
         pod.kubernetes.allow_nothing()
     result = pod.run("cleanup")
-    expected = "HEADSCALE_API_KEY_SECRET: Secret" if state == "missing Secret" else f"resourceNames: [{KEY_SECRET}]"
-    assert (result.status, result.last["error_type"]) == (1, "AuthError")
-    assert expected in result.last["error"]
+    expected = "HEADSCALE_API_KEY_SECRET: Secret" if state == "missing Secret" else f"resourceNames: [{API_KEY_SECRET}]"
+    assert (result.status, result.last_event["error_type"]) == (1, "AuthError")
+    assert expected in result.last_event["error"]
     assert pod.has_no_writes
 
 
@@ -332,8 +333,8 @@ def test_unreadable_api_key_secret_is_reported(state: str, pod: ClusterPod) -> N
 
 
 @pytest.mark.full
-def test_kept_node_stays_and_its_record_needs_no_write(pod: ClusterPod) -> None:
-    """The Secret with tailscale's state is in the pod's own namespace, which a file of the service account contains."""
+def test_cleanup_keeps_the_node_in_the_state_secret_and_its_record(pod: ClusterPod) -> None:
+    """tailscale's state Secret is in the namespace of the pod, which a file of the service account contains."""
     pod.add_leftovers()
     [node] = pod.headscale.nodes
     pod.kubernetes.allow(NAMESPACE, may_read(STATE_SECRET))
@@ -342,7 +343,7 @@ def test_kept_node_stays_and_its_record_needs_no_write(pod: ClusterPod) -> None:
     assert result.status == 0, result.stdout
     assert [remaining.id for remaining in pod.headscale.nodes] == [node.id]
     pod.headscale.connect(node.id)
-    watched = pod.run("dns-watch", "--once", **SIDECAR)
+    watched = pod.run("dns-watch", "--once", **SIDECAR_SETTINGS)
     assert watched.status == 0, watched.stdout
     assert pod.records() == {f"A {node.address}": OUR_COMMENT}
     assert pod.cloudflare.writes == []
@@ -353,7 +354,7 @@ def test_kept_node_stays_and_its_record_needs_no_write(pod: ClusterPod) -> None:
 
 @pytest.fixture
 def kubeconfig(pod: ClusterPod, authority: Authority) -> Path:
-    """The kubeconfig of an administrator, with a second context that is not current."""
+    """The kubeconfig of an administrator. The current context is `home`, and another context is `work`."""
     host, port = (pod.environment[f"KUBERNETES_SERVICE_{part}"] for part in ("HOST", "PORT"))
     path = pod.working_directory / "kubeconfig"
     clusters = {
@@ -381,7 +382,7 @@ def kubeconfig(pod: ClusterPod, authority: Authority) -> Path:
 def test_dry_run_with_a_kubeconfig_shows_the_cluster(output: str, pod: ClusterPod, kubeconfig: Path) -> None:
     pod.add_leftovers()
     before = kubeconfig.read_bytes()
-    result = pod.outside("--dry-run", "--output", output).wait()
+    result = pod.start_outside_cluster("--dry-run", "--output", output).wait()
     assert result.status == 0, result.stderr
     port = pod.environment["KUBERNETES_SERVICE_PORT"]
     assert f"kubeconfig context home, https://127.0.0.1:{port}" in result.stdout
@@ -394,9 +395,9 @@ def test_dry_run_with_a_kubeconfig_shows_the_cluster(output: str, pod: ClusterPo
 @pytest.mark.parametrize("command", ["cleanup", "dns-watch", "prune --yes"])
 def test_command_that_writes_does_not_use_a_kubeconfig(command: str, pod: ClusterPod, kubeconfig: Path) -> None:
     pod.add_leftovers()
-    result = pod.outside(*command.split(), **SIDECAR, DNS_OWNER="services").wait()
-    assert (result.status, result.last["event"]) == (2, "settings.invalid")
-    assert "--dry-run" in result.last["error"]
+    result = pod.start_outside_cluster(*command.split(), **SIDECAR_SETTINGS, DNS_OWNER="services").wait()
+    assert (result.status, result.last_event["event"]) == (2, "settings.invalid")
+    assert "--dry-run" in result.last_event["error"]
     assert pod.has_no_writes
     assert pod.kubernetes.requests == []
 
@@ -407,7 +408,7 @@ def test_kubeconfig_without_tls_verification_is_refused(pod: ClusterPod, kubecon
         cluster["cluster"].pop("certificate-authority", None)
         cluster["cluster"]["insecure-skip-tls-verify"] = True
     kubeconfig.write_text(yaml.safe_dump(document))
-    result = pod.outside("--dry-run").wait()
+    result = pod.start_outside_cluster("--dry-run").wait()
     assert (result.status, result.stdout) == (2, "")
     assert "insecure-skip-tls-verify" in result.stderr
     assert "Traceback" not in result.stderr
@@ -438,7 +439,7 @@ def test_proxy_is_used_for_kubernetes_of_a_kubeconfig(pod: ClusterPod, kubeconfi
         if name == "proxy-url":
             cluster["proxy-url"] = url
         kubeconfig.write_text(yaml.safe_dump(document))
-        result = pod.outside("--dry-run", **({} if name == "proxy-url" else {name: url})).wait()
+        result = pod.start_outside_cluster("--dry-run", **({} if name == "proxy-url" else {name: url})).wait()
 
     assert result.status == 0, result.stdout + result.stderr
     assert "node 1" in result.stdout
@@ -451,22 +452,22 @@ def test_kubeconfig_is_ignored_in_a_pod(pod: ClusterPod, kubeconfig: Path) -> No
     assert "in-cluster, https://127.0.0.1:" in result.stdout
 
 
-def test_no_url_and_no_cluster_is_a_settings_error(pod: ClusterPod) -> None:
-    result = pod.outside("--dry-run", HOME=str(pod.working_directory)).wait()
+def test_missing_url_is_a_settings_error_outside_a_cluster(pod: ClusterPod) -> None:
+    result = pod.start_outside_cluster("--dry-run", HOME=str(pod.working_directory)).wait()
     assert result.status == 2
     assert "HEADSCALE_URL and HEADSCALE_API_KEY" in result.stderr
 
 
-def test_dry_run_of_the_docs_prints_the_shown_plan(
+def test_dry_run_on_the_page_prints_the_plan_on_the_page(
     pod: ClusterPod, kubeconfig: Path, repository: Path, clean_environment: Mapping[str, str]
 ) -> None:
-    """The commands of the page run as written, with a kubeconfig and a token."""
+    """The commands in docs/dry-run.md run with a kubeconfig. Only the token is replaced."""
     pod.headscale.add_user("services")
     node = pod.headscale.add_node(NAME, user="services", online=False)
     pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, ttl=300)
     page = (repository / "docs/dry-run.md").read_text()
     (commands,) = [block.text for block in blocks(page, "sh") if "--dry-run" in block.text]
-    (shown,) = [block.text for block in blocks(page, "text")]
+    (documented,) = [block.text for block in blocks(page, "text")]
     # A clone of the repository whose bootstrap script does not create another venv.
     clone = pod.working_directory / "clone"
     (clone / "scripts").mkdir(parents=True)
@@ -491,12 +492,12 @@ def test_dry_run_of_the_docs_prints_the_shown_plan(
     assert (done.returncode, done.stderr) == (0, "")
     port = pod.environment["KUBERNETES_SERVICE_PORT"]
     printed = done.stdout.replace(f"127.0.0.1:{port}", "kubernetes.example.com:6443")
-    assert _facts(printed) == _facts(shown)
+    assert _facts(printed) == _facts(documented)
     assert pod.has_no_writes
 
 
 def _facts(report: str) -> list[tuple[str, list[str]]]:
-    """Return the first word of each line of a report, with the names, addresses and paths in it.
+    """Return the first word of each line of a report, and the names, addresses and paths in the line.
 
     Lines with reasons, which have a deeper indentation, are left out.
     """

@@ -1,4 +1,4 @@
-"""The exit status of a command for each kind of failure, and that a failed command writes and deletes nothing."""
+"""Test the exit status of commands for each kind of failure, and that a failed command writes and deletes nothing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_invalid_settings_exit_with_2(pod: Pod, variables: dict[str, str], inval
     assert pod.has_no_writes
     # A shorter value could be part of a message by chance.
     values = [value for value in variables.values() if len(value) > 8]
-    assert [value for value in values if value in result.stdout] == [], "values of settings are not shown"
+    assert [value for value in values if value in result.stdout] == [], "the message contains the value of a setting"
 
 
 def test_invalid_settings_of_another_command_are_ignored(pod: Pod) -> None:
@@ -76,9 +76,12 @@ def test_each_problem_is_one_line_on_a_console(pod: Pod) -> None:
     assert "\\n" not in result.stdout
 
 
-# --- Failures: each function breaks the setup, and returns the settings to run with --------------------
+# --- Failures -----------------------------------------------------------------------------------------
 
 BreakSetup = Callable[[Pod], dict[str, str]]
+"""A function that causes a failure of the next command, and returns the settings to run this command with."""
+
+OTHER_OWNER = COMMENT_OF_OTHER_OWNER.split()[1]
 
 
 def wrong_user(pod: Pod) -> dict[str, str]:
@@ -94,7 +97,7 @@ def wrong_key(pod: Pod) -> dict[str, str]:
     return {"HEADSCALE_API_KEY": "hskey-api-wrong"}
 
 
-def web_page(pod: Pod) -> dict[str, str]:
+def web_page_as_response(pod: Pod) -> dict[str, str]:
     pod.headscale.faults.add(faults.html(200), times=None)
     return {}
 
@@ -109,7 +112,7 @@ def unwritable_folder(pod: Pod) -> dict[str, str]:
     return {"AUTHKEY_OUTPUT_PATH": "/sys/kernel/authkey"}
 
 
-def taken_name(pod: Pod) -> dict[str, str]:
+def record_of_other_owner(pod: Pod) -> dict[str, str]:
     pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content="100.64.0.9", comment=COMMENT_OF_OTHER_OWNER)
     return {}
 
@@ -121,10 +124,12 @@ def taken_name(pod: Pod) -> dict[str, str]:
         pytest.param(wrong_user, "UserError", ["bob", "HEADSCALE_USER", "svc"], id="unknown user"),
         pytest.param(several_users, "UserError", ["ann", "svc", "HEADSCALE_USER"], id="several users"),
         pytest.param(wrong_key, "AuthError", ["headscale apikeys create", "HEADSCALE_API_KEY"], id="wrong API key"),
-        pytest.param(web_page, "ResponseError", ["HEADSCALE_URL"], id="web page"),
+        pytest.param(web_page_as_response, "ResponseError", ["HEADSCALE_URL"], id="web page as response"),
         pytest.param(missing_folder, "KeyFileError", ["AUTHKEY_OUTPUT_PATH"], id="no folder"),
         pytest.param(unwritable_folder, "KeyFileError", ["AUTHKEY_OUTPUT_PATH", "/sys/kernel"], id="unwritable folder"),
-        pytest.param(taken_name, "NameTakenError", ["TS_HOSTNAME", COMMENT_OF_OTHER_OWNER.split()[1]], id="taken name"),
+        pytest.param(
+            record_of_other_owner, "NameTakenError", ["TS_HOSTNAME", OTHER_OWNER], id="record of another owner"
+        ),
     ],
 )
 def test_failed_cleanup_exits_with_1_and_names_what_to_change(
@@ -133,9 +138,9 @@ def test_failed_cleanup_exits_with_1_and_names_what_to_change(
     pod.add_leftovers()
     result = pod.run("cleanup", **break_setup(pod))
     assert (result.status, result.stderr) == (1, "")
-    assert (result.last["event"], result.last["level"]) == ("command.failed", "error")
-    assert result.last["error_type"] == error_type
-    assert [word for word in words if word not in result.last["error"]] == []
+    assert (result.last_event["event"], result.last_event["level"]) == ("command.failed", "error")
+    assert result.last_event["error_type"] == error_type
+    assert [word for word in words if word not in result.last_event["error"]] == []
     assert pod.has_no_writes
     assert pod.secrets_in(result.stdout) == []
 
@@ -153,7 +158,7 @@ def test_wrong_cloudflare_token_does_not_fail_cleanup(pod: Pod) -> None:
     pod.add_leftovers()
     result = pod.run("cleanup", CLOUDFLARE_API_TOKEN="not-the-token-0123456789")
     assert (result.status, result.stderr) == (0, "")
-    [unreadable] = result.named("zone.unreadable")
+    [unreadable] = result.events_named("zone.unreadable")
     assert "CLOUDFLARE_API_TOKEN" in unreadable["error"]
     assert pod.volume_files == ["authkey", "authkey.id"]
     assert len(pod.records()) == 1
@@ -167,7 +172,7 @@ def test_wrong_cloudflare_token_does_not_fail_cleanup(pod: Pod) -> None:
         pytest.param({"CLOUDFLARE_API_TOKEN": "wrong"}, "CLOUDFLARE_API_TOKEN", id="wrong token"),
         pytest.param({"CLOUDFLARE_ZONE_ID": "0" * 32}, "CLOUDFLARE_ZONE_ID", id="unknown zone id"),
         pytest.param({"CLOUDFLARE_ZONE_ID": "", "DOMAIN_NAME": "example.org"}, "DOMAIN_NAME", id="domain without zone"),
-        pytest.param({"CLOUDFLARE_API_URL": "http://127.0.0.1:1"}, "CLOUDFLARE_API_URL", id="unreachable"),
+        pytest.param({"CLOUDFLARE_API_URL": "http://127.0.0.1:1"}, "CLOUDFLARE_API_URL", id="unreachable Cloudflare"),
     ],
 )
 def test_dns_watch_once_exits_with_1_if_the_record_is_out_of_sync(
@@ -177,22 +182,22 @@ def test_dns_watch_once_exits_with_1_if_the_record_is_out_of_sync(
         pod.headscale.add_node(hostname, user="svc")
     result = pod.run("dns-watch", "--once", TAILSCALE_INTERFACE="", **variables)
     assert (result.status, result.stderr) == (1, "")
-    assert result.last["event"] == "command.failed"
-    assert setting in result.last["error"]
+    assert result.last_event["event"] == "command.failed"
+    assert setting in result.last_event["error"]
     assert pod.has_no_writes
 
 
 def test_dns_watch_exits_with_1_after_max_retries_without_a_node(pod: Pod) -> None:
     result = pod.run("dns-watch", TAILSCALE_INTERFACE="", MAX_RETRIES="2", RETRY_INTERVAL="1", HEALTH_PORT="0")
     assert (result.status, result.stderr) == (1, "")
-    assert result.last["error_type"] == "NotRegisteredError"
+    assert result.last_event["error_type"] == "NotRegisteredError"
     assert pod.has_no_writes
 
 
 def unreachable_headscale(pod: Pod) -> dict[str, str]:
+    # The server stops at the end of the block.
     with serve(pod.headscale) as url:
         pass
-    # The server has stopped.
     return {"HEADSCALE_URL": url}
 
 
@@ -200,17 +205,17 @@ def unreachable_headscale(pod: Pod) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("break_setup", "word"),
     [
-        pytest.param(unreachable_headscale, "HEADSCALE_URL", id="unreachable"),
+        pytest.param(unreachable_headscale, "HEADSCALE_URL", id="unreachable Headscale"),
         pytest.param(wrong_key, "HEADSCALE_API_KEY", id="wrong API key"),
         pytest.param(wrong_user, "bob", id="unknown user"),
         pytest.param(
             lambda _pod: {"CLOUDFLARE_API_TOKEN": "wrong"}, "CLOUDFLARE_API_TOKEN", id="wrong Cloudflare token"
         ),
-        pytest.param(taken_name, COMMENT_OF_OTHER_OWNER.split()[1], id="taken name"),
+        pytest.param(record_of_other_owner, OTHER_OWNER, id="record of another owner"),
     ],
 )
 @pytest.mark.parametrize("output", ["text", "json"])
-def test_incomplete_dry_run_exits_with_1_and_has_the_reason(
+def test_incomplete_dry_run_exits_with_1_and_prints_the_reason(
     pod: Pod, break_setup: BreakSetup, word: str, output: str
 ) -> None:
     result = pod.run("--dry-run", "--output", output, **break_setup(pod))

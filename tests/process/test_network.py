@@ -1,4 +1,4 @@
-"""`dns-watch` with a VPN interface, in a network namespace of its own as in a pod."""
+"""Tests of `dns-watch` with a VPN interface. Each test has its own network namespace, as each pod has."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def ip(*arguments: str) -> None:
 def enter_new_network() -> None:
     """Move this thread, and the processes that it starts, to a new network namespace.
 
-    Its loopback interface is renamed to the VPN interface, because other kinds are not available on every machine.
+    The loopback interface of the new namespace gets the name of the VPN interface, because not every machine can create
+    interfaces of other kinds.
     """
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -43,7 +44,7 @@ def enter_new_network() -> None:
 
 @functools.cache
 def _reason_to_skip() -> str | None:
-    """Return why no network namespace can be created, or None if it can."""
+    """Return why no network namespace can be created, or None if one can be created."""
     if shutil.which("ip") is None:
         return "ip is not installed (iproute2)"
     with ThreadPoolExecutor(1) as thread:
@@ -59,7 +60,7 @@ InNewNetwork = Callable[[Callable[[], Result]], Result]
 
 @pytest.fixture
 def in_new_network() -> Iterator[InNewNetwork[object]]:
-    """Return a function that runs another function in a new network namespace, the same for each call."""
+    """Return a function that runs its argument in the network namespace of this test."""
     if reason := _reason_to_skip():
         pytest.skip(reason)
     with ThreadPoolExecutor(1) as thread:
@@ -67,29 +68,29 @@ def in_new_network() -> Iterator[InNewNetwork[object]]:
         yield lambda function: thread.submit(function).result()
 
 
-def test_sidecar_of_an_existing_manifest_publishes_the_address_of_the_interface(
+def test_sidecar_of_an_older_manifest_publishes_the_address_of_the_interface(
     in_new_network: InNewNetwork[None], make_pod: MakePod
 ) -> None:
-    """The manifest gives the sidecar no key volume and no newer settings."""
+    """In older manifests, the sidecar has no key volume and none of the newer settings."""
 
     def scenario() -> None:
         pod = make_pod()
-        manifest = {"MAX_RETRIES": "30", "RETRY_INTERVAL": "10", "AUTHKEY_OUTPUT_PATH": ""}
-        watch = pod.start_command(PROGRAM, "dns-watch", **manifest)
-        watch.until("pass.skipped")
-        others = [pod.headscale.add_node(NAME, user="svc") for _ in range(2)]
-        ours = pod.headscale.add_node(NAME, user="svc")
-        ip("address", "add", f"{ours.address}/32", "dev", INTERFACE)
-        assert watch.until("record.created")["content"] == ours.address
+        settings = {"MAX_RETRIES": "30", "RETRY_INTERVAL": "10", "AUTHKEY_OUTPUT_PATH": ""}
+        watch = pod.start_command(PROGRAM, "dns-watch", **settings)
+        watch.wait_for_event("pass.skipped")
+        other_nodes = [pod.headscale.add_node(NAME, user="svc") for _ in range(2)]
+        node = pod.headscale.add_node(NAME, user="svc")
+        ip("address", "add", f"{node.address}/32", "dev", INTERFACE)
+        assert watch.wait_for_event("record.created")["content"] == node.address
 
-        moved = pod.headscale.readdress(ours.id)
-        ip("address", "add", f"{moved.address}/32", "dev", INTERFACE)
-        ip("address", "delete", f"{ours.address}/32", "dev", INTERFACE)
-        assert watch.until("record.updated")["content"] == moved.address
+        changed = pod.headscale.readdress(node.id)
+        ip("address", "add", f"{changed.address}/32", "dev", INTERFACE)
+        ip("address", "delete", f"{node.address}/32", "dev", INTERFACE)
+        assert watch.wait_for_event("record.updated")["content"] == changed.address
         result = watch.stop()
         assert (result.status, result.stderr) == (0, "")
-        assert pod.records() == {f"A {moved.address}": OUR_COMMENT}
-        assert len(pod.headscale.nodes) == len(others) + 1
+        assert pod.records() == {f"A {changed.address}": OUR_COMMENT}
+        assert len(pod.headscale.nodes) == len(other_nodes) + 1
 
     in_new_network(scenario)
 
@@ -102,7 +103,7 @@ def test_address_without_a_node_is_not_published(in_new_network: InNewNetwork[No
         watch = pod.start_command(PROGRAM, "dns-watch", "--once", MAX_RETRIES="2", RETRY_INTERVAL="1")
         result = watch.wait()
         assert (result.status, result.stderr) == (1, "")
-        assert "no node with this pod's VPN address" in result.last["error"]
+        assert "no node with this pod's VPN address" in result.last_event["error"]
         assert pod.has_no_writes
 
     in_new_network(scenario)

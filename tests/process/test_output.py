@@ -1,4 +1,4 @@
-"""A standard output that is closed, broken, full or blocked neither ends nor blocks a command."""
+"""Test that a command completes its work even if its standard output is closed, broken, full or blocked."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class UnwritableOutput:
     def __init__(self, kind: str) -> None:
         self.is_closed = kind == "closed"
         self._descriptors: list[int] = []
+        # For `closed`, `start` closes this descriptor.
         if kind in {"closed", "full disk"}:
             self.descriptor = self._keep(os.open("/dev/full", os.O_WRONLY))
             return
@@ -88,19 +89,19 @@ def result_of(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, errors
 
 
-def test_cleanup_writes_the_key(pod: Pod, output: UnwritableOutput) -> None:
+def test_cleanup_writes_the_key_without_a_writable_output(pod: Pod, output: UnwritableOutput) -> None:
     assert result_of(start(pod, output, "cleanup")) == (0, "")
     assert pod.key_file.read_text() == pod.headscale.keys[-1].key
 
 
 @pytest.mark.default_cases(2)
-def test_failed_cleanup_has_its_exit_status(pod: Pod, output: UnwritableOutput) -> None:
+def test_failed_cleanup_has_its_exit_status_without_a_writable_output(pod: Pod, output: UnwritableOutput) -> None:
     assert result_of(start(pod, output, "cleanup", HEADSCALE_USER="bob")) == (1, "")
     assert result_of(start(pod, output, "cleanup", DOMAIN_NAME="")) == (2, "")
     assert pod.has_no_writes
 
 
-def test_dns_watch_publishes_the_record(pod: Pod, output: UnwritableOutput) -> None:
+def test_dns_watch_publishes_the_record_without_a_writable_output(pod: Pod, output: UnwritableOutput) -> None:
     node = pod.headscale.add_node(NAME, user="svc")
 
     process = start(pod, output, "dns-watch", "--once", TAILSCALE_INTERFACE="", LOG_LEVEL="debug")
@@ -114,10 +115,12 @@ def test_dns_watch_publishes_the_record(pod: Pod, output: UnwritableOutput) -> N
     ("arguments", "status"),
     [pytest.param(["cleanup"], 1, id="cleanup"), pytest.param(["dns-watch"], 0, id="dns-watch")],
 )
-def test_signal_ends_the_command(pod: Pod, output: UnwritableOutput, arguments: list[str], status: int) -> None:
+def test_signal_ends_the_command_without_a_writable_output(
+    pod: Pod, output: UnwritableOutput, arguments: list[str], status: int
+) -> None:
     pod.headscale.faults.add(faults.answer(503, headers={"Retry-After": "60"}), times=None)
     process = start(pod, output, *arguments, HEALTH_PORT="0", TAILSCALE_INTERFACE="")
-    assert pod.has_requested_headscale.wait(HANGS_AFTER_S)
+    assert pod.headscale_requested.wait(HANGS_AFTER_S)
 
     process.send_signal(signal.SIGTERM)
 
@@ -128,7 +131,10 @@ def test_signal_ends_the_command(pod: Pod, output: UnwritableOutput, arguments: 
 @pytest.mark.parametrize("kind", ["closed", "broken", "full disk"])
 @pytest.mark.parametrize("arguments", [["--dry-run"], ["--dry-run", "--output", "json"], ["--help"], ["--version"]])
 def test_report_that_cannot_be_written_exits_with_1(pod: Pod, kind: str, arguments: list[str]) -> None:
-    """No traceback is printed, and nothing at all if the reader has ended, as with `| head`."""
+    """The dry run reports the failure on standard error, except if the reader has ended, as with `| head`.
+
+    --help and --version report nothing.
+    """
     output = UnwritableOutput(kind)
     status, errors = result_of(start(pod, output, *arguments, HEADSCALE_USER="svc"))
     output.close()
@@ -140,10 +146,10 @@ def test_report_that_cannot_be_written_exits_with_1(pod: Pod, kind: str, argumen
     assert pod.has_no_writes
 
 
-def test_signal_ends_a_report_that_is_not_read(pod: Pod) -> None:
+def test_signal_ends_a_dry_run_whose_output_is_not_read(pod: Pod) -> None:
     output = UnwritableOutput("blocked")
     process = start(pod, output, "--dry-run", HEADSCALE_USER="svc")
-    assert pod.has_requested_headscale.wait(HANGS_AFTER_S)
+    assert pod.headscale_requested.wait(HANGS_AFTER_S)
 
     process.send_signal(signal.SIGTERM)
 
@@ -151,7 +157,7 @@ def test_signal_ends_a_report_that_is_not_read(pod: Pod) -> None:
     output.close()
 
 
-def test_usage_error_on_a_full_disk_has_its_exit_status(pod: Pod) -> None:
+def test_usage_error_that_cannot_be_written_exits_with_2(pod: Pod) -> None:
     with open(os.devnull) as null, open("/dev/full", "w") as disk:  # noqa: PTH123 - a device
         done = subprocess.run(
             [PROGRAM, "clean"], env=pod.environment, stdin=null, stdout=null, stderr=disk, check=False

@@ -1,4 +1,4 @@
-"""Requests of processes through an HTTP proxy, and invalid settings of proxies and certificates."""
+"""Tests of requests through an HTTP proxy, and of invalid settings of proxies and certificates."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tests.process.commands import CompletedRun, Pod
 from tests.simulators.proxy import ProxySimulator
 
 PASSWORD = "pr0xy-pa55word"
-HEADSCALE = "http://hs.example.com"
-IN_CLUSTER = "http://headscale.vpn.svc.cluster.local:8080"
-CLOUDFLARE = "http://cloudflare.example.net"
+HEADSCALE_URL = "http://hs.example.com"
+HEADSCALE_URL_IN_CLUSTER = "http://headscale.vpn.svc.cluster.local:8080"
+CLOUDFLARE_URL = "http://cloudflare.example.net"
 
 
 @pytest.fixture
 def proxy(pod: Pod) -> Iterator[ProxySimulator]:
-    """A proxy that knows the addresses of both upstreams. DNS does not resolve their names."""
+    """A proxy that knows the addresses of the simulators. DNS does not resolve their hostnames."""
     headscale = pod.environment["HEADSCALE_URL"].removeprefix("http://")
     cloudflare = pod.environment["CLOUDFLARE_API_URL"].removeprefix("http://").partition("/")[0]
     proxy = ProxySimulator(
@@ -29,13 +29,14 @@ def proxy(pod: Pod) -> Iterator[ProxySimulator]:
         },
         user=f"me:{PASSWORD}",
     )
-    pod.environment |= {"CLOUDFLARE_API_URL": f"{CLOUDFLARE}/client/v4", "HEADSCALE_USER": "svc"}
+    pod.environment |= {"CLOUDFLARE_API_URL": f"{CLOUDFLARE_URL}/client/v4", "HEADSCALE_USER": "svc"}
     with proxy.serve() as url:
+        # The program does not read the variable PROXY. The tests copy its value to other variables.
         pod.environment["PROXY"] = url.replace("http://", f"http://me:{PASSWORD}@")
         yield proxy
 
 
-def reads(result: CompletedRun) -> dict[str, bool]:
+def can_read(result: CompletedRun) -> dict[str, bool]:
     """Return for each upstream whether the dry run could read it."""
     context = json.loads(result.stdout)["context"]
     return {"Headscale": context["headscale_version"] is not None, "Cloudflare": context["zone"] == "example.com"}
@@ -48,19 +49,19 @@ def dry_run(pod: Pod, **variables: str) -> CompletedRun:
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
 def test_both_upstreams_are_reached_through_the_proxy(pod: Pod, proxy: ProxySimulator, name: str) -> None:
-    result = pod.run("cleanup", HEADSCALE_URL=HEADSCALE, LOG_LEVEL="debug", **{name: pod.environment["PROXY"]})
+    result = pod.run("cleanup", HEADSCALE_URL=HEADSCALE_URL, LOG_LEVEL="debug", **{name: pod.environment["PROXY"]})
 
     assert result.status == 0, result.stdout
     assert pod.key_file.read_text() == pod.headscale.keys[-1].key
     assert set(proxy.requested) == {"hs.example.com:80", "cloudflare.example.net:80"}
     assert PASSWORD not in result.stdout
-    assert result.named("settings.loaded")[0][name.lower()] == proxy.url
+    assert result.events_named("settings.loaded")[0][name.lower()] == proxy.url
 
 
 def test_host_in_no_proxy_is_not_reached_through_the_proxy(pod: Pod, proxy: ProxySimulator) -> None:
     variables = {"HTTP_PROXY": pod.environment["PROXY"], "NO_PROXY": "localhost, example.com"}
 
-    assert reads(dry_run(pod, HEADSCALE_URL=HEADSCALE, **variables)) == {"Headscale": False, "Cloudflare": True}
+    assert can_read(dry_run(pod, HEADSCALE_URL=HEADSCALE_URL, **variables)) == {"Headscale": False, "Cloudflare": True}
     assert set(proxy.requested) == {"cloudflare.example.net:80"}
 
 
@@ -69,18 +70,18 @@ def test_only_an_explicit_proxy_is_used_for_a_headscale_in_the_cluster(
     pod: Pod, proxy: ProxySimulator, name: str
 ) -> None:
     """HTTP_PROXY is ignored, so that no proxy outside the cluster receives the API key in plain HTTP."""
-    result = dry_run(pod, HEADSCALE_URL=IN_CLUSTER, **{name: pod.environment["PROXY"]})
+    result = dry_run(pod, HEADSCALE_URL=HEADSCALE_URL_IN_CLUSTER, **{name: pod.environment["PROXY"]})
 
     is_explicit = name == "HEADSCALE_PROXY"
-    assert reads(result)["Headscale"] is is_explicit
+    assert can_read(result)["Headscale"] is is_explicit
     assert ("headscale.vpn.svc.cluster.local:8080" in proxy.requested) is is_explicit
 
 
 @pytest.mark.parametrize("failure", ["wrong password", "down"])
-def test_failing_proxy_is_named(pod: Pod, proxy: ProxySimulator, failure: str) -> None:
+def test_error_names_the_variable_of_a_failing_proxy(pod: Pod, proxy: ProxySimulator, failure: str) -> None:
     # No program listens on port 9.
     url = "http://me:{}@127.0.0.1:9" if failure == "down" else proxy.url.replace("http://", "http://me:{}@")
-    result = dry_run(pod, HEADSCALE_URL=HEADSCALE, HTTP_PROXY=url.format("wr0ng-pa55word"))
+    result = dry_run(pod, HEADSCALE_URL=HEADSCALE_URL, HTTP_PROXY=url.format("wr0ng-pa55word"))
 
     assert result.status == 1
     assert "HTTP_PROXY" in result.stdout
@@ -88,7 +89,7 @@ def test_failing_proxy_is_named(pod: Pod, proxy: ProxySimulator, failure: str) -
 
 
 # The name and value of a setting. "." is the working directory, which contains no certificate.
-INVALID = [
+INVALID_SETTINGS = [
     pytest.param("ALL_PROXY", f"socks5://me:{PASSWORD}@127.0.0.1:9", id="SOCKS 5"),
     pytest.param("HTTP_PROXY", f"socks4://me:{PASSWORD}@127.0.0.1:9", id="SOCKS 4"),
     pytest.param("SSL_CERT_FILE", "/no/such/file", id="missing file"),
@@ -98,10 +99,10 @@ INVALID = [
 
 
 @pytest.mark.default_cases(5)
-@pytest.mark.parametrize(("name", "value"), INVALID)
+@pytest.mark.parametrize(("name", "value"), INVALID_SETTINGS)
 @pytest.mark.parametrize("arguments", [["cleanup"], ["dns-watch"], ["--dry-run"], ["prune", "--yes"]], ids=" ".join)
-def test_invalid_value_is_a_settings_error(pod: Pod, name: str, value: str, arguments: list[str]) -> None:
-    # Even a proxy that no request would use is an error.
+def test_invalid_setting_is_reported(pod: Pod, name: str, value: str, arguments: list[str]) -> None:
+    # The proxy is an error although NO_PROXY excludes all requests.
     result = pod.run(*arguments, **{name: value}, NO_PROXY="127.0.0.1", DNS_OWNER="services")
 
     assert result.status == 2
@@ -121,6 +122,6 @@ def test_invalid_value_is_a_settings_error(pod: Pod, name: str, value: str, argu
         pytest.param({"SSLKEYLOGFILE": "keys"}, id="SSLKEYLOGFILE"),
     ],
 )
-def test_value_without_effect_is_accepted(pod: Pod, variables: dict[str, str]) -> None:
+def test_setting_without_effect_is_accepted(pod: Pod, variables: dict[str, str]) -> None:
     assert pod.run("cleanup", **variables).status == 0
     assert not (pod.working_directory / "keys").exists()

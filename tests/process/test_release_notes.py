@@ -1,4 +1,4 @@
-"""scripts/release-notes, which refuses a release if its tag, version and changelog do not match."""
+"""Test that scripts/release-notes prints the changelog of a release, and refuses a tag that does not match it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a command during a wait and during a request."""
+"""Test that SIGTERM and SIGINT end a command during a wait and during a request."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ SIGNALS = [pytest.param(signal.SIGTERM, id="SIGTERM"), pytest.param(signal.SIGIN
 @pytest.mark.default_cases(2)
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(
-    ("arguments", "event", "status"),
+    ("arguments", "event_before_wait", "status"),
     [
         pytest.param(["cleanup"], "retry.scheduled", 1, id="cleanup"),
         pytest.param(["dns-watch"], "pass.failed", 0, id="dns-watch"),
         pytest.param(["dns-watch", "--once"], "pass.failed", 0, id="dns-watch --once"),
     ],
 )
-def test_signal_ends_a_wait(pod: Pod, number: signal.Signals, arguments: list[str], event: str, status: int) -> None:
+def test_signal_ends_a_wait(
+    pod: Pod, number: signal.Signals, arguments: list[str], event_before_wait: str, status: int
+) -> None:
     pod.headscale.faults.add(faults.answer(503, headers={"Retry-After": "60"}), times=None)
     running = pod.start_command(PROGRAM, *arguments, HEALTH_PORT="0")
-    running.until(event)
+    running.wait_for_event(event_before_wait)
     result = running.stop(number)
     assert (result.status, result.stderr) == (status, "")
-    assert [event["signal"] for event in result.named("stop.requested")] == [number.name]
+    assert [event["signal"] for event in result.events_named("stop.requested")] == [number.name]
     assert pod.has_no_writes
 
 
@@ -41,16 +43,16 @@ def test_signal_ends_a_wait(pod: Pod, number: signal.Signals, arguments: list[st
 def test_signal_ends_a_hanging_request(pod: Pod, number: signal.Signals, arguments: list[str], status: int) -> None:
     pod.headscale.faults.add(faults.hang(limit_s=3600), times=None)
     running = pod.start_command(PROGRAM, *arguments, HEALTH_PORT="0", HTTP_TIMEOUT="1h", TAILSCALE_INTERFACE="")
-    assert pod.has_requested_headscale.wait(HANGS_AFTER_S)
+    assert pod.headscale_requested.wait(HANGS_AFTER_S)
     result = running.stop(number)
     assert (result.status, result.stderr) == (status, "")
-    assert [event["signal"] for event in result.named("stop.requested")] == [number.name]
+    assert [event["signal"] for event in result.events_named("stop.requested")] == [number.name]
     assert pod.has_no_writes
 
 
-def test_hanging_cloudflare_delays_cleanup_by_one_http_timeout(pod: Pod) -> None:
+def test_cleanup_waits_only_once_for_a_hanging_cloudflare(pod: Pod) -> None:
     pod.cloudflare.faults.add(faults.hang(limit_s=3600), times=None)
     result = pod.run("cleanup", HTTP_TIMEOUT="2")
     assert (result.status, result.stderr) == (0, "")
-    assert len(result.named("zone.unreadable")) == 1
+    assert len(result.events_named("zone.unreadable")) == 1
     assert pod.volume_files == ["authkey", "authkey.id"]

@@ -1,4 +1,4 @@
-"""The termination message, which `kubectl describe pod` shows, contains the reason of a failure."""
+"""Test that the termination message, which `kubectl describe pod` shows, contains the reason of a failure."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.cluster import UNSHARE, require_mount_namespace
+from tests.process.cluster import IN_NEW_MOUNT_NAMESPACE, require_mount_namespace
 from tests.process.commands import HANGS_AFTER_S, PROGRAM, Pod
 from tests.simulators import faults
 
-# A shell script that runs a command with another /dev, in which the termination log is the file $1. $2 is "ro" or "rw".
+# A shell script that runs a command with another /dev. In it, the termination log is the file $1, which is mounted
+# read-only or writable: $2 is "ro" or "rw".
 _WITH_TERMINATION_LOG = """
 log=$1 mode=$2; shift 2
 touch "$log"
@@ -30,13 +31,13 @@ def log(pod: Pod) -> Path:
 
 
 @pytest.mark.parametrize("mode", ["rw", "ro"])
-def test_termination_log_is_at_the_default_path_and_can_be_read_only(pod: Pod, log: Path, mode: str) -> None:
+def test_message_is_written_to_the_default_path_unless_it_is_read_only(pod: Pod, log: Path, mode: str) -> None:
     require_mount_namespace()
     log.write_text("before")
-    command = [*UNSHARE, "sh", "-ec", _WITH_TERMINATION_LOG, "sh", str(log), mode, PROGRAM, "cleanup"]
+    command = [*IN_NEW_MOUNT_NAMESPACE, "sh", "-ec", _WITH_TERMINATION_LOG, "sh", str(log), mode, PROGRAM, "cleanup"]
     result = pod.start_command(*command, HEADSCALE_USER="bob").wait()
     assert (result.status, result.stderr) == (1, "")
-    assert log.read_text() == (result.last["error"] if mode == "rw" else "before")
+    assert log.read_text() == (result.last_event["error"] if mode == "rw" else "before")
 
 
 @pytest.mark.default_cases(2)
@@ -68,7 +69,7 @@ def test_termination_message_contains_the_reason(
     assert result.status == status
     assert word in log.read_text()
     if status == 1:
-        assert log.read_text() == result.last["error"]
+        assert log.read_text() == result.last_event["error"]
 
 
 def test_incomplete_dry_run_writes_the_reason(pod: Pod, log: Path) -> None:
@@ -91,7 +92,7 @@ def test_termination_message_contains_the_signal_that_stopped_the_command(
 ) -> None:
     pod.headscale.faults.add(faults.hang(limit_s=3600), times=None)
     running = pod.start(*arguments, HTTP_TIMEOUT="1h", DNS_OWNER="monitoring")
-    assert pod.has_requested_headscale.wait(HANGS_AFTER_S)
+    assert pod.headscale_requested.wait(HANGS_AFTER_S)
     result = running.stop()
     assert result.status == 1
     assert [event["event"] for event in result.events] == logged
@@ -105,7 +106,7 @@ def test_termination_message_is_cut_to_the_limit_of_the_kubelet(pod: Pod, log: P
     result = pod.run("cleanup")
     assert result.status == 1
     assert len(log.read_bytes()) == 4096
-    assert result.last["error"].startswith(log.read_text())
+    assert result.last_event["error"].startswith(log.read_text())
 
 
 def test_success_writes_no_termination_message(pod: Pod, log: Path) -> None:
@@ -113,9 +114,9 @@ def test_success_writes_no_termination_message(pod: Pod, log: Path) -> None:
     assert log.read_text() == ""
 
 
-@pytest.mark.parametrize("owner", ["monitoring", ""])
+@pytest.mark.parametrize("owner", [pytest.param("monitoring", id="failure"), pytest.param("", id="invalid settings")])
 def test_status_does_not_change_the_termination_message_of_dns_watch(pod: Pod, log: Path, owner: str) -> None:
-    """An operator runs `status` in the container of dns-watch."""
+    """An operator runs `status` in the container of dns-watch. `status` fails, or its DNS_OWNER is missing."""
     pod.headscale.faults.add(faults.html(502), times=None)
     assert pod.run("status", DNS_OWNER=owner).status == (1 if owner else 2)
     assert log.read_text() == ""
@@ -141,7 +142,7 @@ def test_termination_message_contains_no_secret(pod: Pod, log: Path) -> None:
     ],
 )
 def test_termination_message_is_printable(pod: Pod, log: Path, users: list[str], variables: dict[str, str]) -> None:
-    """`kubectl describe` prints it to a terminal."""
+    """`kubectl describe` prints the message to a terminal."""
     for user in users:
         pod.headscale.add_user(user)
     assert pod.run("cleanup", **variables).status == 1

@@ -1,6 +1,6 @@
-"""No output contains a secret, for each command and failure, at debug level.
+"""Test that no output contains a secret, for each command and kind of failure, at debug level.
 
-tests/faults checks the output of self-healing, which takes minutes, on a simulated clock.
+Recovery from a failure takes minutes. tests/faults checks the output during a recovery, with a simulated clock.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.process.commands import Pod
 from tests.real.programs import free_ports
 from tests.tally import count
 
-# The report of a failed Headscale is checked as text, and that of a failed Cloudflare as JSON.
+# If Headscale fails, reports are checked as text. If Cloudflare fails, reports are checked as JSON.
 REPORT_FORMAT: dict[UpstreamName, tuple[str, ...]] = {"headscale": (), "cloudflare": ("--output", "json")}
 
 # After one of these events, a command would repeat the same steps until it is stopped.
@@ -26,7 +26,7 @@ RETRY_EVENTS = ("retry.scheduled",)
 
 
 def run(pod: Pod, *command: str) -> dict[str, str]:
-    """Run a command until it ends or would repeat the same steps, and return its output by place."""
+    """Run a command until it ends or would repeat its steps. Return what it has written and requested, by place."""
     for file in pod.volume.iterdir():
         file.unlink()
     pod.termination_log.write_text("")
@@ -82,7 +82,7 @@ def test_output_of_a_failure_contains_no_secret(pod: Pod, upstream: UpstreamName
         # Faults start at the first, second or third request, to include partial work.
         simulator.faults.add(FAULTS[kind](upstream, Random(1)), times=None, after=number % 3)
         texts = run(pod, *command)
-        count("runs of commands through failures", kind)
+        count("runs of commands during failures", kind)
         assert texts["output"], command
         assert "Traceback" not in texts["output"]
         assert ("metrics" in texts) == (command == ("dns-watch",))

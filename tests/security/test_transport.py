@@ -1,4 +1,4 @@
-"""The program verifies certificates, follows no redirects, limits response sizes and validates ids for URLs."""
+"""Test that the program verifies certificates, follows no redirects, limits responses and validates ids for URLs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.world import World
 
 GIB = 1024**3
 # The interpreter and the libraries need 75 MiB. A dry run reads several responses of up to 32 MiB at the same time.
-MEMORY_LIMIT = 300 * 1024**2
+MEMORY_LIMIT_BYTES = 300 * 1024**2
 
 
 def run(pod: Pod, command: str, **variables: str) -> CompletedRun:
@@ -46,21 +46,21 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> PrivateAuthority:
 
 def test_untrusted_certificate_is_refused(pod: Pod, authority: PrivateAuthority) -> None:
     """No request is sent. Variables that other programs read do not disable the verification."""
-    others = {"PYTHONHTTPSVERIFY": "0", "CURL_CA_BUNDLE": "", "REQUESTS_CA_BUNDLE": "", "SSL_VERIFY": "0"}
+    other_variables = {"PYTHONHTTPSVERIFY": "0", "CURL_CA_BUNDLE": "", "REQUESTS_CA_BUNDLE": "", "SSL_VERIFY": "0"}
     with serve(pod.headscale, tls=authority.server()) as url:
-        for variables in ({}, others):
+        for variables in ({}, other_variables):
             result = pod.run("--dry-run", HEADSCALE_URL=url, **variables)
             assert result.status == 1
             assert "certificate" in result.output.lower()
     assert not pod.headscale.requests
 
 
-def test_configured_authority_is_trusted_for_its_upstream_only(
+def test_authority_for_headscale_is_not_trusted_for_cloudflare(
     pod: Pod, authority: PrivateAuthority, tmp_path: Path
 ) -> None:
-    other = PrivateAuthority(tmp_path)
+    other_authority = PrivateAuthority(tmp_path)
     with serve(pod.headscale, tls=authority.server()) as url:
-        result = pod.run("--dry-run", HEADSCALE_URL=url, HEADSCALE_CA_FILE=str(other.certificate))
+        result = pod.run("--dry-run", HEADSCALE_URL=url, HEADSCALE_CA_FILE=str(other_authority.certificate))
         assert (result.status, pod.headscale.requests) == (1, [])
         pod.environment["HEADSCALE_CA_FILE"] = str(authority.certificate)
         result = pod.run("cleanup", HEADSCALE_URL=url)
@@ -79,7 +79,7 @@ def test_certificate_for_another_name_is_refused(pod: Pod, authority: PrivateAut
 
 
 def test_no_setting_disables_verification() -> None:
-    # These choose authorities; they do not disable the verification.
+    # These settings are an interval and the locations of trusted certificates.
     names = " ".join(every_variable() - {"VERIFY_INTERVAL", "SSL_CERT_FILE", "SSL_CERT_DIR"})
     assert not any(word in names for word in ("INSECURE", "VERIFY", "SKIP", "TLS"))
 
@@ -121,11 +121,11 @@ def test_response_of_a_gigabyte_is_rejected(pod: Pod, command: str, upstream: st
     pod.headscale.add_node(NAME, user="svc")
     result = run(pod, command, TAILSCALE_INTERFACE="")
     count("bad inputs", "response of 1 GiB")
-    # A failure of Cloudflare does not fail cleanup. dns-watch retries until it is stopped.
+    # A failure of Cloudflare does not fail cleanup. dns-watch retries until it is stopped, and then exits with 0.
     succeeds = command == "dns-watch" or (upstream, command) == ("cloudflare", "cleanup")
     assert result.status == (0 if succeeds else 1), result.output
     assert "larger than 32 MiB" in result.output
-    assert result.peak_memory < MEMORY_LIMIT
+    assert result.peak_memory < MEMORY_LIMIT_BYTES
 
 
 def test_large_compressed_response_is_rejected(pod: Pod) -> None:
@@ -140,7 +140,7 @@ def test_large_compressed_response_is_rejected(pod: Pod) -> None:
     result = pod.run("cleanup")
     count("bad inputs", "compressed response of 256 MiB")
     assert result.status == 1
-    assert result.peak_memory < MEMORY_LIMIT
+    assert result.peak_memory < MEMORY_LIMIT_BYTES
 
 
 def test_deeply_nested_response_is_an_error_without_traceback(pod: Pod) -> None:
@@ -189,8 +189,8 @@ def test_invalid_id_is_not_used_in_a_url(monkeypatch: pytest.MonkeyPatch, tmp_pa
         **dict.fromkeys(("preAuthKey", "online", "expiry", "lastSeen", "tags")),
     }
     world.headscale.faults.add(faults.answer(200, json.dumps({"nodes": [node]})), path="/api/v1/node$")
-    earlier = len(world.headscale.requests)
+    number_before = len(world.headscale.requests)
     with pytest.raises(ResponseError, match="Headscale"):
         world.cleanup().run()
-    requested = [request.path for request in world.headscale.requests[earlier:]]
+    requested = [request.path for request in world.headscale.requests[number_before:]]
     assert set(requested) <= {"/version", "/swagger/v1/openapiv2.json", "/api/v1/user", "/api/v1/node"}

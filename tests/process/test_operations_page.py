@@ -1,4 +1,4 @@
-"""The logs that docs/operations.md shows have the events of real runs."""
+"""Test that the logs in docs/operations.md have the events of real runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from tests.builders import NAME
 from tests.pages import blocks
 from tests.process.commands import Pod
-from tests.process.test_commands import SIDECAR
+from tests.process.test_commands import SIDECAR_SETTINGS
 from tests.simulators.vpn_client import VpnClient
 
 
@@ -25,7 +25,7 @@ def documented_output(repository: Path, command: str) -> list[str]:
 
 
 def events(lines: Iterable[str]) -> list[dict[str, Any]]:
-    """Parse a log, and omit events about settings, which are others in this test."""
+    """Parse a log, and omit the events about settings, because this test has other settings than the page."""
     logged = [json.loads(line) for line in lines]
     return [event for event in logged if not event["event"].startswith("settings.")]
 
@@ -45,6 +45,6 @@ def test_both_commands_log_what_the_operations_page_shows(pod: Pod, repository: 
     pod.add_leftovers(user="services")
     cleaned = pod.run("cleanup")
     VpnClient(pod.headscale, key_file=pod.key_file, hostname=NAME).start()
-    watched = pod.run("dns-watch", "--once", **SIDECAR)
+    watched = pod.run("dns-watch", "--once", **SIDECAR_SETTINGS)
     assert_documented(cleaned.stdout.splitlines(), documented_output(repository, "lifecycle cleanup"))
     assert_documented(watched.stdout.splitlines(), documented_output(repository, "lifecycle dns-watch --once"))
