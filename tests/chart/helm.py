@@ -1,4 +1,4 @@
-"""Run Helm 3 or 4 with the chart. The program is `helm` on PATH, or the one in the variable HELM."""
+"""Run Helm 3 or 4 with the chart. The program is `helm` on PATH, or the program that the variable HELM names."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def template(chart: Path, values: Values, *options: str) -> list[Document]:
 
 
 def refusal(chart: Path, values: Values, *options: str) -> str:
-    """Return the error message with which Helm refuses the values."""
+    """Assert that Helm refuses the values, and return its error message."""
     done = _template(chart, values, *options)
     assert done.returncode != 0, done.stdout
     return done.stderr

@@ -59,11 +59,11 @@ ALL_OPTIONS: Values = {
 }
 """Values that enable every part of the chart, with a value for nearly every option."""
 WITHOUT_SCHEMA = {"PodMonitor", "PrometheusRule", "MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding"}
-"""Kinds for which kubernetes-validate has no schema: custom resources and new ones."""
+"""Kinds for which kubernetes-validate has no schema: custom resources, and kinds that are newer than its schemas."""
 
 
 @pytest.fixture(scope="module")
-def everything(chart: Path) -> list[Document]:
+def all_objects(chart: Path) -> list[Document]:
     """The objects that Helm renders from ALL_OPTIONS."""
     return template(chart, ALL_OPTIONS, "--namespace=system")
 
@@ -77,19 +77,19 @@ def by_name(documents: list[Document], kind: str, namespace: str) -> dict[str, D
     }
 
 
-def test_all_objects_are_valid_and_have_unique_names(everything: list[Document]) -> None:
-    for document in everything:
+def test_all_objects_are_valid_and_have_unique_names(all_objects: list[Document]) -> None:
+    for document in all_objects:
         if document["kind"] not in WITHOUT_SCHEMA:
             kubernetes_validate.validate(document, NEWEST, strict=True)
     names = [
         (document["kind"], document["metadata"].get("namespace"), document["metadata"]["name"])
-        for document in everything
+        for document in all_objects
     ]
     assert len(names) == len(set(names))
 
 
-def test_every_object_has_the_recommended_labels(everything: list[Document]) -> None:
-    for document in everything:
+def test_every_object_has_the_recommended_labels(all_objects: list[Document]) -> None:
+    for document in all_objects:
         labels = document["metadata"]["labels"]
         assert labels["app.kubernetes.io/managed-by"] == "Helm"
         assert labels["app.kubernetes.io/instance"] == "tailscale-lifecycle"
@@ -97,21 +97,21 @@ def test_every_object_has_the_recommended_labels(everything: list[Document]) -> 
         assert re.fullmatch(r"tailscale-lifecycle-\d+\.\d+\.\d+", labels["helm.sh/chart"])
 
 
-def test_config_map_has_settings_as_text_and_omits_empty_ones(everything: list[Document]) -> None:
-    settings = by_name(everything, "ConfigMap", "system")["tailscale-lifecycle"]["data"]
+def test_config_map_has_settings_as_text_and_omits_empty_settings(all_objects: list[Document]) -> None:
+    settings = by_name(all_objects, "ConfigMap", "system")["tailscale-lifecycle"]["data"]
     assert settings["MAX_RETRIES"] == "1234567"
     assert settings["DNS_IPV6"] == "true"
     assert "AUTHKEY_TAGS" not in settings
 
 
-def test_each_namespace_has_its_own_prune_job(everything: list[Document]) -> None:
+def test_each_namespace_has_its_own_prune_job(all_objects: list[Document]) -> None:
     for namespace in ("media", "services"):
-        data = by_name(everything, "ConfigMap", namespace)["lifecycle-prune"]["data"]
+        data = by_name(all_objects, "ConfigMap", namespace)["lifecycle-prune"]["data"]
         assert (data["DNS_OWNER"], data["PRUNE_MAX"], data["PRUNE_AFTER"]) == (namespace, "3", "7d")
         assert "LOGIN_SERVER" not in data
         # With a service account, prune reads the API key through the Kubernetes API.
         assert "HEADSCALE_API_KEY_FILE" not in data
-        job = by_name(everything, "CronJob", namespace)["lifecycle-prune"]
+        job = by_name(all_objects, "CronJob", namespace)["lifecycle-prune"]
         pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
         assert (pod["serviceAccountName"], pod["automountServiceAccountToken"]) == ("prune", True)
 
@@ -122,10 +122,10 @@ def test_configured_dns_owner_applies_to_every_prune_job(chart: Path) -> None:
     assert by_name(documents, "ConfigMap", "services")["lifecycle-prune"]["data"]["DNS_OWNER"] == "west"
 
 
-def test_network_policies_deny_ingress_to_all_pods_of_the_chart(everything: list[Document]) -> None:
+def test_network_policies_deny_ingress_to_all_pods_of_the_chart(all_objects: list[Document]) -> None:
     selected = {
         (policy["metadata"]["namespace"], policy["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/name"])
-        for policy in of_kind(everything, "NetworkPolicy")
+        for policy in of_kind(all_objects, "NetworkPolicy")
     }
     pods = {
         (
@@ -134,15 +134,15 @@ def test_network_policies_deny_ingress_to_all_pods_of_the_chart(everything: list
                 "app.kubernetes.io/name"
             ],
         )
-        for document in of_kind(everything, "DaemonSet", "CronJob")
+        for document in of_kind(all_objects, "DaemonSet", "CronJob")
     }
     assert selected == pods
-    for policy in of_kind(everything, "NetworkPolicy"):
+    for policy in of_kind(all_objects, "NetworkPolicy"):
         assert policy["spec"]["policyTypes"] == ["Ingress"]
         assert "ingress" not in policy["spec"]
 
 
-def test_all_containers_use_the_images_of_the_registry(chart: Path) -> None:
+def test_all_containers_use_the_configured_images(chart: Path) -> None:
     image = {"repository": "registry.example.com/lifecycle", "digest": f"sha256:{'0' * 64}"}
     documents = template(
         chart,

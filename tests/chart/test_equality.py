@@ -1,4 +1,4 @@
-"""Test that the chart renders the same objects as the Kustomize folders."""
+"""Test that the chart renders the same objects as the Kustomize folders, except for labels."""
 
 from __future__ import annotations
 
@@ -75,7 +75,10 @@ FOLDERS: dict[str, tuple[str, Values, tuple[str, ...]]] = {
         (),
     ),
 }
-"""By folder: the namespace of the release, the values besides SITE, and options for Helm."""
+"""By folder: the namespace of the release, the values besides SITE, and options for Helm.
+
+The namespace "any" has no effect on the objects.
+"""
 
 
 def comparable(documents: list[Document]) -> dict[str, Document]:
@@ -88,13 +91,13 @@ def comparable(documents: list[Document]) -> dict[str, Document]:
     return {f"{document['kind']}/{document['metadata']['name']}": document for document in objects}
 
 
-def rendered_folder(folder: str, chart: Path, copy: Path) -> list[Document]:
-    """Render a Kustomize folder. In `build`, the sources are those of the chart."""
+def rendered_folder(folder: str, chart: Path, copy_of_build: Path) -> list[Document]:
+    """Render a Kustomize folder. The folder `build` is copied, and gets the same sources as the chart."""
     if folder != "build":
         return render(ROOT / folder)
-    shutil.copytree(ROOT / folder, copy)
-    shutil.copy(chart / "files/sources.tar.gz", copy)
-    return render(copy)
+    shutil.copytree(ROOT / folder, copy_of_build)
+    shutil.copy(chart / "files/sources.tar.gz", copy_of_build)
+    return render(copy_of_build)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -110,13 +113,13 @@ def test_chart_renders_the_objects_of_the_kustomize_folder(folder: str, chart: P
         assert expected_labels.items() <= labels.items()
         assert labels.keys() - expected_labels.keys() <= ADDED_LABELS
         if folder == "deploy/prune":
-            # The operator selects the namespace when they apply the folder.
+            # The Kustomize folder sets no namespace. The operator selects the namespace with `kubectl --namespace`.
             assert from_chart[name]["metadata"].pop("namespace") == "services"
     assert from_chart == from_kustomize
 
 
 def test_every_folder_that_the_chart_contains_is_compared() -> None:
-    """The chart does not contain the folders of single workloads and of the ingress controllers."""
+    """The chart contains no folders for single workloads or ingress controllers."""
     not_in_chart = {"base", "cert-manager", "components", "ingress", "services", "site"}
     folders = {path.parent.relative_to(ROOT).as_posix() for path in DEPLOY.rglob("kustomization.yaml")}
     in_chart = {folder for folder in folders if folder.split("/")[1] not in not_in_chart}

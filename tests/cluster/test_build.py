@@ -136,7 +136,7 @@ def daemon_set(
     cluster: Cluster,
     debian: Mapping[str, Path],
     sources: Path,
-    pip_settings: list[str],
+    pip_volumes: list[str],
     image_archive: Path,
     scratch_dir: Path,
 ) -> Iterator[DaemonSet]:
@@ -145,7 +145,7 @@ def daemon_set(
     settings = cluster.node.disk / "build-settings"
     settings.mkdir()
     with ProxySimulator(AnyTarget()).serve(address=NODE_ADDRESS, namespace=cluster.host.inside()) as proxy:
-        flags = write_settings(settings, debian["base"], pip_settings, proxy)
+        flags = write_settings(settings, debian["base"], pip_volumes, proxy)
         shutil.copytree(BUILD, folder / "build", ignore=shutil.ignore_patterns("sources.tar.gz"))
         patch = {"target": {"kind": "DaemonSet"}, "patch": PATCH.format(flags=flags)}
         (folder / "kustomization.yaml").write_text(yaml.safe_dump({"resources": ["build"], "patches": [patch]}))
@@ -164,11 +164,11 @@ def daemon_set(
             cluster.node.load(image_archive)
 
 
-def write_settings(folder: Path, base: Path, pip_settings: list[str], proxy: str) -> str:
+def write_settings(folder: Path, base: Path, pip_volumes: list[str], proxy: str) -> str:
     """Write the base image and the settings of apt and pip into a folder, and return the value of BUILD_FLAGS."""
     images.write_archive({"localhost/debian:test": Image([base])}, folder / "base.oci")
     (folder / "apt.conf").write_text(f'Acquire::http::Proxy "{proxy}";\n')
-    config, *certificates = pip_settings
+    config, *certificates = pip_volumes
     (folder / "pip.conf").write_text(f"{Path(config.partition(':')[0]).read_text()}proxy = {proxy}\n")
     mounts = {"apt.conf": "/etc/apt/apt.conf.d/99proxy", "pip.conf": "/etc/pip.conf"}
     for certificate in certificates:

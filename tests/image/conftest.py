@@ -14,7 +14,7 @@ from tests.image.tools import Builds, Containerd
 
 @pytest.fixture
 def builds(first_build: Builds, scratch_dir: Path, request: pytest.FixtureRequest) -> Iterator[Builds]:
-    """The sources and a copy of the built archive. The test may change both."""
+    """The sources of the image and a copy of the built archive. The test may change them."""
     folder = scratch_dir / request.node.name.replace("/", "-")
     folder.mkdir()
     shutil.copy(first_build.archive.path, folder / "image.tar")

@@ -1,4 +1,4 @@
-"""Session fixtures: the image, which is built once with Buildah for all tests, and what the build needs."""
+"""Session fixtures: the image, which Buildah builds once for all tests, and the fixtures that the build needs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pytest
 
 from tests.image.tools import ROOT, Builds, checked, run
 
-# The commands of a cluster node, and those that create and build images.
+# The commands that the scripts run on a cluster node, and the commands that build images.
 COMMANDS = ("buildah", "busybox", "containerd", "ctr", "mmdebstrap", "podman", "runc")
 
 BASE = "localhost/debian:test"
 
 ENOUGH_MEMORY = 8 * 2**30
-"""With at least this many bytes, the files of the tests are in memory. They take about 2 GiB."""
+"""If the machine has at least this many bytes of memory, the tests keep their files in memory: about 2 GiB."""
 
 _APT_MIRROR_LAG = 'Acquire::Check-Valid-Until "false"'
 """Accept Debian mirrors that are some weeks old."""
@@ -44,7 +44,7 @@ def scratch_dir(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
         checked(["mount", "-t", "tmpfs", "-o", f"mode=0755,size={ENOUGH_MEMORY // 2}", "tmpfs", folder])
     yield folder
     mount_points = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
-    # The latest first, because a mount can be inside another one.
+    # The latest mount is unmounted first, because it can be inside another mount.
     for mount_point in reversed(mount_points):
         if Path(mount_point).is_relative_to(folder):
             run(["umount", "--lazy", mount_point])
@@ -78,8 +78,8 @@ def debian(scratch_dir: Path) -> Mapping[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def pip_settings(scratch_dir: Path) -> list[str]:
-    """Volumes for a build, in which pip uses the same settings as on this machine."""
+def pip_volumes(scratch_dir: Path) -> list[str]:
+    """The volumes with which pip has the same settings in a build as on this machine."""
     settings = {}
     for line in checked([sys.executable, "-m", "pip", "config", "list"]).splitlines():
         # For example "global.timeout='60'".
@@ -96,7 +96,7 @@ def pip_settings(scratch_dir: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def build_environment(scratch_dir: Path, debian: Mapping[str, Path], pip_settings: list[str]) -> dict[str, str]:
+def build_environment(scratch_dir: Path, debian: Mapping[str, Path], pip_volumes: list[str]) -> dict[str, str]:
     """The environment for Buildah: a storage in the scratch folder, which contains the base image."""
     storage = scratch_dir / "storage.conf"
     storage.write_text(
@@ -107,7 +107,7 @@ def build_environment(scratch_dir: Path, debian: Mapping[str, Path], pip_setting
         "CONTAINERS_STORAGE_CONF": str(storage),
         "BUILDAH_ISOLATION": "chroot",
         "BASE_IMAGE": BASE,
-        "BUILD_FLAGS": " ".join(f"--volume {volume}" for volume in pip_settings),
+        "BUILD_FLAGS": " ".join(f"--volume {volume}" for volume in pip_volumes),
         "TMPDIR": str(scratch_dir),
     }
     container = checked(["buildah", "from", "scratch"], env=environment).strip()

@@ -1,4 +1,4 @@
-"""build.sh with a real Buildah: the image that it builds, when it builds again, and failed builds."""
+"""Test with a real Buildah which image build.sh builds, when it builds again, and how it handles a failed build."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import lifecycle
 from tests.image.tools import IMAGE, ROOT, Archive, Builds, checked, name_as_docker_does, run, wait_until
 
 MAX_BYTES = 26_000_000
-"""The budget for the compressed size. Another size means that the build has added files."""
+"""The budget for the compressed size. The image is larger only if the build has added files."""
 
 BUILD_TOOLS = re.compile(
     r"/s?bin/(apt.*|bash|dash|dpkg.*|gcc.*|git|make|perl.*|pip.*|sh|wheel)$|/(ensurepip|pip|setuptools|tests?|wheel)/|"
     r"^/(debs|root|sources|tmp|wheel|var/cache|var/lib/apt)/|\.(a|deb|whl)$"
 )
-"""Paths of files that only the build needs."""
+"""The paths of files that are needed only during the build."""
 
 
 def test_archive_has_the_full_name_of_the_image(first_build: Builds) -> None:
@@ -106,7 +106,7 @@ def test_renamed_source_is_built_again(builds: Builds) -> None:
 
 
 def test_change_without_effect_on_the_layers_is_built_once(builds: Builds) -> None:
-    """Buildah reuses all layers. If the label kept the old hash of the sources, every start would build again."""
+    """Buildah reuses all layers. With an old hash of the sources in the label, every start would build again."""
 
     def change(sources: Path) -> None:
         script = sources / "build/bytecode.py"
@@ -127,7 +127,7 @@ def test_another_base_image_is_built_again(builds: Builds) -> None:
 
 
 def test_failed_build_keeps_the_archive_and_reports_the_reason(builds: Builds) -> None:
-    """The build fails in its last step, which imports the installed package."""
+    """The build fails in its last step, because this step imports the installed package."""
 
     def change(sources: Path) -> None:
         (sources / "lifecycle/cli.py").write_text("import no_such_module\n")
@@ -239,7 +239,7 @@ def test_stopped_build_leaves_no_processes_and_no_files(
     hang = f'touch "{builds.archive.path}.new" && echo $$ >"{pid}.new" && mv "{pid}.new" "{pid}" && exec sleep 600'
     path = stub(tmp_path / "bin", "slow", f'[ "$1" != {step} ] || {{ {hang}; }}')
     process = subprocess.Popen(
-        # SIGINT has its default effect, as in a terminal. A process in the background and its children ignore it.
+        # SIGINT gets its default effect, as in a terminal. Processes that run in the background would ignore SIGINT.
         ["env", "--default-signal=INT", "/bin/sh", ROOT / "build/build.sh"],
         env={**builds.variables, "PATH": path, "BUILDER": "slow"},
         stderr=subprocess.PIPE,
@@ -249,7 +249,7 @@ def test_stopped_build_leaves_no_processes_and_no_files(
     try:
         wait_until(pid.exists, "the builder is running")
         send_signal(process)
-        # This waits for every process that inherited the pipe.
+        # This waits until every process that inherited the pipe has ended.
         process.communicate(timeout=60)
         assert process.returncode == 1
         with pytest.raises(ProcessLookupError):
@@ -292,7 +292,7 @@ def test_podman_builds_the_same_files(builds: Builds) -> None:
 
 
 def report(first_build: Builds, archive: Archive, **variables: str) -> dict[str, str]:
-    """Run `scripts/image --report`, and return its lines as names and values."""
+    """Run `scripts/image --report`, and return the value in each line by the name in the line."""
     done = run(
         [ROOT / "scripts/image", "--archive", archive.path, "--report"], env={**first_build.environment, **variables}
     )
@@ -301,7 +301,7 @@ def report(first_build: Builds, archive: Archive, **variables: str) -> dict[str,
 
 
 def test_image_script_builds_the_same_image_and_reports_its_size(first_build: Builds, tmp_path: Path) -> None:
-    """Every step runs again. Times, random names or the order of files could make the image differ."""
+    """Every step of the build runs again. Times, random names or the order of files could change the image."""
     archive = Archive(tmp_path / "image.tar")
     reported = report(first_build, archive, BUILD_FLAGS=f"--no-cache {first_build.environment['BUILD_FLAGS']}")
     assert archive.digest == first_build.archive.digest
@@ -317,8 +317,8 @@ def test_documented_size_is_current(first_build: Builds) -> None:
     assert float(documented) == pytest.approx(first_build.archive.size / 1e6, abs=1)
 
 
-def test_report_works_if_only_the_archive_has_the_image(first_build: Builds, builds: Builds) -> None:
-    """Nothing is built, because the archive is up to date, and the storage of the builder is empty."""
+def test_report_does_not_need_the_image_in_the_storage_of_the_builder(first_build: Builds, builds: Builds) -> None:
+    """The archive is up to date, so nothing is built, and the storage of the builder stays empty."""
     storage = builds.folder / "storage.conf"
     storage.write_text(
         f'[storage]\ndriver = "overlay"\ngraphroot = "{builds.folder}/layers"\nrunroot = "{builds.folder}/run"\n'

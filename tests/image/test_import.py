@@ -1,4 +1,8 @@
-"""import.sh with a real containerd: it imports the image, keeps it in place, and refuses invalid archives."""
+"""Test import.sh with a real containerd.
+
+The script imports the image and pins it, so that the kubelet does not delete it. If the image is changed or deleted,
+the script imports the image again. It refuses invalid archives.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +51,7 @@ def importer(containerd: Containerd, archive: Archive, tmp_path: Path) -> Iterat
 
 
 def names(images: Iterable[str]) -> list[str]:
-    """Return the names of images without those that are digests, which containerd's CRI plugin adds."""
+    """Return the names of images. Names that are digests are left out, because containerd's CRI plugin adds them."""
     return [name for name in images if not name.startswith("sha256:")]
 
 
@@ -64,10 +68,10 @@ def wait_until_pinned(containerd: Containerd) -> None:
 
 
 def is_settled(containerd: Containerd) -> bool:
-    """Return True if import.sh and the CRI plugin have finished. Both still work when the probe already succeeds."""
+    """Return True if import.sh and containerd's CRI plugin have finished. The probe succeeds earlier."""
     images = containerd.images()
     is_managed = all(image.labels.get("io.cri-containerd.image") == "managed" for image in images.values())
-    # The two names are that of the image, and the digest of its configuration, which the CRI plugin adds.
+    # The two names are IMAGE, and the digest of the image's configuration, which the CRI plugin adds.
     return is_managed and len(images) == 2 and names(images) == [IMAGE]
 
 
@@ -144,7 +148,7 @@ def as_json(value: object) -> bytes:
 
 
 def change_label(folder: Path) -> None:
-    """Make the image another valid one."""
+    """Change a label, which results in another valid image."""
     unpacked = Unpacked(folder)
     unpacked.config["config"]["Labels"]["org.opencontainers.image.version"] = "another"
     unpacked.save()
@@ -153,13 +157,13 @@ def change_label(folder: Path) -> None:
 def add_invalid_layer(folder: Path) -> None:
     """Replace a layer by text. All digests match, so that only containerd detects the invalid layer."""
     unpacked = Unpacked(folder)
-    # With the same diff ID, containerd would not unpack the layer, because it has unpacked it before.
+    # containerd would not unpack a layer with the old diff ID, because it has already unpacked one with this ID.
     unpacked.config["rootfs"]["diff_ids"][-1] = f"sha256:{'0' * 64}"
     unpacked.put(unpacked.manifest["layers"][-1], gzip.compress(b"not a layer"))
     unpacked.save()
 
 
-def test_image_is_imported_under_its_exact_name_and_pinned(
+def test_image_is_imported_under_its_full_name_and_pinned(
     containerd: Containerd, archive: Archive, importer: Importer
 ) -> None:
     image = containerd.images()[IMAGE]
@@ -228,7 +232,7 @@ def test_unpinned_image_is_pinned_again(containerd: Containerd, importer: Import
     assert containerd.images()[IMAGE].labels[PIN] == "pinned"
 
 
-def test_image_replaces_another_one_with_its_name(containerd: Containerd, archive: Archive, importer: Importer) -> None:
+def test_another_image_with_the_name_is_replaced(containerd: Containerd, archive: Archive, importer: Importer) -> None:
     """Another process has imported the other image."""
     other = Archive(archive.path.with_name("other.tar"))
     shutil.copy(archive.path, other.path)
@@ -242,7 +246,7 @@ def test_image_replaces_another_one_with_its_name(containerd: Containerd, archiv
 def test_new_archive_replaces_the_image(
     containerd: Containerd, archive: Archive, importer: Importer, builds: Builds, tmp_path: Path
 ) -> None:
-    """The next pod of the DaemonSet finds the image of the previous one."""
+    """The next pod of the DaemonSet finds the image of the previous pod."""
     importer.stop()
     before = containerd.images()[IMAGE].digest
     builds.change_sources(lambda sources: (sources / "LICENSE").write_text("another\n"))
@@ -306,12 +310,12 @@ def test_invalid_archive_is_refused_and_the_image_is_kept(
         assert not successor.is_ready()
         assert reason in successor.check().stdout
         assert containerd.images() == before
-        # The existing image stays pinned, because pods use it.
+        # The existing image stays pinned, because pods use the image.
         containerd.unpin_image()
         wait_until_pinned(containerd)
 
 
-def listed(containerd: Containerd) -> str:
+def image_listing(containerd: Containerd) -> str:
     """Return what containerd lists for the image, which includes the time when its name was last changed."""
     return checked([*containerd.ctr, "images", "ls", f"name=={IMAGE}"])
 
@@ -320,23 +324,23 @@ def test_image_that_cannot_be_unpacked_never_gets_the_name(
     containerd: Containerd, archive: Archive, importer: Importer, tmp_path: Path
 ) -> None:
     importer.stop()
-    before = listed(containerd)
+    before = image_listing(containerd)
     archive.rewrite(add_invalid_layer)
     with importing(containerd, archive, tmp_path / "second") as successor:
         successor.wait_for_log("the import failed")
         wait_until_only_name(containerd, successor)
         assert not successor.is_ready()
-        assert listed(containerd) == before
+        assert image_listing(containerd) == before
         containerd.unpin_image()
         wait_until_pinned(containerd)
 
 
 def test_failed_import_is_retried_with_backoff(containerd: Containerd, archive: Archive, tmp_path: Path) -> None:
-    """Each attempt reads and writes the whole image, so there must not be many."""
+    """Each attempt reads and writes the whole image, so the number of attempts must stay low."""
     archive.rewrite(add_invalid_layer)
     with importing(containerd, archive, tmp_path) as importer:
         importer.wait_for_log("skipping 4 checks")
-        # Logged by the failed attempt and by two checks without an attempt.
+        # The failed attempt and two checks without an attempt have logged this text.
         assert importer.log.partition("skipping 4 checks")[0].count("retrying in") == 3
         assert IMAGE not in containerd.images()
 
@@ -365,7 +369,7 @@ def test_script_exits_with_0_on_sigterm(importer: Importer) -> None:
 def test_pod_with_unchanged_sources_imports_nothing(
     containerd: Containerd, builds: Builds, importer: Importer, tmp_path: Path
 ) -> None:
-    """The init container and then the main container of the next pod run, without a builder."""
+    """The init container and the main container of the next pod run. The init container has no builder."""
     importer.stop()
     assert builds.build(BUILDER="no-such-builder").returncode == 0
     with importing(containerd, builds.archive, tmp_path / "second") as successor:

@@ -1,4 +1,4 @@
-"""The locked requirements have wheels for every architecture of the image."""
+"""Test that the locked requirements have wheels for every architecture of the image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.image.tools import ROOT, checked
 
 PYTHON = "3.13"
-"""The version in Debian 13, the base of the image."""
+"""The version of Python in Debian 13, the base of the image."""
 
 needs_uv = pytest.mark.skipif(
     shutil.which("uv") is None, reason="needs uv: python3 -m pip install -r requirements-uv.txt"

@@ -1,4 +1,4 @@
-"""The manifests in build/, as kubectl renders them, are valid, complete and consistent with the scripts."""
+"""Test that the manifests in build/, as kubectl renders them, are valid, and that they match the scripts in build/."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ ARCHIVE = "/var/lib/tailscale-lifecycle-image.tar"
 # The oldest and newest Kubernetes release whose schemas kubernetes-validate has.
 OLDEST, *_, NEWEST = (version.rpartition(".")[0] for version in kubernetes_validate.utils.all_versions())
 
-NEW_IN_1_30 = "appArmorProfile"
+FIELD_NEW_IN_1_30 = "appArmorProfile"
 """The field that Kubernetes 1.30 added. Older API servers use an annotation instead."""
 
 BUILDAH_VARIABLES = {"BUILDAH_ISOLATION", "CONTAINERS_STORAGE_CONF", "TMPDIR"}
-"""Variables that Buildah reads, not the scripts."""
+"""Variables that only Buildah reads. The scripts do not read them."""
 
 SCRIPTS = {"build": ["archive.sh", "build.sh"], "import": ["archive.sh", "import.sh"]}
 """The scripts that each container uses."""
@@ -61,7 +61,7 @@ def environment(container: Manifest) -> dict[str, str]:
 
 
 def host_path(pod: Manifest, container: Manifest, path: str) -> str:
-    """Return the path on the cluster node of a path in a container."""
+    """Return the path on the cluster node that a path in a container is mounted from."""
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     for mount in container["volumeMounts"]:
         if path == mount["mountPath"] or path.startswith(f"{mount['mountPath']}/"):
@@ -78,7 +78,7 @@ def test_manifest_is_valid_for_newest_kubernetes(rendered: dict[str, Manifest]) 
 def test_manifest_is_valid_for_oldest_kubernetes_except_one_field(rendered: dict[str, Manifest]) -> None:
     daemon_set = deepcopy(rendered["DaemonSet"])
     pod = daemon_set["spec"]["template"]
-    profile = pod["spec"]["initContainers"][0]["securityContext"].pop(NEW_IN_1_30)
+    profile = pod["spec"]["initContainers"][0]["securityContext"].pop(FIELD_NEW_IN_1_30)
     for document in [rendered["Namespace"], rendered["ConfigMap"], daemon_set]:
         kubernetes_validate.validate(document, OLDEST, strict=True)
     assert profile == {"type": "Unconfined"}
@@ -109,7 +109,7 @@ def test_each_container_runs_its_script(containers: dict[str, Manifest]) -> None
 
 
 def test_import_container_is_never_restarted_by_a_probe(containers: dict[str, Manifest]) -> None:
-    """With an invalid archive it never becomes ready, but it must keep the existing image pinned."""
+    """With an invalid archive, the container never becomes ready, but it must keep the existing image pinned."""
     probe = containers["import"]["startupProbe"]
     assert "livenessProbe" not in containers["import"]
     ten_years_s = 10 * 365 * 24 * 3600
@@ -131,18 +131,18 @@ def test_daemon_set_is_rolled_out_only_if_the_sources_have_changed(deployment: P
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_each_variable_is_read_by_its_script(containers: dict[str, Manifest], name: str) -> None:
     scripts = "".join((BUILD / script).read_text() for script in SCRIPTS[name])
-    read = set(re.findall(r"\$\{?([A-Z][A-Z_]+)", scripts))
-    assert set(environment(containers[name])) - BUILDAH_VARIABLES <= read
+    variables_in_scripts = set(re.findall(r"\$\{?([A-Z][A-Z_]+)", scripts))
+    assert set(environment(containers[name])) - BUILDAH_VARIABLES <= variables_in_scripts
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_each_documented_variable_is_in_the_manifest(containers: dict[str, Manifest], name: str) -> None:
-    """Except BUILDER, because the container of the DaemonSet has only Buildah."""
+    """BUILDER is not in the manifest, because the container of the DaemonSet has only Buildah."""
     documented = set(re.findall(r"^# ([A-Z][A-Z_]+)  ", (BUILD / f"{name}.sh").read_text(), re.MULTILINE))
     assert documented - {"BUILDER"} <= set(environment(containers[name]))
 
 
-def test_both_containers_use_the_same_archive(pod: Manifest, containers: dict[str, Manifest]) -> None:
+def test_build_and_import_containers_use_the_same_archive(pod: Manifest, containers: dict[str, Manifest]) -> None:
     for container in containers.values():
         assert host_path(pod, container, environment(container)["ARCHIVE"]) == ARCHIVE
 
@@ -189,7 +189,7 @@ def test_import_container_has_no_capabilities_and_a_read_only_root(containers: d
 def test_each_capability_has_a_comment_with_the_reason(containers: dict[str, Manifest]) -> None:
     reasons = dict(re.findall(r"^ +- ([A-Z_]+) +# (.+)$", (BUILD / "daemonset.yaml").read_text(), re.MULTILINE))
     added = containers["build"]["securityContext"]["capabilities"]["add"]
-    # SETGID and SETUID have one comment.
+    # The comment at SETGID is about SETUID too.
     assert [name for name in added if name not in reasons] == ["SETUID"]
 
 

@@ -1,4 +1,4 @@
-"""The containers of the DaemonSet, which containerd runs with the mounts, variables and privileges of the manifest."""
+"""Tests of the DaemonSet's containers. containerd runs them with the manifest's mounts, variables and privileges."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 class ClusterNode:
     """A simulated cluster node: a folder for its root, and a containerd that runs the pod.
 
-    Both containers use Debian's Buildah and ctr, because the images of the manifest need a registry.
+    The containers use Debian's Buildah and ctr instead of the images in the manifest, which need a registry.
 
     Args:
-        root: the folder.
+        root: the folder that is the root of the cluster node.
         tools: a root file system with Buildah and ctr.
         config_map: a copy of build/, with the packed sources.
     """
@@ -89,8 +89,8 @@ class ClusterNode:
             if container["name"] == name
         )
 
-    def build(self, *flags: str, **variables: str) -> tuple[int, str]:
-        """Run the init container until it exits, and return its exit status and output."""
+    def run_build_container(self, *flags: str, **variables: str) -> tuple[int, str]:
+        """Run the init container until it exits. Return its exit status and its output."""
         container = self.container("build")
         with self.containerd.container(
             "build", *self.flags(container, **variables), *flags, image=str(self._tools), command=container["command"]
@@ -98,7 +98,7 @@ class ClusterNode:
             output, errors = process.communicate(timeout=240)
         return process.returncode, output + errors
 
-    def importing(self) -> Any:
+    def run_import_container(self) -> Any:
         """Run the main container during the block."""
         container = self.container("import")
         return self.containerd.container(
@@ -143,34 +143,34 @@ def test_pod_builds_and_imports_the_image(
     node: ClusterNode,
     first_build: Builds,
     scratch_dir: Path,
-    pip_settings: list[str],
+    pip_volumes: list[str],
 ) -> None:
-    """The init container builds nothing when it runs again."""
+    """When the init container runs again, it builds nothing."""
     # The build reads the base image from a file instead of a registry.
     base = scratch_dir / "base.oci"
     checked(["buildah", "push", "--quiet", "localhost/debian:test", f"oci-archive:{base}"], env=first_build.environment)
     flags = [bind(base, "/base.oci", "ro")]
     volumes = []
-    for number, volume in enumerate(pip_settings):
+    for number, volume in enumerate(pip_volumes):
         source, target, _ = volume.split(":")
-        # The file is mounted in the container, and from there in the build.
+        # The file is mounted into the container, and from the container into the build.
         flags.append(bind(Path(source), f"/host{number}", "ro"))
         volumes.append(f"--volume /host{number}:{target}:ro")
     variables = {"BASE_IMAGE": "oci-archive:/base.oci", "BUILD_FLAGS": " ".join(volumes)}
 
-    status, output = node.build(*flags, **variables)
+    status, output = node.run_build_container(*flags, **variables)
     assert status == 0, output
-    # The Buildah in the container is another one than that of the first build, but the files and times are the same.
+    # `first_build` was built with another Buildah, but the files and times are the same.
     assert node.archive.files() == first_build.archive.files()
     assert node.archive.config["created"] == first_build.archive.config["created"]
 
-    with node.importing():
+    with node.run_import_container():
         wait_until(node.is_ready, "the probe succeeds")
         image = node.containerd.images()[IMAGE]
         assert (image.digest, image.labels[PIN]) == (node.archive.digest, "pinned")
 
     before = node.archive.path.stat()
-    status, output = node.build(*flags, **variables)
+    status, output = node.run_build_container(*flags, **variables)
     assert status == 0, output
     assert node.archive.path.stat() == before
 
@@ -183,7 +183,7 @@ def test_pod_prefers_the_socket_of_k3s(node: ClusterNode, first_build: Builds, t
     shutil.copy(first_build.archive.path, node.archive.path)
     other.start()
     try:
-        with node.importing():
+        with node.run_import_container():
             wait_until(node.is_ready, "the probe succeeds")
         assert node.containerd.images()[IMAGE].digest == first_build.archive.digest
         assert other.images() == {}

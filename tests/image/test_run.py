@@ -1,4 +1,4 @@
-"""The commands in the image, run by containerd with the restrictions of a hardened pod."""
+"""Tests of the commands in the image. containerd runs them with the restrictions of a hardened pod."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HARDENED = (
 """A read-only root, no capabilities, no new privileges (containerd's default) and the default seccomp profile."""
 
 STARTS = 9
-"""How often the start of the program is measured."""
+"""The number of measured starts of the program."""
 
 SLEEP = "import time; time.sleep(600)"
 
@@ -57,25 +57,25 @@ class World:
     """Simulators of Headscale and Cloudflare on loopback.
 
     Attributes:
-        zone: the id of the zone example.com.
-        environment: flags of `ctr run` for a container that uses the simulators.
+        zone_id: the id of the zone example.com.
+        environment_flags: flags of `ctr run` for a container that uses the simulators.
     """
 
     headscale: HeadscaleSimulator
     cloudflare: CloudflareSimulator
-    zone: str
-    environment: list[str]
+    zone_id: str
+    environment_flags: list[str]
 
     def addresses(self) -> list[str]:
         """Return the content of the records of the workload."""
-        return [record.content for record in self.cloudflare.records(self.zone, NAME)]
+        return [record.content for record in self.cloudflare.records(self.zone_id, NAME)]
 
 
 @pytest.fixture
 def world() -> Iterator[World]:
     headscale, cloudflare = HeadscaleSimulator(), CloudflareSimulator()
     headscale.add_user("services")
-    zone = cloudflare.add_zone("example.com")
+    zone_id = cloudflare.add_zone("example.com")
     with serve(headscale) as headscale_url, serve(cloudflare) as cloudflare_url:
         settings = {
             "HEADSCALE_URL": headscale_url,
@@ -90,7 +90,7 @@ def world() -> Iterator[World]:
             "HEALTH_PORT": "0",
         }
         environment = [f"--env={name}={value}" for name, value in settings.items()]
-        yield World(headscale, cloudflare, zone, environment)
+        yield World(headscale, cloudflare, zone_id, environment)
 
 
 @pytest.fixture
@@ -103,12 +103,12 @@ def key_volume(tmp_path: Path) -> Path:
     return volume
 
 
-def mounted(key_volume: Path) -> str:
-    """Return the flag of `ctr run` that mounts the volume."""
+def mount_flag(key_volume: Path) -> str:
+    """Return the flag of `ctr run` that mounts the volume for the pre-auth key."""
     return f"--mount=type=bind,src={key_volume},dst=/tailscale-auth,options=rbind:rw"
 
 
-def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
+def wait_for(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Wait until a process has ended, and return its exit status and the output of both streams."""
     output, errors = process.communicate(timeout=60)
     return process.returncode, output + errors
@@ -116,12 +116,12 @@ def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 def test_image_runs_the_command(runtime: Containerd) -> None:
     with runtime.container("version", *HARDENED, image=IMAGE, command=["lifecycle", "--version"]) as process:
-        assert finished(process) == (0, f"tailscale-lifecycle {lifecycle.__version__}\n")
+        assert wait_for(process) == (0, f"tailscale-lifecycle {lifecycle.__version__}\n")
 
 
 def test_image_without_arguments_prints_the_usage(runtime: Containerd) -> None:
     with runtime.container("usage", *HARDENED, image=IMAGE) as process:
-        status, output = finished(process)
+        status, output = wait_for(process)
     assert status == 2
     assert output.startswith("usage: lifecycle")
 
@@ -129,7 +129,7 @@ def test_image_without_arguments_prints_the_usage(runtime: Containerd) -> None:
 def test_process_is_unprivileged(runtime: Containerd) -> None:
     read = "print(open('/proc/self/status').read())"
     with runtime.container("status", *HARDENED, image=IMAGE, command=[PYTHON, "-c", read]) as process:
-        status, output = finished(process)
+        status, output = wait_for(process)
     assert status == 0, output
     fields = dict(line.split(":", 1) for line in output.splitlines() if ":" in line)
     assert fields["Uid"].split() == ["65532"] * 4
@@ -140,35 +140,40 @@ def test_process_is_unprivileged(runtime: Containerd) -> None:
 
 
 @pytest.fixture
-def stale(world: World) -> None:
+def stale_objects(world: World) -> None:
     """A node and a record of an earlier pod."""
     node = world.headscale.add_node(NAME, user="services", online=False)
-    world.cloudflare.add_record(world.zone, type="A", name=NAME, content=node.address)
+    world.cloudflare.add_record(world.zone_id, type="A", name=NAME, content=node.address)
 
 
 def assert_cleaned_up(world: World, key_volume: Path) -> None:
     assert world.headscale.nodes == []
     assert world.addresses() == []
-    # The stale node was registered with an older key.
+    # The stale node was registered with an older key than the one that cleanup created.
     assert (key_volume / "authkey").read_text() == world.headscale.keys[-1].key
     assert (key_volume / "authkey").stat().st_mode & 0o777 == 0o640
 
 
 def test_cleanup_deletes_stale_objects_and_writes_the_key(
-    runtime: Containerd, world: World, stale: None, key_volume: Path
+    runtime: Containerd, world: World, stale_objects: None, key_volume: Path
 ) -> None:
     with runtime.container(
-        "cleanup", *HARDENED, *world.environment, mounted(key_volume), image=IMAGE, command=["lifecycle", "cleanup"]
+        "cleanup",
+        *HARDENED,
+        *world.environment_flags,
+        mount_flag(key_volume),
+        image=IMAGE,
+        command=["lifecycle", "cleanup"],
     ) as process:
-        status, output = finished(process)
+        status, output = wait_for(process)
     assert status == 0, output
     assert_cleaned_up(world, key_volume)
 
 
-def test_cleanup_runs_as_any_user(runtime: Containerd, world: World, stale: None, key_volume: Path) -> None:
-    """User 12345 is not in the image's /etc/passwd. A pod can set it with `runAsUser`."""
+def test_cleanup_runs_as_any_user(runtime: Containerd, world: World, stale_objects: None, key_volume: Path) -> None:
+    """User 12345 is not in the image's /etc/passwd. A pod can select any user with `runAsUser`."""
     with runtime.container(
-        "pod", *HARDENED, *world.environment, mounted(key_volume), image=IMAGE, command=[PYTHON, "-c", SLEEP]
+        "pod", *HARDENED, *world.environment_flags, mount_flag(key_volume), image=IMAGE, command=[PYTHON, "-c", SLEEP]
     ):
         wait_until(lambda: "RUNNING" in checked([*runtime.ctr, "task", "ls"]), "the container is running")
         user = ["--exec-id", "cleanup", "--user", "12345:65532"]
@@ -181,17 +186,17 @@ def test_cleanup_runs_as_any_user(runtime: Containerd, world: World, stale: None
 def test_dns_watch_publishes_the_address_and_stops_on_sigterm(runtime: Containerd, world: World) -> None:
     node = world.headscale.add_node(NAME, user="services")
     with runtime.container(
-        "dns-watch", *HARDENED, *world.environment, image=IMAGE, command=["lifecycle", "dns-watch"]
+        "dns-watch", *HARDENED, *world.environment_flags, image=IMAGE, command=["lifecycle", "dns-watch"]
     ) as process:
         # Without an interface, dns-watch waits 30 s before it identifies its node in Headscale.
         wait_until(lambda: world.addresses() == [node.address], "the record exists")
         checked([*runtime.ctr, "task", "kill", "--signal", "SIGTERM", "dns-watch"])
-        status, output = finished(process)
+        status, output = wait_for(process)
     assert status == 0, output
     assert json.loads(output.splitlines()[-1])["event"] == "stop.requested"
 
 
-# Runs the program, and then prints the modules that it has imported without byte code.
+# A Python script that runs the program, and then prints which imported modules have no byte code.
 PRINT_UNCOMPILED = """
 import atexit, importlib.util, os, sys
 def uncompiled():
@@ -240,30 +245,30 @@ def access(request: pytest.FixtureRequest) -> list[str]:
 def test_commands_load_only_compiled_modules(
     runtime: Containerd, world: World, key_volume: Path, access: list[str], arguments: list[str]
 ) -> None:
-    """The root is read-only, so Python would compile other modules again at each start."""
+    """The root is read-only, so Python would compile modules without byte code again at each start."""
     with runtime.container(
         "compiled",
         *HARDENED,
-        *world.environment,
+        *world.environment_flags,
         *access,
-        mounted(key_volume),
+        mount_flag(key_volume),
         image=IMAGE,
         command=[PYTHON, "-c", PRINT_UNCOMPILED, *arguments],
     ) as process:
-        status, output = finished(process)
+        status, output = wait_for(process)
     assert status == 0, output
     assert output.splitlines()[-1] == "uncompiled: []"
 
 
 def test_dns_watch_loads_only_compiled_modules(runtime: Containerd, world: World, access: list[str]) -> None:
-    """It runs until the record exists and every health endpoint was requested."""
+    """`dns-watch` runs until the record exists and the health endpoints were requested."""
     node = world.headscale.add_node(NAME, user="services")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with runtime.container(
         "watching",
         *HARDENED,
-        *world.environment,
+        *world.environment_flags,
         *access,
         f"--env=HEALTH_PORT={port}",
         image=IMAGE,
@@ -273,13 +278,16 @@ def test_dns_watch_loads_only_compiled_modules(runtime: Containerd, world: World
         for path in ("/livez", "/readyz", "/metrics"):
             assert httpx.get(f"http://127.0.0.1:{port}{path}").status_code == 200
         checked([*runtime.ctr, "task", "kill", "--signal", "SIGTERM", "watching"])
-        status, output = finished(process)
+        status, output = wait_for(process)
     assert status == 0, output
     assert output.splitlines()[-1] == "uncompiled: []"
 
 
 def test_start_in_container_is_about_as_fast_as_in_venv(runtime: Containerd) -> None:
-    """It takes at most 1.3 times as long. The starts alternate, so that load on the machine affects both."""
+    """A start in a container takes at most 1.3 times as long.
+
+    Starts in the container and in the venv alternate, so that other load on the machine affects all of them.
+    """
     measure = (
         "import subprocess, sys, time; begin = time.perf_counter(); "
         "subprocess.run([*sys.argv[1:], '--version'], check=True, stdout=subprocess.DEVNULL); "
@@ -290,7 +298,7 @@ def test_start_in_container_is_about_as_fast_as_in_venv(runtime: Containerd) -> 
         with runtime.container(
             "start", *HARDENED, image=IMAGE, command=[PYTHON, "-c", measure, "/usr/bin/lifecycle"]
         ) as process:
-            status, output = finished(process)
+            status, output = wait_for(process)
         assert status == 0, output
         inside.append(float(output))
         outside.append(float(checked([sys.executable, "-c", measure, ROOT / ".venv/bin/lifecycle"])))
@@ -298,7 +306,7 @@ def test_start_in_container_is_about_as_fast_as_in_venv(runtime: Containerd) -> 
 
 
 def test_container_is_deleted_after_the_block(runtime: Containerd) -> None:
-    """Otherwise, it would affect other tests."""
+    """A container that keeps running would affect other tests."""
     with runtime.container("endless", *HARDENED, image=IMAGE, command=[PYTHON, "-c", SLEEP]) as process:
         wait_until(lambda: "RUNNING" in checked([*runtime.ctr, "task", "ls"]), "the container is running")
     assert process.returncode == 128 + signal.SIGKILL

@@ -1,4 +1,4 @@
-"""The software bill of materials (SBOM) from scripts/sbom lists exactly the packages in the image."""
+"""Test that the software bill of materials (SBOM) from scripts/sbom lists exactly the packages in the image."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from packageurl import PackageURL
 from tests.image.tools import ROOT, Builds, checked, run
 
 STATUS = "var/lib/dpkg/status.d"
-"""A folder with one file per Debian package. The image does not have dpkg's usual single file."""
+"""A folder with one file per Debian package. The image does not have dpkg's usual file with all packages."""
 
 SITE_PACKAGES = "opt/lifecycle/lib/python3*/site-packages"
 
@@ -35,12 +35,12 @@ UNPACKAGED_FILES = re.compile(
 - dpkg's data about packages
 - configuration files, which the lists of Debian packages omit
 - byte code
-- what the build adds to the venv, including the certificates of certifi, each in a file that is named for its hash
+- files that the build adds to the venv, among them one file for each certificate of certifi, named by its hash
 """
 
 
 def sbom(archive: Path) -> str:
-    """Return the SBOM of an image archive. Its timestamp is always the same."""
+    """Return the SBOM of an image archive. The timestamp in the SBOM is always the same."""
     return checked([ROOT / "scripts/sbom", archive], env={**os.environ, "SOURCE_DATE_EPOCH": "0"})
 
 
@@ -123,7 +123,7 @@ def test_same_image_has_the_same_sbom(document: Any, first_build: Builds) -> Non
     assert json.loads(sbom(first_build.archive.path)) == document
 
 
-def test_another_platform_is_refused(first_build: Builds) -> None:
+def test_platform_that_is_not_in_the_archive_is_refused(first_build: Builds) -> None:
     done = run([ROOT / "scripts/sbom", first_build.archive.path, "linux/riscv64"])
     assert done.returncode == 1
     assert "linux/riscv64" in done.stderr

@@ -1,4 +1,4 @@
-"""The sources that `scripts/image --sources` packs: reproducible, complete, and small enough for a ConfigMap."""
+"""Test that the archive of `scripts/image --sources` is reproducible, complete, and small enough for a ConfigMap."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ def commit(folder: Path) -> str:
     return git(folder, "rev-parse", "HEAD")
 
 
-def packed(folder: Path) -> bytes:
+def packed_sources(folder: Path) -> bytes:
     """Return the archive of the packed sources."""
     target = folder.parent / "sources.tar.gz"
     checked([folder / "scripts/image", "--sources", target])
     return target.read_bytes()
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def packed_files(folder: Path) -> dict[str, bytes]:
     """Return the files in the archive of the packed sources."""
-    packed(folder)
+    packed_sources(folder)
     with tarfile.open(folder.parent / "sources.tar.gz") as archive:
         files = {member.name: archive.extractfile(member) for member in archive}
         return {name: file.read() for name, file in files.items() if file is not None}
@@ -70,49 +70,49 @@ def packages(folder: Path) -> dict[str, bytes]:
 
 
 def test_same_sources_give_the_same_bytes(checkout: Path) -> None:
-    """Times and modes of the files, and byte code, make no difference."""
-    before = packed(checkout), packages(checkout)
+    """The bytes do not depend on the times and modes of files, or on byte code."""
+    before = packed_sources(checkout), packages(checkout)
     for path in checkout.rglob("*.py"):
         os.utime(path, (1, 1))
         path.chmod(0o600)
     (checkout / "lifecycle/__pycache__").mkdir()
     (checkout / "lifecycle/__pycache__/cli.cpython-313.pyc").touch()
-    assert (packed(checkout), packages(checkout)) == before
+    assert (packed_sources(checkout), packages(checkout)) == before
     assert sorted(Path(name).suffix for name in before[1]) == [".gz", ".whl"]
 
 
-def test_commit_of_another_file_changes_nothing(checkout: Path) -> None:
-    """Otherwise every change of the documentation would build the image on every cluster node."""
-    before = packed(checkout)
+def test_commit_of_a_file_that_is_not_packed_changes_nothing(checkout: Path) -> None:
+    """Otherwise, each change of the documentation would make every cluster node build the image."""
+    before = packed_sources(checkout)
     (checkout / "README.md").write_text("more\n")
     commit(checkout)
-    assert packed(checkout) == before
+    assert packed_sources(checkout) == before
 
 
 def test_changed_source_changes_the_bytes(checkout: Path) -> None:
-    before = packed(checkout)
+    before = packed_sources(checkout)
     (checkout / "lifecycle/cli.py").write_text("# changed\n")
-    assert packed(checkout) != before
+    assert packed_sources(checkout) != before
 
 
 def test_revision_is_the_last_commit_of_the_sources(checkout: Path) -> None:
-    first = content(checkout)["REVISION"].decode()
+    first = packed_files(checkout)["REVISION"].decode()
     assert first == git(checkout, "rev-parse", "HEAD")
     (checkout / "lifecycle/cli.py").write_text("# changed\n")
-    assert content(checkout)["REVISION"].decode() == f"{first}+changes"
+    assert packed_files(checkout)["REVISION"].decode() == f"{first}+changes"
     second = commit(checkout)
-    assert content(checkout)["REVISION"].decode() == second != first
+    assert packed_files(checkout)["REVISION"].decode() == second != first
 
 
 def test_origin_is_a_public_address_without_credentials(checkout: Path) -> None:
-    assert content(checkout)["ORIGIN"] == b"https://example.com/lifecycle.git"
+    assert packed_files(checkout)["ORIGIN"] == b"https://example.com/lifecycle.git"
     git(checkout, "remote", "set-url", "origin", "/home/user/lifecycle")
-    assert content(checkout)["ORIGIN"] == b"unknown"
+    assert packed_files(checkout)["ORIGIN"] == b"unknown"
 
 
-def test_without_git_the_revision_is_unknown(checkout: Path) -> None:
+def test_revision_without_a_git_repository_is_unknown(checkout: Path) -> None:
     shutil.rmtree(checkout / ".git")
-    assert content(checkout)["REVISION"] == b"unknown"
+    assert packed_files(checkout)["REVISION"] == b"unknown"
 
 
 def test_revision_of_a_shallow_clone_is_unknown(checkout: Path, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_revision_of_a_shallow_clone_is_unknown(checkout: Path, tmp_path: Path) 
     commit(checkout)
     shallow = tmp_path / "shallow"
     checked(["git", "clone", "--quiet", "--depth=1", f"file://{checkout}", shallow])
-    assert content(shallow)["REVISION"] == b"unknown"
+    assert packed_files(shallow)["REVISION"] == b"unknown"
 
 
 def test_only_needed_files_are_packed(checkout: Path) -> None:
@@ -136,13 +136,13 @@ def test_only_needed_files_are_packed(checkout: Path) -> None:
         "build/certificates.py",
     }
     locked = {"pyproject.toml", "requirements-build.txt", "requirements.txt"}
-    assert set(content(checkout)) == modules | others | locked
+    assert set(packed_files(checkout)) == modules | others | locked
 
 
 def test_archive_has_no_times_and_owners(sources: Path) -> None:
     with tarfile.open(sources) as archive:
         assert {(member.mtime, member.uid, member.gid, member.uname) for member in archive} == {(0, 0, 0, "")}
-    # Byte 3 of the gzip header has a flag for a file name, and bytes 4 to 7 have the time.
+    # Byte 3 of the gzip header has the flags, for example for a file name. Bytes 4 to 7 have the time.
     assert sources.read_bytes()[3:8] == bytes(5)
 
 

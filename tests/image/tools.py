@@ -1,4 +1,4 @@
-"""Run build.sh, import.sh and containerd, and read image archives, for the tests of the image."""
+"""Helpers for tests of the image: run build.sh, import.sh and containerd, and read image archives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build"
 IMAGE = "localhost/tailscale-lifecycle:latest"
 PIN = "io.cri-containerd.pinned"
-"""The label of an image that the kubelet must not delete."""
+"""The label with which containerd tells the kubelet not to delete an image."""
 
 DEFAULT_CAPABILITIES = frozenset(
     {"AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD"}
@@ -34,16 +34,16 @@ DEFAULT_CAPABILITIES = frozenset(
 MAX_WAIT_S = 60.0
 
 
-def wait_until(condition: Callable[[], bool], what: str, *, log: Callable[[], str] = str) -> None:
+def wait_until(condition: Callable[[], bool], condition_text: str, *, log: Callable[[], str] = str) -> None:
     """Poll until a condition is true.
 
     Args:
-        what: the condition in words, for the error message.
+        condition_text: the condition in words, for the error message.
         log: returns text to add to the error message.
     """
     deadline_s = time.monotonic() + MAX_WAIT_S
     while not condition():
-        assert time.monotonic() < deadline_s, f"not within {MAX_WAIT_S} s: {what}\n{log()}"
+        assert time.monotonic() < deadline_s, f"not within {MAX_WAIT_S} s: {condition_text}\n{log()}"
         time.sleep(0.05)
 
 
@@ -70,9 +70,9 @@ class ImageFile:
     """A file in a layer of an image.
 
     Attributes:
-        type: of the entry in the tar archive, such as `tarfile.REGTYPE`.
-        link_target: "" if it is not a link.
-        content_hash: None if it is not a regular file.
+        type: the type of the entry in the tar archive, such as `tarfile.REGTYPE`.
+        link_target: "" if the file is not a link.
+        content_hash: None if the file is not a regular file.
     """
 
     type: bytes
@@ -85,7 +85,7 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Archive:
-    """An OCI archive on disk."""
+    """An OCI archive (a tar file with an image) on disk."""
 
     path: Path
 
@@ -179,9 +179,9 @@ class Builds:
     """Runs build.sh as the init container of the DaemonSet does.
 
     Attributes:
-        folder: for the archive and the termination log.
+        folder: the folder of the archive and the termination log.
         sources: the packed sources.
-        environment: as the fixture `build_environment` returns it.
+        environment: the environment from the fixture `build_environment`.
     """
 
     folder: Path
@@ -216,7 +216,7 @@ class Builds:
 
 @dataclass(frozen=True)
 class Image:
-    """The image that a name in containerd refers to."""
+    """An image in containerd."""
 
     digest: str
     labels: Mapping[str, str]
@@ -226,8 +226,8 @@ class Containerd:
     """A containerd that has its own socket and folders.
 
     Args:
-        folder: for everything it writes.
-        socket: its path; in the folder if omitted.
+        folder: where containerd writes all its files.
+        socket: the path of the socket. By default, the socket is in the folder.
     """
 
     def __init__(self, folder: Path, *, socket: Path | None = None) -> None:
@@ -268,24 +268,24 @@ class Containerd:
         }
 
     def delete_image(self) -> None:
-        """Delete the name of our image, and everything that no other name needs."""
+        """Delete IMAGE, and the content that no other image needs."""
         checked([*self.ctr, "images", "rm", "--sync", IMAGE])
 
     def delete_snapshots(self) -> None:
-        """Delete the snapshots of the image, from the top layer down. The name and the content stay."""
+        """Delete the snapshots of the image, from the top layer down. The image's name and content are kept."""
         snapshots = [*self.ctr, "snapshots"]
 
         def are_deleted() -> bool:
             parents = {row[0]: row[1] for row in map(str.split, checked([*snapshots, "ls"]).splitlines()[1:])}
             for leaf in set(parents) - set(parents.values()):
-                # containerd also deletes the parents of a deleted snapshot, at the same time.
+                # This can fail, because containerd also deletes the parents of deleted snapshots.
                 run([*snapshots, "rm", leaf])
             return not parents
 
         wait_until(are_deleted, "all snapshots are deleted")
 
     def unpin_image(self) -> None:
-        """Remove the label that pins our image."""
+        """Remove the label that pins IMAGE."""
         # ctr removes a label that has no value.
         checked([*self.ctr, "images", "label", IMAGE, f"{PIN}="])
 
@@ -299,7 +299,7 @@ class Containerd:
             name: the name of the container.
             flags: flags of `ctr run`.
             image: the name of an image, or a folder if the flags include `--rootfs`.
-            command: replaces the command of the image, unless it is empty.
+            command: the command to run instead of the command of the image, if not empty.
 
         Yields:
             The process of `ctr run`, which ends with the exit status of the container.
@@ -329,8 +329,8 @@ class Importer:
     """Runs import.sh as the main container of the DaemonSet does.
 
     Args:
-        folder: for the state and the log; created if it is missing.
-        path: the PATH of the script.
+        folder: where the script writes its state and its log. The folder is created if it is missing.
+        path: the value of PATH for the script.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The dashboard and the alert rules in a real Prometheus that scrapes a real dns-watch, and their manifests."""
+"""Tests of the dashboard, the alert rules and their manifests. A real Prometheus scrapes a real dns-watch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PROMETHEUS = shutil.which("prometheus")
 
 needs_prometheus = pytest.mark.skipif(PROMETHEUS is None, reason="needs prometheus: scripts/bootstrap --system")
 
-# The values of the dashboard's variables, which Grafana inserts into its queries.
+# The values that Grafana would insert for the variables in the queries of the dashboard.
 VARIABLES = {
     "$namespace": "apps",
     "$pod": "grafana-0",
@@ -43,13 +43,13 @@ class Prometheus:
     """A Prometheus server that scrapes one target every second and evaluates the rules.
 
     Args:
-        folder: for the database and the log.
-        target: the target's port on loopback.
+        folder: where the server writes its database and its log.
+        target_port: the port of the target on loopback.
         rules: a rule file.
-        stack: stops the server when it closes.
+        stack: when the stack closes, the server stops.
     """
 
-    def __init__(self, folder: Path, *, target: int, rules: Path, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, *, target_port: int, rules: Path, stack: ExitStack) -> None:
         config = {
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
             "rule_files": [str(rules)],
@@ -58,7 +58,7 @@ class Prometheus:
                     "job_name": "apps/tailscale-lifecycle",
                     "static_configs": [
                         {
-                            "targets": [f"127.0.0.1:{target}"],
+                            "targets": [f"127.0.0.1:{target_port}"],
                             "labels": {"namespace": "apps", "pod": "grafana-0", "container": "dns-watch"},
                         }
                     ],
@@ -82,9 +82,9 @@ class Prometheus:
         self._client = stack.enter_context(
             httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=30, trust_env=False)
         )
-        eventually(self._answers, "Prometheus", details=self._process.output)
+        eventually(self._is_running, "Prometheus", details=self._process.output)
 
-    def _answers(self) -> bool:
+    def _is_running(self) -> bool:
         assert self._process.exit_status is None, self._process.output()
         try:
             return self._client.get("/status/buildinfo").is_success
@@ -93,8 +93,8 @@ class Prometheus:
 
     def get(self, path: str, **parameters: str) -> Any:
         """Return the data of a successful response."""
-        answer = self._client.get(path, params=parameters)
-        document = answer.json()
+        response = self._client.get(path, params=parameters)
+        document = response.json()
         assert document["status"] == "success", document
         return document["data"]
 
@@ -148,7 +148,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> It
             "the record",
             details=watch.output,
         )
-        prometheus = Prometheus(folder, target=port, rules=rules, stack=stack)
+        prometheus = Prometheus(folder, target_port=port, rules=rules, stack=stack)
         # rate() needs two scrapes, with requests to both upstreams between them.
         eventually(
             lambda: (
@@ -165,7 +165,10 @@ def dashboard(repository: Path) -> Any:
 
 
 def queries(repository: Path) -> dict[str, str]:
-    """Return the dashboard's queries by the panel's title and the query's letter, with the values of variables."""
+    """Return the queries of the dashboard by "TITLE LETTER": the panel's title, and the letter of the query.
+
+    The variables in the queries are replaced by VARIABLES.
+    """
     by_title = {}
     for panel in dashboard(repository)["panels"]:
         for target in panel["targets"]:
@@ -185,7 +188,7 @@ def test_prometheus_scrapes_the_metrics_without_errors(prometheus: Prometheus) -
 
 @needs_prometheus
 def test_every_dashboard_query_returns_data(prometheus: Prometheus, repository: Path) -> None:
-    """A query with a misspelt metric or label would return none."""
+    """A query with a misspelt metric or label would return no data."""
     empty = {title for title, query in queries(repository).items() if not prometheus.query(query)}
     assert empty == set()
 
@@ -212,11 +215,11 @@ def test_dashboard_values_match_the_pod_state(prometheus: Prometheus, repository
 
 @needs_prometheus
 def test_only_the_alert_for_the_expiring_node_fires(prometheus: Prometheus) -> None:
-    def evaluated() -> list[Any] | None:
+    def evaluated_rules() -> list[Any] | None:
         rules = [rule for group in prometheus.get("/rules")["groups"] for rule in group["rules"]]
         return rules if all(rule["health"] != "unknown" for rule in rules) else None
 
-    rules = eventually(evaluated, "the rules to be evaluated")
+    rules = eventually(evaluated_rules, "the rules to be evaluated")
     assert rules
     assert {(rule["health"], rule.get("lastError")) for rule in rules} == {("ok", None)}
     (firing,) = [rule for rule in rules if rule["state"] != "inactive"]
@@ -279,5 +282,5 @@ def test_annotations_component_annotates_the_pod(repository: Path, tmp_path_fact
         check=True,
         env={"PATH": "/usr/bin"},
     )
-    (pod,) = [document for document in yaml.safe_load_all(built.stdout) if document["kind"] == "StatefulSet"]
-    assert pod["spec"]["template"]["metadata"]["annotations"]["prometheus.io/scrape"] == "true"
+    (stateful_set,) = [document for document in yaml.safe_load_all(built.stdout) if document["kind"] == "StatefulSet"]
+    assert stateful_set["spec"]["template"]["metadata"]["annotations"]["prometheus.io/scrape"] == "true"

@@ -1,4 +1,4 @@
-"""The alert rules: promtool accepts them, they fire when they should, and their runbooks and metrics exist."""
+"""Test that promtool accepts the alert rules, that each alert fires when it should, and that its runbook exists."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.test_health import METRICS
 PROMTOOL = shutil.which("promtool")
 FOLDER = Path("deploy/monitoring")
 # The tests that promtool runs.
-CASES = Path(__file__).parent / "alerts.yaml"
+PROMTOOL_TESTS = Path(__file__).parent / "alerts.yaml"
 
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="needs promtool: scripts/bootstrap --system")
 
@@ -39,8 +39,8 @@ def alerts(groups: list[Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def cases() -> Any:
-    return yaml.safe_load(CASES.read_text())
+def promtool_tests() -> Any:
+    return yaml.safe_load(PROMTOOL_TESTS.read_text())
 
 
 @pytest.fixture
@@ -66,21 +66,21 @@ def test_promtool_accepts_the_rules(rule_file: Path) -> None:
 @pytest.mark.full
 @needs_promtool
 def test_alerts_fire_as_expected(rule_file: Path) -> None:
-    path = rule_file.with_name(CASES.name)
+    path = rule_file.with_name(PROMTOOL_TESTS.name)
     # promtool would compare annotations too, but tests do not pin their wording.
-    plain = yaml.safe_load(rule_file.read_text())
-    for group in plain["groups"]:
+    without_annotations = yaml.safe_load(rule_file.read_text())
+    for group in without_annotations["groups"]:
         for rule in group["rules"]:
             del rule["annotations"]
-    rule_file.write_text(yaml.safe_dump(plain))
+    rule_file.write_text(yaml.safe_dump(without_annotations))
     # The file is copied as text, because a YAML parser reads promtool's "0x10" as sixteen.
-    shutil.copy(CASES, path)
+    shutil.copy(PROMTOOL_TESTS, path)
     done = promtool("test", "rules", path)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_alert_is_tested_to_fire_and_not_to_fire(alerts: dict[str, Any], cases: Any) -> None:
-    checks = [check for case in cases["tests"] for check in case["alert_rule_test"]]
+def test_every_alert_is_tested_to_fire_and_not_to_fire(alerts: dict[str, Any], promtool_tests: Any) -> None:
+    checks = [check for test in promtool_tests["tests"] for check in test["alert_rule_test"]]
     assert {check["alertname"] for check in checks if check.get("exp_alerts")} == set(alerts)
     assert {check["alertname"] for check in checks if not check.get("exp_alerts")} == set(alerts)
 
@@ -99,13 +99,14 @@ def test_every_runbook_url_is_a_section_of_the_documentation(alerts: dict[str, A
 
 
 def metrics_in(query: str) -> set[str]:
-    """Return which of METRICS a PromQL query uses."""
+    """Return the names of the metrics that a PromQL query uses, in the form of METRICS."""
     names = re.findall(r"tailscale_lifecycle_(\w+)", query)
-    # METRICS has no suffixes of the metric type.
+    # The names in METRICS have no suffixes such as "_total".
     return {re.sub(r"(_total|_info|_count|_sum)$", "", name) for name in names}
 
 
 def test_alerts_use_existing_metrics(alerts: dict[str, Any]) -> None:
     for alert in alerts.values():
-        assert metrics_in(alert["expr"])
-        assert metrics_in(alert["expr"]) <= set(METRICS)
+        metrics = metrics_in(alert["expr"])
+        assert metrics
+        assert metrics <= set(METRICS)

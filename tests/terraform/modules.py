@@ -38,7 +38,7 @@ def variables(module: str) -> dict[str, Document]:
 
 
 def terraform(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run Terraform or OpenTofu without the user's configuration and without looking for updates."""
+    """Run Terraform or OpenTofu without the user's configuration and without a check for updates."""
     assert BINARY
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
     return subprocess.run(
@@ -55,8 +55,8 @@ def root_module(folder: Path, calls: dict[str, dict[str, Any]], module: str = "s
     """Create and initialize a root module that calls a module once for each set of inputs, and return its folder.
 
     Args:
-        folder: for the root module.
-        calls: by name of a call, the inputs.
+        folder: the folder in which the root module is created.
+        calls: the inputs of each call, by the name of the call.
         module: the name of the module in deploy/terraform.
     """
     copy_modules(folder)
@@ -73,7 +73,7 @@ def root_module(folder: Path, calls: dict[str, dict[str, Any]], module: str = "s
 
 
 def copy_modules(folder: Path) -> None:
-    """Copy the modules and build/, whose files they read. Terraform writes into the folder in which it runs."""
+    """Copy the modules, and build/, from which they read files. Terraform writes into the folder in which it runs."""
     shutil.copytree(MODULES, folder / "deploy" / "terraform")
     shutil.copytree(ROOT / "build", folder / "build", ignore=shutil.ignore_patterns("sources.tar.gz"))
 
@@ -94,7 +94,7 @@ def apply(folder: Path) -> dict[str, Any]:
 
 
 def errors(folder: Path) -> list[tuple[str, str]]:
-    """Plan a root module. Return the name of the call, or "" if it is not known, and the message of each error."""
+    """Plan a root module. Return for each error the name of the module call, or "" if unknown, and the message."""
     done = terraform("plan", "-input=false", "-json", folder=folder)
     events = [json.loads(line) for line in done.stdout.splitlines()]
     diagnostics = [event["diagnostic"] for event in events if event.get("@level") == "error"]
@@ -105,7 +105,7 @@ def errors(folder: Path) -> list[tuple[str, str]]:
 
 
 def by_name(documents: list[Document]) -> Manifests:
-    """Return documents by kind and name, without the state Secret, which the modules do not create."""
+    """Return documents by kind and name, without the Secret for tailscale's state, which the modules do not create."""
     return {
         f"{document['kind']}/{document['metadata']['name']}": document
         for document in documents
@@ -114,9 +114,9 @@ def by_name(documents: list[Document]) -> Manifests:
 
 
 def comparable(manifests: Manifests, workload: str) -> Manifests:
-    """Return manifests without differences that do not matter.
+    """Return manifests in a form in which only differences that matter remain.
 
-    These are generated suffixes of names, empty variables, and the order of variables, mounts and volumes.
+    Generated suffixes of names and empty variables are removed. Variables, mounts and volumes are sorted.
     """
     text = json.dumps(manifests)
     for manifest in manifests.values():
@@ -147,6 +147,6 @@ def with_stand_ins(configuration: str) -> str:
 
 
 def resources(state: dict[str, Any], name: str) -> Manifests:
-    """Return the manifests of a resource's instances, which `with_stand_ins` has changed."""
+    """Return the manifests of the instances of a resource that `with_stand_ins` has replaced."""
     (resource,) = (resource for resource in state["resources"] if resource["name"] == name)
     return {instance["index_key"]: instance["attributes"]["input"]["value"] for instance in resource["instances"]}

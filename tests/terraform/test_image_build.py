@@ -13,7 +13,7 @@ from tests.pod.rendering import ROOT, render
 from tests.terraform.modules import Manifests, apply, by_name, comparable, errors, needs_terraform, root_module
 
 SOURCES = b"\x1f\x8bnot text"
-"""Binary data in place of the packed sources."""
+"""Binary data that the tests use instead of the packed sources."""
 
 
 @pytest.mark.full
@@ -47,7 +47,7 @@ def test_module_creates_the_objects_of_kustomize(tmp_path: Path) -> None:
 
 @needs_terraform
 def test_error_about_missing_sources_names_the_command_that_creates_them(tmp_path: Path) -> None:
-    calls: dict[str, dict[str, Any]] = {"default": {}, "named": {"sources": "/nonexistent"}}
+    calls: dict[str, dict[str, Any]] = {"default": {}, "configured": {"sources": "/nonexistent"}}
     messages = [text for _, text in errors(root_module(tmp_path / "root", calls, "image-build"))]
     assert len(messages) == 2
     assert all("scripts/image --sources build/sources.tar.gz" in text for text in messages)

@@ -39,16 +39,16 @@ PAGE = (ROOT / "docs/move-from-terraform.md").read_text()
 CONFIGURATION = [dedent(block.text) for block in blocks(PAGE, "hcl")]
 COMMANDS = [dedent(block.text) for block in blocks(PAGE, "sh")]
 OLD_RESOURCES = sorted(set(re.findall(r"from = (\w+)\.(\w+)", "".join(CONFIGURATION))))
-"""The types and names of the resources that Terraform should forget, as the page shows in `removed` blocks."""
+"""The types and names of the resources in `removed` blocks on the page, which Terraform should forget."""
 
 
 def render_with_patch(folder: Path) -> list[dict[str, Any]]:
-    """Render the workload redmine with the patch on the page."""
+    """Render the manifests of deploy/services/redmine with the patch on the page."""
     kustomization = copy_deploy(folder) / "deploy/services/redmine/kustomization.yaml"
     (patch,) = (yaml.safe_load(block.text) for block in blocks(PAGE, "yaml"))
-    shipped = yaml.safe_load(kustomization.read_text())
-    shipped["patches"] += patch["patches"]
-    kustomization.write_text(yaml.safe_dump(shipped))
+    kustomize = yaml.safe_load(kustomization.read_text())
+    kustomize["patches"] += patch["patches"]
+    kustomization.write_text(yaml.safe_dump(kustomize))
     return render(kustomization.parent)
 
 

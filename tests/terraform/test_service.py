@@ -65,6 +65,7 @@ def test_templates_contain_the_objects_of_kustomize(kustomized: Manifests) -> No
     values["vpn_prefixes"] = ",".join(values["vpn_prefixes"])
     configuration = fill_template("configuration", values)
     for manifest in configuration.values():
+        # Like the module, append a suffix, which `comparable` removes.
         manifest["metadata"]["name"] += "-hash"
     names = {f"configuration.{name}": manifest["metadata"]["name"] for name, manifest in configuration.items()}
     manifests = [*configuration.values(), *fill_template("manifests", values | names)]
@@ -72,7 +73,7 @@ def test_templates_contain_the_objects_of_kustomize(kustomized: Manifests) -> No
 
 
 def fill_template(template: str, values: dict[str, Any]) -> Any:
-    """Replace the placeholders of a template, and return the parse_hcl content."""
+    """Replace the placeholders of a template, and return the parsed YAML."""
     text = (MODULES / "service" / f"{template}.yaml.tftpl").read_text()
     return yaml.safe_load(re.sub(r"\$\{([a-z_.]+)\}", lambda placeholder: str(values[placeholder[1]]), text))
 
@@ -104,7 +105,7 @@ INVALID: list[tuple[str, Any]] = [
     ("data_path", "/data/../tmp"),
     ("data_path", '/da"ta'),
 ]
-"""Inputs that the module and scripts/new-service refuse."""
+"""Names and values of inputs that both the module and scripts/new-service refuse."""
 
 VALID: list[tuple[str, Any]] = [
     ("data_path", None),
@@ -113,6 +114,7 @@ VALID: list[tuple[str, Any]] = [
     ("image", f"docker.io/a/wiki:1.2@sha256:{'0' * 64}"),
     ("login_server", "http://10.96.0.20:8080"),
 ]
+"""Names and values of inputs that the module accepts."""
 
 INVALID_FOR_MODULE_ONLY: list[tuple[str, Any]] = [
     ("application", ["not", "an", "object"]),
@@ -142,7 +144,7 @@ INVALID_FOR_MODULE_ONLY: list[tuple[str, Any]] = [
     ("vpn_prefixes", ["100.64.0.0"]),
     ("vpn_prefixes", []),
 ]
-"""Inputs that the module refuses. Most of them are not arguments of scripts/new-service."""
+"""Names and values of inputs that the module refuses. Most of these inputs are not arguments of scripts/new-service."""
 
 
 @pytest.mark.full
@@ -157,7 +159,7 @@ def test_only_invalid_inputs_are_refused_and_the_error_names_them(tmp_path: Path
 
 
 @pytest.mark.full
-def test_script_refuses_the_same_inputs(tmp_path: Path) -> None:
+def test_new_service_script_refuses_the_same_inputs(tmp_path: Path) -> None:
     copy_deploy(tmp_path)
     for name, value in INVALID:
         inputs = {"name": "wiki", "image": "docker.io/a/wiki:1.2", "port": 8080, "data_path": "/data"} | {name: value}
