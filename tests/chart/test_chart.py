@@ -167,6 +167,7 @@ def test_settings_of_injection_are_in_the_namespace_of_the_release(chart: Path) 
     bindings = of_kind(documents, "MutatingAdmissionPolicyBinding", "ValidatingAdmissionPolicyBinding")
     assert [binding["spec"]["paramRef"]["namespace"] for binding in bindings] == ["system", "system"]
     assert by_name(documents, "ConfigMap", "system").keys() == {"tailscale-lifecycle"}
+    # This namespace is that of the Kustomize folder deploy/inject.
     assert "tailscale-lifecycle-inject" not in json.dumps(documents)
 
 

@@ -119,7 +119,7 @@ def test_chart_renders_the_objects_of_the_kustomize_folder(folder: str, chart: P
 
 
 def test_every_folder_that_the_chart_contains_is_compared() -> None:
-    """The chart contains no folders for single workloads or ingress controllers."""
+    """The chart contains no folders for single workloads (such as deploy/monitoring/annotations) or for ingress."""
     not_in_chart = {"base", "cert-manager", "components", "ingress", "services", "site"}
     folders = {path.parent.relative_to(ROOT).as_posix() for path in DEPLOY.rglob("kustomization.yaml")}
     in_chart = {folder for folder in folders if folder.split("/")[1] not in not_in_chart}

@@ -118,6 +118,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> It
         node = headscale.add_node(NAME, user=user, pre_auth_key=key)
         headscale.expire_node(node.id, key.expires_at)
         zone_id = cloudflare.add_zone("example.com")
+        # dns-watch identifies its node by the id of the pre-auth key. It reads the id from the file beside the key.
         metadata = KeyFileReader(folder / "authkey").metadata_path
         metadata.write_text(json.dumps({"pre_auth_key_id": str(key.id), "kept_node_id": None}))
         (port,) = free_ports(1)

@@ -56,7 +56,7 @@ class Authority:
 
     Attributes:
         certificate: the file with the authority's certificate.
-        server: the TLS context of a server on loopback with a certificate of this authority.
+        server: the TLS context for a server on loopback, with a certificate that this authority has issued.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -66,34 +66,36 @@ class Authority:
 
 
 class ClusterPod(Pod):
-    """A pod with a service account, which reaches Headscale by executing its command line in the Headscale pod.
+    """A pod with a service account, which reaches Headscale by running the `headscale` command in Headscale's pod.
 
     Args:
         headscale: the simulator that runs in the namespace `headscale` of the cluster.
         authority: the issuer of the Kubernetes API's certificate.
-        pod: the other arguments of `Pod`.
+        other_arguments: the other arguments of `Pod`.
     """
 
-    def __init__(self, headscale: HeadscaleSimulator, *, authority: Authority, stack: ExitStack, **pod: Any) -> None:
-        super().__init__(headscale, stack=stack, **pod)
+    def __init__(
+        self, headscale: HeadscaleSimulator, *, authority: Authority, stack: ExitStack, **other_arguments: Any
+    ) -> None:
+        super().__init__(headscale, stack=stack, **other_arguments)
         self.kubernetes = KubernetesSimulator()
         url = stack.enter_context(serve(self.kubernetes, tls=authority.server))
-        self.cli = HeadscaleCli(headscale)
-        add_headscale(self.kubernetes, self.cli)
+        self.headscale_cli = HeadscaleCli(headscale)
+        add_headscale(self.kubernetes, self.headscale_cli)
         self.kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
         self._account_folder = self.working_directory / "serviceaccount"
         self._account_folder.mkdir()
         (self._account_folder / "ca.crt").write_bytes(authority.certificate.read_bytes())
         (self._account_folder / "namespace").write_text(NAMESPACE)
-        self.mount_token()
+        self.write_token()
         self.headscale_url = self.environment.pop("HEADSCALE_URL")
         del self.environment["HEADSCALE_API_KEY"]
         # The kubelet sets these variables.
         host, _, port = url.removeprefix("https://").partition(":")
         self.environment |= {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
 
-    def mount_token(self) -> None:
-        """Write the current token of the service account."""
+    def write_token(self) -> None:
+        """Write the current token of the service account to its file, as the kubelet does."""
         (self._account_folder / "token").write_text(self.kubernetes.token)
 
     def start(self, *arguments: str, **variables: str) -> Running:

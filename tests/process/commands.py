@@ -127,7 +127,7 @@ class Fork:
 
 @cache
 def fork_server() -> socket.socket:
-    """Start the server that forks processes for the tests, and return its socket. It ends when the socket is closed."""
+    """Start the server that forks processes for the tests, and return its socket. Closing the socket ends it."""
     client, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with server_end:
         server = subprocess.Popen(
@@ -227,13 +227,13 @@ class Pod:
         self.termination_log = working_directory / "termination-log"
         self.environment = {
             **base,
-            # The settings that older manifests have.
+            # The only settings of older manifests for both containers. Such manifests must keep working.
             "HEADSCALE_NAMESPACE": "headscale",
             "CLOUDFLARE_API_TOKEN": self.cloudflare.token,
             "CLOUDFLARE_ZONE_ID": self.zone_id,
             "DOMAIN_NAME": "example.com",
             "AUTHKEY_OUTPUT_PATH": str(self.key_file),
-            # The addresses of the simulators.
+            # The addresses and the API key of the simulators.
             "HEADSCALE_URL": headscale_url,
             "HEADSCALE_API_KEY": headscale.api_key,
             "CLOUDFLARE_API_URL": f"{cloudflare_url}/client/v4",

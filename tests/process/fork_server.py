@@ -4,7 +4,7 @@ Each message on the socket is a job as JSON, with three files: standard output, 
 result. The first line of the result is the process id. The second line is the exit status and the peak memory in bytes.
 
 The keys of a job are `arguments`, `environment`, `folder` (the working directory), `service_account` (the folder to
-mount as the service account, or "") and `termination_log` (the path to use instead of the kubelet's).
+mount as the service account, or "") and `termination_log` (the path to use instead of /dev/termination-log).
 """
 
 from __future__ import annotations

@@ -31,9 +31,11 @@ def test_figure_outside_its_limits_is_reported(bench: ModuleType) -> None:
     assert "9.00" in message
 
 
-def test_page_has_the_current_limits_and_a_reference_for_each(bench: ModuleType, repository: Path) -> None:
-    # The page does not show the value, so each value that has limits is 0 here.
+def test_page_has_current_limits_and_a_reference_for_each_figure_with_limits(
+    bench: ModuleType, repository: Path
+) -> None:
     page = (repository / "docs" / "bench.md").read_text()
+    # The page does not show values separately. Here, the value of each figure that has limits is 0.
     figures = [
         bench.Figure(row["measurement"], row["result"], row["reference"], 0.0 if row["limits"] else None)
         for row in rows(page)

@@ -16,8 +16,8 @@ from tests.process.commands import PROGRAM, CompletedRun, Pod
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.vpn_client import VpnClient
 
-# The settings that older manifests have on the sidecar only, and no port for health checks. `Pod` sets the settings of
-# these manifests that both containers have.
+# Older manifests, which must keep working, have only two settings for the sidecar. `Pod` has their settings for both
+# containers. Port 0 disables the health endpoints.
 SIDECAR_SETTINGS = {"MAX_RETRIES": "30", "RETRY_INTERVAL": "10", "HEALTH_PORT": "0"}
 
 
@@ -58,10 +58,10 @@ def run_all_commands(pod: Pod) -> dict[str, Any]:
     watched = pod.run("dns-watch", "--once", **SIDECAR_SETTINGS, LOG_LEVEL="debug")
     assert watched.status == 0, watched.stdout
     assert pod.records() == {f"A {node.addresses[0]}": OUR_COMMENT}
-    writes = len(pod.cloudflare.writes)
+    number_of_writes = len(pod.cloudflare.writes)
     again = pod.run("dns-watch", "--once", **SIDECAR_SETTINGS, LOG_LEVEL="debug")
     assert again.status == 0, again.stdout
-    assert len(pod.cloudflare.writes) == writes
+    assert len(pod.cloudflare.writes) == number_of_writes
 
     results = (planned, cleaned, watched, again)
     assert pod.secrets_in(*(result.output for result in results)) == []
@@ -69,6 +69,7 @@ def run_all_commands(pod: Pod) -> dict[str, Any]:
     return dict(report["context"])
 
 
+# The default tier runs only the first case, so the newest release is first.
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize("version", VERSIONS[::-1])
 def test_all_commands_with_each_headscale_release(make_pod: Callable[..., Pod], version: str) -> None:
@@ -103,14 +104,14 @@ def test_dry_run_prints_context_and_plan(pod: Pod) -> None:
         "Nothing was changed.",
     ):
         assert line in result.stdout.splitlines()
-    assert "\x1b" not in result.stdout, "colors are for terminals"
+    assert "\x1b" not in result.stdout, "the output has colors although it is not a terminal"
     assert pod.has_no_writes
 
 
 @pytest.mark.default_cases(2)
 @pytest.mark.parametrize("command", ["cleanup", "dns-watch"])
 @pytest.mark.parametrize("output", ["text", "json"])
-def test_dry_run_of_one_command_prints_its_plan(pod: Pod, command: str, output: str) -> None:
+def test_dry_run_of_one_command_prints_only_its_plan(pod: Pod, command: str, output: str) -> None:
     result = pod.run(command, "--dry-run", "--output", output)
     assert result.status == 0
     printed = [

@@ -1,4 +1,4 @@
-"""Tests of commands as processes that reach Headscale by executing its command line in the Headscale pod."""
+"""Tests of commands as processes that reach Headscale by running the `headscale` command in its pod (exec)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MakePod = Callable[..., ClusterPod]
 
 API_KEY_SECRET = "headscale-api-key"
 
-# The settings that older manifests have in the two containers.
+# The only settings of older manifests. Such manifests must keep working.
 OLDER_SETTINGS = {
     "HEADSCALE_NAMESPACE",
     "CLOUDFLARE_API_TOKEN",
@@ -79,7 +79,7 @@ def pod(make_pod: MakePod) -> ClusterPod:
     return make_pod()
 
 
-def use_key_secret(pod: ClusterPod) -> None:
+def use_api_key_secret(pod: ClusterPod) -> None:
     """Configure the pod to reach Headscale by URL, with an API key from a Secret."""
     pod.environment |= {"HEADSCALE_URL": pod.headscale_url, "HEADSCALE_API_KEY_SECRET": API_KEY_SECRET}
     pod.kubernetes.allow(HEADSCALE_NAMESPACE, may_read(API_KEY_SECRET))
@@ -89,6 +89,7 @@ def use_key_secret(pod: ClusterPod) -> None:
 # --- All commands --------------------------------------------------------------------------------------
 
 
+# The default tier runs only the first case, so the newest release is first.
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize("version", VERSIONS[::-1])
 def test_all_commands_with_each_headscale_release(make_pod: MakePod, version: str) -> None:
@@ -97,7 +98,7 @@ def test_all_commands_with_each_headscale_release(make_pod: MakePod, version: st
     assert context["kubernetes"].startswith("in-cluster, https://127.0.0.1:")
     assert context["headscale_version"] == version
     assert pod.headscale.requests
-    # The simulated command line calls these endpoints. dns-watch itself would also request /version.
+    # These requests are from the simulated `headscale` command. The program itself would also request /version.
     assert all(exchange.path.startswith("/api/") for exchange in pod.headscale.requests)
 
 
@@ -135,8 +136,8 @@ def test_status_needs_the_same_permissions_as_dns_watch(pod: ClusterPod) -> None
     assert pod.has_no_writes
 
 
-def test_pod_has_only_the_settings_of_older_manifests(pod: ClusterPod) -> None:
-    """The pod of these tests also has the simulator's URL and no port for health checks."""
+def test_pod_of_these_tests_has_only_the_settings_of_older_manifests(pod: ClusterPod) -> None:
+    """Two more settings contain the URL of the simulator and disable the health endpoints."""
     settings = {name for name in pod.environment | SIDECAR_SETTINGS if name in command_variables(DryRunSettings)}
     assert settings - {"CLOUDFLARE_API_URL", "HEALTH_PORT"} == OLDER_SETTINGS
 
@@ -177,7 +178,7 @@ def test_command_that_fails_once_is_retried(fault: ExecFault, headscale_command:
     result = pod.run("cleanup")
     assert result.status == 0, result.stdout
     assert pod.headscale.nodes == []
-    # cleanup expires a key that it created but did not receive.
+    # If cleanup does not receive a key that Headscale has created, it expires this key.
     usable = [key.key for key in pod.headscale.keys if key.expires_at > key.created_at and not key.used]
     assert pod.key_file.read_text() == usable[-1]
     assert logs_events_only(result)
@@ -191,7 +192,7 @@ def test_malformed_list_of_nodes_changes_nothing(pod: ClusterPod) -> None:
     assert pod.has_no_writes
 
 
-def test_denied_exec_is_not_retried_and_names_the_missing_rule(pod: ClusterPod) -> None:
+def test_missing_permission_is_not_retried_and_the_error_has_the_missing_rule(pod: ClusterPod) -> None:
     pod.add_leftovers()
     pod.kubernetes.allow_nothing()
     result = pod.run("cleanup")
@@ -204,13 +205,14 @@ def test_denied_exec_is_not_retried_and_names_the_missing_rule(pod: ClusterPod) 
 def test_hanging_exec_does_not_delay_a_stop(pod: ClusterPod) -> None:
     is_executed = Event()
 
-    def headscale_command(argv: Sequence[str]) -> Finished:
+    def run_headscale(argv: Sequence[str]) -> Finished:
         is_executed.set()
-        return pod.cli(argv)
+        return pod.headscale_cli(argv)
 
     [headscale] = pod.kubernetes.pods
-    pod.kubernetes.change_pod(headscale, containers={"headscale": {"headscale": headscale_command}})
+    pod.kubernetes.change_pod(headscale, containers={"headscale": {"headscale": run_headscale}})
     pod.kubernetes.add_exec_fault(ExecFault(hang=True), times=None)
+    # A stopped cleanup exits with 1, because its work is not done.
     for command, status in (("dns-watch", 0), ("cleanup", 1)):
         is_executed.clear()
         running = pod.start(command, **SIDECAR_SETTINGS)
@@ -224,7 +226,7 @@ def test_configured_pod_and_container_are_used(pod: ClusterPod) -> None:
     pod.kubernetes.change_pod(default_pod, containers={"headscale": {}})
     pod.kubernetes.add_pod(
         "control-0",
-        {"headscale": {}, "server": {"headscale": pod.cli}},
+        {"headscale": {}, "server": {"headscale": pod.headscale_cli}},
         namespace=HEADSCALE_NAMESPACE,
         labels={"tier": "control"},
     )
@@ -238,12 +240,13 @@ def test_http_timeout_applies_to_a_headscale_command(pod: ClusterPod) -> None:
     pod.kubernetes.add_exec_fault(ExecFault(hang=True), "users list")
     result = pod.run("cleanup", HTTP_TIMEOUT="2s")
     assert result.status == 0, result.stdout
-    assert ["within 2 s" in event["error"] for event in result.events_named("retry.scheduled")] == [True]
+    [retry] = result.events_named("retry.scheduled")
+    assert "within 2 s" in retry["error"]
 
 
 def test_headscale_commands_are_counted_as_requests(pod: ClusterPod) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
     running = pod.start("dns-watch", HEALTH_PORT=str(port), HEALTH_ADDRESS="127.0.0.1", TAILSCALE_INTERFACE="")
     running.wait_for_event("pass.skipped")
     metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
@@ -268,7 +271,7 @@ def test_rotated_service_account_token_is_read_again(pod: ClusterPod) -> None:
     refused = pod.run("cleanup")
     assert (refused.status, refused.last_event["error_type"]) == (1, "AuthError")
     assert "service account" in refused.last_event["error"]
-    pod.mount_token()
+    pod.write_token()
     assert pod.run("cleanup").status == 0
 
 
@@ -276,7 +279,7 @@ def test_rotated_service_account_token_is_read_again(pod: ClusterPod) -> None:
 
 
 def test_api_key_secret_is_read_and_exec_is_not_used(pod: ClusterPod) -> None:
-    use_key_secret(pod)
+    use_api_key_secret(pod)
     result = pod.run("cleanup")
     assert result.status == 0, result.stdout
     assert pod.kubernetes.commands == []
@@ -286,7 +289,7 @@ def test_api_key_secret_is_read_and_exec_is_not_used(pod: ClusterPod) -> None:
 @pytest.mark.full
 def test_rotated_api_key_needs_no_restart(pod: ClusterPod) -> None:
     """Headscale refuses the old key, the Secret is read again, and the pass succeeds."""
-    use_key_secret(pod)
+    use_api_key_secret(pod)
     pod.headscale.add_node(NAME, user="svc")
     watch = pod.start("dns-watch", TAILSCALE_INTERFACE="", POLL_INTERVAL="1s", **SIDECAR_SETTINGS)
     watch.wait_for_event("pass.finished")
@@ -303,7 +306,7 @@ def test_rotated_api_key_needs_no_restart(pod: ClusterPod) -> None:
 @pytest.mark.full
 def test_passes_fail_until_the_secret_has_the_rotated_key(pod: ClusterPod) -> None:
     """The key is rotated in Headscale before the Secret is updated."""
-    use_key_secret(pod)
+    use_api_key_secret(pod)
     pod.headscale.add_node(NAME, user="svc")
     watch = pod.start("dns-watch", TAILSCALE_INTERFACE="", POLL_INTERVAL="1s", RETRY_INTERVAL="1s", HEALTH_PORT="0")
     watch.wait_for_event("pass.finished")
@@ -317,7 +320,7 @@ def test_passes_fail_until_the_secret_has_the_rotated_key(pod: ClusterPod) -> No
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize("state", ["missing Secret", "missing permission"])
 def test_unreadable_api_key_secret_is_reported(state: str, pod: ClusterPod) -> None:
-    use_key_secret(pod)
+    use_api_key_secret(pod)
     if state == "missing Secret":
         pod.kubernetes.delete_secret(HEADSCALE_NAMESPACE, API_KEY_SECRET)
     else:
@@ -341,7 +344,7 @@ def test_cleanup_keeps_the_node_in_the_state_secret_and_its_record(pod: ClusterP
     pod.kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": str(node.id)})
     result = pod.run("cleanup", NODE_POLICY="keep", TS_KUBE_SECRET=STATE_SECRET)
     assert result.status == 0, result.stdout
-    assert [remaining.id for remaining in pod.headscale.nodes] == [node.id]
+    assert [kept.id for kept in pod.headscale.nodes] == [node.id]
     pod.headscale.connect(node.id)
     watched = pod.run("dns-watch", "--once", **SIDECAR_SETTINGS)
     assert watched.status == 0, watched.stdout
@@ -416,7 +419,7 @@ def test_kubeconfig_without_tls_verification_is_refused(pod: ClusterPod, kubecon
 
 
 def test_proxy_is_not_used_for_kubernetes_in_the_cluster(pod: ClusterPod) -> None:
-    """Both GET and exec requests bypass the proxy, even if NO_PROXY contains spaces."""
+    """GET requests and exec requests bypass the proxy, even if NO_PROXY contains spaces."""
     pod.add_leftovers()
     proxy = ProxySimulator({})
     with proxy.serve() as url:

@@ -29,7 +29,7 @@ class UnwritableOutput:
     def __init__(self, kind: str) -> None:
         self.is_closed = kind == "closed"
         self._descriptors: list[int] = []
-        # For `closed`, `start` closes this descriptor.
+        # If the kind is `closed`, the function `start` closes the standard output.
         if kind in {"closed", "full disk"}:
             self.descriptor = self._keep(os.open("/dev/full", os.O_WRONLY))
             return
@@ -51,7 +51,7 @@ class UnwritableOutput:
         return descriptor
 
     def close(self) -> None:
-        """Close the open descriptors."""
+        """Close the descriptors of this process."""
         for descriptor in self._descriptors:
             os.close(descriptor)
 

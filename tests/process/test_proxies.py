@@ -37,7 +37,7 @@ def proxy(pod: Pod) -> Iterator[ProxySimulator]:
 
 
 def can_read(result: CompletedRun) -> dict[str, bool]:
-    """Return for each upstream whether the dry run could read it."""
+    """Return whether the dry run could read Headscale, and whether it could read Cloudflare."""
     context = json.loads(result.stdout)["context"]
     return {"Headscale": context["headscale_version"] is not None, "Cloudflare": context["zone"] == "example.com"}
 
@@ -48,7 +48,7 @@ def dry_run(pod: Pod, **variables: str) -> CompletedRun:
 
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
-def test_both_upstreams_are_reached_through_the_proxy(pod: Pod, proxy: ProxySimulator, name: str) -> None:
+def test_headscale_and_cloudflare_are_reached_through_the_proxy(pod: Pod, proxy: ProxySimulator, name: str) -> None:
     result = pod.run("cleanup", HEADSCALE_URL=HEADSCALE_URL, LOG_LEVEL="debug", **{name: pod.environment["PROXY"]})
 
     assert result.status == 0, result.stdout

@@ -56,14 +56,14 @@ def test_example_creates_the_objects_of_deploy_services_grafana(tmp_path: Path) 
     folder = tmp_path / "deploy" / "terraform" / "examples" / "grafana"
     (folder / "main.tf").write_text(with_stand_ins((folder / "main.tf").read_text()))
     state = apply(initialize(folder))
-    shipped = rendered("grafana")
-    application = containers(pod_spec(shipped))["application"]
-    values = environment(application, shipped)
-    # The module inserts the hostname. The shipped folder refers to the variable TS_HOSTNAME.
+    from_kustomize = rendered("grafana")
+    application = containers(pod_spec(from_kustomize))["application"]
+    values = environment(application, from_kustomize)
+    # The module inserts the hostname where the Kustomize folder refers to the variable TS_HOSTNAME.
     hostname = values.pop("TS_HOSTNAME")
     application["env"] = [
         {"name": name, "value": value.replace("$(TS_HOSTNAME)", hostname)} for name, value in values.items()
     ]
-    assert comparable(resources(state, "grafana"), "grafana") == comparable(by_name(shipped), "grafana")
+    assert comparable(resources(state, "grafana"), "grafana") == comparable(by_name(from_kustomize), "grafana")
     assert set(resources(state, "image_build_namespace")) == {"Namespace/tailscale-lifecycle"}
     assert len(resources(state, "image_build")) == 2
