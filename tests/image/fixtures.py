@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.image.tools import ROOT, Builds, checked, run
+from tests.image.tools import ROOT, Builds, run, run_checked
 
 # The commands that the scripts run on a cluster node, and the commands that build images.
 COMMANDS = ("buildah", "busybox", "containerd", "ctr", "mmdebstrap", "podman", "runc")
@@ -41,7 +41,7 @@ def scratch_dir(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """
     folder = tmp_path_factory.mktemp("w")
     if os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >= ENOUGH_MEMORY:
-        checked(["mount", "-t", "tmpfs", "-o", f"mode=0755,size={ENOUGH_MEMORY // 2}", "tmpfs", folder])
+        run_checked(["mount", "-t", "tmpfs", "-o", f"mode=0755,size={ENOUGH_MEMORY // 2}", "tmpfs", folder])
     yield folder
     mount_points = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
     # The latest mount is unmounted first, because it can be inside another mount.
@@ -81,7 +81,7 @@ def debian(scratch_dir: Path) -> Mapping[str, Path]:
 def pip_volumes(scratch_dir: Path) -> list[str]:
     """The volumes with which pip has the same settings in a build as on this machine."""
     settings = {}
-    for line in checked([sys.executable, "-m", "pip", "config", "list"]).splitlines():
+    for line in run_checked([sys.executable, "-m", "pip", "config", "list"]).splitlines():
         # For example "global.timeout='60'".
         key, _, value = line.partition("=")
         name = key.rsplit(".", 1)[-1]
@@ -110,9 +110,9 @@ def build_environment(scratch_dir: Path, debian: Mapping[str, Path], pip_volumes
         "BUILD_FLAGS": " ".join(f"--volume {volume}" for volume in pip_volumes),
         "TMPDIR": str(scratch_dir),
     }
-    container = checked(["buildah", "from", "scratch"], env=environment).strip()
-    checked(["buildah", "add", "--quiet", container, debian["base"], "/"], env=environment)
-    checked(["buildah", "commit", "--quiet", "--rm", container, BASE], env=environment)
+    container = run_checked(["buildah", "from", "scratch"], env=environment).strip()
+    run_checked(["buildah", "add", "--quiet", container, debian["base"], "/"], env=environment)
+    run_checked(["buildah", "commit", "--quiet", "--rm", container, BASE], env=environment)
     return environment
 
 
@@ -120,7 +120,7 @@ def build_environment(scratch_dir: Path, debian: Mapping[str, Path], pip_volumes
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sources of the image, packed with the documented command."""
     archive = tmp_path_factory.mktemp("sources") / "sources.tar.gz"
-    checked([ROOT / "scripts/image", "--sources", archive])
+    run_checked([ROOT / "scripts/image", "--sources", archive])
     return archive
 
 

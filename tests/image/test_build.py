@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import lifecycle
-from tests.image.tools import IMAGE, ROOT, Archive, Builds, checked, name_as_docker_does, run, wait_until
+from tests.image.tools import IMAGE, ROOT, Archive, Builds, name_as_docker_does, run, run_checked, wait_until
 
 MAX_BYTES = 26_000_000
 """The budget for the compressed size. The image is larger only if the build has added files."""
@@ -169,7 +169,7 @@ def test_full_disk_keeps_the_archive(builds: Builds) -> None:
     small = builds.folder / "small"
     small.mkdir()
     size = builds.archive.path.stat().st_size + 1_000_000
-    checked(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", small])
+    run_checked(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", small])
     try:
         archive = Archive(small / "image.tar")
         archive.path.write_bytes(builds.archive.path.read_bytes())
@@ -181,7 +181,7 @@ def test_full_disk_keeps_the_archive(builds: Builds) -> None:
         assert archive.digest == before
         assert [file.name for file in small.iterdir()] == ["image.tar"]
     finally:
-        checked(["umount", small])
+        run_checked(["umount", small])
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,9 @@ def test_report_does_not_need_the_image_in_the_storage_of_the_builder(first_buil
         f'[storage]\ndriver = "overlay"\ngraphroot = "{builds.folder}/layers"\nrunroot = "{builds.folder}/run"\n'
     )
     assert "layers" in report(first_build, builds.archive, CONTAINERS_STORAGE_CONF=str(storage))
-    checked(["buildah", "rmi", "--all", "--force"], env={**first_build.environment, "CONTAINERS_STORAGE_CONF": storage})
+    run_checked(
+        ["buildah", "rmi", "--all", "--force"], env={**first_build.environment, "CONTAINERS_STORAGE_CONF": storage}
+    )
 
 
 def test_unknown_option_prints_the_usage() -> None:

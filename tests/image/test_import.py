@@ -24,9 +24,9 @@ from tests.image.tools import (
     Builds,
     Containerd,
     Importer,
-    checked,
     importing,
     name_as_docker_does,
+    run_checked,
     wait_until,
 )
 
@@ -214,8 +214,10 @@ def test_script_runs_with_busybox(containerd: Containerd, archive: Archive, tmp_
     """The image of the container is based on Alpine, whose shell and tools are those of BusyBox."""
     tools = tmp_path / "tools"
     tools.mkdir()
-    checked(["busybox", "--install", "-s", tools])
-    importer = Importer(containerd, archive, tmp_path, path=f"{tools}:{Path(checked(['which', 'ctr']).strip()).parent}")
+    run_checked(["busybox", "--install", "-s", tools])
+    importer = Importer(
+        containerd, archive, tmp_path, path=f"{tools}:{Path(run_checked(['which', 'ctr']).strip()).parent}"
+    )
     importer.start(["busybox", "sh"])
     try:
         importer.wait_until_ready()
@@ -237,7 +239,7 @@ def test_another_image_with_the_name_is_replaced(containerd: Containerd, archive
     other = Archive(archive.path.with_name("other.tar"))
     shutil.copy(archive.path, other.path)
     other.rewrite(change_label)
-    checked([*containerd.ctr, "images", "import", other.path])
+    run_checked([*containerd.ctr, "images", "import", other.path])
     assert not importer.is_ready()
     importer.wait_until_ready()
     assert containerd.images()[IMAGE].digest == archive.digest != other.digest
@@ -260,7 +262,7 @@ def test_new_archive_replaces_the_image(
 
 
 def test_temporary_name_of_an_interrupted_import_is_deleted(containerd: Containerd, importer: Importer) -> None:
-    checked([*containerd.ctr, "images", "tag", IMAGE, "localhost/tailscale-lifecycle:next"])
+    run_checked([*containerd.ctr, "images", "tag", IMAGE, "localhost/tailscale-lifecycle:next"])
     wait_until_only_name(containerd, importer)
 
 
@@ -317,7 +319,7 @@ def test_invalid_archive_is_refused_and_the_image_is_kept(
 
 def image_listing(containerd: Containerd) -> str:
     """Return what containerd lists for the image, which includes the time when its name was last changed."""
-    return checked([*containerd.ctr, "images", "ls", f"name=={IMAGE}"])
+    return run_checked([*containerd.ctr, "images", "ls", f"name=={IMAGE}"])
 
 
 def test_image_that_cannot_be_unpacked_never_gets_the_name(

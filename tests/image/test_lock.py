@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.image.tools import ROOT, checked
+from tests.image.tools import ROOT, run_checked
 
 PYTHON = "3.13"
 """The version of Python in Debian 13, the base of the image."""
@@ -33,4 +33,4 @@ def test_every_package_has_a_locked_wheel(architecture: str, requirements: str, 
         ROOT / requirements,
     ]
     platform = ["--python-version", PYTHON, "--python-platform", f"{architecture}-unknown-linux-gnu"]
-    checked([*install, *platform, "--only-binary", ":all:", "--require-hashes"])
+    run_checked([*install, *platform, "--only-binary", ":all:", "--require-hashes"])

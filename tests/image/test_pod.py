@@ -18,9 +18,9 @@ from tests.image.tools import (
     Archive,
     Builds,
     Containerd,
-    checked,
     render,
     run,
+    run_checked,
     wait_until,
 )
 
@@ -148,7 +148,9 @@ def test_pod_builds_and_imports_the_image(
     """When the init container runs again, it builds nothing."""
     # The build reads the base image from a file instead of a registry.
     base = scratch_dir / "base.oci"
-    checked(["buildah", "push", "--quiet", "localhost/debian:test", f"oci-archive:{base}"], env=first_build.environment)
+    run_checked(
+        ["buildah", "push", "--quiet", "localhost/debian:test", f"oci-archive:{base}"], env=first_build.environment
+    )
     flags = [bind(base, "/base.oci", "ro")]
     volumes = []
     for number, volume in enumerate(pip_volumes):

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 import lifecycle
-from tests.image.tools import DEFAULT_CAPABILITIES, IMAGE, ROOT, Builds, Containerd, checked, run, wait_until
+from tests.image.tools import DEFAULT_CAPABILITIES, IMAGE, ROOT, Builds, Containerd, run, run_checked, wait_until
 from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, NAMESPACE, add_headscale
 from tests.process.cluster import Authority
 from tests.simulators.cloudflare import CloudflareSimulator
@@ -47,7 +47,7 @@ def runtime(first_build: Builds, scratch_dir: Path) -> Iterator[Containerd]:
     """A containerd that has the image. Tests must not change the image."""
     containerd = Containerd(Path(tempfile.mkdtemp(prefix="c", dir=scratch_dir)))
     containerd.start()
-    checked([*containerd.ctr, "images", "import", first_build.archive.path])
+    run_checked([*containerd.ctr, "images", "import", first_build.archive.path])
     yield containerd
     containerd.stop()
 
@@ -98,7 +98,7 @@ def key_volume(tmp_path: Path) -> Path:
     """A folder with the owner and mode of an emptyDir volume in a pod with fsGroup 65532."""
     volume = tmp_path / "key"
     volume.mkdir()
-    checked(["chown", "0:65532", volume])
+    run_checked(["chown", "0:65532", volume])
     volume.chmod(0o2770)
     return volume
 
@@ -175,7 +175,7 @@ def test_cleanup_runs_as_any_user(runtime: Containerd, world: World, stale_objec
     with runtime.container(
         "pod", *HARDENED, *world.environment_flags, mount_flag(key_volume), image=IMAGE, command=[PYTHON, "-c", SLEEP]
     ):
-        wait_until(lambda: "RUNNING" in checked([*runtime.ctr, "task", "ls"]), "the container is running")
+        wait_until(lambda: "RUNNING" in run_checked([*runtime.ctr, "task", "ls"]), "the container is running")
         user = ["--exec-id", "cleanup", "--user", "12345:65532"]
         done = run([*runtime.ctr, "task", "exec", *user, "pod", "lifecycle", "cleanup"])
     assert done.returncode == 0, done.stdout + done.stderr
@@ -190,7 +190,7 @@ def test_dns_watch_publishes_the_address_and_stops_on_sigterm(runtime: Container
     ) as process:
         # Without an interface, dns-watch waits 30 s before it identifies its node in Headscale.
         wait_until(lambda: world.addresses() == [node.address], "the record exists")
-        checked([*runtime.ctr, "task", "kill", "--signal", "SIGTERM", "dns-watch"])
+        run_checked([*runtime.ctr, "task", "kill", "--signal", "SIGTERM", "dns-watch"])
         status, output = wait_for(process)
     assert status == 0, output
     assert json.loads(output.splitlines()[-1])["event"] == "stop.requested"
@@ -277,7 +277,7 @@ def test_dns_watch_loads_only_compiled_modules(runtime: Containerd, world: World
         wait_until(lambda: world.addresses() == [node.address], "the record exists")
         for path in ("/livez", "/readyz", "/metrics"):
             assert httpx.get(f"http://127.0.0.1:{port}{path}").status_code == 200
-        checked([*runtime.ctr, "task", "kill", "--signal", "SIGTERM", "watching"])
+        run_checked([*runtime.ctr, "task", "kill", "--signal", "SIGTERM", "watching"])
         status, output = wait_for(process)
     assert status == 0, output
     assert output.splitlines()[-1] == "uncompiled: []"
@@ -301,13 +301,13 @@ def test_start_in_container_is_about_as_fast_as_in_venv(runtime: Containerd) -> 
             status, output = wait_for(process)
         assert status == 0, output
         inside.append(float(output))
-        outside.append(float(checked([sys.executable, "-c", measure, ROOT / ".venv/bin/lifecycle"])))
+        outside.append(float(run_checked([sys.executable, "-c", measure, ROOT / ".venv/bin/lifecycle"])))
     assert statistics.median(inside) <= 1.3 * statistics.median(outside)
 
 
 def test_container_is_deleted_after_the_block(runtime: Containerd) -> None:
     """A container that keeps running would affect other tests."""
     with runtime.container("endless", *HARDENED, image=IMAGE, command=[PYTHON, "-c", SLEEP]) as process:
-        wait_until(lambda: "RUNNING" in checked([*runtime.ctr, "task", "ls"]), "the container is running")
+        wait_until(lambda: "RUNNING" in run_checked([*runtime.ctr, "task", "ls"]), "the container is running")
     assert process.returncode == 128 + signal.SIGKILL
-    assert checked([*runtime.ctr, "containers", "ls", "-q"]) == ""
+    assert run_checked([*runtime.ctr, "containers", "ls", "-q"]) == ""

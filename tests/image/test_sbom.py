@@ -19,7 +19,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packageurl import PackageURL
 
-from tests.image.tools import ROOT, Builds, checked, run
+from tests.image.tools import ROOT, Builds, run, run_checked
 
 STATUS = "var/lib/dpkg/status.d"
 """A folder with one file per Debian package. The image does not have dpkg's usual file with all packages."""
@@ -41,7 +41,7 @@ UNPACKAGED_FILES = re.compile(
 
 def sbom(archive: Path) -> str:
     """Return the SBOM of an image archive. The timestamp in the SBOM is always the same."""
-    return checked([ROOT / "scripts/sbom", archive], env={**os.environ, "SOURCE_DATE_EPOCH": "0"})
+    return run_checked([ROOT / "scripts/sbom", archive], env={**os.environ, "SOURCE_DATE_EPOCH": "0"})
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +56,9 @@ def root(first_build: Builds, scratch_dir: Path) -> Path:
     unpacked = scratch_dir / "unpacked"
     for path in (folder, unpacked):
         path.mkdir()
-    checked(["tar", "-xf", first_build.archive.path, "-C", unpacked])
+    run_checked(["tar", "-xf", first_build.archive.path, "-C", unpacked])
     for layer in first_build.archive.manifest["layers"]:
-        checked(["tar", "-xzf", unpacked / "blobs" / layer["digest"].replace(":", "/"), "-C", folder])
+        run_checked(["tar", "-xzf", unpacked / "blobs" / layer["digest"].replace(":", "/"), "-C", folder])
     return folder
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.image.tools import ROOT, checked
+from tests.image.tools import ROOT, run_checked
 
 CONFIG_MAP_LIMIT_BYTES = 1024 * 1024
 """Kubernetes' limit for the data of a ConfigMap."""
@@ -35,7 +35,7 @@ def checkout(tmp_path: Path) -> Path:
 
 def git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=User", "-c", "user.email=user@example.com"]
-    return checked(["git", "-C", folder, *identity, *arguments]).strip()
+    return run_checked(["git", "-C", folder, *identity, *arguments]).strip()
 
 
 def commit(folder: Path) -> str:
@@ -48,7 +48,7 @@ def commit(folder: Path) -> str:
 def packed_sources(folder: Path) -> bytes:
     """Return the archive of the packed sources."""
     target = folder.parent / "sources.tar.gz"
-    checked([folder / "scripts/image", "--sources", target])
+    run_checked([folder / "scripts/image", "--sources", target])
     return target.read_bytes()
 
 
@@ -63,7 +63,7 @@ def packed_files(folder: Path) -> dict[str, bytes]:
 def packages(folder: Path) -> dict[str, bytes]:
     """Build the wheel and the source distribution as for a release, and return their content by file name."""
     target = folder.parent / "packages"
-    checked([ROOT / ".venv/bin/hatchling", "build", "--directory", target], cwd=folder)
+    run_checked([ROOT / ".venv/bin/hatchling", "build", "--directory", target], cwd=folder)
     built = {path.name: path.read_bytes() for path in target.iterdir()}
     shutil.rmtree(target)
     return built
@@ -119,7 +119,7 @@ def test_revision_of_a_shallow_clone_is_unknown(checkout: Path, tmp_path: Path) 
     (checkout / "README.md").write_text("more\n")
     commit(checkout)
     shallow = tmp_path / "shallow"
-    checked(["git", "clone", "--quiet", "--depth=1", f"file://{checkout}", shallow])
+    run_checked(["git", "clone", "--quiet", "--depth=1", f"file://{checkout}", shallow])
     assert packed_files(shallow)["REVISION"] == b"unknown"
 
 

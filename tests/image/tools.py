@@ -52,7 +52,7 @@ def run(command: Sequence[str | Path], **options: Any) -> subprocess.CompletedPr
     return subprocess.run([str(word) for word in command], text=True, capture_output=True, check=False, **options)
 
 
-def checked(command: Sequence[str | Path], **options: Any) -> str:
+def run_checked(command: Sequence[str | Path], **options: Any) -> str:
     """Run a command that must succeed, and return its output."""
     done = run(command, **options)
     assert done.returncode == 0, f"{command} failed:\n{done.stdout}\n{done.stderr}"
@@ -61,7 +61,7 @@ def checked(command: Sequence[str | Path], **options: Any) -> str:
 
 def render(folder: Path) -> dict[str, dict[str, Any]]:
     """Render a kustomization, and return its documents by kind."""
-    documents = yaml.safe_load_all(checked([ROOT / ".venv/bin/kubectl", "kustomize", folder]))
+    documents = yaml.safe_load_all(run_checked([ROOT / ".venv/bin/kubectl", "kustomize", folder]))
     return {document["kind"]: document for document in documents}
 
 
@@ -156,9 +156,9 @@ def change_archive(source: Path, target: Path, change: Callable[[Path], object])
     """Unpack an archive, call a function that changes the files in the folder, and pack them as the target."""
     with tempfile.TemporaryDirectory(dir=target.parent) as name:
         folder = Path(name)
-        checked(["tar", "-xf", source, "-C", folder])
+        run_checked(["tar", "-xf", source, "-C", folder])
         change(folder)
-        checked(
+        run_checked(
             ["tar", "--auto-compress", "-cf", target, "-C", folder, *sorted(path.name for path in folder.iterdir())]
         )
 
@@ -255,12 +255,12 @@ class Containerd:
 
     @property
     def ctr(self) -> list[str]:
-        """The start of a `ctr` command."""
+        """The first words of each `ctr` command for this containerd."""
         return ["ctr", "--address", str(self.socket), "--namespace", "k8s.io"]
 
     def images(self) -> dict[str, Image]:
         """Return the images of the namespace k8s.io by name."""
-        lines = checked([*self.ctr, "images", "ls"]).splitlines()[1:]
+        lines = run_checked([*self.ctr, "images", "ls"]).splitlines()[1:]
         rows = [line.split() for line in lines]
         return {
             row[0]: Image(row[2], dict(label.split("=", 1) for label in row[-1].split(",") if "=" in label))
@@ -269,14 +269,14 @@ class Containerd:
 
     def delete_image(self) -> None:
         """Delete IMAGE, and the content that no other image needs."""
-        checked([*self.ctr, "images", "rm", "--sync", IMAGE])
+        run_checked([*self.ctr, "images", "rm", "--sync", IMAGE])
 
     def delete_snapshots(self) -> None:
         """Delete the snapshots of the image, from the top layer down. The image's name and content are kept."""
         snapshots = [*self.ctr, "snapshots"]
 
         def are_deleted() -> bool:
-            parents = {row[0]: row[1] for row in map(str.split, checked([*snapshots, "ls"]).splitlines()[1:])}
+            parents = {row[0]: row[1] for row in map(str.split, run_checked([*snapshots, "ls"]).splitlines()[1:])}
             for leaf in set(parents) - set(parents.values()):
                 # This can fail, because containerd also deletes the parents of deleted snapshots.
                 run([*snapshots, "rm", leaf])
@@ -287,7 +287,7 @@ class Containerd:
     def unpin_image(self) -> None:
         """Remove the label that pins IMAGE."""
         # ctr removes a label that has no value.
-        checked([*self.ctr, "images", "label", IMAGE, f"{PIN}="])
+        run_checked([*self.ctr, "images", "label", IMAGE, f"{PIN}="])
 
     @contextmanager
     def container(

@@ -69,7 +69,7 @@ def test_invalid_settings_exit_with_2_for_every_command(pod: Pod, command: list[
     assert pod.has_no_writes
 
 
-def test_each_problem_is_one_line_on_a_console(pod: Pod) -> None:
+def test_each_invalid_setting_is_one_line_in_the_console_format(pod: Pod) -> None:
     result = pod.run("cleanup", LOG_FORMAT="console", CLOUDFLARE_ZONE_ID="example.com", DOMAIN_NAME="")
     assert result.status == 2
     assert len(result.stdout.splitlines()) == 2
@@ -82,6 +82,7 @@ BreakSetup = Callable[[Pod], dict[str, str]]
 """A function that causes a failure of the next command, and returns the settings to run this command with."""
 
 OTHER_OWNER = COMMENT_OF_OTHER_OWNER.split()[1]
+"""The DNS_OWNER that the comment of another owner's record names."""
 
 
 def wrong_user(pod: Pod) -> dict[str, str]:
@@ -125,14 +126,14 @@ def record_of_other_owner(pod: Pod) -> dict[str, str]:
         pytest.param(several_users, "UserError", ["ann", "svc", "HEADSCALE_USER"], id="several users"),
         pytest.param(wrong_key, "AuthError", ["headscale apikeys create", "HEADSCALE_API_KEY"], id="wrong API key"),
         pytest.param(web_page_as_response, "ResponseError", ["HEADSCALE_URL"], id="web page as response"),
-        pytest.param(missing_folder, "KeyFileError", ["AUTHKEY_OUTPUT_PATH"], id="no folder"),
+        pytest.param(missing_folder, "KeyFileError", ["AUTHKEY_OUTPUT_PATH"], id="missing folder"),
         pytest.param(unwritable_folder, "KeyFileError", ["AUTHKEY_OUTPUT_PATH", "/sys/kernel"], id="unwritable folder"),
         pytest.param(
             record_of_other_owner, "NameTakenError", ["TS_HOSTNAME", OTHER_OWNER], id="record of another owner"
         ),
     ],
 )
-def test_failed_cleanup_exits_with_1_and_names_what_to_change(
+def test_failed_cleanup_exits_with_1_and_the_error_names_what_to_change(
     pod: Pod, break_setup: BreakSetup, error_type: str, words: list[str]
 ) -> None:
     pod.add_leftovers()
@@ -150,7 +151,7 @@ def test_unsupported_headscale_exits_with_1(make_pod: Callable[..., Pod], argume
     pod = make_pod("0.22.3")
     result = pod.run(*arguments)
     assert result.status == 1
-    assert "0.23" in result.stdout, "the oldest supported release is named"
+    assert "0.23" in result.stdout, "the output does not name the oldest supported release"
     assert pod.has_no_writes
 
 
@@ -178,6 +179,7 @@ def test_wrong_cloudflare_token_does_not_fail_cleanup(pod: Pod) -> None:
 def test_dns_watch_once_exits_with_1_if_the_record_is_out_of_sync(
     pod: Pod, variables: dict[str, str], setting: str
 ) -> None:
+    # The second hostname is for the case in which DOMAIN_NAME is example.org.
     for hostname in (NAME, "grafana.example.org"):
         pod.headscale.add_node(hostname, user="svc")
     result = pod.run("dns-watch", "--once", TAILSCALE_INTERFACE="", **variables)

@@ -17,18 +17,14 @@ from tests.simulators.headscale_cli import Finished
 from tests.simulators.kubernetes import ExecFault
 from tests.tally import count
 
-COMMANDS = [
-    ("cleanup",),
-    ("dns-watch", "--once"),
-    ("--dry-run",),
-    ("prune",),
-    ("prune", "--name", NAME, "--yes"),
-]
+# The commands for a pod.
+POD_COMMANDS = [("cleanup",), ("dns-watch", "--once"), ("--dry-run",)]
+COMMANDS = [*POD_COMMANDS, ("prune",), ("prune", "--name", NAME, "--yes")]
 
 SETTINGS = {"LOG_LEVEL": "debug", "DNS_OWNER": "default", "MAX_RETRIES": "1", "HEALTH_PORT": "0", "HTTP_TIMEOUT": "5s"}
 
 EXEC_FAULTS = {
-    "none": None,
+    "no fault": None,
     "truncated output": ExecFault(cut_after=5),
     "malformed output": ExecFault(instead=Finished(stdout=b"garbage")),
     "error": ExecFault(instead=Finished(exit_status=1, stderr=b"Error: rpc error: code = Unavailable")),
@@ -84,11 +80,11 @@ def cluster_pod(authority: Authority, clean_environment: Mapping[str, str], tmp_
 
 
 @pytest.mark.parametrize("kind", EXEC_FAULTS)
-def test_output_of_failed_exec_contains_no_secret(cluster_pod: ClusterPod, kind: str) -> None:
-    """URLs are checked too: they contain the arguments of the executed commands, and audit logs contain URLs."""
+def test_output_and_urls_of_failed_exec_contain_no_secret(cluster_pod: ClusterPod, kind: str) -> None:
+    """URLs are checked too: they contain the arguments of executed commands, and Kubernetes audit logs contain URLs."""
     pod, fault = cluster_pod, EXEC_FAULTS[kind]
     pod.add_leftovers()
-    for command in COMMANDS[:3]:
+    for command in POD_COMMANDS:
         if fault is not None:
             pod.kubernetes.add_exec_fault(fault, "nodes list")
             pod.kubernetes.add_exec_fault(fault, "preauthkeys create")
