@@ -230,7 +230,7 @@ def stub(folder: Path, name: str, script: str) -> str:
 def test_stopped_build_leaves_no_processes_and_no_files(
     sources: Path, tmp_path: Path, send_signal: Callable[[subprocess.Popen[str]], None], step: str
 ) -> None:
-    """If the builder kept running, it would create the deleted files again."""
+    """A builder that kept running would create files after the script has deleted them."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     builds = Builds(tmp_path, sources, {**os.environ, "TMPDIR": str(scratch)})
@@ -292,7 +292,7 @@ def test_podman_builds_the_same_files(builds: Builds) -> None:
 
 
 def report(first_build: Builds, archive: Archive, **variables: str) -> dict[str, str]:
-    """Run `scripts/image --report`, and return the value in each line by the name in the line."""
+    """Run `scripts/image --report`, which prints a name and a value in each line. Return the values by name."""
     done = run(
         [ROOT / "scripts/image", "--archive", archive.path, "--report"], env={**first_build.environment, **variables}
     )

@@ -61,8 +61,8 @@ class ClusterNode:
         empty.mkdir(parents=True, exist_ok=True)
         return empty
 
-    def flags(self, container: Mapping[str, Any], **variables: str) -> list[str]:
-        """Translate the manifest into flags of `ctr run`."""
+    def flags_for(self, container: Mapping[str, Any], **variables: str) -> list[str]:
+        """Translate the manifest of a container into flags of `ctr run`."""
         context = container["securityContext"]
         added = set(context["capabilities"].get("add", []))
         flags = ["--rootfs", "--seccomp", f"--env=PATH={PATH}"]
@@ -93,16 +93,20 @@ class ClusterNode:
         """Run the init container until it exits. Return its exit status and its output."""
         container = self.container("build")
         with self.containerd.container(
-            "build", *self.flags(container, **variables), *flags, image=str(self._tools), command=container["command"]
+            "build",
+            *self.flags_for(container, **variables),
+            *flags,
+            image=str(self._tools),
+            command=container["command"],
         ) as process:
             output, errors = process.communicate(timeout=240)
         return process.returncode, output + errors
 
     def run_import_container(self) -> Any:
-        """Run the main container during the block."""
+        """Return a context manager that runs the main container during its block."""
         container = self.container("import")
         return self.containerd.container(
-            "import", *self.flags(container), image=str(self._tools), command=container["command"]
+            "import", *self.flags_for(container), image=str(self._tools), command=container["command"]
         )
 
     def is_ready(self) -> bool:

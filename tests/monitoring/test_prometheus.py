@@ -106,7 +106,7 @@ class Prometheus:
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[Prometheus]:
-    """A Prometheus that has scraped a dns-watch with a published record, and a node that expires within the hour."""
+    """A Prometheus that has scraped a dns-watch. Its record is published, and its node expires within the hour."""
     folder = tmp_path_factory.mktemp("prometheus")
     (rule,) = yaml.safe_load_all((repository / FOLDER / "rules.yaml").read_text())
     rules = folder / "rules.yaml"
@@ -150,7 +150,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> It
             details=watch.output,
         )
         prometheus = Prometheus(folder, target_port=port, rules=rules, stack=stack)
-        # rate() needs two scrapes, with requests to both upstreams between them.
+        # rate() needs two scrapes, with requests to Headscale and Cloudflare between the scrapes.
         eventually(
             lambda: (
                 prometheus.query('count(rate(tailscale_lifecycle_requests_total{outcome="ok"}[30s]) > 0) == 2') or None
@@ -176,7 +176,7 @@ def queries(repository: Path) -> dict[str, str]:
             query = target["expr"]
             for name, value in VARIABLES.items():
                 query = query.replace(name, value)
-            assert "$" not in query, "a variable has no value"
+            assert "$" not in query, f"VARIABLES has no value for a variable in {query}"
             by_title[f"{panel['title']} {target['refId']}"] = query
     return by_title
 
@@ -230,7 +230,7 @@ def test_only_the_alert_for_the_expiring_node_fires(prometheus: Prometheus) -> N
 
 
 @needs_prometheus
-def test_dashboard_offers_the_namespace_and_the_pod(prometheus: Prometheus, repository: Path) -> None:
+def test_dashboard_variables_offer_the_namespace_and_the_pod(prometheus: Prometheus, repository: Path) -> None:
     for variable in dashboard(repository)["templating"]["list"]:
         if variable["type"] != "query":
             continue

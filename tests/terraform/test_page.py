@@ -58,13 +58,15 @@ def test_configuration_creates_new_workloads_and_destroys_nothing(tmp_path: Path
     copy_modules(tmp_path)
     (tmp_path / "sources.tar.gz").write_bytes(b"packed")
     (tmp_path / "redmine.yaml").write_text(yaml.safe_dump_all(render_with_patch(tmp_path / "kustomize")))
+    # The providers of the old resources are not installed, so `terraform_data` replaces these resources.
     (tmp_path / "old.tf").write_text(
         "".join(f'resource "terraform_data" "{kind}_{name}" {{}}\n' for kind, name in OLD_RESOURCES)
     )
     apply(initialize(tmp_path))
 
-    # The configuration of the page replaces that of the old resources.
+    # The configuration on the page replaces the configuration of the old resources.
     (tmp_path / "old.tf").unlink()
+    # The page has the resource `grafana` for two providers.
     text = "\n".join(CONFIGURATION).replace('"kubectl_manifest" "grafana"', '"kubectl_manifest" "grafana_by_kubectl"')
     text = re.sub(r"from = (\w+)\.(\w+)", r"from = terraform_data.\1_\2", text)
     text = re.sub(r'"git::https://.*//(deploy/terraform/[\w-]+)\?ref=.*"', r'"./\1"', text)
@@ -84,6 +86,7 @@ def test_configuration_creates_new_workloads_and_destroys_nothing(tmp_path: Path
     for name in ("grafana", "grafana_by_kubectl", "redmine", "image_build"):
         assert not of_kind(list(resources(state, name).values()), "Secret")
     assert workload_resource(list(resources(state, "grafana").values()))["metadata"]["name"] == "grafana"
+    # With this flag, 0 means that nothing is left to change.
     assert terraform("plan", "-detailed-exitcode", folder=tmp_path).returncode == 0
 
 
