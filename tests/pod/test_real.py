@@ -102,7 +102,7 @@ class Server:
     def key_for(self, user: str) -> str:
         """Create a user and return a pre-auth key for it."""
         created = self.cli("users", "create", user)
-        reference = str(created["id"]) if self.release.user_by_id else user
+        reference = str(created["id"]) if self.release.identifies_users_by_id else user
         key: str = self.cli("preauthkeys", "create", "--user", reference)["key"]
         return key
 

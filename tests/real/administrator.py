@@ -1,4 +1,4 @@
-"""Actions of an administrator on a running Headscale: API keys, users, nodes, backups and the policy."""
+"""Change a running Headscale as an administrator does: API keys, users, nodes, the database and the policy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.real.server import HeadscaleServer
 
 
 class Administrator:
-    """The administrator of a server. The workloads use other API keys."""
+    """An administrator, who uses the API key and the command line of the server."""
 
     def __init__(self, server: HeadscaleServer) -> None:
         self._server = server
@@ -28,13 +28,14 @@ class Administrator:
         """Expire an API key now."""
         self._post("/apikey/expire", {"prefix": self._prefix(key)})
 
-    def revoke_api_key(self, key: str) -> None:
+    def delete_api_key(self, key: str) -> None:
         """Delete an API key."""
         self._server.request("DELETE", f"/api/v1/apikey/{self._prefix(key)}").raise_for_status()
 
     @staticmethod
     def _prefix(key: str) -> str:
-        # The secret part of a key may contain hyphens, so it cannot be split off at the last one.
+        # A key is `hskey-api-<prefix>-<secret>`, or `<prefix>.<secret>` in older releases. The prefix is cut by its
+        # length, because the prefix and the secret may contain hyphens.
         return key.removeprefix("hskey-api-")[:12] if key.startswith("hskey-api-") else key.partition(".")[0]
 
     # --- Users --------------------------------------------------------------------------------------
@@ -48,7 +49,7 @@ class Administrator:
     # --- Nodes --------------------------------------------------------------------------------------
 
     def rename_node(self, node_id: str, name: str) -> None:
-        """Change a node's name in the tailnet. Its hostname stays the same."""
+        """Change a node's name in the tailnet. The hostname of the node stays the same."""
         self._post(f"/node/{node_id}/rename/{name}")
 
     def tag_node(self, node_id: str, *tags: str) -> None:

@@ -1,4 +1,4 @@
-"""Run the commands of this project as processes, and read the events that they log."""
+"""Run the commands of this project as processes, and read the events that the commands log."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class CompletedCommand:
 def events_in(text: str) -> list[Event]:
     """Return the events of a log, without an incomplete last line."""
     lines = text.split("\n")[:-1]
-    # Other lines are usually a traceback, so the error message contains the whole log.
+    # A line that is not JSON is usually part of a traceback, so the error message contains the whole log.
     assert all(line.startswith("{") for line in lines), text
     return [json.loads(line) for line in lines]
 
@@ -50,9 +50,9 @@ def run_command(
 
     Args:
         arguments: arguments of the command.
-        environment: the complete environment.
-        folder: the working directory, without an `.env` file.
-        prefix: a command that runs the rest of the command line, such as one that creates a mount namespace.
+        environment: all environment variables of the process.
+        folder: the working directory. It must not contain a file `.env`, from which the command would read settings.
+        prefix: the start of the command line, such as `unshare --mount`, which runs the rest of the command line.
     """
     done = subprocess.run(
         [*prefix, sys.executable, "-m", "lifecycle", *arguments],
@@ -85,26 +85,26 @@ class DnsWatch(BackgroundProcess):
         """Return the events with this name that were logged so far."""
         return events_named(self.events, name)
 
-    def wait_for(self, name: str, *, timeout_s: float = TIMEOUT_S, **keys: object) -> Event:
-        """Wait until an event with this name and these values has been logged, and return the latest one."""
+    def wait_for(self, name: str, *, timeout_s: float = TIMEOUT_S, **fields: object) -> Event:
+        """Wait until an event with this name and these fields has been logged, and return the latest such event."""
 
         def find() -> Event | None:
             assert self.exit_status is None, self.output()
-            matching = [event for event in self.events_named(name) if keys.items() <= event.items()]
+            matching = [event for event in self.events_named(name) if fields.items() <= event.items()]
             return matching[-1] if matching else None
 
-        return eventually(find, f"{name} {keys}", details=self.output, timeout_s=timeout_s)
+        return eventually(find, f"{name} {fields}", details=self.output, timeout_s=timeout_s)
 
-    def wait_for_next(self, name: str, *, timeout_s: float = TIMEOUT_S, **keys: object) -> Event:
-        """Wait until such an event is logged after this call, and return it."""
+    def wait_for_next(self, name: str, *, timeout_s: float = TIMEOUT_S, **fields: object) -> Event:
+        """Wait until an event with this name and these fields is logged after this call, and return the event."""
         before = len(self.events)
 
         def find() -> Event | None:
             assert self.exit_status is None, self.output()
             new = self.events[before:]
-            return next((event for event in events_named(new, name) if keys.items() <= event.items()), None)
+            return next((event for event in events_named(new, name) if fields.items() <= event.items()), None)
 
-        return eventually(find, f"another {name} {keys}", details=self.output, timeout_s=timeout_s)
+        return eventually(find, f"another {name} {fields}", details=self.output, timeout_s=timeout_s)
 
     def terminate(self) -> int:
         """Send SIGTERM, as the kubelet does, and return the exit status."""

@@ -15,15 +15,16 @@ from tests.real.server import HeadscaleServer
 from tests.real.workload import Workload, server_with_users, workload_on
 from tests.simulators.cloudflare import CloudflareSimulator
 
-_numbers = count(1)
+_workload_numbers = count(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "every_client: the test runs with the newest client, and also with older ones")
-    config.addinivalue_line(
-        "markers", "sample: the test runs on the oldest, a middle and the newest release, and on the main branch"
-    )
-    config.addinivalue_line("markers", "takes_minutes: the test starts first, so that others can run in parallel")
+    for marker in (
+        "every_client: run the test with the newest Tailscale client, and also with each older client",
+        "four_releases: run the test only with the oldest, a middle and the newest release, and with the main branch",
+        "takes_minutes: start the test first, so that other tests can run at the same time",
+    ):
+        config.addinivalue_line("markers", marker)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -34,15 +35,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if isinstance(releases, str):
         parameters = [pytest.param(None, marks=pytest.mark.skip(reason=releases), id="none")]
     else:
-        if metafunc.definition.get_closest_marker("sample"):
-            releases = select_sample(releases)
+        if metafunc.definition.get_closest_marker("four_releases"):
+            releases = select_four_releases(releases)
         if metafunc.definition.get_closest_marker("every_client"):
             releases = [each for release in releases for each in (release, *with_older_clients(release))]
         parameters = [pytest.param(release, id=release.test_id) for release in releases]
     metafunc.parametrize("release", parameters, scope="session")
 
 
-def select_sample(releases: list[Release]) -> list[Release]:
+def select_four_releases(releases: list[Release]) -> list[Release]:
     """Return the oldest, a middle and the newest release, and a build of the main branch, if there is one."""
     released = [release for release in releases if release.name != "head"]
     chosen = {released[index].name for index in (0, len(released) // 2, -1) if released} | {"head"}
@@ -64,15 +65,15 @@ def releases() -> list[Release]:
 
 
 @pytest.fixture
-def short_folder() -> Iterator[Path]:
-    """A folder with a short path, because the path of a Unix socket is limited to 107 bytes."""
+def temporary_folder() -> Iterator[Path]:
+    """A temporary folder with a short path, because the path of a Unix socket in it is limited to 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="lc-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 @pytest.fixture(scope="session")
 def server(release: Release) -> Iterator[HeadscaleServer]:
-    """A running server of this release, which its tests share. `USER` owns the nodes of the workloads."""
+    """A running server, which all tests with this release share. `USER` owns the nodes of the workloads."""
     with (
         tempfile.TemporaryDirectory(prefix="lc-", ignore_cleanup_errors=True) as folder,
         server_with_users(release, Path(folder, "server")) as running,
@@ -81,29 +82,29 @@ def server(release: Release) -> Iterator[HeadscaleServer]:
 
 
 @pytest.fixture
-def own_server(release: Release, short_folder: Path) -> Iterator[HeadscaleServer]:
+def dedicated_server(release: Release, temporary_folder: Path) -> Iterator[HeadscaleServer]:
     """A running server of this release for a test that changes its users or its database."""
-    with server_with_users(release, short_folder / "server") as running:
+    with server_with_users(release, temporary_folder / "server") as running:
         yield running
 
 
 @pytest.fixture
-def workload(server: HeadscaleServer, short_folder: Path) -> Iterator[Workload]:
+def workload(server: HeadscaleServer, temporary_folder: Path) -> Iterator[Workload]:
     """A workload with a unique name on the server. Its processes are stopped after the test."""
-    with workload_on(server, short_folder / "pod", f"app{next(_numbers)}.example.com") as workload:
+    with workload_on(server, temporary_folder / "pod", f"app{next(_workload_numbers)}.example.com") as workload:
         yield workload
 
 
 @pytest.fixture
-def own_workload(own_server: HeadscaleServer, short_folder: Path) -> Iterator[Workload]:
-    """A workload on `own_server`."""
-    with workload_on(own_server, short_folder / "pod") as workload:
+def workload_on_dedicated_server(dedicated_server: HeadscaleServer, temporary_folder: Path) -> Iterator[Workload]:
+    """A workload whose node registers on `dedicated_server`."""
+    with workload_on(dedicated_server, temporary_folder / "pod") as workload:
         yield workload
 
 
 @pytest.fixture
 def cloudflare() -> CloudflareSimulator:
-    """An account with the zone example.com, whose id is `workload.zone_id`."""
+    """A simulated Cloudflare account without zones. A `Workload` adds its zone."""
     return CloudflareSimulator()
 
 

@@ -1,6 +1,6 @@
-"""Run the tailscale container as rendered from deploy/, without an image.
+"""Run the tailscale container of the manifests that are rendered from deploy/, without a container image.
 
-It has the entry point of the image (containerboot), and the rendered environment, files and probes.
+The container has the entry point of the image (containerboot), and the environment, files and probes of the manifests.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from tests.simulators.kubernetes import KubernetesSimulator
 from tests.simulators.serve import serve
 
 DOCUMENTS: Final = rendered("ollama")
-MANIFEST: Final = containers(pod_spec(DOCUMENTS))["tailscale"]
+"""The rendered manifests of the example service ollama."""
+
+CONTAINER_MANIFEST: Final = containers(pod_spec(DOCUMENTS))["tailscale"]
 SETTINGS: Final = environment(containers(pod_spec(DOCUMENTS))["dns-watch"], DOCUMENTS)
 """The rendered settings of `cleanup` and `dns-watch`."""
 
+# The kubelet sets these variables from the metadata of the pod.
 POD_VARIABLES: Final = {"POD_NAME": "ollama-0", "POD_UID": "11111111-2222-4333-8444-555555555555"}
 
 START_TIMEOUT_S: Final = 180.0
@@ -38,24 +41,24 @@ mount --rbind /sys "$1/sys"
 mount --rbind /usr "$1/usr"
 exec chroot "$1" /bin/containerboot
 """
-"""Runs the entry point in a folder that has the paths of the image and of the pod's volumes."""
+"""Runs the entry point with the folder $1 as its root. The folder has the image's files and the pod's volumes."""
 
 
 class TailscaleContainer:
-    """The tailscale container of a pod, in the network namespace of this thread.
+    """The tailscale container of a pod, in the network namespace of the thread that starts it.
 
     Args:
-        release: has the Tailscale client; `containerboot` is in the same folder.
+        release: the release whose Tailscale client runs. The folder of `tailscaled` must also contain `containerboot`.
         folder: an empty folder, which becomes the root folder of the container.
         hosts: the content of /etc/hosts.
-        trust: the certificates that the image trusts.
-        authority: the certificate of the Kubernetes API, and its TLS settings.
+        trust: the certificates that programs in the container trust, in PEM format.
+        authority: the certificate file of the simulated Kubernetes API, and the TLS settings of this API.
         stack: stops the container and the Kubernetes API when it is closed.
 
     Attributes:
-        kubernetes: the API with the state Secret. The container has the rights of the rendered Role.
+        kubernetes: the simulated Kubernetes API. It has the state Secret, and allows what the rendered Role allows.
         account: the folder with the service account token.
-        api: the variables with the address of the Kubernetes API.
+        api: the environment variables with the address of the Kubernetes API.
         starts: how many times the container was started.
     """
 
@@ -80,7 +83,8 @@ class TailscaleContainer:
         (folder / "var/run").symlink_to("../run")
         for program in PROGRAMS:
             shutil.copy2(release.tailscaled.with_name(program), folder / "bin" / program)
-        # Not wget: that of Debian's busybox 1.35 crashes with the option -T, which a probe uses. /usr has another one.
+        # A probe runs `wget -T`. Debian's busybox 1.35 crashes with this option, so wget is not copied from busybox,
+        # and the probe finds the wget in /usr.
         for applet in ("sh", "test"):
             shutil.copy2(BUSYBOX or "", folder / "bin" / applet)
         (folder / "etc/ssl/certs").mkdir(parents=True)
@@ -91,7 +95,9 @@ class TailscaleContainer:
 
     def _with_kubernetes(self, certificate: Path, tls: ssl.SSLContext, stack: ExitStack) -> dict[str, str]:
         """Serve the Kubernetes API and return the environment of the container."""
-        variables = {name: value for name, value in environment(MANIFEST, DOCUMENTS).items() if value is not None}
+        variables = {
+            name: value for name, value in environment(CONTAINER_MANIFEST, DOCUMENTS).items() if value is not None
+        }
         self.kubernetes = KubernetesSimulator()
         self.kubernetes.put_secret(NAMESPACE, variables["TS_KUBE_SECRET"], {})
         (role,) = of_kind(DOCUMENTS, "Role")
@@ -112,7 +118,7 @@ class TailscaleContainer:
 
     @property
     def key_file(self) -> Path:
-        """The pre-auth key's file, outside of the container."""
+        """The path of the pre-auth key's file outside of the container."""
         return self.root / "tailscale-auth/authkey"
 
     def start(self) -> None:
@@ -141,13 +147,13 @@ class TailscaleContainer:
             self._process.stop()
 
     def probe_passes(self, probe: str) -> bool:
-        """Return True if a rendered probe passes. First restart the container if it has ended, like the kubelet."""
+        """Run a rendered probe, and return True if it passes. Like the kubelet, first restart an ended container."""
         assert self._process is not None
         if self._process.exit_status is not None:
             self._run()
         enter = ("nsenter", f"--target={self._process.pid}", "--mount", "--root", "--wd")
         done = subprocess.run(
-            [*enter, *MANIFEST[probe]["exec"]["command"]],
+            [*enter, *CONTAINER_MANIFEST[probe]["exec"]["command"]],
             env={"PATH": "/bin:/usr/bin"},
             capture_output=True,
             timeout=TIMEOUT_S,

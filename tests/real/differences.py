@@ -9,7 +9,7 @@ _ABSENT = object()
 
 
 def differences(real: Any, simulated: Any, path: str = "") -> Iterator[str]:
-    """Yield a line for each place at which two values differ, such as `nodes[].online: real absent, simulated True`."""
+    """Yield a line for each difference of two values, such as `nodes[].online: real absent, simulated True`."""
     match real, simulated:
         case dict(), dict():
             for name in sorted({*real, *simulated}, key=str):

@@ -1,4 +1,4 @@
-"""A PostgreSQL cluster, in which each Headscale server has a database."""
+"""Run a PostgreSQL server, in which each Headscale server of a test has its own database."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 from tests.real.programs import TIMEOUT_S, BackgroundProcess, eventually, free_ports
 
 _ROLE: Final = "postgres"
-"""The role in the database, and the account that runs the server: PostgreSQL refuses to run as root."""
+"""The database role, and the system account that runs PostgreSQL, because PostgreSQL refuses to run as root."""
 
 _AS_POSTGRES: Final = ("setpriv", f"--reuid={_ROLE}", f"--regid={_ROLE}", "--clear-groups")
 
@@ -20,7 +20,7 @@ _VERSIONS: Final = Path("/usr/lib/postgresql")
 
 
 def postgres_programs() -> Path | str:
-    """Return the folder with the newest server's programs, or a message about what to install."""
+    """Return the folder with the programs of the newest installed version, or a message that says what to install."""
     servers = sorted(_VERSIONS.glob("*/bin/postgres"), key=lambda program: int(program.parts[-3]))
     if not servers or os.getuid() or shutil.which("setpriv") is None:
         return "needs root, setpriv and postgres: install the packages postgresql and util-linux"
@@ -28,10 +28,10 @@ def postgres_programs() -> Path | str:
 
 
 class PostgresCluster:
-    """A PostgreSQL cluster that listens on a loopback port.
+    """A PostgreSQL cluster (one server with its databases) that listens on a loopback port.
 
     Args:
-        programs: the folder with the server's programs.
+        programs: the folder with the programs of PostgreSQL.
         folder: an empty folder with a short path.
     """
 
@@ -59,7 +59,7 @@ class PostgresCluster:
             self._command(
                 "postgres",
                 *("-D", self._data, "-k", self._folder, "-h", "127.0.0.1", "-p", str(self._port)),
-                # The data is discarded after the tests.
+                # The data does not have to survive a crash of the machine.
                 *("-c", "fsync=off"),
             ),
             log=self._folder.with_name(f"{self._folder.name}.log"),
@@ -79,7 +79,7 @@ class PostgresCluster:
             self._process.stop(signal.SIGINT)
 
     def create_database(self, name: str) -> dict[str, Any]:
-        """Create a database, and return the section of Headscale's configuration that selects it."""
+        """Create a database, and return the section of Headscale's configuration for this database."""
         self._run("createdb", *self._connection(), name)
         connection = {"host": "127.0.0.1", "port": self._port, "name": name, "user": _ROLE, "pass": "", "ssl": False}
         return {"database": {"type": "postgres", "postgres": connection}}

@@ -21,17 +21,24 @@ from tests.simulators.dialects import VERSIONS
 Value = TypeVar("Value")
 
 SERVERS_VARIABLE: Final = "HEADSCALE_BINARIES"
+"""The environment variable with a folder that has one Headscale program for each release."""
+
 CLIENTS_VARIABLE: Final = "TAILSCALE_BINARIES"
+"""The environment variable with a folder that has a subfolder for each version of the Tailscale client."""
 
 TIMEOUT_S: Final = 45.0
 """The time limit of each step, for a machine under load."""
 
 POLL_INTERVAL_S: Final = 0.05
-"""The first interval of `eventually`. It grows, because Headscale compares the API key slowly at each request."""
+"""The first interval of `eventually`, which increases it after each poll.
+
+Headscale computes a bcrypt hash for each API request, so a constantly short interval would load the machine.
+"""
 
 MAX_POLL_INTERVAL_S: Final = 0.5
 
-# Below the kernel's ephemeral ports. Otherwise, a connection could take the port of a server while it restarts.
+# These ports are below the ephemeral ports of Linux. An outgoing connection could otherwise take the port of a server
+# while the server restarts.
 _PORTS: Final = range(20000, 32000)
 
 
@@ -41,7 +48,7 @@ class Release:
 
     Attributes:
         name: the version, or `head` for a build of the main branch.
-        minor: the minor version; for `head`, that of the next release.
+        minor: the minor version. For `head`, it is the minor version of the next release.
         client: the version of the Tailscale client, or "" for the newest one.
     """
 
@@ -58,25 +65,36 @@ class Release:
         return f"{self.name} with client {self.client}" if self.client else self.name
 
     @property
-    def simulated(self) -> str:
-        """The version for the Headscale simulator that behaves like this release."""
+    def simulator_version(self) -> str:
+        """The version with which the Headscale simulator behaves like this release."""
         exact = [version for version in VERSIONS if version == self.name]
         same_minor = [version for version in VERSIONS if version.split(".")[1] == str(self.minor)]
         return (exact or same_minor)[-1]
 
     @property
-    def user_by_id(self) -> bool:
-        """True if the CLI identifies users by id instead of name."""
+    def identifies_users_by_id(self) -> bool:
+        """True if API and CLI identify users by id. Older releases identify users by name."""
         return self.minor >= 26
 
     @property
-    def keys_by_id(self) -> bool:
-        """True if pre-auth keys are masked, are expired and deleted by id, and need no user if they have tags."""
+    def identifies_keys_by_id(self) -> bool:
+        """True if the API expires and deletes pre-auth keys by id.
+
+        Older releases identify a key by its secret, and cannot delete a key.
+        """
+        return self.minor >= 28
+
+    @property
+    def has_keys_without_user(self) -> bool:
+        """True if a pre-auth key with tags can be created without a user."""
         return self.minor >= 28
 
 
 def installed_releases() -> list[Release] | str:
-    """Return the installed releases with the newest client, oldest first, or a message that says what to install."""
+    """Return the installed releases, oldest first, or a message that says what to install.
+
+    Each release has the newest Tailscale client.
+    """
     folder = os.environ.get(SERVERS_VARIABLE)
     path = os.pathsep.join(filter(None, [*map(str, _client_folders()[:1]), folder, os.environ.get("PATH")]))
     tailscale, tailscaled = (shutil.which(name, path=path) for name in ("tailscale", "tailscaled"))
@@ -101,7 +119,7 @@ def installed_releases() -> list[Release] | str:
 
 
 def with_older_clients(release: Release) -> list[Release]:
-    """Return a release with each client in the folder of `TAILSCALE_BINARIES` except the newest one."""
+    """Return copies of a release, one for each older Tailscale client in the folder `TAILSCALE_BINARIES`."""
     return [
         replace(release, tailscale=folder / "tailscale", tailscaled=folder / "tailscaled", client=folder.name)
         for folder in _client_folders()[1:]
@@ -109,7 +127,7 @@ def with_older_clients(release: Release) -> list[Release]:
 
 
 def _client_folders() -> list[Path]:
-    """Return the folders in TAILSCALE_BINARIES, each with the version as its name, newest first."""
+    """Return the subfolders of `TAILSCALE_BINARIES`, newest client first. Their names are client versions."""
     folder = os.environ.get(CLIENTS_VARIABLE)
     if folder is None:
         return []
@@ -118,19 +136,19 @@ def _client_folders() -> list[Path]:
 
 
 def _version(headscale: Path) -> str:
-    """Return the version that the program prints, without the letter v, or `head`."""
+    """Return the version that the program prints, without the letter v, or `head` if it prints no version."""
     result = subprocess.run([headscale, "version"], capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
     match = re.search(r"\d+\.\d+\.\d\S*", result.stdout)
     return match[0] if match else "head"
 
 
 def _minor(name: str, headscale: Path) -> int:
-    """Return the minor version, but at most the newest one that the simulator has."""
+    """Return the minor version of a program, but at most the newest minor version that the simulator has."""
     match = re.match(r"0\.(\d+)\.", name)
     newest = int(VERSIONS[-1].split(".")[1])
     if match is not None:
         return min(int(match[1]), newest)
-    # A build from the main branch has the version of the previous release.
+    # A build of the main branch usually prints no version, or a version with a suffix.
     match = re.match(r"0\.(\d+)\.\d+$", _version(headscale))
     return int(match[1]) if match else newest
 
@@ -139,7 +157,8 @@ def free_ports(count: int) -> list[int]:
     """Return loopback ports that are free for TCP and UDP."""
     ports: list[int] = []
     while len(ports) < count:
-        # tests/conftest.py sets the seed of the default generator, so parallel tests would choose the same ports.
+        # SystemRandom, because tests/conftest.py sets the seed of the default generator. With the same seed, parallel
+        # tests would choose the same ports.
         port = random.SystemRandom().choice(_PORTS)
         with suppress(OSError):
             for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
@@ -159,7 +178,7 @@ def eventually(
         condition: is called repeatedly.
         what: the expected state, for the error message.
         details: returns further text for the error message, such as a log.
-        timeout_s: the time limit; increase it only for what is slow by design.
+        timeout_s: the time limit. Increase it only for a state that takes longer by design.
 
     Raises:
         AssertionError: the time limit has passed.
@@ -182,7 +201,7 @@ class BackgroundProcess:
     Args:
         arguments: the command.
         log: the file for the output.
-        environment: the complete environment.
+        environment: all environment variables of the process.
         folder: the working directory.
     """
 

@@ -1,4 +1,4 @@
-"""nginx in front of a real Headscale, with a certificate of a private authority. It can respond with errors itself."""
+"""Run nginx as a TLS proxy for a real Headscale. The proxy can also respond with an error in place of Headscale."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ http {{
     proxy_buffering off;
     proxy_read_timeout 1h;
 """
-"""The start of a configuration, up to the first server. It is a format string, so braces are doubled."""
+"""The start of an nginx configuration, up to the first `server` block.
+
+The text is a format string, so braces are doubled.
+"""
 
 _CONFIGURATION: Final = (
     NGINX_START
@@ -60,17 +63,17 @@ FAULTS: Final = {
     "redirect to a login page": "return 302 https://login.example.com/?next=$uri;",
     "page with status 401": 'default_type text/html; return 401 "<h1>Authorization Required</h1>";',
 }
-"""Responses of a proxy that does not reach Headscale, or requires a login."""
+"""nginx directives for the responses of a proxy that does not reach Headscale, or that requires a login."""
 
 
 class TlsProxy:
-    """A proxy with TLS. It starts at the first call of a method.
+    """A proxy with a certificate of a private authority. nginx starts at the first call of a method.
 
     Args:
         folder: an existing folder for its configuration and log.
 
     Attributes:
-        url: its URL.
+        url: the URL of the proxy.
         certificate: the certificate of the private authority.
     """
 

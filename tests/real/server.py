@@ -1,4 +1,4 @@
-"""A real Headscale server with a temporary database."""
+"""Run a real Headscale server with a temporary database."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from tests.real.programs import TIMEOUT_S, BackgroundProcess, Release, eventuall
 from tests.real.tailscale_client import TailscaleClient
 
 _REGIONS: Final = (901, 902, 903)
-"""Relay regions at the same address. A client that determines its public address waits for three responses."""
+"""The ids of three relay regions, which share the address of one relay.
+
+To learn its public address, a Tailscale client waits until three regions have responded, or until a timeout.
+"""
 
 _VOLATILE: Final = frozenset({"lastSeen", "online"})
 """Fields of a node that change without a request from a test."""
@@ -32,9 +35,9 @@ def configuration(
 
     Args:
         url: the URL for clients.
-        folder: for its database and keys.
-        ports: of the API, the metrics, gRPC and STUN.
-        relay: the URL of the relay that is part of the server.
+        folder: the folder of the server, for its database and keys.
+        ports: the ports for the API, the metrics, gRPC and STUN.
+        relay: the URL of the relay (DERP server) that is part of Headscale.
         listen: the address to listen on.
         address: the IP address of the relay.
     """
@@ -87,7 +90,7 @@ def configuration(
             "nameservers": {"global": []},
         },
         "log": {"level": "info"},
-        # From 0.27 on, the server delays changes to send them in batches, which takes most of the time of a login.
+        # Headscale 0.27 and newer delay changes and send them in batches. With the default delays, a login takes long.
         "tuning": {"batch_change_delay": "10ms", "node_store_batch_timeout": "10ms"},
         "unix_socket_permission": "0700",
     }
@@ -99,7 +102,7 @@ class HeadscaleServer:
 
     Args:
         release: the release to run.
-        folder: for its database, keys and log; a short path, because it contains the CLI's socket.
+        folder: a folder with a short path, for the database, the keys, the log and the socket of the CLI.
         settings: sections of the configuration that replace the defaults.
         public_url: the URL of a proxy in front of the server, which clients use.
     """
@@ -138,7 +141,7 @@ class HeadscaleServer:
 
     @property
     def accepts_api_key(self) -> bool:
-        """True if the server accepts the API key: 0.28 and newer refuse keys of 0.24 and older."""
+        """True if the server accepts the API key. Headscale 0.28 and newer refuse API keys of 0.24 and older."""
         return self.request("GET", "/api/v1/user").is_success
 
     def renew_api_key(self) -> str:
@@ -175,7 +178,7 @@ class HeadscaleServer:
     def stop(self) -> None:
         """Stop the server and keep its database."""
         if self._process is not None:
-            # After SIGTERM the server waits up to 30 s for open polls. The database is already on disk.
+            # With SIGTERM, the server would wait up to 30 s for open connections. The database is already on disk.
             self._process.stop(signal.SIGKILL)
 
     def restart(self, release: Release | None = None) -> None:
@@ -219,8 +222,8 @@ class HeadscaleServer:
         return str(self.cli("users", "create", name)["id"])
 
     def cli_user(self, user: str) -> str:
-        """Return the argument that identifies a user in commands: its name, or its id from Headscale 0.26 on."""
-        return self.user_id(user) if self.release.user_by_id else user
+        """Return the value of `--user` for a user: the name, or from Headscale 0.26 on the id."""
+        return self.user_id(user) if self.release.identifies_users_by_id else user
 
     def user_id(self, name: str) -> str:
         """Return the id of a user."""
@@ -230,7 +233,7 @@ class HeadscaleServer:
         """Create a pre-auth key and return its secret.
 
         Args:
-            user: the user's name; None = a key with tags and without a user, which Headscale has from 0.28 on.
+            user: the user's name; None = a key with tags and without a user, which needs Headscale 0.28 or newer.
             options: options of the command, such as `--reusable` or `--tags=tag:web`.
         """
         owner = [] if user is None else ["--user", self.cli_user(user)]
@@ -265,16 +268,16 @@ class HeadscaleServer:
 
     def key_id(self, secret: str) -> str:
         """Return the id of a pre-auth key. From 0.28 on, lists contain only a prefix of the key."""
-        (key_id,) = (key["id"] for key in self.keys() if secret.startswith(key["key"].removesuffix("***")))
+        (key_id,) = (key["id"] for key in self.pre_auth_keys() if secret.startswith(key["key"].removesuffix("***")))
         return str(key_id)
 
     def expire_key(self, secret: str) -> None:
         """Expire a pre-auth key."""
-        if self.release.keys_by_id:
+        if self.release.identifies_keys_by_id:
             body = {"id": self.key_id(secret)}
         else:
-            (user,) = (key["user"] for key in self.keys() if key["key"] == secret)
-            body = {"user": user["id"] if self.release.user_by_id else user, "key": secret}
+            (user,) = (key["user"] for key in self.pre_auth_keys() if key["key"] == secret)
+            body = {"user": user["id"] if self.release.identifies_users_by_id else user, "key": secret}
         response = self.request("POST", "/api/v1/preauthkey/expire", body=body)
         # Headscale up to 0.24 returns an error for a used key.
         assert response.is_success or "already been used" in response.text, response.text
@@ -288,7 +291,7 @@ class HeadscaleServer:
         self.request("DELETE", f"/api/v1/node/{node_id}").raise_for_status()
 
     def approve(self, client: TailscaleClient, user: str) -> None:
-        """Register a client without a key, as an administrator does with its login link.
+        """Register a client without a key, as an administrator does with the client's login link.
 
         Args:
             client: a running client that is not logged in.
@@ -298,15 +301,15 @@ class HeadscaleServer:
             self.cli("nodes", "register", "--user", user, "--key", link.rpartition("/")[2])
 
     def snapshot(self) -> Any:
-        """Return users, nodes and keys, without fields that change by themselves."""
+        """Return users, nodes and pre-auth keys, without fields that change by themselves."""
         users = self.request("GET", "/api/v1/user").raise_for_status().json()
         nodes = [{name: value for name, value in node.items() if name not in _VOLATILE} for node in self.nodes()]
-        return users, nodes, self.keys()
+        return users, nodes, self.pre_auth_keys()
 
-    def keys(self) -> list[dict[str, Any]]:
+    def pre_auth_keys(self) -> list[dict[str, Any]]:
         """Return the JSON of all pre-auth keys."""
         users = self.request("GET", "/api/v1/user").raise_for_status().json()["users"]
-        owners = [{"user": user["id"] if self.release.user_by_id else user["name"]} for user in users]
+        owners = [{"user": user["id"] if self.release.identifies_users_by_id else user["name"]} for user in users]
         responses = [self.request("GET", "/api/v1/preauthkey", params=params) for params in owners]
         lists = [response.raise_for_status().json()["preAuthKeys"] for response in responses]
         # Headscale 0.28 and newer return the keys of all users in each list.

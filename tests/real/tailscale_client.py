@@ -1,4 +1,4 @@
-"""A real Tailscale client that registers like the one in a pod."""
+"""Run a real Tailscale client, which registers a node like the Tailscale container of a pod."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ _REFUSED: Final = re.compile(r"Received error: (?!.*context canceled)(.*)")
 class TailscaleClient:
     """A running tailscaled.
 
-    By default, it uses userspace networking, which needs no privileges and does not change the host's network.
+    By default, the client uses userspace networking, which needs no privileges and does not change the host's network.
 
     Args:
         release: has the client programs.
@@ -56,7 +55,7 @@ class TailscaleClient:
         self.start()
 
     def start(self) -> None:
-        """Start the client. With existing state, it stays the same node."""
+        """Start the client. If its folder contains state of an earlier run, the client keeps its node."""
         self._folder.mkdir(exist_ok=True)
         state = self._folder / "state"
         process = self._process = BackgroundProcess(
@@ -76,17 +75,17 @@ class TailscaleClient:
         eventually(lambda: process.exit_status is not None or self.socket.exists(), "tailscaled's socket")
         assert process.exit_status is None, process.output()
 
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+    def stop(self) -> None:
         """Stop the client and keep its state."""
         if self._process is not None:
-            self._process.stop(number)
+            self._process.stop()
 
     def restart(self) -> None:
         """Restart the client with its state, like a container restart."""
         self.stop()
         self.start()
 
-    def restart_logged_in(self) -> None:
+    def restart_and_wait_for_login(self) -> None:
         """Restart the client, and wait until it has logged in with its existing state."""
         log = self._new_log()
         self.restart()
@@ -104,10 +103,10 @@ class TailscaleClient:
         assert error is None, error
 
     def login_error(self, key_file: Path) -> str | None:
-        """Log in with a key file, and return the error of the server, or None if it accepts the login.
+        """Log in with a key file, and return the error of the server, or None if the server accepts the login.
 
-        The result is read from the client's log. With existing state, `up` succeeds from cached data before the
-        server has responded.
+        The result is read from the client's log, because `tailscale up` of a client with existing state can succeed
+        before the server has responded.
         """
         log = self._new_log()
         login = BackgroundProcess(
@@ -124,8 +123,10 @@ class TailscaleClient:
                 return result[1]
             eventually(lambda: login.exit_status is not None, "the login to end", details=log)
             # The server can accept the key and then refuse the node, because the node is expired.
+            if login.exit_status:
+                return login.output()
             refused = _REFUSED.search(log())
-            return login.output() if login.exit_status else refused and refused[1]
+            return refused[1] if refused else None
         finally:
             login.stop()
 
@@ -180,7 +181,7 @@ class TailscaleClient:
 
     @property
     def socket(self) -> Path:
-        """The Unix socket for the commands of the client."""
+        """The Unix socket for the commands of the client. Its path has to be short."""
         return self._folder / "s"
 
     def _command(self, *arguments: str) -> list[str | Path]:
@@ -188,7 +189,7 @@ class TailscaleClient:
 
     def _environment(self) -> dict[str, str]:
         trust = {} if self._trust is None else {"SSL_CERT_FILE": str(self._trust)}
-        # The client would otherwise ask the router to map a port.
+        # Without TS_DISABLE_PORTMAPPER, the client would ask the router to map a port.
         return {"PATH": os.environ["PATH"], "HOME": str(self._folder), "TS_DISABLE_PORTMAPPER": "1", **trust}
 
     def _tailscale(self, *arguments: str) -> subprocess.CompletedProcess[str]:

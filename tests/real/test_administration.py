@@ -1,4 +1,7 @@
-"""Administrators rotate API keys, rename and move nodes and users, and add similar nodes, while pods run."""
+"""Test the effect of an administrator's changes in Headscale on pods.
+
+The administrator rotates API keys, renames and moves nodes, renames users, and adds nodes with similar names.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ SHORT_LIFETIME: Final = timedelta(seconds=5)
 
 
 def assert_unaffected(workload: Workload, watch: DnsWatch, change: Callable[[], None]) -> None:
-    """Check that a change has no effect on node, record and key."""
+    """Make a change, and check that the workload's node, record and pre-auth key stay the same."""
     before = workload.state()
     change()
     for _ in range(2):
@@ -34,14 +37,14 @@ def assert_unaffected(workload: Workload, watch: DnsWatch, change: Callable[[], 
 
 @pytest.fixture
 def api_key_file(workload: Workload) -> Path:
-    """The file with the API key of the workload, which is not that of the administrator."""
+    """The file from which the workload reads its API key. The administrator uses another API key."""
     path = workload.folder / "api_key"
     path.write_text(Administrator(workload.server).create_api_key())
     workload.environment |= {"HEADSCALE_API_KEY": "", "HEADSCALE_API_KEY_FILE": str(path)}
     return path
 
 
-@pytest.mark.parametrize("reason", ["deleted", "expired by an administrator", "end of its lifetime"])
+@pytest.mark.parametrize("reason", ["deleted", "expired by an administrator", "expired after its lifetime"])
 def test_new_api_key_in_the_file_replaces_a_refused_one(workload: Workload, api_key_file: Path, reason: str) -> None:
     """While Headscale refuses the old key, `dns-watch` reports this and changes nothing."""
     administrator = Administrator(workload.server)
@@ -50,12 +53,12 @@ def test_new_api_key_in_the_file_replaces_a_refused_one(workload: Workload, api_
     key = api_key_file.read_text()
     match reason:
         case "deleted":
-            administrator.revoke_api_key(key)
+            administrator.delete_api_key(key)
         case "expired by an administrator":
             administrator.expire_api_key(key)
-        case "end of its lifetime":
+        case "expired after its lifetime":
             api_key_file.write_text(administrator.create_api_key(SHORT_LIFETIME))
-            administrator.revoke_api_key(key)
+            administrator.delete_api_key(key)
     failed = watch.wait_for_next("pass.failed", error_type="AuthError", failures_in_a_row=2)
     assert (failed["upstream"], failed["level"]) == ("Headscale", "error")
     assert workload.state() == before
@@ -67,12 +70,12 @@ def test_new_api_key_in_the_file_replaces_a_refused_one(workload: Workload, api_
 
 
 def test_api_key_can_be_rotated_without_a_failed_pass(workload: Workload, api_key_file: Path) -> None:
-    """The administrator writes the new key into the file before they delete the old one."""
+    """The administrator writes the new key into the file, and deletes the old key afterwards."""
     administrator = Administrator(workload.server)
     _, watch = workload.start_pod()
     old = api_key_file.read_text()
     api_key_file.write_text(administrator.create_api_key())
-    assert_unaffected(workload, watch, lambda: administrator.revoke_api_key(old))
+    assert_unaffected(workload, watch, lambda: administrator.delete_api_key(old))
     assert watch.events_named("pass.failed") == []
 
 
@@ -80,7 +83,7 @@ def test_api_key_can_be_rotated_without_a_failed_pass(workload: Workload, api_ke
 
 
 def test_renamed_node_is_still_owned(workload: Workload) -> None:
-    """A node's name in the tailnet can differ from its hostname. The next pod deletes the node."""
+    """`cleanup` of the next pod finds the node by its hostname, which the new name does not change."""
     administrator = Administrator(workload.server)
     _, watch = workload.start_pod()
     (node_id,) = workload.node_ids
@@ -92,8 +95,8 @@ def test_renamed_node_is_still_owned(workload: Workload) -> None:
     assert (workload.node_ids, workload.record_contents) == ([], [])
 
 
-def test_node_of_another_user_is_foreign_until_it_is_moved_back(workload: Workload) -> None:
-    """The record stays while another user owns the node."""
+def test_node_is_not_deleted_while_it_belongs_to_another_user(workload: Workload) -> None:
+    """An administrator moves the node to another user and back. `cleanup` reports that it does not own the node."""
     if workload.server.release.minor >= 28:
         pytest.skip("Headscale 0.28 and newer cannot move a node")
     administrator = Administrator(workload.server)
@@ -114,9 +117,9 @@ def test_node_of_another_user_is_foreign_until_it_is_moved_back(workload: Worklo
     )
 
 
-def test_renamed_user_affects_only_new_pods(own_workload: Workload) -> None:
-    """A new pod needs the user's new name or its id, which does not change."""
-    workload = own_workload
+def test_renamed_user_affects_only_new_pods(workload_on_dedicated_server: Workload) -> None:
+    """A new pod needs the user's new name in HEADSCALE_USER. The user's id works before and after the change."""
+    workload = workload_on_dedicated_server
     user_id = f"id:{workload.server.user_id(USER)}"
     _, watch = workload.start_pod()
     assert_unaffected(workload, watch, lambda: Administrator(workload.server).rename_user(USER, "platform"))
@@ -125,9 +128,9 @@ def test_renamed_user_affects_only_new_pods(own_workload: Workload) -> None:
     ended = workload.run("cleanup")
     (failed,) = events_named(ended.events, "command.failed")
     assert (ended.exit_status, failed["error_type"], "platform" in failed["error"]) == (1, "UserError", True)
-    by_id = workload.start_dns_watch(HEADSCALE_USER=user_id)
-    by_id.wait_for("pass.finished", changes=0, in_sync=True)
-    by_id.terminate()
+    watch = workload.start_dns_watch(HEADSCALE_USER=user_id)
+    watch.wait_for("pass.finished", changes=0, in_sync=True)
+    watch.terminate()
     assert workload.state() == before
     workload.run_cleanup(HEADSCALE_USER="platform")
     assert (workload.node_ids, workload.record_contents) == ([], [])
@@ -136,10 +139,10 @@ def test_renamed_user_affects_only_new_pods(own_workload: Workload) -> None:
 USER_NAMES: Final = ("first.last", "12345", "Ann.Müller", "ann@example.com")
 
 
-def test_every_valid_user_name_can_be_configured(own_workload: Workload) -> None:
+def test_every_valid_user_name_can_be_configured(workload_on_dedicated_server: Workload) -> None:
     """Each name that the release accepts works as the value of HEADSCALE_USER."""
-    workload = own_workload
-    pattern = DIALECTS[workload.server.release.simulated].user_name_pattern
+    workload = workload_on_dedicated_server
+    pattern = DIALECTS[workload.server.release.simulator_version].user_name_pattern
     client = workload.start_client_without_login()
     accepted = []
     for name in USER_NAMES:
@@ -175,46 +178,47 @@ SIMILAR_HOSTNAMES: Final = (
 
 
 def test_cleanup_deletes_only_owned_nodes_among_similar_ones(
-    own_server: HeadscaleServer, own_workload: Workload
+    dedicated_server: HeadscaleServer, workload_on_dedicated_server: Workload
 ) -> None:
-    server, workload, administrator = own_server, own_workload, Administrator(own_server)
-    by_id = server.release.keys_by_id
+    server, workload, administrator = dedicated_server, workload_on_dedicated_server, Administrator(dedicated_server)
 
-    def join(kind: str, hostname: str, user: str | None, *options: str) -> str:
-        """Register a node, and return its id."""
-        known = {node["id"] for node in server.nodes()}
-        client = TailscaleClient(server.release, workload.folder / kind, hostname=hostname, url=server.url)
+    def register(folder: str, hostname: str, user: str | None, *key_options: str) -> str:
+        """Register a node with a new pre-auth key of the user, and return the node's id."""
+        existing_ids = {node["id"] for node in server.nodes()}
+        client = TailscaleClient(server.release, workload.folder / folder, hostname=hostname, url=server.url)
         try:
-            client.log_in(workload.write_key(server.create_key(user, *options)))
+            client.log_in(workload.write_key(server.create_key(user, *key_options)))
         finally:
             client.stop()
-        (new,) = {node["id"] for node in server.nodes()} - known
-        return str(new)
+        (node_id,) = {node["id"] for node in server.nodes()} - existing_ids
+        return str(node_id)
 
-    renamed = join("renamed", "database.example.com", USER)
+    renamed = register("renamed", "database.example.com", USER)
+    # Headscale 0.29 and newer refuse a name with dots.
     administrator.rename_node(renamed, HOSTNAME if server.release.minor < 29 else HOSTNAME.replace(".", "-"))
-    foreign = {
+    not_owned = {
         "renamed": renamed,
-        "another user's": join("user", HOSTNAME, OTHER_USER),
-        "another user's with our tag": join("tagged", HOSTNAME, OTHER_USER, f"--tags={TAG}") if not by_id else "",
-        "without user, other tags": join("tags", HOSTNAME, None, "--tags=tag:db") if by_id else "",
-        **{hostname: join(f"f{number}", hostname, USER) for number, hostname in enumerate(SIMILAR_HOSTNAMES)},
+        "another user's": register("user", HOSTNAME, OTHER_USER),
+        **{hostname: register(f"f{number}", hostname, USER) for number, hostname in enumerate(SIMILAR_HOSTNAMES)},
     }
-    by_cli = workload.start_client_without_login()
-    known = {node["id"] for node in server.nodes()}
-    server.approve(by_cli, USER)
-    (foreign["registered by the CLI"],) = {node["id"] for node in server.nodes()} - known
-    by_cli.stop()
+    existing_ids = {node["id"] for node in server.nodes()}
+    client = workload.start_client_without_login()
+    server.approve(client, USER)
+    (not_owned["registered by the CLI"],) = {node["id"] for node in server.nodes()} - existing_ids
+    client.stop()
     owned = {
-        "plain": join("plain", HOSTNAME, USER),
-        "capitals": join("capitals", HOSTNAME.title(), USER),
-        "tags": join("own-tag", HOSTNAME, USER, f"--tags={TAG}"),
-        "reusable": join("reusable", HOSTNAME, USER, "--reusable"),
-        "expired": join("expired", HOSTNAME, USER),
-        "without user, our tag": join("own-tags", HOSTNAME, None, f"--tags={TAG}") if by_id else "",
+        "no tags": register("plain", HOSTNAME, USER),
+        "capital letters": register("capitals", HOSTNAME.title(), USER),
+        "configured tag": register("own-tag", HOSTNAME, USER, f"--tags={TAG}"),
+        "reusable key": register("reusable", HOSTNAME, USER, "--reusable"),
+        "expired node": register("expired", HOSTNAME, USER),
     }
-    server.request("POST", f"/api/v1/node/{owned['expired']}/expire").raise_for_status()
+    if server.release.has_keys_without_user:
+        not_owned["no user, other tag"] = register("tags", HOSTNAME, None, "--tags=tag:db")
+        owned["no user, configured tag"] = register("own-tags", HOSTNAME, None, f"--tags={TAG}")
+    else:
+        not_owned["another user's, configured tag"] = register("tagged", HOSTNAME, OTHER_USER, f"--tags={TAG}")
+    server.request("POST", f"/api/v1/node/{owned['expired node']}/expire").raise_for_status()
     ended = workload.run_cleanup(AUTHKEY_TAGS=TAG)
-    kept, deleted = ({node_id for node_id in kind.values() if node_id} for kind in (foreign, owned))
-    assert {event["node_id"] for event in events_named(ended.events, "node.deleted")} == deleted
-    assert {node["id"] for node in server.nodes()} == kept
+    assert {event["node_id"] for event in events_named(ended.events, "node.deleted")} == {*owned.values()}
+    assert {node["id"] for node in server.nodes()} == {*not_owned.values()}

@@ -1,4 +1,4 @@
-"""Test the Headscale client on real servers, also when a response is lost or comes from a proxy."""
+"""Test this project's API client for Headscale on real servers, also when a response is lost or comes from a proxy."""
 
 from __future__ import annotations
 
@@ -42,24 +42,24 @@ class LosingTransport(PooledTransport):
 
 
 class MisleadingTransport(PooledTransport):
-    """A transport on which a proxy responds to the first four requests, as Headscale 0.28 would."""
+    """A transport on which the first four responses come from a proxy, and look like those of Headscale 0.28."""
 
     def __init__(self) -> None:
         super().__init__(public_trust())
-        self._remaining = 4
+        self._remaining_misleading = 4
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        if not self._remaining:
+        if not self._remaining_misleading:
             return super().handle_request(request)
-        self._remaining -= 1
-        # httpx.Response(json=...) would be a response that has been read. The client reads a stream.
+        self._remaining_misleading -= 1
+        # The client reads the body as a stream, which is not possible with httpx.Response(json=...).
         body = httpx.ByteStream(b'{"preAuthKeys": []}')
         return httpx.Response(200, headers={"Content-Type": "application/json"}, stream=body)
 
 
 @pytest.fixture
 def headscale(server: HeadscaleServer) -> Iterator[HeadscaleWriter]:
-    """A client that does not receive the response to its first request for a key."""
+    """A client that does not receive the response to its first request to create a pre-auth key."""
     with client_of(server, LosingTransport(("POST", "/api/v1/preauthkey"))) as headscale:
         yield headscale
 
@@ -85,12 +85,12 @@ def test_key_with_lost_response_is_expired_and_replaced(headscale: HeadscaleWrit
     before = {key.id for key in headscale.pre_auth_keys(user)}
     spec = KeySpec(user, timedelta(hours=1), tags=tags)
     created = headscale.create_pre_auth_key(spec, now=datetime.now(UTC))
-    lost, kept = sorted(
+    lost, replacement = sorted(
         (key for key in headscale.pre_auth_keys(user) if key.id not in before), key=lambda key: int(key.id)
     )
-    assert kept.id == created.id
-    assert (lost.is_usable(datetime.now(UTC)), kept.is_usable(datetime.now(UTC))) == (False, True)
-    assert (lost.tags, kept.tags) == (tags, tags)
+    assert replacement.id == created.id
+    assert (lost.is_usable(datetime.now(UTC)), replacement.is_usable(datetime.now(UTC))) == (False, True)
+    assert (lost.tags, replacement.tags) == (tags, tags)
 
 
 def test_key_can_be_expired_twice(headscale: HeadscaleWriter) -> None:

@@ -1,4 +1,7 @@
-"""The lifecycle of a pod on servers with other prefixes, policies, databases and proxies than the default."""
+"""Test the lifecycle of a pod with servers whose configuration differs from the default of these tests.
+
+The servers have other IP prefixes or a policy, use PostgreSQL, or run behind nginx.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ OTHER_IPV4: Final = "10.77.0.0/16"
 
 
 def run_pod_lifecycle(workload: Workload, *, ipv6: bool = False) -> None:
-    """Start a pod, restart the server, and replace the pod."""
+    """Start a pod, restart the server, and replace the pod. Check nodes and records after each step."""
     client, watch = workload.start_pod(ipv6=ipv6)
     before = workload.state()
     workload.server.restart()
@@ -47,19 +50,19 @@ def prefixes(**values: str) -> dict[str, Any]:
     return {"prefixes": {"allocation": "sequential", **values}}
 
 
-@pytest.mark.sample
-def test_random_addresses_are_published(release: Release, short_folder: Path) -> None:
+@pytest.mark.four_releases
+def test_random_addresses_are_published(release: Release, temporary_folder: Path) -> None:
     settings = prefixes(v4=IPV4, v6=IPV6, allocation="random")
     with (
-        server_with_users(release, short_folder / "server", settings=settings) as server,
-        workload_on(server, short_folder / "pod") as workload,
+        server_with_users(release, temporary_folder / "server", settings=settings) as server,
+        workload_on(server, temporary_folder / "pod") as workload,
     ):
         run_pod_lifecycle(workload)
 
 
-@pytest.mark.sample
+@pytest.mark.four_releases
 @pytest.mark.parametrize(
-    ("server_settings", "required", "network"),
+    ("server_settings", "required_settings", "address_start"),
     [
         pytest.param(prefixes(v6=IPV6), {"DNS_IPV6": "true"}, "fd7a:", id="IPv6 only"),
         pytest.param(
@@ -68,26 +71,30 @@ def test_random_addresses_are_published(release: Release, short_folder: Path) ->
     ],
 )
 def test_addresses_outside_the_default_prefixes_need_a_setting(
-    release: Release, short_folder: Path, server_settings: dict[str, Any], required: dict[str, str], network: str
+    release: Release,
+    temporary_folder: Path,
+    server_settings: dict[str, Any],
+    required_settings: dict[str, str],
+    address_start: str,
 ) -> None:
-    """Without the setting, nothing is published, and an event names it."""
+    """Without the setting, no address is published, and an event names the setting."""
     with (
-        server_with_users(release, short_folder / "server", settings=server_settings) as server,
-        workload_on(server, short_folder / "pod") as workload,
+        server_with_users(release, temporary_folder / "server", settings=server_settings) as server,
+        workload_on(server, temporary_folder / "pod") as workload,
     ):
         workload.run_cleanup()
         client = workload.start_client()
         watch = workload.start_dns_watch()
         event = watch.wait_for("address.unpublishable")
-        assert all(name in event["reason"] for name in required)
-        assert client.address.startswith(network)
+        assert all(name in event["reason"] for name in required_settings)
+        assert client.address.startswith(address_start)
         watch.terminate()
         assert workload.cloudflare.writes == []
         client.stop()
 
-        workload.environment |= required
-        run_pod_lifecycle(workload, ipv6="DNS_IPV6" in required)
-        assert all(content.startswith(network) for content in workload.record_contents)
+        workload.environment |= required_settings
+        run_pod_lifecycle(workload, ipv6="DNS_IPV6" in required_settings)
+        assert all(content.startswith(address_start) for content in workload.record_contents)
 
 
 # --- The policy ---------------------------------------------------------------------------------------
@@ -95,21 +102,21 @@ def test_addresses_outside_the_default_prefixes_need_a_setting(
 
 def policy_for(release: Release) -> str:
     """Return a policy in which `USER` owns two tags."""
-    # Headscale 0.26 and newer require an @ in the name of a user.
-    owner = f"{USER}@" if release.user_by_id else USER
+    # In a policy, Headscale 0.26 and newer accept a user name without an @ only with an @ appended.
+    owner = f"{USER}@" if release.identifies_users_by_id else USER
     rule = {"action": "accept", "src": ["*"], "dst": ["*:*"]}
     return json.dumps({"tagOwners": {TAG: [owner], "tag:db": [owner]}, "acls": [rule]})
 
 
 @pytest.mark.parametrize("mode", ["file", "database"])
-def test_tagged_pod_is_published_with_a_policy(release: Release, short_folder: Path, mode: str) -> None:
-    """Headscale reads the policy, which has the tag of the key, from a file or from the database."""
-    path = short_folder / "policy.json"
+def test_tagged_pod_is_published_with_a_policy(release: Release, temporary_folder: Path, mode: str) -> None:
+    """The policy contains the tag of the pre-auth key. Headscale reads the policy from a file or from the database."""
+    path = temporary_folder / "policy.json"
     path.write_text(policy_for(release))
     settings = {"policy": {"mode": mode, "path": str(path) if mode == "file" else ""}}
     with (
-        server_with_users(release, short_folder / "server", settings=settings) as server,
-        workload_on(server, short_folder / "pod", AUTHKEY_TAGS=TAG) as workload,
+        server_with_users(release, temporary_folder / "server", settings=settings) as server,
+        workload_on(server, temporary_folder / "pod", AUTHKEY_TAGS=TAG) as workload,
     ):
         if mode == "database":
             Administrator(server).set_policy(policy_for(release))
@@ -118,21 +125,21 @@ def test_tagged_pod_is_published_with_a_policy(release: Release, short_folder: P
         assert (node.get("tags") or node["forcedTags"]) == [TAG]
 
 
-@pytest.mark.parametrize("joined_with", ["", TAG], ids=["without tags", "with a tag"])
+@pytest.mark.parametrize("key_tag", ["", TAG], ids=["key without tags", "key with a tag"])
 def test_record_stays_when_an_administrator_changes_the_tags(
-    release: Release, short_folder: Path, joined_with: str
+    release: Release, temporary_folder: Path, key_tag: str
 ) -> None:
-    """The program owns a node without a user only while it has a configured tag."""
-    path = short_folder / "policy.json"
+    path = temporary_folder / "policy.json"
     path.write_text(policy_for(release))
     settings = {"policy": {"mode": "file", "path": str(path)}}
     with (
-        server_with_users(release, short_folder / "server", settings=settings) as server,
-        workload_on(server, short_folder / "pod", AUTHKEY_TAGS=joined_with) as workload,
+        server_with_users(release, temporary_folder / "server", settings=settings) as server,
+        workload_on(server, temporary_folder / "pod", AUTHKEY_TAGS=key_tag) as workload,
     ):
         administrator = Administrator(server)
         _, watch = workload.start_pod()
         before = workload.state()
+        # The last change restores the configured tag. Without it, `cleanup` would not delete a node without a user.
         for tags in ((TAG, "tag:db"), ("tag:db",), (TAG,)):
             administrator.tag_node(before.node_ids[0], *tags)
             watch.wait_for_next("pass.finished", changes=0, in_sync=True)
@@ -145,21 +152,23 @@ def test_record_stays_when_an_administrator_changes_the_tags(
 # --- PostgreSQL ---------------------------------------------------------------------------------------
 
 
-def test_pod_lifecycle_with_postgresql(release: Release, short_folder: Path, postgres: PostgresCluster) -> None:
+def test_pod_lifecycle_with_postgresql(release: Release, temporary_folder: Path, postgres: PostgresCluster) -> None:
     settings = postgres.create_database(f"life_{release.name}")
     with (
-        server_with_users(release, short_folder / "server", settings=settings) as server,
-        workload_on(server, short_folder / "pod") as workload,
+        server_with_users(release, temporary_folder / "server", settings=settings) as server,
+        workload_on(server, temporary_folder / "pod") as workload,
     ):
         run_pod_lifecycle(workload)
 
 
-def test_stopped_postgresql_changes_nothing(release: Release, short_folder: Path, postgres: PostgresCluster) -> None:
-    """`dns-watch` treats this as an outage, and not as an invalid API key or a deleted node."""
+def test_stopped_postgresql_changes_nothing(
+    release: Release, temporary_folder: Path, postgres: PostgresCluster
+) -> None:
+    """`dns-watch` treats the errors as an outage of Headscale, and not as an invalid API key or a deleted node."""
     settings = postgres.create_database(f"outage_{release.name}")
     with (
-        server_with_users(release, short_folder / "server", settings=settings) as server,
-        workload_on(server, short_folder / "pod", SELF_HEAL="true") as workload,
+        server_with_users(release, temporary_folder / "server", settings=settings) as server,
+        workload_on(server, temporary_folder / "pod", SELF_HEAL="true") as workload,
     ):
         _, watch = workload.start_pod()
         before = workload.state()
@@ -178,22 +187,24 @@ def test_stopped_postgresql_changes_nothing(release: Release, short_folder: Path
 
 
 @pytest.fixture
-def proxy(short_folder: Path) -> TlsProxy:
+def proxy(temporary_folder: Path) -> TlsProxy:
     """A proxy that has not been started."""
     if shutil.which("nginx") is None:
         pytest.skip("needs nginx: as root, scripts/bootstrap --system")
-    (short_folder / "proxy").mkdir()
-    return TlsProxy(short_folder / "proxy")
+    (temporary_folder / "proxy").mkdir()
+    return TlsProxy(temporary_folder / "proxy")
 
 
-@pytest.mark.sample
-def test_error_responses_of_a_tls_proxy_change_nothing(release: Release, short_folder: Path, proxy: TlsProxy) -> None:
-    """The proxy has a certificate of a private authority, and sometimes responds in place of Headscale."""
+@pytest.mark.four_releases
+def test_error_responses_of_a_tls_proxy_change_nothing(
+    release: Release, temporary_folder: Path, proxy: TlsProxy
+) -> None:
+    """The proxy has a certificate of a private authority. During each fault, it responds in place of Headscale."""
     with (
         proxy,
-        server_with_users(release, short_folder / "server", public_url=proxy.url) as server,
+        server_with_users(release, temporary_folder / "server", public_url=proxy.url) as server,
         workload_on(
-            server, short_folder / "pod", HEADSCALE_CA_FILE=str(proxy.certificate), SELF_HEAL="true"
+            server, temporary_folder / "pod", HEADSCALE_CA_FILE=str(proxy.certificate), SELF_HEAL="true"
         ) as workload,
     ):
         proxy.forward_to(server.url)

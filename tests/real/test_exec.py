@@ -1,4 +1,8 @@
-"""Use the real `headscale` command in a simulated Kubernetes pod, and compare its output with the simulated command."""
+"""Test access to Headscale through its command line (CLI) in a pod, instead of URL and API key.
+
+The CLI and the server are real, and the Kubernetes API is simulated. Further tests compare the real CLI with the
+simulated CLI.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +32,8 @@ from tests.real.test_life import (  # these run here with the fixture `workload`
     test_dry_run_changes_nothing,
     test_new_pod_replaces_the_node_and_the_record,
     test_node_registered_by_the_cli_is_not_deleted,
-    test_only_online_node_is_published_without_key_metadata,
     test_unknown_user_is_reported_with_the_existing_users,
+    test_without_key_metadata_the_only_online_node_is_published,
 )
 from tests.real.workload import NAMESPACE, OTHER_USER, USER, Workload
 from tests.simulators.headscale import HeadscaleSimulator
@@ -41,19 +45,22 @@ __all__ = [
     "test_dry_run_changes_nothing",
     "test_new_pod_replaces_the_node_and_the_record",
     "test_node_registered_by_the_cli_is_not_deleted",
-    "test_only_online_node_is_published_without_key_metadata",
     "test_unknown_user_is_reported_with_the_existing_users",
+    "test_without_key_metadata_the_only_online_node_is_published",
 ]
 
 STATE_SECRET: Final = "app-tailscale"
-KEEP: Final = {"NODE_POLICY": "keep", "TS_KUBE_SECRET": STATE_SECRET}
+"""The name of the Secret in which a tailscale container stores its state."""
+
+KEEP_NODE: Final = {"NODE_POLICY": "keep", "TS_KUBE_SECRET": STATE_SECRET}
+"""Settings with which `cleanup` does not delete the node that the state Secret contains."""
 
 Command = Callable[[Sequence[str]], Finished]
 """A function that runs a command line."""
 
 
 def real_cli(server: HeadscaleServer) -> Command:
-    """Return a function that runs the command `headscale`, which connects to the socket of the server."""
+    """Return a function that runs the real CLI, which connects to the socket of the server."""
 
     def run(argv: Sequence[str]) -> Finished:
         done = subprocess.run(
@@ -78,7 +85,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture
 def kubernetes(server: HeadscaleServer) -> KubernetesSimulator:
-    """A cluster that runs the real server as a pod."""
+    """A simulated cluster with a pod, in which the command `headscale` is the real CLI."""
     kubernetes = KubernetesSimulator()
     kubernetes.add_pod("headscale-0", {"headscale": {"headscale": real_cli(server)}}, namespace=HEADSCALE_NAMESPACE)
     kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
@@ -88,10 +95,10 @@ def kubernetes(server: HeadscaleServer) -> KubernetesSimulator:
 
 @pytest.fixture
 def workload(
-    workload: Workload, kubernetes: KubernetesSimulator, authority: Authority, short_folder: Path
+    workload: Workload, kubernetes: KubernetesSimulator, authority: Authority, temporary_folder: Path
 ) -> Iterator[Workload]:
-    """A workload that runs `headscale` in a pod, and has no URL and API key of Headscale."""
-    account = short_folder / "serviceaccount"
+    """A workload without URL and API key of Headscale, which runs `headscale` in the pod of the simulated cluster."""
+    account = temporary_folder / "serviceaccount"
     account.mkdir()
     (account / "ca.crt").write_bytes(authority.certificate.read_bytes())
     (account / "token").write_text(kubernetes.token)
@@ -125,14 +132,14 @@ def run_dns_watch_once(workload: Workload, **settings: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tags", "auth_once"),
-    [pytest.param("", True, id="no tags, key used once"), pytest.param("tag:web", False, id="tags, key used twice")],
+    ("tags", "logs_in_again"),
+    [pytest.param("", False, id="no tags, no second login"), pytest.param("tag:web", True, id="tags, second login")],
 )
 def test_kept_node_returns_with_its_address_and_its_record_needs_no_write(
-    tags: str, auth_once: bool, workload: Workload, kubernetes: KubernetesSimulator
+    tags: str, logs_in_again: bool, workload: Workload, kubernetes: KubernetesSimulator
 ) -> None:
-    """The pod is replaced, and its new client has the state of the old one."""
-    settings = KEEP | {"AUTHKEY_TAGS": tags}
+    """The pod is replaced, and the new client has the state of the old client."""
+    settings = KEEP_NODE | {"AUTHKEY_TAGS": tags}
     [event] = events_named(workload.run_cleanup(**settings).events, "node.not_kept")
     assert "Secret does not exist" in event["reason"]
     client = workload.start_client()
@@ -146,7 +153,7 @@ def test_kept_node_returns_with_its_address_and_its_record_needs_no_write(
     [kept] = events_named(workload.run_cleanup(**settings).events, "node.kept")
     assert ([kept["node_id"]], workload.node_ids) == (ids, ids)
     client.start()
-    if not auth_once:
+    if logs_in_again:
         client.log_in(workload.key_file)
     run_dns_watch_once(workload, AUTHKEY_TAGS=tags)
     assert (workload.node_ids, client.address) == (ids, address)
@@ -160,21 +167,21 @@ def test_duplicate_of_a_kept_node_is_deleted(workload: Workload, kubernetes: Kub
     [kept] = workload.node_ids
     workload.start_client(key_file=workload.write_key(workload.server.create_key(USER))).stop()
     assert len(workload.node_ids) == 2
-    workload.run_cleanup(**KEEP)
+    workload.run_cleanup(**KEEP_NODE)
     assert workload.node_ids == [kept]
 
 
-def test_deleted_node_is_replaced_although_its_state_was_kept(
+def test_client_with_the_state_of_a_deleted_node_registers_a_new_node(
     workload: Workload, kubernetes: KubernetesSimulator
 ) -> None:
-    """The Secret still contains the id of the deleted node. The client registers again with its state."""
+    """The state Secret still contains the id of the deleted node."""
     workload.run_cleanup()
     client = workload.start_client()
     kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": client.status()["Self"]["ID"]})
     [old] = workload.node_ids
     client.stop()
     workload.server.delete_node(old)
-    [event] = events_named(workload.run_cleanup(**KEEP).events, "node.not_kept")
+    [event] = events_named(workload.run_cleanup(**KEEP_NODE).events, "node.not_kept")
     assert f"no node {old}" in event["reason"]
     client.start()
     client.log_in(workload.key_file)
@@ -183,27 +190,27 @@ def test_deleted_node_is_replaced_although_its_state_was_kept(
     assert new != old
 
 
-def test_node_of_a_key_without_user_is_kept_if_it_can_return(
+def test_node_of_a_key_without_user_is_kept_if_it_can_log_in_again(
     workload: Workload, kubernetes: KubernetesSimulator, transport: ExecTransport
 ) -> None:
-    """Headscale 0.28 refuses a second login of such a node, so this project replaces the node there.
+    """Headscale 0.28 refuses a second login of such a node, so `cleanup` deletes the node.
 
-    It does the same for a build without a version, which it cannot distinguish from 0.28.
+    `cleanup` also deletes the node if Headscale reports no version, because the release could be 0.28.
     """
     if workload.server.release.minor < 28:
         pytest.skip("needs Headscale 0.28 or newer: all keys of older releases have a user")
-    can_return = "0.28" not in transport.version()
+    can_log_in_again = "0.28" not in transport.version()
     key = workload.server.cli("preauthkeys", "create", "--tags", "tag:web", "--expiration", "1h")["key"]
     client = workload.start_client(key_file=workload.write_key(key))
     kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": client.status()["Self"]["ID"]})
     [old] = workload.node_ids
     client.stop()
-    workload.run_cleanup(**KEEP, AUTHKEY_TAGS="tag:web")
-    assert workload.node_ids == ([old] if can_return else [])
+    workload.run_cleanup(**KEEP_NODE, AUTHKEY_TAGS="tag:web")
+    assert workload.node_ids == ([old] if can_log_in_again else [])
     client.start()
     client.log_in(workload.key_file)
     [new] = eventually(lambda: workload.node_ids or None, "the client to register")
-    assert (new == old) is can_return
+    assert (new == old) is can_log_in_again
 
 
 # --- Lost responses -----------------------------------------------------------------------------------
@@ -212,26 +219,28 @@ def test_node_of_a_key_without_user_is_kept_if_it_can_return(
 @pytest.mark.parametrize(
     "fault", [ExecFault(cut_after=7), ExecFault(status=False)], ids=["truncated output", "no status"]
 )
-def test_key_with_lost_output_is_expired(fault: ExecFault, workload: Workload, kubernetes: KubernetesSimulator) -> None:
-    """Before Headscale 0.28, `headscale preauthkeys expire` needs the secret, which was lost. The key expires later."""
+def test_key_is_replaced_if_the_output_with_its_secret_is_lost(
+    fault: ExecFault, workload: Workload, kubernetes: KubernetesSimulator
+) -> None:
+    """From Headscale 0.28 on, the lost key is expired. Older releases need the secret of the key for this."""
     before = _key_ids(workload)
     kubernetes.add_exec_fault(fault, "preauthkeys create")
     ended = workload.run_cleanup()
-    lost, kept = sorted(_key_ids(workload) - before, key=int)
-    by_id = workload.server.release.minor >= 28
-    [event] = events_named(ended.events, "pre_auth_key.expired" if by_id else "pre_auth_key.expire_failed")
+    lost, replacement = sorted(_key_ids(workload) - before, key=int)
+    can_expire = workload.server.release.minor >= 28
+    [event] = events_named(ended.events, "pre_auth_key.expired" if can_expire else "pre_auth_key.expire_failed")
     assert event["key_id"] == lost
-    keys = {key["id"]: key for key in workload.server.keys()}  # noqa: SIM118 - not a dictionary
-    assert (keys[lost]["expiration"] < keys[kept]["createdAt"]) is by_id
+    keys = {key["id"]: key for key in workload.server.pre_auth_keys()}
+    assert (keys[lost]["expiration"] < keys[replacement]["createdAt"]) is can_expire
     workload.start_client()
 
 
 def _key_ids(workload: Workload) -> set[str]:
-    return {key["id"] for key in workload.server.keys()}  # noqa: SIM118 - not a dictionary
+    return {key["id"] for key in workload.server.pre_auth_keys()}
 
 
 def test_stopped_server_is_a_transient_error(workload: Workload, transport: ExecTransport) -> None:
-    """The pod runs, and `headscale` in it cannot connect to the server."""
+    """The command `headscale` runs in the pod, but cannot connect to the server."""
     workload.server.stop()
     try:
         with pytest.raises(TransientError, match="`headscale nodes list`"):
@@ -241,16 +250,16 @@ def test_stopped_server_is_a_transient_error(workload: Workload, transport: Exec
     transport.nodes()
 
 
-# --- The simulated command ----------------------------------------------------------------------------
+# --- The simulated CLI --------------------------------------------------------------------------------
 
 
 class CliPair:
-    """The real and the simulated command `headscale`, on servers with the same users, keys and nodes."""
+    """The real and the simulated CLI, on two servers with the same users, keys and nodes."""
 
     def __init__(self, release: Release, folder: Path, stack: ExitStack) -> None:
         server = stack.enter_context(HeadscaleServer(release, folder))
-        simulator = HeadscaleSimulator(release.simulated)
-        self.by_id = release.user_by_id
+        simulator = HeadscaleSimulator(release.simulator_version)
+        self._identifies_users_by_id = release.identifies_users_by_id
         self.minor = release.minor
         self.real = real_cli(server)
         self.simulated = HeadscaleCli(simulator)
@@ -266,8 +275,8 @@ class CliPair:
             simulator.connect(simulator.register(key=key.key, hostname=hostname).id)
 
     def user(self, name: str = USER) -> str:
-        """Return how the command line identifies a user."""
-        return {USER: "1", OTHER_USER: "2"}.get(name, "4242") if self.by_id else name
+        """Return the value of `--user` for a user."""
+        return {USER: "1", OTHER_USER: "2"}.get(name, "4242") if self._identifies_users_by_id else name
 
     def shapes(self, *arguments: str) -> list[Any]:
         """Return the shapes of the real and the simulated output."""
@@ -287,8 +296,8 @@ def _shape(value: Any) -> Any:
     match value:
         case dict():
             # Headscale omits `nanos` if it is 0, and `online` depends on timing.
-            fields = {name: _shape(item) for name, item in sorted(value.items()) if name not in ("nanos", "online")}
-            return {name: shape for name, shape in fields.items() if name != "display_name"}
+            ignored = ("nanos", "online", "display_name")
+            return {name: _shape(item) for name, item in sorted(value.items()) if name not in ignored}
         case list():
             shapes: list[Any] = []
             for item in value:
@@ -300,25 +309,25 @@ def _shape(value: Any) -> Any:
 
 
 @pytest.fixture
-def clis(release: Release, short_folder: Path) -> Iterator[CliPair]:
+def clis(release: Release, temporary_folder: Path) -> Iterator[CliPair]:
     with ExitStack() as stack:
-        yield CliPair(release, short_folder, stack)
+        yield CliPair(release, temporary_folder, stack)
 
 
 def test_real_and_simulated_command_have_the_same_output(clis: CliPair) -> None:
-    """The messages of errors may differ."""
-    named_user = ("--user", clis.user())
-    listed = () if clis.minor >= 28 else named_user
-    expire = ("--id", "424242") if clis.minor >= 28 else ("nothing", *named_user)
+    """The texts of error messages are not compared."""
+    user_options = ("--user", clis.user())
+    list_options = () if clis.minor >= 28 else user_options
+    expire_options = ("--id", "424242") if clis.minor >= 28 else ("nothing", *user_options)
     commands: list[tuple[str, ...]] = [
         ("users", "list"),
         ("nodes", "list"),
-        ("preauthkeys", "list", *listed),
-        ("preauthkeys", "create", *named_user, "--expiration", "5400123ms"),
+        ("preauthkeys", "list", *list_options),
+        ("preauthkeys", "create", *user_options, "--expiration", "5400123ms"),
         (
             "preauthkeys",
             "create",
-            *named_user,
+            *user_options,
             "--expiration",
             "1h",
             "--reusable",
@@ -327,9 +336,9 @@ def test_real_and_simulated_command_have_the_same_output(clis: CliPair) -> None:
             "tag:a,tag:b",
         ),
         ("preauthkeys", "create", "--user", clis.user("nobody"), "--expiration", "1h"),
-        ("preauthkeys", "create", *named_user, "--expiration", "1h", "--tags", "web"),
-        ("preauthkeys", "list", *listed),
-        ("preauthkeys", "expire", *expire),
+        ("preauthkeys", "create", *user_options, "--expiration", "1h", "--tags", "web"),
+        ("preauthkeys", "list", *list_options),
+        ("preauthkeys", "expire", *expire_options),
         ("nodes", "delete", "--identifier", "424242", "--force"),
         ("nodes", "delete", "--identifier", "1", "--force"),
         ("nodes", "delete", "--identifier", "1", "--force"),
@@ -348,11 +357,11 @@ def test_version_is_detected(workload: Workload, transport: ExecTransport) -> No
     minor = workload.server.release.minor
     version = transport.version()
     minors = {int(text) for text in re.findall(r"0\.(\d+)", version)}
-    # A build of the main branch has the version of the previous release or none. In the second case, the client reads
-    # the help text.
+    # A build of the main branch reports the version of the previous release, or no version. Without a version, the
+    # client detects the release from the help text.
     assert minors & {minor, minor - 1} or (version.endswith("or newer") and max(minors) <= minor)
     command = ["headscale", "preauthkeys", "list", "--help"]
-    simulated_cli = HeadscaleCli(HeadscaleSimulator(workload.server.release.simulated))
+    simulated_cli = HeadscaleCli(HeadscaleSimulator(workload.server.release.simulator_version))
     real, simulated = (run(command).stdout.decode() for run in (real_cli(workload.server), simulated_cli))
     assert dialect.dialect_of_help(real) == dialect.dialect_of_help(simulated)
 
@@ -360,6 +369,6 @@ def test_version_is_detected(workload: Workload, transport: ExecTransport) -> No
 def test_missing_node_is_not_found(transport: ExecTransport) -> None:
     with pytest.raises(NotFoundError):
         transport.delete_node("424242")
-    # After an attempt to delete a node, the client also trusts an empty list of nodes.
+    # An empty list of nodes would otherwise be an error. The client expects it after a request to delete the node.
     with pytest.raises(NotFoundError):
         transport.node("424242")

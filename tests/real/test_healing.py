@@ -1,4 +1,4 @@
-"""Self-healing: Headscale deletes or expires the node of a real client, and the pod registers again."""
+"""Test self-healing: after the node of a real client was deleted or has expired, the pod registers again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CASES = [
     pytest.param("0.28.0", "tailscale0", id="0.28.0 with interface"),
     pytest.param("head", "", id="head with userspace networking"),
 ]
-"""Releases and network interfaces. Each case takes a minute, and the other releases behave in the same way."""
+"""Release and network interface of each case. A case takes a minute, and other releases behave in the same way."""
 
 NETWORK_SETUP = """
 ip link set lo up
@@ -36,7 +36,7 @@ ip link set uplink up
 ip address add 192.0.2.1/24 dev uplink
 ip route add default via 192.0.2.2
 """
-"""Without a default route, tailscaled considers the network to be down."""
+"""Commands that add a default route. Without this route, tailscaled considers the network to be down."""
 
 CLONE_NEWNET = 0x40000000
 """The flag of unshare(2) for a new network namespace."""
@@ -71,7 +71,7 @@ def run_in_new_network(body: Callable[[], None]) -> None:
 
 
 class Pod:
-    """The pod of a workload. Its methods act as the kubelet does for the tailscale container."""
+    """The pod of a workload, with the state of node and record before the fault."""
 
     def __init__(
         self, name: str, *, stack: ExitStack, server: HeadscaleServer, folder: Path, interface: str = ""
@@ -97,12 +97,16 @@ class Pod:
         return response.status_code, response.json()["state"]
 
     def probe_fails(self, probe: Probe) -> bool:
-        """Return True if the liveness probe of tailscale fails with this pod's files."""
+        """Run the liveness probe of the tailscale container, and return True if it fails.
+
+        To restart the container, `dns-watch` writes the restart marker: the probe fails while this file is newer than
+        the socket of the client.
+        """
         key_file = self.workload.key_file
         return probe.fails(marker=key_file.with_name(f"{key_file.name}.restart"), socket=self.client.socket)
 
     def restart_when_probe_fails(self, probe: Probe, *, timeout_s: float = CONFIRM_TIMEOUT_S) -> None:
-        """Wait until the liveness probe fails, restart the client, and wait until it has registered."""
+        """Restart the client when its liveness probe fails, like the kubelet, and wait until it has registered."""
         eventually(lambda: self.probe_fails(probe), "the probe to fail", timeout_s=timeout_s)
         assert self.workload.key_file.read_text() != self.first_key
         if self.interface:
@@ -116,7 +120,7 @@ class Pod:
             self.writes,
         )
         self.client.restart()
-        # The new socket is newer than the marker, so the probe passes before dns-watch has deleted the marker.
+        # The new socket is newer than the restart marker, so the probe passes even before the marker is deleted.
         assert not self.probe_fails(probe)
         self.client.log_in(self.workload.key_file)
         self.watch.wait_for("node.returned")
@@ -124,24 +128,25 @@ class Pod:
 
 @pytest.mark.parametrize(("version", "interface"), CASES)
 def test_pods_with_a_deleted_and_an_expired_node_recover(
-    releases: list[Release], short_folder: Path, version: str, interface: str
+    releases: list[Release], temporary_folder: Path, version: str, interface: str
 ) -> None:
-    """The clients stay connected. Up to Headscale 0.29.3, the client of a deleted node is not notified."""
+    """The clients run all the time. Up to Headscale 0.29.3, a client is not notified that its node was deleted."""
     release = {release.name: release for release in releases}.get(version)
     if release is None:
         pytest.skip(f"needs headscale-{version}")
     if interface:
-        run_in_new_network(lambda: assert_pods_recover(release, short_folder, interface))
+        run_in_new_network(lambda: assert_pods_recover(release, temporary_folder, interface))
     else:
-        assert_pods_recover(release, short_folder, interface)
+        assert_pods_recover(release, temporary_folder, interface)
 
 
 def assert_pods_recover(release: Release, folder: Path, interface: str) -> None:
-    """Delete the node of one pod, expire that of another pod, and check that both pods recover."""
+    """Delete the node of one pod and expire the node of another pod. Check that both pods recover."""
     with ExitStack() as stack:
         server = stack.enter_context(server_with_users(release, folder / "server"))
         probe = Probe(folder / "bin")
-        # The second pod keeps the list of nodes non-empty. With an empty list, a confirmation takes five minutes.
+        # The node of the second pod keeps the list of nodes non-empty. If the list is empty, `dns-watch` waits five
+        # minutes before it treats a node as deleted.
         deleted = Pod("deleted.example.com", stack=stack, server=server, folder=folder / "d", interface=interface)
         expired = Pod("expired.example.com", stack=stack, server=server, folder=folder / "e")
         assert not deleted.probe_fails(probe)
@@ -167,21 +172,22 @@ def assert_pods_recover(release: Release, folder: Path, interface: str) -> None:
             assert pod.watch.terminate() == 0
 
 
-def test_expiry_of_the_api_key_is_exported(workload: Workload) -> None:
-    """All releases list API keys in a way that identifies the configured key."""
+def test_metric_contains_the_expiry_of_the_api_key(workload: Workload) -> None:
+    """`dns-watch` finds the configured API key in the list of API keys of every release."""
     (port,) = free_ports(1)
     workload.run_cleanup()
     workload.start_client()
     watch = workload.start_dns_watch(HEALTH_PORT=str(port), HEALTH_ADDRESS="127.0.0.1")
     watch.wait_for("pass.finished")
 
-    def exported() -> str | None:
-        """Return the line with the metric, which exists after the second pass."""
+    def find_metric() -> str | None:
+        """Return the line with the metric, or None before the second pass of `dns-watch`."""
         metrics = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30, trust_env=False).text
         lines = [line for line in metrics.splitlines() if line.startswith("tailscale_lifecycle_api_key_expiration")]
         return lines[0] if lines else None
 
-    line = eventually(exported, "the metric")
+    line = eventually(find_metric, "the metric")
     days = (float(line.split()[1]) - datetime.now(UTC).timestamp()) / 86_400
+    # `HeadscaleServer.api_key` expires after 90 days.
     assert days == pytest.approx(90, abs=0.1)
     assert not events_named(watch.events, "api_key.expiring")

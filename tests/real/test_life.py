@@ -1,4 +1,4 @@
-"""The lifecycle of a pod on real servers: start, restart, replacement, and errors in its configuration."""
+"""Test the lifecycle of a pod on real servers: start, restart, replacement, and errors in the configuration."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def test_first_pod_is_published(workload: Workload) -> None:
     assert watch.terminate() == 0
 
 
-def test_only_online_node_is_published_without_key_metadata(workload: Workload) -> None:
-    """A sidecar that does not mount the key volume has no key metadata."""
+def test_without_key_metadata_the_only_online_node_is_published(workload: Workload) -> None:
+    """`cleanup` writes key metadata beside the key. `dns-watch` has none if it does not mount the volume of the key."""
     client = workload.start_client(key_file=workload.write_key(workload.server.create_key(USER)))
     workload.start_dns_watch()
     workload.wait_until_published(client)
@@ -38,7 +38,7 @@ def test_restarted_container_keeps_node_and_record(workload: Workload) -> None:
     client, watch = workload.start_pod()
     ids, address, written = workload.node_ids, client.address, len(workload.cloudflare.writes)
     workload.server.expire_key(workload.key_file.read_text())
-    client.restart_logged_in()
+    client.restart_and_wait_for_login()
     assert client.login_error(workload.key_file) is None
     assert (workload.node_ids, client.address) == (ids, address)
     watch.wait_for_next("pass.finished", changes=0, in_sync=True)
@@ -48,7 +48,7 @@ def test_restarted_container_keeps_node_and_record(workload: Workload) -> None:
 
 
 def test_new_pod_replaces_the_node_and_the_record(workload: Workload) -> None:
-    """The new pod has no state. It replaces the old node although Headscale reports it as online."""
+    """The new pod has no state. `cleanup` deletes the old node although Headscale reports the node as online."""
     client, watch = workload.start_pod()
     (old,) = workload.node_ids
     watch.terminate()
@@ -74,7 +74,7 @@ def test_record_of_a_deleted_node_stays_until_a_new_node_registers(workload: Wor
     watch.wait_for("pass.skipped")
     assert len(workload.cloudflare.writes) == written
 
-    # The operator creates a new key and restarts the container of the client.
+    # Like an operator, create a new key and restart the client.
     workload.run_cleanup()
     client.restart()
     client.log_in(workload.key_file)
@@ -105,7 +105,7 @@ def test_later_of_two_concurrent_pods_is_published(workload: Workload) -> None:
 
 
 def test_node_of_another_user_is_neither_deleted_nor_published(workload: Workload) -> None:
-    """It has the same name, and is logged once."""
+    """The other user's node has the hostname of the workload. `cleanup` logs it once."""
     other = workload.start_client(key_file=workload.write_key(workload.server.create_key(OTHER_USER)))
     (foreign,) = workload.node_ids
     (warned,) = events_named(workload.run_cleanup().events, "node.foreign")
@@ -119,7 +119,7 @@ def test_node_of_another_user_is_neither_deleted_nor_published(workload: Workloa
 
 
 def test_node_registered_by_the_cli_is_not_deleted(workload: Workload) -> None:
-    """It has the same user, but registered without a key."""
+    """The node has the workload's hostname and user, but it registered without a pre-auth key."""
     client = workload.start_client_without_login()
     workload.server.approve(client, USER)
     (foreign,) = workload.node_ids
@@ -130,7 +130,7 @@ def test_node_registered_by_the_cli_is_not_deleted(workload: Workload) -> None:
 
 @pytest.mark.every_client
 def test_node_with_the_configured_tags_is_published_and_deleted(workload: Workload) -> None:
-    """The next pod deletes it."""
+    """`dns-watch` publishes the node, and `cleanup` of the next pod deletes the node."""
     tags = {"AUTHKEY_TAGS": "tag:web"}
     workload.run_cleanup(**tags)
     client = workload.start_client()
@@ -172,18 +172,18 @@ def test_restarted_server_changes_nothing(workload: Workload) -> None:
 
 def test_wrong_api_key_is_reported(workload: Workload) -> None:
     """The error names the setting. `cleanup` fails, and `dns-watch` continues."""
-    wrong = workload.server.api_key[:-4] + "oooo"
-    ended = workload.run("cleanup", HEADSCALE_API_KEY=wrong)
+    wrong_key = workload.server.api_key[:-4] + "oooo"
+    ended = workload.run("cleanup", HEADSCALE_API_KEY=wrong_key)
     assert ended.exit_status == 1
     (failed,) = events_named(ended.events, "command.failed")
     assert (failed["error_type"], "HEADSCALE_API_KEY" in failed["error"]) == ("AuthError", True)
     assert not workload.key_file.exists()
-    assert wrong not in ended.out + ended.errors
+    assert wrong_key not in ended.out + ended.errors
 
-    watch = workload.start_dns_watch(HEADSCALE_API_KEY=wrong)
+    watch = workload.start_dns_watch(HEADSCALE_API_KEY=wrong_key)
     watch.wait_for("pass.failed", error_type="AuthError", level="error", failures_in_a_row=2)
     assert watch.terminate() == 0
-    assert wrong not in watch.output()
+    assert wrong_key not in watch.output()
 
 
 def test_unknown_user_is_reported_with_the_existing_users(workload: Workload) -> None:
@@ -195,7 +195,7 @@ def test_unknown_user_is_reported_with_the_existing_users(workload: Workload) ->
 
 
 def test_dry_run_changes_nothing(workload: Workload) -> None:
-    """It changes neither Headscale nor the DNS zone nor files."""
+    """A dry run changes neither Headscale nor the DNS zone nor files."""
     workload.run_cleanup()
     client = workload.start_client()
     workload.cloudflare.add_record(

@@ -1,8 +1,8 @@
 """Test that tailscale reconnects after a restart of Headscale, with the tailscale container as rendered from deploy/.
 
-The URL of the login server matters. With http and a host name, tailscale connects to the given port only once. Later
-connections use TLS on port 443 of that host, which a Kubernetes Service for Headscale usually does not have. One test
-shows that such a client does not reconnect.
+Whether tailscale reconnects depends on the URL of the login server. If the URL has http and a host name, tailscale uses
+the port of the URL only for its first connection, and later connects to port 443 with TLS. A Kubernetes Service for
+Headscale usually has no port 443, so such a client does not reconnect. One test shows this.
 
 The tests need root, /dev/net/tun, busybox, nginx, openssl and ip, and the programs that tests/real/programs.py finds.
 `TAILSCALE_BINARIES=<folder>` must have a folder for each version, with containerboot, tailscale and tailscaled. Each
@@ -31,7 +31,7 @@ from tests.pod.rendering import environment, of_kind, rendered
 from tests.probe import BUSYBOX
 from tests.process.cluster import Authority, with_service_account
 from tests.real.command import DnsWatch
-from tests.real.container import DOCUMENTS, MANIFEST, PROGRAMS, SETTINGS, TailscaleContainer
+from tests.real.container import CONTAINER_MANIFEST, DOCUMENTS, PROGRAMS, SETTINGS, TailscaleContainer
 from tests.real.programs import CLIENTS_VARIABLE, BackgroundProcess, Release, eventually, installed_releases
 from tests.real.proxy import NGINX_START
 from tests.real.server import HeadscaleServer
@@ -40,24 +40,28 @@ from tests.real.workload import CONFIRM_TIMEOUT_S, USER, Workload
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.serve import serve
 
-RENDERED_CLIENT: Final = MANIFEST["image"].partition("@")[0].rpartition(":v")[2]
+RENDERED_CLIENT: Final = CONTAINER_MANIFEST["image"].partition("@")[0].rpartition(":v")[2]
+"""The version of the Tailscale client in the rendered manifests."""
+
 OLD_CLIENT: Final = "1.80.3"
 """A client of the oldest minor version that Headscale 0.29 accepts."""
 
 SERVICE_NAME: Final = "headscale.headscale.svc.cluster.local"
+
 CLUSTER_IP: Final = "10.96.0.20"
 """The address of a Service that forwards port 8080 to Headscale."""
+
 INGRESS_IP: Final = "10.96.0.21"
 """The address of the ingress controller, which publishes Headscale with https."""
 
 FORCED_MESSAGE: Final = "forcing port 443 dial due to recent noise dial"
-"""tailscale logs this for each connection attempt within two minutes of the previous one.
+"""tailscale logs this for each connection attempt within two minutes of the previous attempt.
 
 With https or a private IP address, the connection still uses the port of the URL.
 """
 
 RECONNECT_TIMEOUT_S: Final = 150.0
-"""How long a client may take after an outage. Its longest backoff is about half a minute."""
+"""The time limit for a client to reconnect. Its longest backoff is about half a minute."""
 
 NGINX: Final = (
     NGINX_START
@@ -82,19 +86,19 @@ NGINX: Final = (
 }}
 """
 )
-"""The configuration of an nginx that replaces the Service and the external ingress controller."""
+"""The configuration of an nginx that acts as the Service and as the ingress controller."""
 
 WRAPPER: Final = """#!/bin/sh
 export SSL_CERT_DIR={folder}/trust
 exec unshare --mount --propagation private \
     sh -c 'mount --bind {folder}/hosts /etc/hosts && exec "$@"' sh {program} "$@"
 """
-"""Runs tailscaled with the names of a cluster, and with the certificate of the ingress controller as its authority."""
+"""A script that runs tailscaled with its own /etc/hosts and its own trusted certificates."""
 
 
 def rendered_url() -> str:
     """Return the login server of the rendered manifests."""
-    options = environment(MANIFEST, DOCUMENTS)["TS_EXTRA_ARGS"].split()
+    options = environment(CONTAINER_MANIFEST, DOCUMENTS)["TS_EXTRA_ARGS"].split()
     (url,) = [option.removeprefix("--login-server=") for option in options if option.startswith("--login-server=")]
     return str(url)
 
@@ -113,7 +117,7 @@ def published_locations(headscale: str) -> str:
 INGRESS_NAME: Final = rendered_url().removeprefix("https://")
 
 URLS: Final = {"http-name": f"http://{SERVICE_NAME}:8080", "http-address": f"http://{CLUSTER_IP}:8080"}
-"""Other login servers than the rendered one, by a name for the client that uses it."""
+"""Login servers that the rendered manifests do not use. Each key is the hostname of a client with this URL."""
 
 
 def release_with_client(version: str) -> Release | str:
@@ -161,14 +165,14 @@ class Setup:
     folder: Path
     stack: ExitStack
 
-    def join(self, kind: str) -> None:
-        """Start the client for one of URLS, and log it in."""
-        client = TailscaleClient(self.release, self.folder / kind, hostname=kind, url=URLS[kind])
+    def join(self, hostname: str) -> None:
+        """Start a client with the URL that URLS has for this hostname, and log it in."""
+        client = TailscaleClient(self.release, self.folder / hostname, hostname=hostname, url=URLS[hostname])
         self.stack.callback(client.stop)
-        key = self.folder / f"{kind}.key"
-        key.write_text(self.server.create_key(USER))
-        client.log_in(key)
-        self.wait_until_connected(kind, self.log_reader(kind))
+        key_file = self.folder / f"{hostname}.key"
+        key_file.write_text(self.server.create_key(USER))
+        client.log_in(key_file)
+        self.wait_until_connected(hostname, self.log_reader(hostname))
 
     def is_connected(self, hostname: str) -> bool:
         """Return True if Headscale reports the only node with this hostname as online."""
@@ -183,15 +187,15 @@ class Setup:
             timeout_s=RECONNECT_TIMEOUT_S,
         )
 
-    def forced_connections(self, kind: str) -> int:
+    def forced_connections(self, hostname: str) -> int:
         """Return how often the client has logged FORCED_MESSAGE."""
-        return self.log_reader(kind)().count(FORCED_MESSAGE)
+        return self.log_reader(hostname)().count(FORCED_MESSAGE)
 
-    def log_reader(self, kind: str) -> Callable[[], str]:
+    def log_reader(self, hostname: str) -> Callable[[], str]:
         """Return a function that returns the client's log."""
-        return partial((self.folder / kind / "tailscaled.log").read_text, errors="replace")
+        return partial((self.folder / hostname / "tailscaled.log").read_text, errors="replace")
 
-    def stop_headscale(self, outage_s: float) -> None:
+    def interrupt_headscale(self, outage_s: float) -> None:
         """Stop Headscale for some time, and start it again."""
         self.server.stop()
         end = time.monotonic() + outage_s
@@ -201,7 +205,7 @@ class Setup:
 
 @dataclass
 class Pod:
-    """The rendered pod: both commands, and the tailscale container."""
+    """The rendered pod: its workload, its tailscale container, and its `dns-watch`."""
 
     workload: Workload
     container: TailscaleContainer
@@ -223,7 +227,7 @@ class Pod:
         """Wait until the record is the address of the only node."""
         eventually(
             lambda: len(self.workload.node_ids) == 1 and self.workload.record_contents == [self.address],
-            "the record to follow the node",
+            "the record to have the node's address",
             details=lambda: self.container.output() + self.watch.output(),
             timeout_s=RECONNECT_TIMEOUT_S,
         )
@@ -327,11 +331,11 @@ def start_proxy(headscale: str, folder: Path, stack: ExitStack) -> None:
 def test_rendered_pod_reconnects_after_an_outage_of_headscale(
     setup: Setup, cloudflare: CloudflareSimulator, outage_s: int
 ) -> None:
-    """The container is not restarted. Node, address and record stay the same."""
+    """The pod reconnects without a restart of the container. Node, address and record stay the same."""
     pod = start_pod(setup, cloudflare)
     before = pod.workload.node_ids, pod.address, pod.workload.record_contents
     # A restarted server reports a node as offline until it connects again.
-    setup.stop_headscale(outage_s)
+    setup.interrupt_headscale(outage_s)
     setup.wait_until_connected(pod.name, pod.container.output)
     pod.watch.wait_for_next("pass.finished")
     assert (pod.workload.node_ids, pod.address, pod.workload.record_contents) == before
@@ -340,8 +344,9 @@ def test_rendered_pod_reconnects_after_an_outage_of_headscale(
 
 
 def test_rendered_pod_registers_again_after_its_node_was_deleted(setup: Setup, cloudflare: CloudflareSimulator) -> None:
-    """The liveness probe fails after `dns-watch` has written a fresh key, and the container is restarted."""
-    # With a second node, the list of nodes is not empty. With an empty list, a confirmation takes five minutes.
+    """`dns-watch` writes a new key. Then the liveness probe fails, so the kubelet restarts the container."""
+    # The second node keeps the list of nodes non-empty. If the list is empty, `dns-watch` waits five minutes before it
+    # treats a node as deleted.
     setup.join("http-address")
     pod = start_pod(setup, cloudflare)
     (deleted,) = pod.workload.node_ids
@@ -349,7 +354,7 @@ def test_rendered_pod_registers_again_after_its_node_was_deleted(setup: Setup, c
     container = pod.container
     eventually(
         lambda: not container.probe_passes("livenessProbe"),
-        "the probe",
+        "the liveness probe to fail",
         details=pod.watch.output,
         timeout_s=CONFIRM_TIMEOUT_S,
     )
@@ -363,14 +368,14 @@ def test_rendered_pod_registers_again_after_its_node_was_deleted(setup: Setup, c
     assert len(pod.watch.events_named("pre_auth_key.created")) == 1
 
 
-def test_client_with_http_and_a_name_does_not_reconnect(setup: Setup) -> None:
-    """A client with http and a private IP address reconnects."""
-    for kind in URLS:
-        setup.join(kind)
+def test_client_with_http_and_a_host_name_does_not_reconnect(setup: Setup) -> None:
+    """Another client, whose URL has http and a private IP address, does reconnect."""
+    for hostname in URLS:
+        setup.join(hostname)
     forced = setup.forced_connections("http-name")
-    setup.stop_headscale(5)
+    setup.interrupt_headscale(5)
     setup.wait_until_connected("http-address", setup.log_reader("http-address"))
-    # Attempts after the outage fail as well, because nothing listens on port 443 of the Service.
+    # Each further attempt fails, because nothing listens on port 443 of the Service.
     eventually(
         lambda: setup.forced_connections("http-name") >= forced + 3,
         "further attempts of the client",

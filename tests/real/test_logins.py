@@ -67,7 +67,7 @@ class ServerPair:
         self.owner = owner
         self._folder = folder
         self._server = stack.enter_context(HeadscaleServer(release, folder))
-        self._simulator = HeadscaleSimulator(release.simulated)
+        self._simulator = HeadscaleSimulator(release.simulator_version)
         self._http = stack.enter_context(
             httpx.Client(
                 transport=httpx.WSGITransport(app=self._simulator),
@@ -118,7 +118,7 @@ class ServerPair:
         """Restart both servers and the client, which logs in with its existing state."""
         self._server.restart()
         self._simulator.restart()
-        self._client.restart_logged_in()
+        self._client.restart_and_wait_for_login()
 
     def login(self, key: Key) -> tuple[Login, Login]:
         """Log in to both servers with a key, and return both results."""
@@ -130,14 +130,15 @@ class ServerPair:
             node = self._simulator.register(
                 key=key.simulated, hostname=HOSTNAME, machine_key="mkey:" + "1" * 64, node_key="nodekey:" + "1" * 64
             )
-            # A real client with a node that is still expired logs in again. The server refuses its key, which is used.
+            # If the node is still expired, a real client logs in again with the key. The server then refuses the key,
+            # because it is already used.
             accepted = node.expires_at is None
         except RegistrationRefusedError:
             accepted = False
         return real, Login(accepted, _nodes(self._http.get("/api/v1/node")))
 
     def restart_client(self) -> None:
-        """Restart the client with its state. This is necessary after a refused key."""
+        """Restart the client with its state. After a refused key, the client cannot log in without a restart."""
         self._client.restart()
 
     def _simulated_id(self, key: Key) -> int:
@@ -148,12 +149,12 @@ OWNERS = ("user", "user and tags", "tags")
 
 
 @pytest.fixture(params=OWNERS)
-def servers(request: pytest.FixtureRequest, release: Release, short_folder: Path) -> Iterator[ServerPair]:
-    """A client on both servers, for each kind of owner. Keys without a user exist from 0.28 on."""
-    if request.param == "tags" and not release.keys_by_id:
+def servers(request: pytest.FixtureRequest, release: Release, temporary_folder: Path) -> Iterator[ServerPair]:
+    """A client with both servers, for each owner of the keys. Keys without a user exist from Headscale 0.28 on."""
+    if request.param == "tags" and not release.has_keys_without_user:
         pytest.skip(f"Headscale {release.name} has no keys without a user")
     with ExitStack() as stack:
-        yield ServerPair(release, request.param, short_folder, stack)
+        yield ServerPair(release, request.param, temporary_folder, stack)
 
 
 @pytest.mark.every_client
@@ -161,9 +162,9 @@ def test_real_and_simulated_server_accept_the_same_logins(servers: ServerPair, r
     """After each login, both servers have the same nodes."""
     different: list[str] = []
 
-    def check(key: Key, situation: str, *, is_random: bool = False) -> None:
+    def check(key: Key, situation: str, *, result_is_random: bool = False) -> None:
         real, simulated = servers.login(key)
-        if real.nodes != simulated.nodes or (real.accepted != simulated.accepted and not is_random):
+        if real.nodes != simulated.nodes or (real.accepted != simulated.accepted and not result_is_random):
             different.append(f"{situation}\n  real      {real}\n  simulated {simulated}")
         if not real.accepted:
             servers.restart_client()
@@ -177,7 +178,8 @@ def test_real_and_simulated_server_accept_the_same_logins(servers: ServerPair, r
     check(first, "first key, used and expired")
     servers.restart_servers()
     check(second, "second key, used, after a restart")
-    if release.keys_by_id:
+    # Older releases cannot delete a key.
+    if release.identifies_keys_by_id:
         servers.delete(first)
         check(first, "deleted key")
     servers.expire_nodes()
@@ -185,7 +187,7 @@ def test_real_and_simulated_server_accept_the_same_logins(servers: ServerPair, r
     third = servers.key()
     # The client has three nodes with the same node key, and Headscale 0.28 selects one of them at random.
     has_several_nodes = servers.owner == "tags" and release.name.startswith("0.28.")
-    check(third, "new key, expired node", is_random=has_several_nodes)
+    check(third, "new key, expired node", result_is_random=has_several_nodes)
     servers.delete_nodes()
     check(third, "used key, deleted node")
     fourth = servers.key()

@@ -1,7 +1,7 @@
-"""Self-healing with a single node in the tailnet.
+"""Test self-healing with a single node in the tailnet.
 
-If it is missing, the list of nodes is empty. This also happens while the server runs with another database, so
-`dns-watch` waits longer before it treats the node as deleted.
+If the only node is deleted, the list of nodes is empty. The list is also empty while Headscale runs with a wrong
+database, so `dns-watch` waits longer before it treats the node as deleted.
 """
 
 from __future__ import annotations
@@ -23,28 +23,31 @@ from tests.real.test_healing import Pod
 from tests.real.workload import CONFIRM_TIMEOUT_S, USER
 
 VERSIONS = ("0.23.0", "0.26.1", "0.27.1", "0.29.3", "head")
-"""The oldest and the newest releases, and those before and after Headscale began to keep the list of nodes in memory.
+"""A selection, because each release takes six minutes.
 
-Each release takes six minutes.
+It contains the oldest and the newest releases. Up to 0.26.1, Headscale reads the list of nodes from the database, and
+from 0.27.1 on from memory.
 """
 
 pytestmark = pytest.mark.skipif(BUSYBOX is None, reason=NO_BUSYBOX)
 
 
 @pytest.fixture(params=VERSIONS)
-def server(request: pytest.FixtureRequest, releases: list[Release], short_folder: Path) -> Iterator[HeadscaleServer]:
+def server(
+    request: pytest.FixtureRequest, releases: list[Release], temporary_folder: Path
+) -> Iterator[HeadscaleServer]:
     """A server without nodes and without other users."""
     release = {release.name: release for release in releases}.get(request.param)
     if release is None:
         pytest.skip(f"needs headscale-{request.param}")
-    (short_folder / "server").mkdir()
-    with HeadscaleServer(release, short_folder / "server") as server:
+    (temporary_folder / "server").mkdir()
+    with HeadscaleServer(release, temporary_folder / "server") as server:
         server.create_user(USER)
         yield server
 
 
 def copy_database(source: Path, target: Path) -> None:
-    """Replace the database in one folder with that of another one. The server must be stopped."""
+    """Replace the database in the target folder with the database in the source folder. The server must be stopped."""
     for file in target.glob("db.sqlite*"):
         file.unlink()
     for file in source.glob("db.sqlite*"):
@@ -55,10 +58,10 @@ def time_of(event: Event) -> datetime:
     return datetime.fromisoformat(event["timestamp"])
 
 
-def test_pod_with_the_only_node_recovers(server: HeadscaleServer, short_folder: Path) -> None:
+def test_pod_with_the_only_node_recovers(server: HeadscaleServer, temporary_folder: Path) -> None:
     with ExitStack() as stack:
-        probe = Probe(short_folder / "bin")
-        pod = Pod("only.example.com", stack=stack, server=server, folder=short_folder / "p")
+        probe = Probe(temporary_folder / "bin")
+        pod = Pod("only.example.com", stack=stack, server=server, folder=temporary_folder / "p")
         server.delete_node(pod.first_id)
         assert server.nodes() == []
 
@@ -76,29 +79,31 @@ def test_pod_with_the_only_node_recovers(server: HeadscaleServer, short_folder: 
         assert pod.watch.terminate() == 0
 
 
-def test_database_without_the_node_for_two_minutes_changes_nothing(server: HeadscaleServer, short_folder: Path) -> None:
+def test_database_without_the_node_for_two_minutes_changes_nothing(
+    server: HeadscaleServer, temporary_folder: Path
+) -> None:
     """An administrator first restores an old backup by mistake, and then the newest one."""
     with ExitStack() as stack:
-        old, newest = short_folder / "old", short_folder / "newest"
+        old, newest = temporary_folder / "old", temporary_folder / "newest"
         for folder in (old, newest):
             folder.mkdir()
         assert server.accepts_api_key
         server.stop()
         copy_database(server.folder, old)
         server.start()
-        pod = Pod("only.example.com", stack=stack, server=server, folder=short_folder / "p")
+        pod = Pod("only.example.com", stack=stack, server=server, folder=temporary_folder / "p")
         server.stop()
         copy_database(server.folder, newest)
         copy_database(old, server.folder)
         server.start()
-        assert (server.nodes(), server.keys()) == ([], [])
+        assert (server.nodes(), server.pre_auth_keys()) == ([], [])
 
         def has_missed_the_node_for_two_minutes() -> bool:
             missed = events_named(pod.watch.events, "pass.skipped")
             return bool(missed) and (time_of(missed[-1]) - time_of(missed[0])).total_seconds() > 2 * CONFIRMING_S
 
         eventually(has_missed_the_node_for_two_minutes, "two minutes without the node", timeout_s=CONFIRM_TIMEOUT_S)
-        assert server.keys() == []
+        assert server.pre_auth_keys() == []
         assert pod.nodez == (200, "waiting")
         server.stop()
         copy_database(newest, server.folder)

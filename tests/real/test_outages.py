@@ -1,4 +1,4 @@
-"""A long outage of Headscale, a restored database, and a wrong clock."""
+"""Test pods during a long outage of Headscale, with a restored database, and with a wrong clock."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ RECOVERY_TIMEOUT_S: Final = 400.0
 
 
 @pytest.mark.takes_minutes
-def test_ten_minutes_without_a_server_change_nothing(releases: list[Release], short_folder: Path) -> None:
+def test_ten_minutes_without_a_server_change_nothing(releases: list[Release], temporary_folder: Path) -> None:
     """The servers of all releases stop at the same time, so that the test takes ten minutes only once."""
     with ExitStack() as stack:
         pods = []
         for release in releases:
-            folder = short_folder / release.name
+            folder = temporary_folder / release.name
             server = stack.enter_context(server_with_users(release, folder))
             workload = stack.enter_context(
                 workload_on(server, folder / "pod", POLL_INTERVAL="10s", VERIFY_INTERVAL="1m", SELF_HEAL="true")
@@ -51,19 +51,21 @@ def test_ten_minutes_without_a_server_change_nothing(releases: list[Release], sh
             assert watch.events_named("node.lost") == []
 
 
-@pytest.mark.sample
-def test_pod_recovers_when_a_restored_database_reuses_its_node_id(own_workload: Workload, short_folder: Path) -> None:
-    """The backup is older than the pod's node. After the restore, another client's node gets its id and address."""
-    workload, administrator = own_workload, Administrator(own_workload.server)
+@pytest.mark.four_releases
+def test_pod_recovers_when_a_restored_database_reuses_its_node_id(
+    workload_on_dedicated_server: Workload, temporary_folder: Path
+) -> None:
+    """The backup is older than the pod's node. After the restore, another client gets this node's id and address."""
+    workload, administrator = workload_on_dedicated_server, Administrator(workload_on_dedicated_server.server)
     workload.environment["SELF_HEAL"] = "true"
-    administrator.copy_database(short_folder / "copy")
+    administrator.copy_database(temporary_folder / "copy")
     client, watch = workload.start_pod()
     (old_id,), written = workload.node_ids, len(workload.cloudflare.writes)
     workload.server.stop()
     # Otherwise, the client would try to log in with a node key that the restored database does not contain.
     client.stop()
-    administrator.restore_database(short_folder / "copy")
-    with workload_on(workload.server, short_folder / "later", "later.example.com") as later:
+    administrator.restore_database(temporary_folder / "copy")
+    with workload_on(workload.server, temporary_folder / "later", "later.example.com") as later:
         later.run_cleanup()
         later.start_client()
         assert later.node_ids == [old_id]
@@ -87,7 +89,7 @@ lifecycle.runtime.clock.utc_now = lambda: datetime.now(UTC) + timedelta(minutes=
 """A sitecustomize.py, which Python runs before the program starts."""
 
 
-@pytest.mark.sample
+@pytest.mark.four_releases
 @pytest.mark.parametrize("minutes", [-30, 180], ids=["30 minutes behind", "3 hours ahead"])
 def test_wrong_clock_of_the_pod_changes_nothing(workload: Workload, minutes: int) -> None:
     (workload.folder / "sitecustomize.py").write_text(SHIFTED_CLOCK.format(minutes=minutes))

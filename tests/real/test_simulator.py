@@ -1,4 +1,4 @@
-"""Compare the responses of a real and a simulated Headscale in the same state to the same requests."""
+"""Send the same requests to a real and a simulated Headscale in the same state, and compare the responses."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ServerPair:
         self._folder = folder
         self._stack = stack
         self._server = stack.enter_context(HeadscaleServer(release, folder))
-        self._simulator = HeadscaleSimulator(release.simulated)
+        self._simulator = HeadscaleSimulator(release.simulator_version)
         self._real = stack.enter_context(httpx.Client(base_url=self._server.url, timeout=TIMEOUT_S))
         self._simulated = stack.enter_context(
             httpx.Client(transport=httpx.WSGITransport(app=self._simulator), base_url="http://headscale.test")
@@ -107,10 +107,10 @@ def _authorization(api_key: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def servers(release: Release, short_folder: Path) -> Iterator[ServerPair]:
+def servers(release: Release, temporary_folder: Path) -> Iterator[ServerPair]:
     """A real server and a simulator of its release."""
     with ExitStack() as stack:
-        yield ServerPair(release, short_folder, stack)
+        yield ServerPair(release, temporary_folder, stack)
 
 
 def summary(response: httpx.Response) -> Summary:
@@ -120,11 +120,12 @@ def summary(response: httpx.Response) -> Summary:
 
 
 def shape_of(value: Any) -> Any:
-    """Replace what may differ in a JSON value: messages, kinds of text such as times and keys, and repeated items."""
+    """Return a JSON value without what may differ: messages, texts such as times and keys, and repeated list items."""
     match value:
         case {"code": int(code), "message": str(message)}:
             # Messages may differ, except the words "not found", on which clients depend.
             return {**value, "code": f"code {code}", "message": "not found" in message}
+        # The format of errors in Headscale 0.30.
         case {"title": str(), "status": int()}:
             return value | {"detail": "text", "errors": [sorted(error) for error in value.get("errors", ())]}
         case dict():
@@ -320,9 +321,9 @@ def test_real_and_simulated_server_send_the_same_responses(servers: ServerPair) 
         pytest.fail("\n".join(different), pytrace=False)
 
 
-def test_simulated_version_documents_are_subsets_of_the_real_ones(server: HeadscaleServer) -> None:
-    """The client detects the same dialect of Headscale's API from both."""
-    simulator = HeadscaleSimulator(server.release.simulated)
+def test_same_api_dialect_is_detected_on_the_real_and_the_simulated_server(server: HeadscaleServer) -> None:
+    """A client detects the dialect (the variant of the API) from the version, or from the paths in a description."""
+    simulator = HeadscaleSimulator(server.release.simulator_version)
     transport = httpx.WSGITransport(app=simulator)
     with httpx.Client(transport=transport, base_url="http://headscale.test") as simulated:
         for path in ("/version", "/swagger/v1/openapiv2.json", "/api/v1/openapi.json"):

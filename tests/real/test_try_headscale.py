@@ -46,11 +46,14 @@ with socket.create_server(("127.0.0.1", port)) as listener:
                      (upstream, client, lambda data: data.replace(b'"givenName"', b'"givenNamX"'))):
             threading.Thread(target=relay, args=pair, daemon=True).start()
 """
-"""Runs the real program behind a proxy that renames a field. Both names have the same length, so headers stay valid."""
+"""A program that runs the real one behind a proxy, which renames a field in each response.
+
+Both names of the field have the same length, so the header Content-Length stays valid.
+"""
 
 
 def try_headscale(program: Path, release: Release) -> subprocess.CompletedProcess[str]:
-    """Run the script with a program, and with the Tailscale client of a release."""
+    """Run the script with a Headscale program, and with the Tailscale client of a release."""
     path = os.pathsep.join([str(release.tailscale.parent), os.environ["PATH"]])
     return subprocess.run(
         [ROOT / "scripts/try-headscale", program],
@@ -66,8 +69,8 @@ def test_matching_program_is_accepted(releases: list[Release]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_renamed_field_is_reported(releases: list[Release], short_folder: Path) -> None:
-    program = short_folder / "headscale"
+def test_renamed_field_is_reported(releases: list[Release], temporary_folder: Path) -> None:
+    program = temporary_folder / "headscale"
     program.write_text(PROGRAM_WITH_RENAMED_FIELD.format(python=sys.executable, program=releases[-1].headscale))
     program.chmod(0o755)
     done = try_headscale(program, releases[-1])
@@ -79,7 +82,7 @@ def test_renamed_field_is_reported(releases: list[Release], short_folder: Path) 
     assert lines[start : start + len(example)] == example
 
 
-def test_missing_program_is_reported(releases: list[Release], short_folder: Path) -> None:
-    done = try_headscale(short_folder / "headscale", releases[0])
+def test_missing_program_is_reported(releases: list[Release], temporary_folder: Path) -> None:
+    done = try_headscale(temporary_folder / "headscale", releases[0])
     assert (done.returncode, done.stdout) == (2, "")
     assert "headscale is not an executable program" in done.stderr

@@ -43,19 +43,19 @@ class Pod:
 
 
 @pytest.mark.takes_minutes
-def test_upgrades_of_the_server_do_not_affect_pods(releases: list[Release], short_folder: Path) -> None:
-    """The database stays the same. If a release refuses an older release's API key, the administrator replaces it."""
+def test_upgrades_of_the_server_do_not_affect_pods(releases: list[Release], temporary_folder: Path) -> None:
+    """The database stays the same. The administrator replaces the API key if a newer release refuses the key."""
     if len(releases) == 1:
         pytest.skip("needs more than one release of headscale; see HEADSCALE_BINARIES")
     with ExitStack() as stack:
-        server = stack.enter_context(server_with_users(releases[0], short_folder / "server"))
-        api_key_file = short_folder / "api_key"
+        server = stack.enter_context(server_with_users(releases[0], temporary_folder / "server"))
+        api_key_file = temporary_folder / "api_key"
         api_key_file.write_text(server.api_key)
-        from_file = {"HEADSCALE_API_KEY": "", "HEADSCALE_API_KEY_FILE": str(api_key_file)}
+        api_key_settings = {"HEADSCALE_API_KEY": "", "HEADSCALE_API_KEY_FILE": str(api_key_file)}
         pods = [
             Pod.start(
                 stack.enter_context(
-                    workload_on(server, short_folder / name, f"{name}.example.com", **settings, **from_file)
+                    workload_on(server, temporary_folder / name, f"{name}.example.com", **settings, **api_key_settings)
                 )
             )
             for name, settings in POD_SETTINGS.items()
@@ -75,10 +75,10 @@ def test_upgrades_of_the_server_do_not_affect_pods(releases: list[Release], shor
                 assert pod.workload.state() == pod.before, (release.name, pod.workload.name)
                 assert pod.watch.events_named("node.lost") == []
 
-        # The newest release accepts the pre-auth key of the oldest one, and `cleanup` can delete the node.
+        # The newest release accepts the pre-auth key of the oldest release, and `cleanup` can delete the node.
         for pod in pods:
             workload, client = pod.workload, pod.client
-            client.restart_logged_in()
+            client.restart_and_wait_for_login()
             assert client.login_error(workload.key_file) is None
             assert workload.state() == pod.before
             pod.watch.terminate()

@@ -1,4 +1,7 @@
-"""A workload in tests with real servers: the commands and the Tailscale client of its pod, and its DNS zone."""
+"""Run the pod of a workload on a real Headscale: the commands of this project and a real Tailscale client.
+
+The DNS zone of the workload is simulated.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +32,12 @@ RECORD_COMMENT: Final = f"tailscale-lifecycle/1 {NAMESPACE}"
 """The comment by which the program recognizes its records."""
 
 CONFIRM_TIMEOUT_S: Final = 150.0
-"""How long `dns-watch` may take to confirm that a node is gone: a minute by design, and more under load."""
+"""The time limit for `dns-watch` to confirm that a node is gone. This takes a minute, and longer under load."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The node, the record and the key of a workload."""
+    """The nodes, the records and the pre-auth key of a workload."""
 
     node_ids: list[str]
     record_contents: list[str]
@@ -44,17 +47,17 @@ class State:
 
 
 class Workload:
-    """A workload.
+    """A workload: its pod's processes, its node on a real server, and its record in a simulated zone.
 
     Args:
         name: the hostname of its node, and the name of its record.
         server: the server on which its node registers.
         cloudflare: the Cloudflare simulator.
         cloudflare_url: the URL of the Cloudflare simulator.
-        folder: for its files.
+        folder: the folder for the files of the pod.
 
     Attributes:
-        prefix: a command that runs each command of this project, such as one that creates a mount namespace.
+        prefix: the start of each command line, such as `unshare --mount`, which runs the rest of the command line.
         environment: the environment of each command.
         watches: the instances of `dns-watch` that were started.
     """
@@ -88,7 +91,8 @@ class Workload:
             "TS_HOSTNAME": name,
             "POD_NAMESPACE": NAMESPACE,
             "AUTHKEY_OUTPUT_PATH": str(self.key_file),
-            # With userspace networking, the client has no interface. The test machine may have another one.
+            # With userspace networking, the client has no interface. By default, `dns-watch` would read the addresses
+            # of an interface of the test machine.
             "TAILSCALE_INTERFACE": "",
             "MAX_RETRIES": "0",
             "RETRY_INTERVAL": "1s",
@@ -175,14 +179,14 @@ class Workload:
     # --- Observed state -----------------------------------------------------------------------------
 
     def wait_until_published(self, client: TailscaleClient, *, ipv6: bool = False) -> None:
-        """Wait until the records are exactly the addresses of the client."""
+        """Wait until the client's IPv4 address, and with `ipv6` also its IPv6 address, are published."""
 
         def is_published() -> bool:
             # A restarted client reports its old address until it has logged in, so the address is read each time.
             addresses = client.addresses
             return sorted(self.record_contents) == sorted(addresses if ipv6 else addresses[:1])
 
-        eventually(is_published, "the record to follow the client", details=self._describe)
+        eventually(is_published, "the records to have the client's addresses", details=self._describe)
         assert {record.comment for record in self.records} == {RECORD_COMMENT}
 
     def state(self) -> State:
@@ -235,10 +239,10 @@ def workload_on(
     """Yield a workload with its own DNS zone, and stop its processes at the end.
 
     Args:
-        server: the server on which its node registers.
+        server: the server on which the node of the workload registers.
         folder: a folder with a short path, which is created.
-        name: the hostname of its node.
-        settings: settings of its commands.
+        name: the hostname of the node.
+        settings: additional settings for the commands of the workload.
     """
     folder.mkdir()
     cloudflare = CloudflareSimulator()
