@@ -1,4 +1,4 @@
-"""Self-signed certificates, and directories that imitate Secret volumes, which the kubelet updates atomically."""
+"""Create self-signed certificates, and directories that imitate the kubelet's volumes for Secrets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class MountedSecret:
     The kubelet does this in pkg/volume/util/atomic_writer.go of Kubernetes.
 
     Args:
-        folder: is created.
+        folder: the directory to create.
         mode: the permissions of the files, as in the volume's `defaultMode`.
     """
 
@@ -37,7 +37,7 @@ class MountedSecret:
         folder.mkdir()
 
     def write(self, files: dict[str, str], *, group: int) -> None:
-        """Replace all files. `group` is the id of the group that owns them."""
+        """Replace all files. `group` is the id of the group that owns the files."""
         self._versions += 1
         version = self.folder / f"..{self._versions}"
         version.mkdir()

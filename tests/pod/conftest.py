@@ -26,7 +26,11 @@ SetVariables = Callable[[Mapping[str, str | None]], None]
 
 @pytest.fixture
 def set_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SetVariables:
-    """Return a function that sets environment variables. Variables with the path of a Secret get a real file."""
+    """Return a function that sets environment variables.
+
+    The value None stands for a value that the kubelet reads from the pod or from a Secret. A variable with the path of
+    a Secret gets the path of an existing file.
+    """
     secret = tmp_path / "secret"
     secret.write_text("made-up")
 
@@ -49,7 +53,7 @@ def require_commands(*commands: str) -> None:
 
 @pytest.fixture(scope="session")
 def stand_ins(scratch_dir: Path) -> Path:
-    """Build a tar file of a root file system: Debian's nginx, and the stand-ins for the application and tailscale."""
+    """Build a root file system with Debian's nginx and the stand-ins for application and tailscale, as a tar file."""
     require_commands("mmdebstrap")
     archive = scratch_dir / "stand-ins.tar"
     done = subprocess.run(
@@ -59,7 +63,7 @@ def stand_ins(scratch_dir: Path) -> Path:
             f"--include={_PACKAGES}",
             '--customize-hook=mkdir -p "$1/opt/tests/pod"',
             *(f'--customize-hook=cp -R "{ROOT}/tests/{name}" "$1/opt/tests/{name}"' for name in _SOURCES),
-            # The images of nginx and tailscale have BusyBox. Probes and documented commands use these two programs.
+            # Probes and documented commands run these two programs, which BusyBox provides in the real images.
             *(f'--customize-hook=ln -s busybox "$1/usr/bin/{name}"' for name in ("netstat", "wget")),
             *("stable", archive),
         ],

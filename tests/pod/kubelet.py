@@ -38,7 +38,10 @@ runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 """
-"""runc runs on kernels that lack features that crun, the default, needs. Setting these ulimits needs no privilege."""
+"""The runtime is runc, because crun (podman's default) needs features that some kernels lack.
+
+These ulimits can be set without privileges.
+"""
 
 
 @dataclass
@@ -87,7 +90,7 @@ class Podman:
         )
 
     def process(self, container: str) -> Path:
-        """Return the directory in /proc of a container's first process, seen through the root of the init process."""
+        """Return the directory in /proc of a container's first process. The path is valid outside of the namespaces."""
         pid = self.run("inspect", "--format", "{{.State.Pid}}", container).strip()
         return Path(f"/proc/{self.init}/root/proc/{pid}")
 
@@ -98,7 +101,7 @@ def podman(folder: Path) -> Iterator[Podman]:
     (folder / "containers.conf").write_text(CONFIGURATION)
     with private_init() as init:
         runtime = Podman(folder, init)
-        # A tmpfs is fast, and the kernel deletes it.
+        # A tmpfs is fast, and the kernel deletes it with the mount namespace.
         run("nsenter", f"--target={init}", "--mount", "--", "mount", "-t", "tmpfs", "tmpfs", STORAGE)
         yield runtime
         runtime.try_to("pod", "rm", "--all", "--force", "--time", "0")
@@ -110,11 +113,11 @@ class Kubelet:
     """Runs the pods of one workload, one at a time.
 
     Args:
-        folder: for the manifests and volumes of the pods.
+        folder: the folder for the manifests and volumes of the pods.
         documents: the rendered manifests.
-        images: by container, the image that replaces the rendered one.
-        commands: by container, the command of its stand-in.
-        secrets: by name, the content of a Secret that an operator creates.
+        images: for some container names, the image that replaces the rendered image.
+        commands: for some container names, the command that replaces the rendered command.
+        secrets: the content of each Secret that an operator creates, by name.
     """
 
     podman: Podman
@@ -208,8 +211,8 @@ class Kubelet:
     def _volumes(self, folder: Path) -> Iterator[tuple[Document, Path]]:
         """Create and fill all volumes except the service account token. Yield each volume and its folder.
 
-        The modes are those of Kubernetes, pkg/volume/emptydir and pkg/volume/volume_linux.go. With an fsGroup, the
-        kubelet sets the group and the setgid bit of a volume.
+        The folders have the modes that Kubernetes sets in pkg/volume/emptydir and pkg/volume/volume_linux.go. With an
+        fsGroup, the kubelet sets the group and the setgid bit of a volume.
         """
         for claim in claim_names(self.documents):
             path = self.folder / f"claim-{claim}"
@@ -227,7 +230,7 @@ class Kubelet:
                 os.chown(path, 0, self.group)
                 path.chmod(0o2777)
                 if in_memory:
-                    # In podman's mount namespace, so the mount ends with podman.
+                    # The mount is in podman's mount namespace, so the kernel removes it with this namespace.
                     mount = ("mount", "-t", "tmpfs", "-o", f"mode=2777,gid={self.group}", "tmpfs", path)
                     run("nsenter", f"--target={self.podman.init}", "--mount", "--", *mount)
             elif "secret" in volume:

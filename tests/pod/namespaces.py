@@ -1,4 +1,4 @@
-"""Private PID and mount namespaces. When their init process ends, all their processes and mounts end with it."""
+"""Create private PID and mount namespaces. When their init process ends, the kernel ends their processes and mounts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def private_init(*prefix: str) -> Iterator[int]:
     The init process reaps all processes in the namespaces. Mounts are not visible outside.
 
     Args:
-        prefix: a command that runs the rest of the command line, such as `nsenter` with a network namespace.
+        prefix: the start of the command line, such as `nsenter --net=...`, which runs the rest of the command line.
     """
     unshare = subprocess.Popen(
         [

@@ -1,4 +1,4 @@
-"""Network namespaces in place of hosts: one for a pod, one for VPN clients, and one for the rest of the cluster."""
+"""Create network namespaces that act as hosts: a pod, the VPN clients, and the rest of the cluster."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLUSTER_NODE_ADDRESSES: Final = "192.0.2.2", "2001:db8::2"
 """A cluster node's addresses. The kubelet's probes use them as the source."""
 VPN_CLIENT_ADDRESSES: Final = "100.64.0.9", "fd7a:115c:a1e0::9"
 VPN_SOURCES: Final = (*VPN_CLIENT_ADDRESSES, "100.127.255.254", "fd7a:115c:a1e0:ffff::9")
-"""Addresses of VPN clients, among them high ones of the VPN prefixes."""
+"""Addresses of VPN clients. The last two are close to the end of the VPN prefixes."""
 OTHER_SOURCES: Final = (*CLUSTER_NODE_ADDRESSES, "100.63.255.254", "100.128.0.1", "fd7a:115c:a1e1::9")
 """A cluster node's addresses, and addresses just outside the VPN prefixes."""
 
@@ -31,7 +31,7 @@ POLL_INTERVAL_S: Final = 0.05
 
 
 def same_family(addresses: tuple[str, str], address: str) -> str:
-    """Return the one of an IPv4 and an IPv6 address that has the same family as `address`."""
+    """Return the first or the second of two addresses (IPv4, IPv6), whichever has the family of `address`."""
     ipv4, ipv6 = addresses
     return ipv6 if ":" in address else ipv4
 
@@ -87,7 +87,7 @@ class Host:
                 libc.setns(original.fileno(), 0)
 
     def request(self, url: str, **options: Any) -> Response:
-        """Send an HTTP request from this host. `client.py` describes the options; None is like no option."""
+        """Send an HTTP request from this host. `client.py` describes the options. The value None omits an option."""
         request = {"url": url} | {name: value for name, value in options.items() if value is not None}
         done = subprocess.run(
             self.command(sys.executable, "-I", ROOT / "tests/pod/client.py"),
@@ -122,7 +122,7 @@ class Response:
 
     @property
     def forwarded(self) -> Any:
-        """The request that the stand-in application received. It returns it as JSON."""
+        """The request that the stand-in application received, and returned as JSON in the body."""
         return json.loads(self.body)
 
 
@@ -132,7 +132,7 @@ class Hosts:
 
     Attributes:
         vpn: a machine with the addresses of all VPN clients.
-        cluster: a cluster node and what is behind it.
+        cluster: a cluster node and the rest of the cluster.
     """
 
     vpn: Host
@@ -141,7 +141,7 @@ class Hosts:
     def connect(self, pod: Host) -> None:
         """Connect a pod by veth pairs. The kernel deletes them with the pod's namespace."""
         for interface, other in (("vpn0", self.vpn), ("eth0", self.cluster)):
-            # The kernel may not have deleted the pair of a previous pod yet.
+            # The kernel may not have deleted the veth pair of a previous pod yet.
             subprocess.run(["ip", "-n", other.name, "link", "delete", interface], capture_output=True, check=False)
             peer = ("peer", "name", interface, "netns", other.name)
             run("ip", "link", "add", interface, "netns", pod.name, "type", "veth", *peer)
@@ -183,7 +183,7 @@ def named_namespace(namespace: Path, name: str) -> Iterator[Host]:
 def create_hosts() -> Iterator[Hosts]:
     """Create the hosts to which a pod can be connected later."""
     with create_host("vpn") as vpn, create_host("cluster") as cluster:
-        # So that servers can listen on this address before a pod is connected.
+        # On this address, servers can listen before a pod is connected.
         cluster.ip("address", "add", f"{CLUSTER_NODE_ADDRESSES[0]}/32", "dev", "lo")
         yield Hosts(vpn, cluster)
 

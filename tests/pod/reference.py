@@ -1,4 +1,7 @@
-"""The reference workload, ollama: rendered with plain containers, and configured for the test network."""
+"""Prepare the workload that the tests of a running pod use: ollama of deploy/services.
+
+The manifests are rendered in the variant without native sidecars, and with the addresses of the test network.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ STAND_IN_COMMANDS = {
     "tailscale": [*_PYTHON, "-m", "tests.pod.tailscale_container"],
 }
 
-FAST_SETTINGS = {
+TEST_SETTINGS = {
     # The default, "keep", reads the state Secret, and these tests have no Kubernetes API.
     "NODE_POLICY": "replace",
     # Short intervals keep the tests fast.
@@ -51,7 +54,7 @@ def prepare_reference_workload(
     cloudflare: tuple[str, str],
     tailscale: tuple[str, list[str]] = (STAND_INS, STAND_IN_COMMANDS["tailscale"]),
 ) -> tuple[Kubelet, Path]:
-    """Return a kubelet that can run the workload's pod, and the file with the CA of its certificate.
+    """Return a kubelet that can run the workload's pod, and the file with the certificate that clients have to trust.
 
     Args:
         headscale: the URL and the API key of Headscale.
@@ -61,7 +64,7 @@ def prepare_reference_workload(
     repository = copy_deploy(folder / "repository")
     configure(
         repository,
-        **FAST_SETTINGS,
+        **TEST_SETTINGS,
         HEADSCALE_URL=headscale[0],
         CLOUDFLARE_API_URL=f"{cloudflare[0]}/client/v4",
         LOGIN_SERVER=headscale[0],

@@ -44,7 +44,7 @@ FOLDERS_WITH_PODS = (*INGRESS_CONTROLLERS, "ingress/headscale-ui")
 OTHER_FOLDERS = ("cert-manager", "ingress/examples", *FOLDERS_WITH_PODS)
 """The folders for certificates and for Ingresses."""
 SUPPORT_FOLDERS = ("monitoring", "prune", *(f"rbac/{folder.name}" for folder in sorted((DEPLOY / "rbac").iterdir())))
-"""The folders for metrics, for removed workloads, and for permissions."""
+"""The folders for metrics, for deleting the nodes and records of removed workloads, and for permissions."""
 
 LIFECYCLE_CONTAINERS = ("cleanup", "dns-watch")
 
@@ -89,7 +89,8 @@ def new_service(folder: Path, *arguments: str) -> subprocess.CompletedProcess[st
 def write_kustomization(folder: Path, text: str, deploy: Path = DEPLOY) -> Path:
     """Write a documented kustomization into a new folder, and return the folder.
 
-    Local files replace its URLs, because tests have no network: deploy/ of a clone, and argocd.yaml.
+    Tests have no network, so the URLs in the kustomization are replaced by local paths: `deploy`, and the excerpt
+    argocd.yaml.
     """
     folder.mkdir(parents=True)
     local_deploy = os.path.relpath(deploy, folder.resolve())
@@ -127,7 +128,7 @@ def _rendered(name: str, variant: Variant) -> str:
             assert done.returncode == 0, done.stderr
         select_variant(variant, copy / "deploy/services" / name / "kustomization.yaml")
         if name == "argocd":
-            # This uses deploy/site of the clone. The documented kustomization has its own site beside it.
+            # The documented kustomization includes the operator's folder ../site. This one uses the copied deploy/site.
             write_kustomization(copy / name, argocd_kustomization().replace("  - ../site\n", ""), copy / "deploy")
             return yaml.safe_dump_all(render(copy / name))
         return yaml.safe_dump_all(render(copy / "deploy/services" / name))

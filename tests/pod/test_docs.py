@@ -1,4 +1,4 @@
-"""Test the kustomizations and patches in docs/: they render, and have the described effect."""
+"""Test that the kustomizations and patches in docs/ can be rendered, and have the documented effect."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def page_text(page: str) -> str:
 
 
 def kustomizations(page: str) -> list[dict[str, Any]]:
-    """Return the YAML blocks of a page."""
+    """Return the parsed YAML blocks of a page, which are kustomizations."""
     return [yaml.safe_load(block.text) for block in blocks(page_text(page), "yaml")]
 
 
 def test_pages_name_only_existing_workloads() -> None:
-    """One page creates `wiki`."""
+    """`wiki` is a workload that a page shows how to create."""
     names = {name for page in PAGES for name in re.findall(r"deploy/services/([\w-]+)", page.read_text())}
     assert names <= {*SHIPPED, "_template", "wiki"}
 
@@ -51,6 +51,7 @@ def test_documented_settings_of_a_new_workload_are_settings_of_the_base() -> Non
 def test_documented_patch_for_exec_mounts_the_token_in_dns_watch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With the access mode `exec`, the program uses the Kubernetes API to run Headscale's CLI in its pod."""
     kustomization = copy_deploy(tmp_path) / "deploy/services/grafana/kustomization.yaml"
     _, documented = kustomizations("add-a-service.md")
     shipped = yaml.safe_load(kustomization.read_text())

@@ -31,7 +31,7 @@ from tests.pod.rendering import (
 def test_internal_controller_uses_the_default_vpn_prefixes() -> None:
     snippet = config_map_data(rendered("ingress/internal"), "nginx-config")["http-snippets"]
     prefixes = [ip_network(prefix) for prefix in re.findall(r"[0-9a-f.:]+/\d+", snippet)]
-    # The snippet lists them twice: for the address of the client, and for the address to which it connected.
+    # The snippet lists the prefixes twice: for the client's address, and for the address to which the client connected.
     assert prefixes == list(command_variables(DryRunSettings)["VPN_PREFIXES"].default) * 2
 
 
@@ -83,7 +83,7 @@ def test_network_policy_of_the_external_controller_allows_only_its_ports() -> No
     (service,) = of_kind(rendered("ingress/external"), "Service")
     ports = [port["targetPort"] for port in service["spec"]["ports"]]
     assert policy["spec"]["ingress"][0] == {"ports": [{"port": port} for port in ports]}
-    # WireGuard's port, and the port of dns-watch with the metrics.
+    # The VPN clients connect to the port of WireGuard, and Prometheus to the port of dns-watch.
     assert [port for rule in policy["spec"]["ingress"][1:] for port in rule["ports"]] == [
         {"protocol": "UDP", "port": 41641},
         {"protocol": "TCP", "port": 9003},
@@ -195,7 +195,7 @@ def test_variables_of_a_controller_are_valid_settings(name: str, set_variables: 
 
 
 def test_health_port_of_the_internal_controller_is_not_on_the_vpn() -> None:
-    """dns-watch listens on the pod's address only. On the host network, it is the address of the cluster node."""
+    """dns-watch listens on the pod's address only. On the host network, this is the address of the cluster node."""
     spec = pod_spec(rendered("ingress/internal"))
     (address,) = [variable for variable in containers(spec)["dns-watch"]["env"] if variable["name"] == "HEALTH_ADDRESS"]
     assert address["valueFrom"] == {"fieldRef": {"fieldPath": "status.podIP"}}
@@ -223,6 +223,7 @@ def test_internal_controller_can_create_a_state_secret_for_each_cluster_node() -
 
 
 def test_prune_of_the_internal_controller_owns_the_records_of_its_pods(set_variables: SetVariables) -> None:
+    """The owner is part of the comment of each record. The owner is the pod's namespace, unless DNS_OWNER is set."""
     documents = rendered("ingress/internal")
     (job,) = of_kind(documents, "CronJob")
     namespace = job["metadata"]["namespace"]

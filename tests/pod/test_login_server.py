@@ -1,6 +1,6 @@
-"""Test that tailscale can reconnect to the login server in every manifest after Headscale restarts.
+"""Test the URL of the login server in every manifest: tailscale must be able to reconnect after Headscale restarts.
 
-With some URLs it cannot. tests/real/test_login_server.py shows this with real programs.
+With some URLs, tailscale cannot reconnect. tests/real/test_login_server.py shows this with real programs.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def login_servers(documents: list[Document]) -> list[str]:
 def can_reconnect(url: str) -> bool:
     """Return True if tailscale reconnects to a login server with this URL.
 
-    With http, tailscale connects to port 443 after a first connection, unless the host is a private address or
-    localhost. Source: control/ts2021/client.go of tailscale 1.102.3.
+    After its first connection to an http URL, tailscale connects to port 443 instead of the port in the URL, unless the
+    host is a private address or localhost. Source: control/ts2021/client.go of tailscale 1.102.3.
     """
     parts = urlsplit(url)
     if parts.scheme == "https" or parts.hostname == "localhost":

@@ -1,4 +1,4 @@
-"""Test the manifests of deploy/services and deploy/ingress: Kubernetes' schemas, and what containers rely on."""
+"""Test that the manifests of deploy/ match the schemas of Kubernetes, and that their values are consistent."""
 
 from __future__ import annotations
 
@@ -72,6 +72,7 @@ TAILSCALE_VARIABLES = {
     "TS_USERSPACE",
     "TS_USE_CACHED_NETMAP",
 }
+"""All environment variables of the tailscale container."""
 
 
 def containers_with_mount(spec: Document, path: str) -> set[str]:
@@ -83,8 +84,8 @@ def containers_with_mount(spec: Document, path: str) -> set[str]:
     }
 
 
-def test_every_applicable_folder_is_tested() -> None:
-    """Folders that only other folders include are tested through these."""
+def test_every_folder_that_can_be_applied_is_tested() -> None:
+    """Folders that are only included by other folders are tested with those folders."""
     folders = {
         str(path.parent.relative_to(DEPLOY))
         for path in DEPLOY.rglob("kustomization.yaml")
@@ -105,7 +106,7 @@ def test_every_applicable_folder_is_tested() -> None:
 @pytest.mark.parametrize(("name", "variant"), [*((name, "native") for name in OTHER_FOLDERS), *VARIANTS])
 @pytest.mark.parametrize("newest", [True, False], ids=["newest", "oldest"])
 def test_manifests_match_the_schemas(name: str, variant: Variant, newest: bool) -> None:
-    """`strict` rejects unknown fields, which clusters may silently drop."""
+    """`strict` rejects unknown fields, because an API server may silently ignore them."""
     oldest = OLDEST_OF_WORKLOAD.get(name, OLDEST_NATIVE if variant == "native" else OLDEST_PLAIN)
     for document in rendered(name, variant):
         if document["kind"] not in WITHOUT_SCHEMA:
@@ -202,7 +203,7 @@ def test_role_allows_access_to_the_state_secret_only(workload: str) -> None:
 
 @pytest.mark.parametrize(("workload", "variant"), VARIANTS)
 def test_only_containers_that_need_the_token_mount_it(workload: str, variant: Variant) -> None:
-    """cleanup and tailscale use it for the state Secret. Argo CD is itself a client of the Kubernetes API."""
+    """cleanup and tailscale use the token for the state Secret. Argo CD is itself a client of the Kubernetes API."""
     spec = pod_spec(rendered(workload, variant))
     assert spec["automountServiceAccountToken"] is False
     assert containers_with_mount(spec, TOKEN_PATH) == {"cleanup", "tailscale"} | (
@@ -231,6 +232,7 @@ def test_key_volume_is_in_memory_and_readable_by_tailscale(workload: str, varian
 
 @pytest.mark.parametrize(("workload", "variant"), VARIANTS)
 def test_only_cleanup_and_dns_watch_mount_the_secret(workload: str, variant: Variant) -> None:
+    """The Secret contains the API key of Headscale and the API token of Cloudflare."""
     assert containers_with_mount(pod_spec(rendered(workload, variant)), "/run/secrets/lifecycle") == set(
         LIFECYCLE_CONTAINERS
     )
@@ -259,7 +261,7 @@ def test_probes_do_not_use_ports_with_an_allow_list(workload: str, variant: Vari
 
 @pytest.mark.parametrize(("workload", "variant"), VARIANTS)
 def test_readiness_does_not_depend_on_readyz(workload: str, variant: Variant) -> None:
-    """A Cloudflare outage must not make pods unready."""
+    """/readyz of dns-watch fails during an outage of Cloudflare, which must not make pods unready."""
     assert "readyz" not in yaml.safe_dump(pod_spec(rendered(workload, variant)))
 
 
@@ -279,7 +281,7 @@ def test_every_mounted_volume_exists(workload: str, variant: Variant) -> None:
 
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_all_resources_are_named_after_the_workload(workload: str) -> None:
-    """Several workloads share a namespace."""
+    """Several workloads can share a namespace, so the names must not collide."""
     documents = rendered(workload)
     resource = workload_resource(documents)
     label = resource["spec"]["selector"]["matchLabels"]
@@ -298,7 +300,7 @@ def test_all_resources_are_named_after_the_workload(workload: str) -> None:
 
 
 def test_images_are_pinned_to_a_version() -> None:
-    """Except the image of this repository, which each cluster node builds."""
+    """The image of this repository has no version, because each cluster node builds it."""
     references = {image for name in [*OTHER_FOLDERS, *WORKLOADS] for image in images(rendered(name))}
     assert "localhost/tailscale-lifecycle:latest" in references
     for image in references - {"localhost/tailscale-lifecycle:latest"}:
@@ -372,6 +374,7 @@ def test_probes_use_existing_endpoints(workload: str, variant: Variant) -> None:
 def test_liveness_probe_of_tailscale_compares_the_restart_marker_with_the_socket(
     workload: str, variant: Variant
 ) -> None:
+    """The restart marker is a file that dns-watch writes, so that the kubelet restarts the tailscale container."""
     documents = rendered(workload, variant)
     pod_containers = containers(pod_spec(documents))
     variables = environment(pod_containers["dns-watch"], documents)
@@ -388,7 +391,7 @@ def test_liveness_probe_of_tailscale_compares_the_restart_marker_with_the_socket
         for mount in pod_containers[name]["volumeMounts"]
         if mount["mountPath"] == str(key_file.parent)
     }
-    # dns-watch writes the marker, and tailscale only reads it.
+    # dns-watch can write the marker. tailscale has a read-only mount.
     assert mounts == {("tailscale-lifecycle-auth", False), ("tailscale-lifecycle-auth", True)}
 
 

@@ -115,7 +115,7 @@ def test_image_argument_may_have_a_tag_or_a_digest(reference: str, tmp_path: Pat
     assert containers(pod_spec(render(folder)))["application"]["image"] == image
 
 
-def test_script_replaces_every_marker_of_the_template() -> None:
+def test_script_replaces_every_placeholder_of_the_template() -> None:
     for file in (DEPLOY / "services/_template").iterdir():
-        for marker in re.findall(r"SERVICE_[A-Z]+", file.read_text()):
-            assert marker in (ROOT / "scripts/new-service").read_text()
+        for placeholder in re.findall(r"SERVICE_[A-Z]+", file.read_text()):
+            assert placeholder in (ROOT / "scripts/new-service").read_text()

@@ -57,8 +57,8 @@ class Pod:
     """nginx and the stand-in application in the pod's network namespace.
 
     Attributes:
-        trust: the file with the certificate, which clients trust.
-        application_log: the requests that the application received.
+        trust: the file with the certificate that clients trust.
+        application_log: the file with the requests that the application received.
         nginx: the process id of nginx.
     """
 
@@ -210,7 +210,7 @@ def test_tls_1_2_and_newer_are_accepted(version: str, is_accepted: bool, pod: Po
 
 
 def test_renewed_certificate_is_served_without_a_reload(pod: Pod) -> None:
-    """The kubelet replaces the files, and nothing notifies nginx. Its worker processes stay the same."""
+    """The kubelet replaces the files without notifying nginx. The worker processes of nginx stay the same."""
     children = Path(f"/proc/{pod.nginx}/task/{pod.nginx}/children")
     workers = children.read_text().split()
     before = pod.request(f"https://{NAME}/", source=VPN_CLIENT_ADDRESSES[0])
@@ -304,7 +304,7 @@ http {{
     }}
 }}
 """
-"""What matters here of the configuration that the ingress controller generates with `ssl-redirect: false`."""
+"""A short version of the configuration that the ingress controller generates with `ssl-redirect: false`."""
 
 
 def test_snippets_of_the_internal_controller_allow_vpn_clients_only(tmp_path: Path) -> None:
@@ -331,8 +331,8 @@ def test_snippets_of_the_internal_controller_allow_vpn_clients_only(tmp_path: Pa
             route = {"source": source, "to": same_family(POD_ADDRESSES, source)}
             for scheme in ("http", "https"):
                 assert hosts.cluster.request(f"{scheme}://{NAME}/", **route).status == 403
-        # The cluster network can use addresses from the same range as the VPN. Such a client connects to the pod's
-        # cluster address.
+        # A pod of the cluster can have an address inside the VPN prefixes, if the cluster network overlaps with them.
+        # nginx refuses its requests, because the pod connects to the address in the cluster network.
         hosts.vpn.ip("route", "add", POD_ADDRESSES[0], "dev", "vpn0")
         hosts.vpn.ip("route", "add", POD_ADDRESSES[1], "via", "fe80::1", "dev", "vpn0")
         for source in VPN_CLIENT_ADDRESSES:

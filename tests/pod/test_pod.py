@@ -1,4 +1,4 @@
-"""Run the rendered pod with simulated upstreams: first start, requests, replacement, shutdown and probes."""
+"""Run a rendered pod with a simulated Headscale and Cloudflare. Test requests, replacement, shutdown and probes."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_process_has_the_privileges_of_the_manifest(name: str, running: tuple[Se
     context = containers(setup.kubelet.spec)[name]["securityContext"]
     text = (setup.kubelet.podman.process(pod.container(name)) / "status").read_text()
     status = dict(line.split(":\t", 1) for line in text.splitlines())
-    # From linux/capability.h.
+    # The numbers of capabilities in linux/capability.h.
     numbers = {"NET_ADMIN": 12, "MKNOD": 27}
     allowed = sum(1 << numbers[capability] for capability in context["capabilities"].get("add", []))
     assert int(status["CapBnd"], 16) == allowed
@@ -242,10 +242,11 @@ def test_dns_watch_exits_with_status_0_on_sigterm(runtime: Podman, scratch_dir: 
 # --- tailscale's liveness probe -----------------------------------------------------------------------
 
 MARKER = "/tailscale-auth/authkey.restart"
+"""The restart marker: dns-watch writes this file, so that the kubelet restarts the tailscale container."""
 
 
 def test_liveness_probe_of_tailscale_fails_while_dns_watch_has_a_restart_marker(running: tuple[Setup, Pod]) -> None:
-    """The test writes the marker in the container of dns-watch, and runs the probe in that of tailscale."""
+    """The test writes the marker in the container of dns-watch, and runs the probe in the tailscale container."""
     setup, pod = running
     podman = setup.kubelet.podman
 

@@ -1,4 +1,7 @@
-"""Test that each Role in deploy/rbac grants the permissions that this project needs for a mode, and no others."""
+"""Test that each Role in deploy/rbac grants exactly the permissions that the program needs for one mode.
+
+A mode is a use of the Kubernetes API, for example to run Headscale's CLI in its pod.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +32,9 @@ from tests.simulators.serve import serve
 Rules = list[dict[str, Any]]
 
 MODES = ("exec", "exec-any-pod", "api-key-secret", "keep", "events")
-"""The folders of deploy/rbac, one for each way to use Headscale or the Kubernetes API."""
+"""The modes, which are also the folders of deploy/rbac."""
 POD_NAMES = {"exec": "headscale-0", "exec-any-pod": "headscale-5d9c7b-x2x4z"}
-"""The name of Headscale's pod: that of a StatefulSet, or that of a Deployment, which is not known in advance."""
+"""By mode: the name of Headscale's pod. A StatefulSet has fixed pod names, a Deployment has not."""
 
 
 def role_of(mode: str) -> Document:

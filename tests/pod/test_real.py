@@ -28,7 +28,7 @@ from tests.simulators.serve import serve
 WITH_TAILSCALE = "localhost/stand-ins:tailscale"
 
 CONTAINER_SCRIPT = (
-    # What these tests need of containerboot.
+    # The steps of containerboot that these tests need.
     "mkdir -p /dev/net; test -e /dev/net/tun || mknod /dev/net/tun c 10 200; "
     "tailscaled $TS_TAILSCALED_EXTRA_ARGS --socket=/tmp/socket --state=/tmp/state --statedir=/tmp & "
     "until test -S /tmp/socket; do sleep 0.1; done; "
@@ -55,7 +55,7 @@ class Server:
     url = f"http://{CLUSTER_NODE_ADDRESSES[0]}:8080"
 
     def configure(self) -> Path:
-        """Write the configuration, with its own relay instead of the public ones, and return its path."""
+        """Write the configuration, in which Headscale is also the only relay, and return the path of the file."""
         file = self.folder / "config.yaml"
         address = CLUSTER_NODE_ADDRESSES[0]
         relay = {
@@ -100,7 +100,7 @@ class Server:
         return json.loads(run(*self.command(*words, "--output", "json")))
 
     def key_for(self, user: str) -> str:
-        """Create a user and return a pre-auth key for it."""
+        """Create a user, and return a pre-auth key of this user."""
         created = self.cli("users", "create", user)
         reference = str(created["id"]) if self.release.identifies_users_by_id else user
         key: str = self.cli("preauthkeys", "create", "--user", reference)["key"]
@@ -138,7 +138,7 @@ def build_image(runtime: Podman, release: Release) -> None:
 
 
 def connect_client_machine(hosts: Hosts) -> None:
-    """Connect the client machine to the cluster by a route, which replaces the internet."""
+    """Connect the client machine to the cluster with a route, in place of the internet."""
     peer = ("peer", "home", "netns", hosts.cluster.name)
     run("ip", "link", "add", "eth0", "netns", hosts.vpn.name, "type", "veth", *peer)
     for host, interface, address in ((hosts.cluster, "home", ROUTER_ADDRESS), (hosts.vpn, "eth0", CLIENT_ADDRESS)):
@@ -222,14 +222,14 @@ def test_client_machine_reaches_the_application_over_the_vpn(setup: Setup) -> No
 
 
 def test_requests_outside_the_vpn_are_refused(setup: Setup) -> None:
-    """They come from the cluster, and from the client machine when it does not connect to the VPN address."""
+    """The cluster and the client machine connect to the pod's address in the cluster, instead of its VPN address."""
     for host in (setup.hosts.cluster, setup.hosts.vpn):
         for scheme in ("http", "https"):
             assert host.request(f"{scheme}://{NAME}/", to=POD_ADDRESSES[0]).status == 403
 
 
 def test_tailscale_reports_no_missing_privileges(setup: Setup) -> None:
-    """Its packet filter works with NET_ADMIN."""
+    """tailscale can set up its packet filter, for which it has NET_ADMIN."""
     eventually(lambda: setup.records, "the record", within_s=FIRST_LOGIN_TIMEOUT_S)
     log = setup.pod.log("tailscale")
     assert "netfilter running in nftables mode" in log

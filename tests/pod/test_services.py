@@ -1,4 +1,4 @@
-"""Test what only Argo CD, Open WebUI or FreeIPA in deploy/services has, and the documented snippets for it."""
+"""Test what is special in the manifests and documented snippets for Argo CD, Open WebUI and FreeIPA."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_build_fails_without_the_deployment_of_argo_cd(tmp_path: Path) -> None:
 
 @pytest.fixture
 def models(tmp_path: Path) -> tuple[Path, Path]:
-    """Return the data folder of the image, with a cache like that of Hugging Face's library, and an empty volume."""
+    """Return the data folder of the image, with models in a cache of Hugging Face's library, and an empty volume."""
     image, volume = tmp_path / "image", tmp_path / "volume"
     (image / "cache/blobs").mkdir(parents=True)
     (image / "cache/snapshots").mkdir()
@@ -114,6 +114,7 @@ def test_existing_files_of_the_volume_are_kept(models: tuple[Path, Path]) -> Non
 
 
 def test_interrupted_copy_of_the_models_is_repeated(models: tuple[Path, Path]) -> None:
+    """The command first copies a file to `.copying`. An interrupted copy leaves this file behind."""
     image, volume = models
     (volume / ".copying").write_text("wei")
     copy_models(image, volume)

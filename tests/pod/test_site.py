@@ -48,7 +48,7 @@ SITE = {
     "KERBEROS_REALM": "ACME.TEST",
 }
 SHIPPED_VALUE = re.compile(r"example\.com|acme-v02|100\.64\.|fd7a:", re.IGNORECASE)
-"""What the values of the shipped site file contain."""
+"""Matches the values of the shipped site file in a rendered manifest."""
 SETTINGS = ("DOMAIN_NAME", "HEADSCALE_URL", "HEADSCALE_NAMESPACE", "HEADSCALE_USER", "VPN_PREFIXES")
 """The values of the site that the program reads."""
 
@@ -74,7 +74,7 @@ FOLDERS = sorted(
         if not is_component(path) and not path.is_relative_to(DEPLOY / "components")
     }
     - INCLUDED_FOLDERS
-    # A component, which the documented kustomization for Argo CD uses.
+    # This folder is a component, so it is tested with the documented kustomization for Argo CD.
     | {"services/argocd"}
 )
 
@@ -93,7 +93,7 @@ def create_site(folder: Path) -> Path:
 
 
 def documented_kustomizations() -> list[str]:
-    """Return three YAML blocks of the README: for the site, for a folder, and lines to add to the second."""
+    """Return the YAML blocks of deploy/README.md: the site component, a kustomization, and lines to add to it."""
     return [block.text for block in blocks((DEPLOY / "README.md").read_text(), "yaml")]
 
 
@@ -258,7 +258,7 @@ def test_changed_site_restarts_the_pods(cluster: Path) -> None:
 
 
 def test_overlay_can_change_settings_and_add_flags(cluster: Path) -> None:
-    """In TS_EXTRA_ARGS, a site replaces the value of the first flag."""
+    """The site replaces only the value of the first flag in TS_EXTRA_ARGS."""
     addition = dedent(documented_kustomizations()[2]) + "      - TS_EXTRA_ARGS=--login-server --accept-routes\n"
     documents = render(write_overlay(cluster, "services/grafana", addition))
     variables = variables_by_container(documents)
