@@ -1,6 +1,6 @@
-"""Run a real Kubernetes API server with etcd, alone for admission and validation, or as a part of a cluster.
+"""Run a real Kubernetes API server with etcd: alone, to test admission and validation, or as a part of a cluster.
 
-It needs KUBERNETES_BINARIES=<folder> with the program kube-apiserver, and etcd on PATH (Debian: etcd-server).
+The tests need KUBERNETES_BINARIES=<folder> with the program kube-apiserver, and etcd on PATH (Debian: etcd-server).
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class ApiServer:
     """A running API server on a loopback port.
 
     Args:
-        folder: an empty folder for its data.
-        host: the network namespace in which it runs; None = that of the tests.
+        folder: an empty folder for the data of the server.
+        host: the network namespace of the server; None = the network namespace of the tests.
         address: the address in this namespace to which pods connect; "" = there are no pods.
 
     Attributes:
@@ -126,10 +126,11 @@ class ApiServer:
 
     def _addresses(self) -> list[str]:
         if self._address:
-            # The cluster's DNS does not know the name of the node.
+            # The API server connects to the kubelet by address, because DNS does not contain the name of the node.
             kubelet = "--kubelet-preferred-address-types=InternalIP"
             return ["--bind-address=0.0.0.0", f"--advertise-address={self._address}", kubelet]
-        # The Service "kubernetes" cannot have a loopback address. Without pods, nothing connects to it.
+        # The Service "kubernetes" gets no endpoint, because an endpoint cannot have a loopback address. Without pods,
+        # nothing connects to this Service.
         return ["--bind-address=127.0.0.1", "--endpoint-reconciler-type=none"]
 
     def _beta_options(self) -> list[str]:
@@ -167,7 +168,7 @@ class ApiServer:
         Raises:
             RefusedError: the API server returned an error.
         """
-        # ssl.create_default_context would load all public authorities for each request.
+        # ssl.create_default_context would load all public authorities for each request, which is slow.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         request = urllib.request.Request(
@@ -252,11 +253,11 @@ class ApiServer:
         ):
             self.kubectl("create", "-f", "-", text=json.dumps(manifest))
 
-    def create(self, manifest: Document) -> Document:
-        """Return an object as the API server would store it, after a server-side dry run.
+    def create_dry_run(self, manifest: Document) -> Document:
+        """Create an object in a server-side dry run, and return it as the API server would store it.
 
         Raises:
-            RefusedError: the API server refused it.
+            RefusedError: the API server refused the object.
         """
         text = self.kubectl("create", "--dry-run=server", "-o", "yaml", "-f", "-", text=json.dumps(manifest))
         created: Document = yaml.safe_load(text)

@@ -1,7 +1,8 @@
 """A real Kubernetes cluster with one node.
 
-A test uses the fixture `cluster`, or `tailnet` if it needs Headscale and Cloudflare. It is skipped if a program is not
-installed. All tests share both, so each test uses its own names, and deletes what would affect other tests:
+A test uses the fixture `cluster`, or `tailnet` if it needs Headscale and Cloudflare. Without the required programs, the
+test is skipped. All tests share one cluster and one tailnet, so each test uses its own names, and deletes what would
+affect other tests:
 
     def test_pod_gets_a_record(tailnet: Tailnet) -> None:
         cluster = tailnet.cluster
@@ -43,7 +44,7 @@ START_TIMEOUT_S: Final = 180.0
 """The time limit for the start of a pod, under load."""
 
 _VOLUME_COUNT: Final = 20
-"""The number of PersistentVolumes, which no controller creates here."""
+"""The number of PersistentVolumes. They exist from the start, because no controller of this cluster creates volumes."""
 
 
 class Cluster:
@@ -52,11 +53,11 @@ class Cluster:
     Args:
         folder: an empty folder with a short path.
         host: an empty network namespace.
-        layers: the layers that all stand-in images share.
+        layers: the layers that all images of `images.stand_ins` share.
         archives: archives of images, which the node imports before the kubelet starts.
 
     Attributes:
-        names: further names in the cluster's DNS, with their addresses.
+        names: names that a test adds to the cluster's DNS, with their addresses.
         lookups: functions that return the address of a name in DNS, or None.
         server: the API server.
         node: the only node.
@@ -65,7 +66,7 @@ class Cluster:
     def __init__(self, folder: Path, host: Host, layers: Sequence[Path], archives: Sequence[Path]) -> None:
         self.layers = layers
         self.names: dict[str, str] = {}
-        self.lookups: list[Callable[[str], str | None]] = [self.names.get, self._service]
+        self.lookups: list[Callable[[str], str | None]] = [self.names.get, self._service_address]
         self.folder = folder
         self.host = host
         (folder / "server").mkdir()
@@ -112,7 +113,7 @@ class Cluster:
         self.host.set_sysctls(
             [
                 {"name": "net.ipv4.ip_forward", "value": "1"},
-                # So that kube-proxy also translates the addresses of connections between pods.
+                # With this value, kube-proxy also translates the addresses of connections between pods.
                 {"name": "net.bridge.bridge-nf-call-iptables", "value": "1"},
             ]
         )
@@ -139,7 +140,7 @@ class Cluster:
     def _resolve(self, name: str) -> str | None:
         return next((address for lookup in self.lookups if (address := lookup(name)) is not None), None)
 
-    def _service(self, name: str) -> str | None:
+    def _service_address(self, name: str) -> str | None:
         match name.split("."):
             case [service, namespace, "svc", "cluster", "local"]:
                 with suppress(RefusedError, OSError):
@@ -258,7 +259,7 @@ _CONTROL_PLANE: Final = {
 
 
 def _volume(number: int) -> Document:
-    """Return a PersistentVolume that any claim can use. It is a folder of the node."""
+    """Return a PersistentVolume that any claim can use. The volume is a folder of the node."""
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolume",

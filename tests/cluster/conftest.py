@@ -44,7 +44,7 @@ def api_server() -> Iterator[ApiServer]:
         set_settings(server)
         # Policies take effect some seconds after their creation.
         eventually(lambda: _refuses_an_invalid_label(server), "a refusal", timeout_s=60)
-        eventually(lambda: "initContainers" in server.create(pod())["spec"] or None, "containers", timeout_s=60)
+        eventually(lambda: "initContainers" in server.create_dry_run(pod())["spec"] or None, "containers", timeout_s=60)
         yield server
 
 
@@ -70,7 +70,7 @@ def set_settings(server: ApiServer, **settings: str | None) -> None:
 
 def _refuses_an_invalid_label(server: ApiServer) -> bool:
     try:
-        server.create(labelled(pod(), inject="yes"))
+        server.create_dry_run(labelled(pod(), inject="yes"))
     except RefusedError:
         return True
     return False
@@ -104,7 +104,7 @@ def image_archive(cluster_programs: None, request: pytest.FixtureRequest) -> Pat
 @pytest.fixture(scope="session")
 def cluster(cluster_programs: None, image_archive: Path, certificate: tuple[str, str]) -> Iterator[Cluster]:
     """A running cluster with this project's image and the stand-ins for other images."""
-    # In /var/tmp, which is on a disk. Files in memory would count towards the memory limits of pods that write them.
+    # /var/tmp is on a disk. If the folder were in memory, files that a pod writes would count towards its memory limit.
     with tempfile.TemporaryDirectory(prefix="c-", dir="/var/tmp") as name:
         folder = Path(name)
         layers = images.base_layers(folder, authority=certificate[0])
@@ -138,7 +138,7 @@ def wiki(tailnet: Tailnet) -> str:
 
 @pytest.fixture(scope="session")
 def clients(tailnet: Tailnet) -> None:
-    """Start two pods that can send requests: a VPN client, and one outside the VPN."""
+    """Start two pods that can send requests: a VPN client, and a pod outside the VPN."""
     deploy_clients(tailnet)
 
 
@@ -149,7 +149,7 @@ RELEASE_NAMESPACE = "system"
 
 @pytest.fixture(scope="session")
 def server(chart: Path) -> Iterator[ApiServer]:
-    """An API server for the chart, with namespaces, custom resource definitions, and objects that others created."""
+    """An API server for the chart. It has namespaces, custom resource definitions, and objects of other owners."""
     if reason := missing_programs():
         pytest.skip(reason)
     with tempfile.TemporaryDirectory(prefix="api-") as folder, ApiServer(Path(folder)) as server:
@@ -171,7 +171,7 @@ def server(chart: Path) -> Iterator[ApiServer]:
 
 @pytest.fixture(scope="session")
 def chart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The chart with the sources of the image."""
+    """The packed Helm chart of this project, which contains the sources of the image."""
     program()
     return packed_chart(tmp_path_factory.mktemp("chart"))
 
@@ -197,8 +197,9 @@ def custom_resource_definition(kind: str, group: str = "monitoring.coreos.com", 
 def unrelated_policy(kind: str, server: ApiServer) -> Iterator[dict[str, Any]]:
     """Yield a policy with a ConfigMap as parameter, and its binding.
 
-    When its last policy with such a parameter is deleted, an API server stops reading ConfigMaps, also for later
-    policies (kubernetes/kubernetes#130887). Without this policy, the chart could be installed only once.
+    When the last policy with such a parameter is deleted, the API server stops reading ConfigMaps, even if a new policy
+    is created later (kubernetes/kubernetes#130887). Without the unrelated policy, the chart could be installed only
+    once on the same API server.
     """
     is_mutating = kind.startswith("Mutating")
     rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["replicationcontrollers"]}
@@ -232,11 +233,11 @@ def helm(server: ApiServer, *arguments: str | Path, values: Values | None = None
 
 
 def injection_state(server: ApiServer) -> str:
-    """Return "on" if a labelled pod gets the containers, "off" if it does not, or "refused".
+    """Return "on" if a labelled pod gets the containers, "off" if it does not, or "refused" if it is refused.
 
-    The server refuses such a pod while only one of the two policies is in force.
+    The API server refuses a labelled pod while only one of the two admission policies is in force.
     """
     try:
-        return "on" if "initContainers" in server.create(pod())["spec"] else "off"
+        return "on" if "initContainers" in server.create_dry_run(pod())["spec"] else "off"
     except RefusedError:
         return "refused"

@@ -1,4 +1,4 @@
-"""The DNS server of the cluster. It returns the addresses of Services, and of names that a test adds."""
+"""The DNS server of the cluster in tests. A lookup function decides which address a name has."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_A = 1
+_TYPE_A = 1
 _FLAGS = 0x8580
 """The flags of an authoritative response with recursion desired and available."""
 _NAME_ERROR = 3
@@ -24,16 +24,17 @@ def response_to(query: bytes, lookup: Callable[[str], str | None]) -> bytes:
     while length := query[end]:
         labels.append(query[end + 1 : end + 1 + length].decode().lower())
         end += 1 + length
-    # The end of the name, its type and its class.
+    # Skip the end of the name (1 byte), the type and the class (2 bytes each).
     end += 5
     (kind,) = struct.unpack_from("!H", query, end - 4)
     address = lookup(".".join(labels))
-    has_answer = address is not None and kind == _A
+    has_answer = address is not None and kind == _TYPE_A
     flags = _FLAGS | (_NAME_ERROR if address is None else 0)
     response = query[:2] + struct.pack("!5H", flags, 1, int(has_answer), 0, 0) + query[12:end]
     if has_answer:
+        # 0xC00C refers to the name in the question.
         data = ipaddress.IPv4Address(address).packed
-        response += struct.pack("!HHHIH", 0xC00C, _A, 1, _TTL_S, len(data)) + data
+        response += struct.pack("!HHHIH", 0xC00C, _TYPE_A, 1, _TTL_S, len(data)) + data
     return response
 
 

@@ -31,6 +31,7 @@ BUSYBOX: Final = "docker.io/library/busybox:1.37"
 HEADSCALE: Final = "docker.io/headscale/headscale:0.29"
 """The stand-in for this image contains the newest installed release."""
 PAUSE: Final = "registry.k8s.io/pause:3.10"
+"""The image of the container with which containerd holds the namespaces of a pod."""
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -45,10 +46,10 @@ class Image:
 
     Attributes:
         layers: the layers as uncompressed tar files, from the bottom up.
-        entrypoint: the command.
-        command: its default arguments.
+        entrypoint: the start of the command line, which is always run.
+        command: the default rest of the command line.
         user: the user; "" = root.
-        environment: variables besides PATH.
+        environment: environment variables in addition to PATH.
     """
 
     layers: Sequence[Path]
@@ -59,7 +60,7 @@ class Image:
 
 
 def write_archive(images: Mapping[str, Image], archive: Path) -> None:
-    """Write images, by name, into an OCI archive. If a name has a digest, it does not have to match."""
+    """Write images, by name, into an OCI archive. A digest in a name does not have to be the image's real digest."""
     manifests: list[dict[str, Any]] = []
     with tarfile.open(archive, "w") as file:
         written: set[str] = set()
@@ -116,8 +117,8 @@ def write_layer(archive: Path, files: Mapping[str, str | Path]) -> Path:
 
     Args:
         archive: the file of the layer.
-        files: by the path in the image, the content of a file, or a local program to copy. A path that ends in "/" is a
-            folder in which all users can write.
+        files: the files by their path in the image. A value is the content of a file, or a local program to copy. A
+            path that ends in "/" is a folder in which all users can write.
     """
     with tarfile.open(archive, "w") as file:
         for path, source in files.items():
@@ -165,7 +166,7 @@ def newest_headscale() -> Path | None:
     return releases[max(releases)] if releases else None
 
 
-def _clients() -> Path:
+def _client_folder() -> Path:
     """Return the folder with the tailscale programs of the version in the manifests."""
     version = TAILSCALE.rpartition(":v")[2].partition("@")[0]
     return Path(os.environ.get(CLIENTS_VARIABLE, "/nonexistent"), version)
@@ -175,8 +176,9 @@ def missing_programs() -> str:
     """Return a message that says what is missing to build the images; "" if nothing is."""
     if newest_headscale() is None:
         return f"set {SERVERS_VARIABLE} to a folder with headscale-0.29.3 or another release"
-    if not all((_clients() / name).exists() for name in PROGRAMS):
-        return f"set {CLIENTS_VARIABLE} to a folder with the folder {_clients().name}, which has {', '.join(PROGRAMS)}"
+    clients = _client_folder()
+    if not all((clients / name).exists() for name in PROGRAMS):
+        return f"set {CLIENTS_VARIABLE} to a folder with the subfolder {clients.name}, which has {', '.join(PROGRAMS)}"
     return "" if shutil.which("mmdebstrap") else "needs mmdebstrap: as root, scripts/bootstrap --system"
 
 
@@ -201,11 +203,13 @@ def stand_ins(layers: Sequence[Path], folder: Path) -> dict[str, Image]:
 
     Args:
         layers: the result of `base_layers`.
-        folder: for the files of further layers.
+        folder: the folder for the files of further layers.
     """
     program = newest_headscale()
     assert program is not None
-    tailscale = write_layer(folder / "tailscale.tar", {f"usr/local/bin/{name}": _clients() / name for name in PROGRAMS})
+    tailscale = write_layer(
+        folder / "tailscale.tar", {f"usr/local/bin/{name}": _client_folder() / name for name in PROGRAMS}
+    )
     server = write_layer(folder / "headscale.tar", {"usr/local/bin/headscale": program})
     return {
         PAUSE: Image(layers, ["sleep", "2147483647"], user="65535:65535"),
@@ -217,15 +221,15 @@ def stand_ins(layers: Sequence[Path], folder: Path) -> dict[str, Image]:
 
 
 def application(layers: Sequence[Path], port: int, path: str = "/index.html", *, address: str = "127.0.0.1") -> Image:
-    """Return an image with an HTTP server that serves one path. It needs a writable folder /tmp.
+    """Return an image with an HTTP server that serves one path. A container of the image needs a writable folder /tmp.
 
     Args:
         layers: the result of `base_layers`.
-        port: the port on which it listens.
-        path: the path for which it returns 200.
-        address: the address on which it listens.
+        port: the port on which the server listens.
+        path: the path for which the server returns 200.
+        address: the address on which the server listens.
     """
-    # As process 1 of a container, httpd would ignore SIGTERM. The shell handles it.
+    # As process 1 of a container, httpd would ignore SIGTERM. So a shell is process 1, and handles this signal.
     serve = f"httpd -f -p {address}:{port} -h /tmp/www"
     script = f"mkdir -p /tmp/www{Path(path).parent}; echo ok >/tmp/www{path}; trap 'exit 0' TERM; {serve} & wait"
     return Image(layers, command=["sh", "-c", script])

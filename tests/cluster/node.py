@@ -25,7 +25,7 @@ from tests.real.programs import BackgroundProcess, eventually
 
 NODE_NAME: Final = "node-1"
 NODE_ADDRESS: Final = "10.244.0.1"
-"""The address of the node, and so of the API server, the kubelet, DNS, and the gateway of the pods."""
+"""The address of the node. It is also the address of the API server and of DNS, and the gateway of the pods."""
 POD_NETWORK: Final = "10.244.0.0/16"
 
 CNI: Final = Path("/usr/lib/cni")
@@ -47,11 +47,12 @@ _SYSCTLS: Final = {
 }
 """The values that the kubelet writes to /proc/sys (setupKernelTunables in container_manager_linux.go of Kubernetes).
 
-These sysctls have no namespace. Files with these values cover them, so the kubelet does not change the test machine.
+These sysctls have no namespace, so the kubelet would change the test machine. Files with these values are mounted over
+them, so the kubelet finds the values that it wants.
 """
 
 _CPU_WEIGHTS: Final = {"cpu.shares": "20480", "cpu.weight": "2000"}
-"""Twenty times the default. With the default, all pods together would get as much CPU time as one other process."""
+"""Twenty times the default weight of a cgroup. On a busy machine, the pods would otherwise get too little CPU time."""
 
 _MOUNT_SCRIPT: Final = """
 mount --make-rshared /
@@ -82,8 +83,8 @@ class Node:
     """The only node of a cluster.
 
     Args:
-        folder: an empty folder for its disk, logs and configuration.
-        host: its network namespace, in which the API server also runs.
+        folder: an empty folder for the disk, the logs and the configuration of the node.
+        host: the network namespace of the node, in which the API server also runs.
         server: the API server.
 
     Attributes:
@@ -144,7 +145,8 @@ state = "/run/containerd"
         kubelet: dict[str, Any] = {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
-            # The API server has no client certificate. The kubelet is reachable only in the network namespace.
+            # The API server has no client certificate, so the kubelet accepts all requests. It is reachable only in the
+            # network namespace.
             "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
             "authorization": {"mode": "AlwaysAllow"},
             "address": "0.0.0.0",

@@ -1,8 +1,8 @@
-"""A real Headscale and the Cloudflare simulator for the pods of a cluster.
+"""Run a real Headscale and a simulated Cloudflare for the pods of a cluster.
 
 Headscale runs in the namespace `headscale`, with the Service and the labels that the manifests expect. nginx in the
-same pod serves the login server's URL, with a certificate that the tailscale image trusts. The simulator listens on
-the address of the node.
+same pod serves the login server's URL, with a certificate that the tailscale image trusts. The simulated Cloudflare
+listens on the address of the node.
 
 The namespace `services` has the label and the Secrets that docs/add-a-service.md describes.
 """
@@ -76,7 +76,7 @@ class Tailnet:
 
     Attributes:
         cloudflare: the Cloudflare simulator, with the zone of the pods' records.
-        zone_id: its id.
+        zone_id: the id of this zone.
         cloudflare_url: the URL of the simulated API, the value of CLOUDFLARE_API_URL.
         deploy: a copy of deploy/ with the URL of the simulator. Tests may change it.
         certificate: a self-signed certificate for all names of the domain, and its key.
@@ -169,7 +169,7 @@ def tailnet_in(cluster: Cluster, certificate: tuple[str, str]) -> Iterator[Tailn
 
 
 def _server(certificate: tuple[str, str]) -> Iterator[Document]:
-    """Iterate over the objects of Headscale."""
+    """Iterate over the Kubernetes objects with which Headscale runs."""
     ports = (8080, 9090, 50443, 3478)
     config, relays = configuration(
         LOGIN_URL, DATA_FOLDER, ports=ports, relay=LOGIN_URL, listen="0.0.0.0", address=CLUSTER_IP
@@ -230,7 +230,7 @@ def _server(certificate: tuple[str, str]) -> Iterator[Document]:
     pod = {
         "containers": containers,
         "volumes": [{"name": name, **volume} for name, volume in volumes.items()],
-        # When it stops, Headscale waits for long-running requests of clients.
+        # Before it ends, Headscale waits for long-running requests of clients. The kubelet kills it after this period.
         "terminationGracePeriodSeconds": 2,
     }
     yield _object(

@@ -34,7 +34,7 @@ ARCHIVE: Final = "tailscale-lifecycle-image.tar"
 BUILD_TIMEOUT_S: Final = 1200.0
 """The time limit for a build, under load."""
 REPAIR_TIMEOUT_S: Final = 120.0
-"""The time limit until a deleted image is imported again, a multiple of the shipped CHECK_INTERVAL."""
+"""The time limit until a deleted image is imported again. It is a multiple of the shipped CHECK_INTERVAL."""
 
 PATCH: Final = """
 apiVersion: apps/v1
@@ -59,6 +59,10 @@ spec:
         - name: settings
           hostPath:
             path: /var/lib/build-settings
+"""
+"""A patch with which the build uses a base image, and settings for apt and pip, from a folder of the node.
+
+The kustomization has a target for the patch, so the name in the patch does not matter.
 """
 
 
@@ -128,7 +132,10 @@ class DaemonSet:
 
 @pytest.fixture(autouse=True)
 def _loopback_only() -> None:
-    """Replace the fixture that allows only connections to loopback. The proxy connects to the package registries."""
+    """Disable the global fixture of this name, which allows only connections to loopback.
+
+    The proxy has to connect to the package registries.
+    """
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +186,7 @@ def write_settings(folder: Path, base: Path, pip_volumes: list[str], proxy: str)
 
 
 def load_tools(cluster: Cluster, tools: Path, folder: Path) -> None:
-    """Load an image with Debian's Buildah and containerd under the names that both containers use."""
+    """Load an image with Debian's Buildah and containerd, under the image names of both containers of the DaemonSet."""
     layer = folder / "tools.tar"
     with tarfile.open(layer, "w") as archive:
         for path in sorted(tools.iterdir()):

@@ -1,4 +1,4 @@
-"""Test that the cluster and the tailnet work, which other tests assume."""
+"""Test the fixtures `cluster` and `tailnet`, on which other tests depend."""
 
 from __future__ import annotations
 

@@ -12,6 +12,6 @@ from tests.pod.rendering import containers
 
 @pytest.mark.parametrize(("name", "variant"), CASES, ids=["-".join(case) for case in CASES])
 def test_workload_is_accepted_with_the_component(api_server: ApiServer, name: str, variant: str) -> None:
-    created = api_server.create(rendered_shape(name, variant))
+    created = api_server.create_dry_run(rendered_shape(name, variant))
     expected = {"cleanup", "dns-watch", *containers(template_of(shapes()[name])["spec"])}
     assert containers(template_of(created)["spec"]).keys() == expected

@@ -16,8 +16,10 @@ from lifecycle.domain.events import error, info
 from tests.cluster.api_server import ApiServer, RefusedError
 from tests.in_cluster import access_to
 from tests.pod.rendering import DEPLOY
-from tests.test_pod_events import HANGS_AFTER_S
 from tests.world import Clock, named
+
+FLUSH_TIMEOUT_S = 60.0
+"""The time limit to send the recorded Events. A test never reaches this limit."""
 
 NODE_LOST = error("node.lost", node_id="7", reason="it is gone", advice="Restart the pod.")
 
@@ -40,7 +42,7 @@ def pod(api_server: ApiServer) -> str:
 
 
 def recorder(api_server: ApiServer, clock: Clock, *options: str) -> EventRecorder:
-    """Return a recorder with a token of the service account. The options of kubectl can bind it to a pod."""
+    """Return a recorder with a token of the service account. Options of `kubectl create token` can bind it to a pod."""
     token = api_server.kubectl("create", "token", "grafana", "-n", "services", *options).strip()
     trust = ssl.create_default_context()
     trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
@@ -53,10 +55,10 @@ def test_role_is_sufficient_and_kubectl_shows_the_count(api_server: ApiServer, p
     event_recorder = recorder(api_server, clock, "--bound-object-kind=Pod", f"--bound-object-name={pod}")
     for _ in range(3):
         event_recorder.record(NODE_LOST)
-        event_recorder.flush(HANGS_AFTER_S)
+        event_recorder.flush(FLUSH_TIMEOUT_S)
         clock.sleep(300.0)
     event_recorder.record(info("node.returned", after="gone" + "é" * 2000))
-    event_recorder.flush(HANGS_AFTER_S)
+    event_recorder.flush(FLUSH_TIMEOUT_S)
     assert named(events, "kubernetes_event.failed") == []
     written = json.loads(api_server.kubectl("get", "events.events.k8s.io", "-n", "services", "-o", "json"))["items"]
     counts = {event["reason"]: event.get("series", {}).get("count") for event in written}
@@ -69,7 +71,7 @@ def test_role_is_sufficient_and_kubectl_shows_the_count(api_server: ApiServer, p
 def test_token_without_a_pod_is_reported(api_server: ApiServer, pod: str, events: list[Any]) -> None:
     event_recorder = recorder(api_server, Clock())
     event_recorder.record(NODE_LOST)
-    event_recorder.flush(HANGS_AFTER_S)
+    event_recorder.flush(FLUSH_TIMEOUT_S)
     [line] = named(events, "kubernetes_event.failed")
     assert "KUBERNETES_EVENTS" in line["error"]
 
@@ -78,6 +80,6 @@ def test_missing_role_is_reported_with_the_required_rule(api_server: ApiServer, 
     api_server.kubectl("delete", "rolebinding", "lifecycle-events", "-n", "services")
     event_recorder = recorder(api_server, Clock(), "--bound-object-kind=Pod", f"--bound-object-name={pod}")
     event_recorder.record(NODE_LOST)
-    event_recorder.flush(HANGS_AFTER_S)
+    event_recorder.flush(FLUSH_TIMEOUT_S)
     [line] = named(events, "kubernetes_event.failed")
     assert 'apiGroups: ["events.k8s.io"]' in line["error"]

@@ -1,4 +1,4 @@
-"""Run `cleanup` with HEADSCALE_ACCESS=exec, which runs Headscale's CLI in a pod, in a real cluster."""
+"""Test `cleanup` with HEADSCALE_ACCESS=exec in a real cluster: the program runs Headscale's CLI in Headscale's pod."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ if [ -e /tmp/hang ] && [ "$1 $2" = "$(cat /tmp/hang)" ]; then
 fi
 exec /usr/local/bin/headscale "$@"
 """
-"""Replaces `headscale`. It hangs at the command in /tmp/hang; if /tmp/after exists, it runs the command before."""
+"""A script in place of `headscale`. It hangs at the command that the file /tmp/hang contains.
+
+If /tmp/after exists, the script runs this command before it hangs.
+"""
 
 
 class Server:
@@ -47,8 +50,8 @@ class Server:
 
     Args:
         kind: Deployment or StatefulSet.
-        container: the name of its container.
-        image: its image.
+        container: the name of the container.
+        image: the image of the container.
         replicas: the number of pods, each with its own database.
     """
 
@@ -128,10 +131,10 @@ class Server:
         """Return the pre-auth keys, oldest first."""
         return sorted(self.run(pod, "preauthkeys", "list") or [], key=lambda key: int(key["id"]))
 
-    # --- Clients --------------------------------------------------------------------------------
+    # --- Pods that run cleanup ------------------------------------------------------------------
 
     def allow(self, *rules: Document) -> None:
-        """Give the service account of the clients a Role with these rules."""
+        """Give the pods that run `cleanup` the permissions of these rules."""
         name = f"rules-{next(_numbers)}"
         metadata = {"name": name, "namespace": self.namespace}
         api = "rbac.authorization.k8s.io"
@@ -148,18 +151,18 @@ class Server:
         )
 
     def allow_all(self) -> None:
-        """Give the service account of the clients all permissions that they need."""
+        """Give the pods that run `cleanup` all permissions that they need."""
         self.allow(
             {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
             {"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["create", "get"]},
         )
 
-    def start_cleanup(self, **settings: str) -> Client:
-        """Start a pod that runs `cleanup`, with further settings."""
-        return Client(self, settings)
+    def start_cleanup(self, **settings: str) -> CleanupPod:
+        """Start a pod that runs `cleanup` with additional settings."""
+        return CleanupPod(self, settings)
 
 
-class Client:
+class CleanupPod:
     """A pod that runs `cleanup` once."""
 
     def __init__(self, server: Server, settings: dict[str, str]) -> None:
@@ -255,7 +258,7 @@ def running_server(tailnet: Tailnet, **options: Any) -> Iterator[Server]:
 
 @pytest.mark.parametrize("container", ["headscale", "server"])
 def test_container_without_shell_and_with_other_configuration_path_works(exec_tailnet: Tailnet, container: str) -> None:
-    """The image has no shell. If the pod has only one container, its name does not matter."""
+    """The name of the container does not matter, because the pod has only one container."""
     with running_server(exec_tailnet, kind="Deployment", container=container, image=DISTROLESS_IMAGE) as server:
         (pod,) = server.pods
         with pytest.raises(RefusedError):
@@ -299,7 +302,7 @@ def test_missing_container_or_pod_is_reported_without_retries(exec_tailnet: Tail
 
 
 def test_all_commands_run_in_the_newest_of_two_pods(exec_tailnet: Tailnet) -> None:
-    """Headscale does not support replicas. Here, each pod has its own database."""
+    """Each pod has its own database, which shows in which pod a command ran. Headscale does not support replicas."""
     with running_server(
         exec_tailnet, kind="Deployment", container="headscale", image=DISTROLESS_IMAGE, replicas=2
     ) as server:
@@ -315,21 +318,21 @@ def test_all_commands_run_in_the_newest_of_two_pods(exec_tailnet: Tailnet) -> No
 @pytest.mark.parametrize(
     ("command", "hangs_after", "key_count"),
     [
-        pytest.param("users list", False, 1, id="while it reads"),
-        pytest.param("preauthkeys create", False, 1, id="before it creates a key"),
-        pytest.param("preauthkeys create", True, 2, id="after it has created a key"),
+        pytest.param("users list", False, 1, id="while cleanup lists users"),
+        pytest.param("preauthkeys create", False, 1, id="before cleanup creates a key"),
+        pytest.param("preauthkeys create", True, 2, id="after cleanup has created a key"),
     ],
 )
 def test_command_is_repeated_when_the_pod_of_headscale_is_replaced(
     exec_tailnet: Tailnet, command: str, hangs_after: bool, key_count: int
 ) -> None:
-    """The command runs again in the new pod. If a key was created and its output is lost, the key is expired."""
+    """The command runs again in the new pod. If the first run created a key, the key is expired."""
     with running_server(exec_tailnet, kind="Deployment", container="headscale", image=HEADSCALE) as server:
         server.allow_all()
         cluster, (pod,) = exec_tailnet.cluster, server.pods
         script = f"echo {command} >/tmp/hang" + ("; touch /tmp/after" if hangs_after else "")
         cluster.exec(pod, "headscale", "sh", "-c", script, namespace=server.namespace)
-        client = server.start_cleanup(HTTP_TIMEOUT="30s")
+        cleanup = server.start_cleanup(HTTP_TIMEOUT="30s")
 
         def hangs() -> bool:
             with suppress(RefusedError):
@@ -340,7 +343,7 @@ def test_command_is_repeated_when_the_pod_of_headscale_is_replaced(
         eventually(hangs, "the command to hang", timeout_s=START_TIMEOUT_S)
         cluster.kubectl("-n", server.namespace, "delete", "pod", pod, "--wait=false")
 
-        events = client.succeed()
+        events = cleanup.succeed()
         assert events_named(events, "retry.scheduled")
         (created,) = events_named(events, "pre_auth_key.created")
         (new_pod,) = [name for name in server.pods if name != pod]

@@ -14,7 +14,7 @@ from tests.pod.rendering import DEPLOY, SHIPPED, render, rendered
 from tests.real.programs import eventually
 
 NOT_APPLIED: Final = ("base", "ingress/controller", "services/_template", "inject", "inject-v1beta1")
-"""Folders that only other folders include, and those that the fixture `api_server` applies."""
+"""Folders that only other folders include, and folders that the fixture `api_server` applies."""
 
 
 def folders() -> list[str]:
@@ -40,7 +40,7 @@ def test_folder_is_accepted(api_server: ApiServer, folder: str) -> None:
 
 
 def create_prerequisites(server: ApiServer, document: dict[str, Any]) -> None:
-    """Create an object's namespace, and the definition of its kind if it is a custom resource."""
+    """Create the namespace of an object, and the definition of its kind if the object is a custom resource."""
     metadata, (group, _, version) = document["metadata"], document["apiVersion"].rpartition("/")
     with suppress(RefusedError):
         server.kubectl("create", "namespace", metadata.get("namespace") or metadata["name"])

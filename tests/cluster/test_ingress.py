@@ -50,7 +50,7 @@ def controller(cluster: Cluster) -> None:
     if not file:
         pytest.skip(f"set {IMAGE_VARIABLE} to an archive with the root file system of the image {CONTROLLER_IMAGE}")
     cluster.load({CONTROLLER_IMAGE: Image([Path(file)], ["/nginx-ingress"], user="101")})
-    # Replaces a default route, which other cluster nodes have. kube-proxy replaces the address of the Service.
+    # Pods on the host network need a route to the addresses of Services. Elsewhere, this is the node's default route.
     cluster.host.ip("route", "replace", SERVICE_NETWORK, "dev", "cni0")
 
 
@@ -169,20 +169,20 @@ def pod_name(cluster: Cluster) -> str:
     return eventually(find, "a pod of the controller", timeout_s=START_TIMEOUT_S)
 
 
-def own_record(tailnet: Tailnet) -> Record | None:
+def record_of_this_cluster_node(tailnet: Tailnet) -> Record | None:
     """Return this cluster node's record at the shared name."""
-    own = [record for record in tailnet.records(SHARED_NAME) if record.content != OTHER_ADDRESS]
-    return own[0] if len(own) == 1 else None
+    records = [record for record in tailnet.records(SHARED_NAME) if record.content != OTHER_ADDRESS]
+    return records[0] if len(records) == 1 else None
 
 
 def wait_for_records(tailnet: Tailnet, *, not_address: str = "") -> str:
-    """Wait until the VPN node of the cluster node and both of its records have the same address, and return it.
+    """Wait until the controller's VPN node and its two records have the same address, and return this address.
 
     `not_address` is an earlier address, which is ignored.
     """
 
     def find() -> str | None:
-        shared = own_record(tailnet)
+        shared = record_of_this_cluster_node(tailnet)
         match tailnet.nodes(HOSTNAME), tailnet.records(f"{HOSTNAME}.{DOMAIN}"):
             case [node], [record] if record.content in node["ip_addresses"] and shared is not None:
                 address: str = record.content
@@ -198,7 +198,7 @@ def wait_for_records(tailnet: Tailnet, *, not_address: str = "") -> str:
 
 
 def request_page(tailnet: Tailnet, pod: str, container: str, address: str) -> str:
-    """Request the page of the wiki in a container, at an address to which its name resolves.
+    """Set the address of the wiki's name in DNS, request the page in a container, and return the page.
 
     Raises:
         RefusedError: the status is not 2xx. The message contains the status.
@@ -276,7 +276,7 @@ def test_records_follow_a_pod_with_a_new_node(internal: Tailnet, client: str) ->
 
 
 def test_documented_command_deletes_what_a_removed_cluster_node_left(internal: Tailnet) -> None:
-    """Without its DaemonSet, the controller no longer runs on the cluster node."""
+    """The test deletes the DaemonSet instead of the cluster node. Either way, the controller no longer runs there."""
     cluster = internal.cluster
     wait_for_records(internal)
     cluster.kubectl("-n", NAMESPACE, "delete", "daemonset", "nginx-ingress")
@@ -309,7 +309,7 @@ def test_external_controller_logs_in_through_its_own_nginx(external: Tailnet) ->
             return False
 
         eventually(has_record, f"{name} on the VPN", timeout_s=START_TIMEOUT_S)
-        # The first request of a Tailscale client.
+        # A Tailscale client sends this request first.
         assert "GET /key?" in external.cluster.logs(name, "nginx-ingress", EXTERNAL_NAMESPACE)
 
 

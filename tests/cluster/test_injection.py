@@ -52,8 +52,8 @@ def pod_of(workload: Document) -> Document:
 
 
 def admitted(server: ApiServer, document: Document, config: dict[str, str] | None = None) -> Document:
-    """Return the spec of a pod as the API server admits it, without differences that do not matter."""
-    spec = server.create(document)["spec"]
+    """Return the spec of a pod as the API server admits it, in a form that is the same for equivalent pods."""
+    spec = server.create_dry_run(document)["spec"]
     # The API server adds a volume with a random name, for the service account's token.
     for container in [*spec["initContainers"], *spec["containers"]]:
         container["volumeMounts"] = [
@@ -81,15 +81,15 @@ def test_policy_command_and_component_create_the_same_pod(api_server: ApiServer,
 
 @pytest.mark.parametrize("name", NAMES)
 def test_workload_is_accepted_before_and_after_injection(api_server: ApiServer, name: str) -> None:
-    api_server.create(workloads()[name])
-    api_server.create(injected(workloads()[name]))
+    api_server.create_dry_run(workloads()[name])
+    api_server.create_dry_run(injected(workloads()[name]))
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_invalid_workload_is_refused_with_its_name_and_a_remedy(api_server: ApiServer, name: str) -> None:
     document, texts = REFUSED[name]
     with pytest.raises(RefusedError) as refused:
-        api_server.create(document)
+        api_server.create_dry_run(document)
     message = str(refused.value)
     assert document["metadata"]["name"] in message
     assert [text for text in texts if text not in message] == []
@@ -98,7 +98,7 @@ def test_invalid_workload_is_refused_with_its_name_and_a_remedy(api_server: ApiS
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_valid_workload_is_accepted(api_server: ApiServer, name: str) -> None:
-    api_server.create(ACCEPTED[name])
+    api_server.create_dry_run(ACCEPTED[name])
 
 
 @pytest.mark.parametrize("name", [name for name in ACCEPTED if name != "label-false"])
@@ -111,7 +111,7 @@ def test_pod_of_an_invalid_workload_is_refused(api_server: ApiServer) -> None:
     """Such a workload can exist if it was created before the policies."""
     document = annotated(deployment(), hostname="Web")
     with pytest.raises(RefusedError, match="Web"):
-        api_server.create(pod_of(document))
+        api_server.create_dry_run(pod_of(document))
 
 
 def test_invalid_workload_can_be_scaled_annotated_and_deleted(api_server: ApiServer) -> None:
@@ -143,7 +143,7 @@ def test_only_labelled_pods_are_refused_without_the_settings(api_server: ApiServ
 
 def _is_accepted(server: ApiServer, document: Document) -> bool:
     try:
-        server.create(document)
+        server.create_dry_run(document)
     except RefusedError:
         return False
     return True
@@ -152,13 +152,13 @@ def _is_accepted(server: ApiServer, document: Document) -> bool:
 def test_pod_in_a_namespace_without_the_label_is_not_changed(api_server: ApiServer) -> None:
     document = pod()
     document["metadata"]["namespace"] = "elsewhere"
-    assert "initContainers" not in api_server.create(document)["spec"]
+    assert "initContainers" not in api_server.create_dry_run(document)["spec"]
 
 
 def test_pod_without_the_label_is_not_changed(api_server: ApiServer) -> None:
     document = pod()
     del document["metadata"]["labels"][LABEL]
-    created = api_server.create(document)
+    created = api_server.create_dry_run(document)
     assert "initContainers" not in created["spec"]
 
 
@@ -206,7 +206,7 @@ def test_settings_reach_the_containers(api_server: ApiServer, settings: dict[str
 def test_invalid_settings_are_reported(api_server: ApiServer, settings: dict[str, str | None], text: str) -> None:
     def refusal() -> str | None:
         try:
-            api_server.create(pod())
+            api_server.create_dry_run(pod())
         except RefusedError as refused:
             return str(refused)
         return None
@@ -262,7 +262,7 @@ def test_containers_are_added_once_when_the_policy_is_called_twice(api_server: A
         api_server.kubectl("create", "-f", "-", text=json.dumps(manifest))
     try:
         created = eventually(
-            lambda: result if "other" in (result := api_server.create(pod()))["metadata"]["labels"] else None,
+            lambda: result if "other" in (result := api_server.create_dry_run(pod()))["metadata"]["labels"] else None,
             "the other policy in force",
         )
         assert [container["name"] for container in created["spec"]["initContainers"]] == list(CONTAINERS)

@@ -48,7 +48,7 @@ INPUTS: dict[str, Any] = {
 def installed(server: ApiServer, chart: Path) -> Iterator[ApiServer]:
     """The API server on which the chart is installed."""
     helm(server, "install", "tailscale-lifecycle", chart, values=VALUES)
-    # The API server refuses a pod without its service account. The tests store no objects.
+    # The API server refuses a pod whose service account does not exist, also in the dry runs of this test.
     server.kubectl("create", "serviceaccount", NAME, "-n", "services")
     eventually(lambda: injection_state(server) == "on" or None, "an injected pod", timeout_s=60)
     yield server

@@ -1,4 +1,6 @@
-"""Start many pods at the same time, and measure their CPU time and memory. It runs only with CLUSTER_PODS=<number>.
+"""Start many pods at the same time, and measure their CPU time and memory.
+
+The test runs only with CLUSTER_PODS=<number>.
 
 Each pod has `cleanup`, `dns-watch` and a pause container. Without tailscale, the measurement includes only this project
 and Headscale.
@@ -27,11 +29,11 @@ START_TIMEOUT_S: Final = 1800.0
 
 
 def workload(documents: list[Document]) -> list[Document]:
-    """Return a StatefulSet with both containers of a rendered workload, and the ConfigMaps of its settings."""
+    """Return a StatefulSet with `cleanup` and `dns-watch` of a rendered workload, and the ConfigMaps of settings."""
     spec = pod_spec(documents)
     rendered = containers(spec)
     for name in ("cleanup", "dns-watch"):
-        # These override the settings in the ConfigMap. The pods have no state Secret, so they cannot keep a node.
+        # These variables override the ConfigMap. The pods have no state Secret, so they cannot keep a node.
         rendered[name]["env"] += [
             {"name": "TS_HOSTNAME", "value": "$(POD_NAME).example.com"},
             {"name": "NODE_POLICY", "value": "replace"},
@@ -40,7 +42,7 @@ def workload(documents: list[Document]) -> list[Document]:
         rendered[name]["volumeMounts"] = [
             mount for mount in rendered[name]["volumeMounts"] if mount["name"] != "tailscale-lifecycle-token"
         ]
-        # Otherwise, the CPU requests of all pods would exceed the cores of the node.
+        # With the rendered requests, all pods together would exceed the CPU cores of the node.
         rendered[name]["resources"].pop("requests")
         rendered[name]["resources"]["limits"].pop("cpu")
         rendered[name]["resources"]["requests"] = {"cpu": "1m", "memory": "1Mi"}

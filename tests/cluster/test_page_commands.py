@@ -157,7 +157,7 @@ def shows_peers(shell: Shell, command: str) -> None:
     assert GRAFANA_NAME.replace(".", "-") in shell.run(command)
 
 
-def shows_its_addresses(shell: Shell, command: str) -> None:
+def shows_the_addresses(shell: Shell, command: str) -> None:
     assert shell.run(command).split() == shell.tailnet.wait_for_record(GRAFANA_NAME)["ip_addresses"]
 
 
@@ -219,7 +219,7 @@ def leaves_node_record_and_volume(shell: Shell, command: str) -> None:
 
 
 def deletes_the_volume(shell: Shell, command: str) -> None:
-    """Afterwards, the workload is applied again for later checks."""
+    """After the check, apply the workload again for later checks."""
     shell.run(command)
     with pytest.raises(RefusedError, match="not found"):
         shell.tailnet.cluster.get("persistentvolumeclaim", "data-grafana-0")
@@ -231,7 +231,7 @@ def deletes_the_volume(shell: Shell, command: str) -> None:
 # --- docs/add-a-service.md ----------------------------------------------------------------------------
 
 OTHER_NAMESPACE: Final = "other-services"
-"""Replaces the namespace `services` of the page, which exists."""
+"""The namespace that replaces `services` in commands of the page, because `services` already exists."""
 
 
 def creates_a_namespace(shell: Shell, command: str) -> None:
@@ -239,18 +239,18 @@ def creates_a_namespace(shell: Shell, command: str) -> None:
 
 
 def admits_the_pod(shell: Shell, command: str) -> None:
-    """The namespace admits the capability NET_ADMIN. With the level `baseline`, it would not."""
+    """With the label, the namespace admits a pod with NET_ADMIN. With the level `baseline`, the pod is refused."""
     cluster = shell.tailnet.cluster
     shell.run(command.replace("services", OTHER_NAMESPACE))
     (workload,) = of_kind(render(shell.tailnet.deploy / "services/grafana"), "StatefulSet")
     cluster.kubectl("-n", OTHER_NAMESPACE, "create", "serviceaccount", "grafana")
     pod = pod_of(workload)
     pod["metadata"] |= {"namespace": OTHER_NAMESPACE}
-    cluster.server.create(pod)
+    cluster.server.create_dry_run(pod)
     baseline = "pod-security.kubernetes.io/enforce=baseline"
     cluster.kubectl("label", "--overwrite", "namespace", OTHER_NAMESPACE, baseline)
     with pytest.raises(RefusedError, match="NET_ADMIN"):
-        cluster.server.create(pod)
+        cluster.server.create_dry_run(pod)
 
 
 def creates_the_secret(shell: Shell, command: str) -> None:
@@ -288,7 +288,7 @@ def shows_progress(shell: Shell, command: str) -> None:
         eventually(lambda: "Running" in process.output(), "the pod's line", details=process.output)
     finally:
         process.stop()
-        # Other tests use the name.
+        # Other tests use the name wiki.example.com.
         shell.run("kubectl delete -k deploy/services/wiki")
         (node,) = shell.tailnet.nodes("wiki.example.com")
         shell.tailnet.headscale("nodes", "delete", "--identifier", str(node["id"]), "--force")
@@ -308,7 +308,7 @@ CHECKS: Final[dict[str, Callable[[Shell, str], None]]] = {
     f"{_SERVICES} logs grafana-0 -c tailscale": shows_tailscale,
     f"{_SERVICES} port-forward grafana-0 9003": forwards_the_port,
     f"{_SERVICES} exec grafana-0 -c tailscale -- tailscale status": shows_peers,
-    f"{_SERVICES} exec grafana-0 -c tailscale -- tailscale ip": shows_its_addresses,
+    f"{_SERVICES} exec grafana-0 -c tailscale -- tailscale ip": shows_the_addresses,
     f"""{_SERVICES} get pod grafana-0 -o jsonpath="{{range .status['initContainerStatuses','containerStatuses'][*]}}"""
     """{.name} {.state}{'\\n'}{end}\"""": shows_states,
     f"{_SERVICES} exec grafana-0 -c nginx-tls -- netstat -tln": shows_ports,

@@ -1,7 +1,7 @@
 """Run pods in a real cluster with a real Headscale: requests, deleted pods and nodes, killed processes, and a reboot.
 
-One pod is a workload of deploy/services, which keeps its node. The other one belongs to an injected Deployment, whose
-pods get a new node each. The tests use the same pods in the order of this file.
+One pod, of deploy/services/grafana, keeps its node when it is replaced. The other pod gets its containers by injection,
+and registers a new node when it is replaced. The tests run in the order of this file, on the same pods.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.pod.rendering import DOMAIN
 from tests.real.programs import eventually
 
 RECOVERY_TIMEOUT_S = 480.0
-"""The time limit for recovery. Self-healing takes a minute to confirm the loss, and one to restart the container."""
+"""The time limit for recovery. Self-healing needs a minute to confirm the loss, and a minute for the restart."""
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +142,7 @@ def test_pods_recover_after_a_reboot_of_the_cluster_node(tailnet: Tailnet) -> No
 
 @pytest.fixture
 def orphan(tailnet: Tailnet) -> Iterator[str]:
-    """The name of a record that the program owns, without a node."""
+    """The name of a record with the program's comment, for which no node exists."""
     name = f"gone.{DOMAIN}"
     record = tailnet.cloudflare.add_record(
         tailnet.zone_id, type="A", name=name, content="100.64.9.9", comment=RECORD_COMMENT
@@ -161,7 +161,7 @@ def cron_job(tailnet: Tailnet) -> Iterator[str]:
 
 
 def test_prune_waits_before_it_deletes_orphaned_records(tailnet: Tailnet, orphan: str, cron_job: str) -> None:
-    """It would delete the record after a quarter of an hour. The test does not wait for this."""
+    """Prune deletes a record when it has been orphaned for a quarter of an hour. The test does not wait for this."""
     cluster = tailnet.cluster
     cluster.kubectl("-n", "services", "create", "job", "prune-now", f"--from={cron_job}")
     try:

@@ -38,7 +38,7 @@ def test_manifests_are_accepted_unchanged(
 
 
 def differences(sent: Any, stored: Any, path: str = "") -> Iterator[str]:
-    """Iterate over values that the API server did not store as they were sent. It may add fields."""
+    """Iterate over the sent values that the API server has changed. Fields that it has added are ignored."""
     match sent, stored:
         case dict(), dict():
             for name, value in sent.items():

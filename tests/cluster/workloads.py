@@ -1,4 +1,4 @@
-"""Pods that several tests use: a workload of deploy/services, an injected Deployment, and clients."""
+"""Create the pods that several tests use: a workload of deploy/services, an injected Deployment, and clients."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ def enable_injection(tailnet: Tailnet) -> None:
     cluster.kubectl("label", "--overwrite", "namespace", "services", "tailscale-lifecycle/inject=enabled")
     folder = "inject" if cluster.server.version >= (1, 36) else "inject-v1beta1"
     cluster.apply(*render(tailnet.deploy / folder))
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "dry-run", "namespace": "services"}}
     template = wiki_manifest()["spec"]["template"]
-    pod = {**pod, "metadata": pod["metadata"] | template["metadata"], "spec": template["spec"]}
+    metadata = {"name": "dry-run", "namespace": "services", **template["metadata"]}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
 
     def is_injected() -> bool:
         with suppress(RefusedError):
-            return "initContainers" in cluster.server.create(pod)["spec"]
+            return "initContainers" in cluster.server.create_dry_run(pod)["spec"]
         return False
 
     eventually(is_injected, "injection", timeout_s=START_TIMEOUT_S)
@@ -154,7 +154,7 @@ def wait_for_response(tailnet: Tailnet, url: str, text: str) -> None:
 def restarts(pod: Document, container: str) -> int:
     """Return how often a container was restarted.
 
-    Kubernetes 1.34 resets the count of a sidecar when the pod gets a new sandbox.
+    Kubernetes 1.34 sets the count of a native sidecar to 0 when the pod gets a new sandbox, for example after a reboot.
     """
     return int(_status(pod, container)["restartCount"])
 
