@@ -1,5 +1,6 @@
 """Run the ingress controllers of deploy/ingress in a real cluster.
 
+The internal controller publishes Services on the VPN. The external controller publishes Headscale's login server.
 Tests have no registry, so INGRESS_IMAGE=<file> must be an archive with the root file system of the controller's image.
 """
 

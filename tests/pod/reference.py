@@ -23,9 +23,10 @@ STAND_IN_COMMANDS = {
     "application": [*_PYTHON, "/opt/tests/pod/application.py", "11434"],
     "tailscale": [*_PYTHON, "-m", "tests.pod.tailscale_container"],
 }
+"""The commands of the programs that replace the application and tailscale, by container."""
 
 TEST_SETTINGS = {
-    # The default, "keep", reads the state Secret, and these tests have no Kubernetes API.
+    # The default "keep" reads the Secret with the state of tailscale, and these tests have no Kubernetes API.
     "NODE_POLICY": "replace",
     # Short intervals keep the tests fast.
     "POLL_INTERVAL": "1s",

@@ -1,4 +1,7 @@
-"""Test the manifests of the ingress controllers, and of the certificates that cert-manager issues."""
+"""Test the manifests of the ingress controllers, and of the certificates that cert-manager issues.
+
+The internal controller publishes Services on the VPN. The external controller publishes Headscale's login server.
+"""
 
 from __future__ import annotations
 

@@ -32,7 +32,11 @@ from tests.simulators.serve import serve
 Rules = list[dict[str, Any]]
 
 MODES = ("exec", "exec-any-pod", "api-key-secret", "keep", "events")
-"""The modes, which are also the folders of deploy/rbac."""
+"""The modes, which are also the folders of deploy/rbac.
+
+`exec` and `exec-any-pod` run Headscale's CLI in its pod. `api-key-secret` reads Headscale's API key from a Secret, and
+`keep` reads the Secret with the state of tailscale. `events` writes Kubernetes Events.
+"""
 POD_NAMES = {"exec": "headscale-0", "exec-any-pod": "headscale-5d9c7b-x2x4z"}
 """By mode: the name of Headscale's pod. A StatefulSet has fixed pod names, a Deployment has not."""
 

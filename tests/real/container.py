@@ -23,6 +23,8 @@ DOCUMENTS: Final = rendered("ollama")
 """The rendered manifests of the example service ollama."""
 
 CONTAINER_MANIFEST: Final = containers(pod_spec(DOCUMENTS))["tailscale"]
+"""The part of the pod's manifest for the tailscale container."""
+
 SETTINGS: Final = environment(containers(pod_spec(DOCUMENTS))["dns-watch"], DOCUMENTS)
 """The rendered settings of `cleanup` and `dns-watch`."""
 
@@ -56,7 +58,8 @@ class TailscaleContainer:
         stack: stops the container and the Kubernetes API when it is closed.
 
     Attributes:
-        kubernetes: the simulated Kubernetes API. It has the state Secret, and allows what the rendered Role allows.
+        kubernetes: the simulated Kubernetes API. It has the Secret in which tailscale stores its state, and allows what
+            the rendered Role allows.
         account: the folder with the service account token.
         api: the environment variables with the address of the Kubernetes API.
         starts: how many times the container was started.

@@ -30,9 +30,9 @@ TIMEOUT_S: Final = 45.0
 """The time limit of each step, for a machine under load."""
 
 POLL_INTERVAL_S: Final = 0.05
-"""The first interval of `eventually`, which increases it after each poll.
+"""The interval of `eventually` after the first poll. Later intervals are longer.
 
-Headscale computes a bcrypt hash for each API request, so a constantly short interval would load the machine.
+Headscale computes a bcrypt hash for each API request, so many short intervals would load the machine.
 """
 
 MAX_POLL_INTERVAL_S: Final = 0.5
@@ -148,7 +148,8 @@ def _minor(name: str, headscale: Path) -> int:
     newest = int(VERSIONS[-1].split(".")[1])
     if match is not None:
         return min(int(match[1]), newest)
-    # A build of the main branch usually prints no version, or a version with a suffix.
+    # This program is `head`. A version without a suffix counts as it is. Otherwise, the program is a build of the main
+    # branch, to which the newest version of the simulator corresponds.
     match = re.match(r"0\.(\d+)\.\d+$", _version(headscale))
     return int(match[1]) if match else newest
 
@@ -157,8 +158,8 @@ def free_ports(count: int) -> list[int]:
     """Return loopback ports that are free for TCP and UDP."""
     ports: list[int] = []
     while len(ports) < count:
-        # SystemRandom, because tests/conftest.py sets the seed of the default generator. With the same seed, parallel
-        # tests would choose the same ports.
+        # tests/conftest.py sets the seed of the default generator, so parallel tests would choose the same ports.
+        # SystemRandom has no seed.
         port = random.SystemRandom().choice(_PORTS)
         with suppress(OSError):
             for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):

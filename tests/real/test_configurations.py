@@ -102,7 +102,7 @@ def test_addresses_outside_the_default_prefixes_need_a_setting(
 
 def policy_for(release: Release) -> str:
     """Return a policy in which `USER` owns two tags."""
-    # In a policy, Headscale 0.26 and newer accept a user name without an @ only with an @ appended.
+    # In a policy of Headscale 0.26 and newer, a user name must contain an @. A name without an @ gets one at its end.
     owner = f"{USER}@" if release.identifies_users_by_id else USER
     rule = {"action": "accept", "src": ["*"], "dst": ["*:*"]}
     return json.dumps({"tagOwners": {TAG: [owner], "tag:db": [owner]}, "acls": [rule]})
@@ -139,7 +139,8 @@ def test_record_stays_when_an_administrator_changes_the_tags(
         administrator = Administrator(server)
         _, watch = workload.start_pod()
         before = workload.state()
-        # The last change restores the configured tag. Without it, `cleanup` would not delete a node without a user.
+        # The last change restores the configured tag, because `cleanup` deletes a node without a user only if the node
+        # has this tag.
         for tags in ((TAG, "tag:db"), ("tag:db",), (TAG,)):
             administrator.tag_node(before.node_ids[0], *tags)
             watch.wait_for_next("pass.finished", changes=0, in_sync=True)
