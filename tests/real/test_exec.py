@@ -53,7 +53,7 @@ STATE_SECRET: Final = "app-tailscale"
 """The name of the Secret in which a tailscale container stores its state."""
 
 KEEP_NODE: Final = {"NODE_POLICY": "keep", "TS_KUBE_SECRET": STATE_SECRET}
-"""Settings with which `cleanup` does not delete the node that the state Secret contains."""
+"""Settings with which `cleanup` does not delete the node whose id is in the state Secret."""
 
 Command = Callable[[Sequence[str]], Finished]
 """A function that runs a command line."""
@@ -122,6 +122,11 @@ def transport(kubernetes: KubernetesSimulator) -> Iterator[ExecTransport]:
         yield exec_transport(cluster, lambda: datetime.now(UTC))
 
 
+def write_state_secret(kubernetes: KubernetesSimulator, client: TailscaleClient) -> None:
+    """Write the id of the client's node into the state Secret, as the real tailscale container does."""
+    kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": client.status()["Self"]["ID"]})
+
+
 def run_dns_watch_once(workload: Workload, **settings: str) -> None:
     """Publish the address of the node, and check that the command succeeds."""
     ended = workload.run("dns-watch", "--once", **settings)
@@ -143,8 +148,7 @@ def test_kept_node_returns_with_its_address_and_its_record_needs_no_write(
     [event] = events_named(workload.run_cleanup(**settings).events, "node.not_kept")
     assert "Secret does not exist" in event["reason"]
     client = workload.start_client()
-    # The real tailscale container writes the id of its node into the Secret.
-    kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": client.status()["Self"]["ID"]})
+    write_state_secret(kubernetes, client)
     run_dns_watch_once(workload, AUTHKEY_TAGS=tags)
     ids, address, written = workload.node_ids, client.address, len(workload.cloudflare.writes)
     assert (workload.record_contents, len(ids)) == ([address], 1)
@@ -163,7 +167,7 @@ def test_kept_node_returns_with_its_address_and_its_record_needs_no_write(
 def test_duplicate_of_a_kept_node_is_deleted(workload: Workload, kubernetes: KubernetesSimulator) -> None:
     workload.run_cleanup()
     client = workload.start_client()
-    kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": client.status()["Self"]["ID"]})
+    write_state_secret(kubernetes, client)
     [kept] = workload.node_ids
     workload.start_client(key_file=workload.write_key(workload.server.create_key(USER))).stop()
     assert len(workload.node_ids) == 2
@@ -177,7 +181,7 @@ def test_client_with_the_state_of_a_deleted_node_registers_a_new_node(
     """The state Secret still contains the id of the deleted node."""
     workload.run_cleanup()
     client = workload.start_client()
-    kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": client.status()["Self"]["ID"]})
+    write_state_secret(kubernetes, client)
     [old] = workload.node_ids
     client.stop()
     workload.server.delete_node(old)
@@ -202,7 +206,7 @@ def test_node_of_a_key_without_user_is_kept_if_it_can_log_in_again(
     can_log_in_again = "0.28" not in transport.version()
     key = workload.server.cli("preauthkeys", "create", "--tags", "tag:web", "--expiration", "1h")["key"]
     client = workload.start_client(key_file=workload.write_key(key))
-    kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": client.status()["Self"]["ID"]})
+    write_state_secret(kubernetes, client)
     [old] = workload.node_ids
     client.stop()
     workload.run_cleanup(**KEEP_NODE, AUTHKEY_TAGS="tag:web")
