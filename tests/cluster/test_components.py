@@ -1,4 +1,7 @@
-"""Test that a real API server accepts workloads to which a Kustomize component adds the containers."""
+"""Test that a real API server accepts workloads to which a Kustomize component adds `cleanup` and `dns-watch`.
+
+The workloads have their own tailscale container.
+"""
 
 from __future__ import annotations
 

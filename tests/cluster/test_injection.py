@@ -70,6 +70,7 @@ def test_policy_command_and_component_create_the_same_pod(api_server: ApiServer,
     by_inject = admitted(api_server, pod_of(injected(workload)))
     rendered = with_component(prepared_for_component(workloads()[name]), tmp_path, "with-tailscale", literals)
     (result,) = [document for document in rendered if document["kind"] == workload["kind"]]
+    # The component ignores the annotation for the order of init containers, so the order is changed here.
     own_first(workload, template_of(result)["spec"])
     by_component = admitted(api_server, pod_of(result), literals)
 
