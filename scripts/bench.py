@@ -1,4 +1,4 @@
-"""Measure the commands against simulators of Headscale and Cloudflare on loopback, and print a table."""
+"""Measure the commands against simulators of Headscale and Cloudflare on loopback, and print a table of the results."""
 
 from __future__ import annotations
 
@@ -41,15 +41,17 @@ INTERFACE = "tailscale0"
 LATENCY_S = 0.15
 INJECTED_WORKLOADS = 200
 
-# In docs/bench.md, the text after the first heading of this level was written by hand.
+# In docs/bench.md, the text from the first heading of this level on (the notes) was written by hand.
 NOTES_HEADING = "\n## "
 
 
 class Bench:
     """All measurements.
 
+    Each measurement yields one or more results for the table.
+
     Args:
-        folder: the folder for the key file and manifests.
+        folder: an empty folder for the key file and manifests.
         quick: make fewer and shorter runs.
     """
 
@@ -59,7 +61,7 @@ class Bench:
         self._runs = 3 if quick else 21
 
     def figures(self) -> Iterator[Figure]:
-        """Run the measurements one after another."""
+        """Run the measurements one after another, and yield their results."""
         yield Figure("machine", f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start")
         yield Figure("the imports", LIBRARIES)
         yield from self._start_up()
@@ -76,7 +78,10 @@ class Bench:
         yield from self._steady()
 
     def _alternate(self, commands: dict[str, Callable[[], Cost]], runs: int) -> dict[str, list[Cost]]:
-        """Run the commands in turn, several times, so that the load of the machine affects all of them equally."""
+        """Run each command several times, and return the costs by the command's name.
+
+        The commands take turns, so that the load of the machine affects all of them equally.
+        """
         costs: dict[str, list[Cost]] = {name: [] for name in commands}
         for _ in range(runs):
             for name, run in commands.items():
@@ -84,7 +89,10 @@ class Bench:
         return costs
 
     def _start_up(self) -> Iterator[Figure]:
-        """Compare each command, against upstreams without latency, with the import of the libraries."""
+        """Compare the cost of each command with the cost of importing the libraries that it uses.
+
+        The simulators respond without a delay.
+        """
         world = World(self._folder)
 
         def once_registered(*arguments: str) -> Cost:
@@ -115,7 +123,7 @@ class Bench:
             yield Figure(f"lifecycle {name}, CPU", f"{_medians(command_costs)}: {ratio:.2f} x", reference, ratio)
 
     def _many_nodes(self) -> Iterator[Figure]:
-        """Compare `cleanup` with 5,000 other nodes in Headscale with `cleanup` without any."""
+        """Compare the cost of `cleanup` with 5,000 other nodes in Headscale with its cost without other nodes."""
         none, many = World(self._folder), World(self._folder, nodes=5000)
         with none.served(), many.served():
             costs = self._alternate(
@@ -128,9 +136,9 @@ class Bench:
         yield Figure("cleanup, 5000 nodes, peak memory", f"{peak_mib:.1f} MiB", reference, peak_mib)
 
     def _series(self) -> Iterator[Figure]:
-        """Measure how many requests of `cleanup` are made one after another.
+        """Measure how many requests `cleanup` makes one after another.
 
-        The number is how much longer `cleanup` takes with a latency for each request, divided by that latency.
+        With a delay of each request, `cleanup` takes longer. The number is the additional time divided by the delay.
         """
         world = World(self._folder)
         times: dict[float, list[float]] = {0.0: [], LATENCY_S: []}
@@ -156,7 +164,7 @@ class Bench:
             with world.served():
                 world.run("cleanup")
                 with world.watching(TAILSCALE_INTERFACE=INTERFACE):
-                    # dns-watch may read the interface once a second. Register at different times within that second.
+                    # dns-watch may read the interface once a second, so vary the fraction of the second in each run.
                     time.sleep(1.5 + run / runs)
                     node = world.register(INTERFACE)
                     times.append(wait_until(partial(world.is_published, node)))
@@ -166,7 +174,10 @@ class Bench:
         yield Figure("delay from interface address to DNS record", text, "promised: 1.5 s", max(times))
 
     def _idle(self) -> Iterator[Figure]:
-        """Measure `dns-watch` while nothing changes: with default settings, and without interface and health port."""
+        """Measure `dns-watch` while nothing changes.
+
+        One process has default settings. Another one, for comparison, has no interface and no health port.
+        """
         seconds = 60 if self._quick else 120
         world = World(self._folder, nodes=1000)
         idle_python = [PYTHON, "-c", f"import {LIBRARIES}\ninput()"]
@@ -201,7 +212,7 @@ class Bench:
             )
 
     def _memory_growth(self) -> Iterator[Figure]:
-        """Compare the memory of `dns-watch` after many passes with that after a tenth of them."""
+        """Compare the memory of `dns-watch` after many passes with its memory after a tenth of these passes."""
         number = 500 if self._quick else 10_000
         world = World(self._folder, nodes=1000)
         with world.served():
@@ -213,7 +224,7 @@ class Bench:
         yield Figure("dns-watch memory growth", text, f"{early:.1f} MiB after {number // 10}", late - early)
 
     def _traffic(self) -> Iterator[Figure]:
-        """Compare the size of a poll of `dns-watch` with 5,000 other nodes in Headscale with one with ten."""
+        """Compare the bytes that a poll of `dns-watch` transfers with 5,000 other nodes in Headscale and with ten."""
         sizes = []
         for nodes in (10, 5000):
             world = World(self._folder, nodes=nodes)
@@ -228,7 +239,7 @@ class Bench:
         yield Figure("dns-watch, bytes per poll, 5000 nodes", str(sizes[1]), f"10 nodes: {sizes[0]}", sizes[1])
 
     def _exec(self) -> Iterator[Figure]:
-        """Compare access over exec with access over HTTP."""
+        """Compare the cost of `cleanup` with `HEADSCALE_ACCESS=exec` with its cost over HTTP."""
         world = World(self._folder, nodes=1000)
         with (
             tempfile.TemporaryDirectory(prefix="lifecycle-bench-") as folder,
@@ -262,7 +273,7 @@ class Bench:
         yield Figure("stop during a hanging request", text, "promised: 2 s", max(times))
 
     def _injection(self) -> Iterator[Figure]:
-        """Compare the CPU time of `inject` for many workloads with that for one."""
+        """Compare the CPU time of `inject` for many workloads with its CPU time for one workload."""
         one = (REPOSITORY / "tests/inject/workloads.yaml").read_text().partition("\n---\n")[0]
         settings = {"DOMAIN_NAME": "example.com", "LOGIN_SERVER": "https://headscale.example.com"}
         commands: dict[str, Callable[[], Cost]] = {}
@@ -277,11 +288,14 @@ class Bench:
         )
 
     def _storm(self) -> Iterator[Figure]:
-        """Simulate many pods that start together, and compare the time of the last key with the limit of the server."""
-        # The simulation runs in this process, where the commands would log.
+        """Simulate many pods that start at the same time.
+
+        Compare the time until the last pod has its pre-auth key with the time that the server needs at least.
+        """
+        # The simulation runs the commands in this process. Do not print their logs.
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
         for pods in (300, 1000):
-            # Fewer pods with more expensive requests give about the same result.
+            # For a quick run, simulate fewer pods with more expensive requests, which gives about the same result.
             result = storm(50, key_check_s=BCRYPT_S * pods / 50) if self._quick else storm(pods)
             ratio, wasted = result.last_key_s / result.limit_s, result.wasted / result.key_checks
             text = f"{result.last_key_s:.0f} s: {ratio:.2f} x, {result.exits} container exits"
@@ -292,7 +306,10 @@ class Bench:
             yield Figure(f"{pods} pods starting together, key checks wasted", f"{wasted:.0%}", reference, wasted)
 
     def _steady(self) -> Iterator[Figure]:
-        """Simulate the polls of many pods, and compare the load of Headscale with that of polls at POLL_INTERVAL."""
+        """Simulate the polls of many pods, and measure the load of Headscale.
+
+        The reference is the load if each pod polled at `POLL_INTERVAL`.
+        """
         pods, shortest_s = 1000, DnsWatchSettings.model_fields["poll_interval"].default.total_seconds()
         result = steady_state(pods)
         text = f"{result.cores:.2f} cores of Headscale, a poll every {result.interval_s:.0f} s"
@@ -301,7 +318,10 @@ class Bench:
 
 
 def _ratio(costs: Sequence[Cost], references: Sequence[Cost]) -> float:
-    """Return the ratio of the shortest CPU times, which depend least on the load of the machine."""
+    """Return the shortest CPU time divided by the shortest CPU time of the references.
+
+    The shortest times depend least on the load of the machine.
+    """
     return min(cost.cpu_s for cost in costs) / min(cost.cpu_s for cost in references)
 
 
@@ -321,10 +341,10 @@ def _delete_interface() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the table, then the figures outside their limits. They do not change the exit status, which is 0."""
+    """Print the table, then the results that are outside their limits. Return 0, also if there are such results."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs")
-    parser.add_argument("--save", type=Path, metavar="FILE.md", help="write the table into this page")
+    parser.add_argument("--save", type=Path, metavar="FILE.md", help="also write the table into this page")
     options = parser.parse_args(arguments)
     # scripts/bench runs this in a new network namespace, in which even loopback is down.
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)  # noqa: S607

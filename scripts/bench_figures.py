@@ -1,4 +1,4 @@
-"""The figures of scripts/bench: compare them with their limits, and format them as a table."""
+"""Compare the results of scripts/bench with their limits, and format them as a table for docs/bench.md."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ LIMITS = Path(__file__).with_name("bench.toml")
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One row of the table.
+    """A result, which is one row of the table.
 
     Attributes:
-        name: name of the measurement, as in bench.toml.
+        name: the name of the measurement, as in bench.toml.
         text: the result with its unit.
-        reference: what to compare the result with. It was measured in the same run, or the documentation promises it.
-        value: the number that is compared with the limits; None for information without limits.
+        reference: a value to compare the result with, which was measured in the same run or is promised in the docs.
+        value: the number that is compared with the limits. It is None for a row that has no limits.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Figure:
 
 
 def read_limits() -> dict[str, Any]:
-    """Read the limits of each figure from bench.toml."""
+    """Return the content of bench.toml: the limits and the goal of each figure, by the figure's name."""
     return tomllib.loads(LIMITS.read_text())
 
 
@@ -45,14 +45,15 @@ def table(figures: Iterable[Figure]) -> str:
 
 
 def page(figures: Iterable[Figure], notes: str) -> str:
-    """Return the text of docs/bench.md: an introduction, the table, and the notes below it."""
+    """Return the text of docs/bench.md: an introduction, the table, and the notes, which were written by hand."""
     return (
         "# Benchmarks\n\n"
-        "For developers who compare a change with the current performance.\n\n"
+        "Read this page if you want to compare the performance of a change with the current performance.\n\n"
         "`scripts/bench --save docs/bench.md` writes the table on this page. It runs the real commands against\n"
-        "simulators on loopback and prints medians. Times depend on the machine and its load, so compare each result\n"
-        "with its reference. The runs of a result and of its reference alternate. CPU depends less on the load than\n"
-        "elapsed time. A CPU ratio such as 1.2 x compares the shortest runs.\n\n"
+        "simulators on loopback, and the table contains medians. Times depend on the machine and its load, so compare\n"
+        "each result with the reference in its row. The runs for a result and for its reference alternate. CPU time\n"
+        "depends less on the load than elapsed time. A ratio of CPU times, such as 1.2 x, compares the shortest run\n"
+        "for the result with the shortest run for the reference.\n\n"
         f"`scripts/bench.toml` has the limits and goals.\n\n{table(figures)}\n{notes}"
     )
 

@@ -1,4 +1,7 @@
-"""Run passes of `dns-watch` without pauses. Print the resident memory after a tenth of the passes and after all."""
+"""Run a number of passes of `dns-watch` without pauses, and print its resident memory.
+
+The memory is printed after a tenth of the passes and after all passes. scripts/bench runs this file as a process.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ class Usage:
 
 
 def usage(process: int | str) -> Usage:
-    """Return the resources that a process uses, from /proc. The argument is its id, or "self"."""
+    """Return the resources that a process uses. The argument is the process id, or "self" for this process."""
     folder = Path("/proc", str(process))
     kib = dict(line.split()[:2] for line in (folder / "smaps_rollup").read_text().splitlines()[1:])
     cpu_ns = wake_ups = 0
@@ -46,7 +49,7 @@ def usage(process: int | str) -> Usage:
 
 
 def main(passes: int) -> None:
-    """Run the passes. The log goes to standard output, and the memory in MiB to standard error."""
+    """Run the passes. Write the log to standard output, and the memory in MiB to standard error."""
     settings = load(DnsWatchSettings)
     configure_logs(console=False)
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""What scripts/bench measures: real commands as processes, against simulators with a configurable latency."""
+"""Run the real commands as processes against simulators, and measure their resources, for scripts/bench."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ TIMEOUT_S = 30.0
 REPOSITORY = Path(__file__).resolve().parent.parent
 PYTHON = str(REPOSITORY / ".venv" / "runtime" / "bin" / "python")
 
-# Linux counts the memory of the parent at the time of the fork as peak memory of the child. A small process therefore
-# starts the measured one.
+# The code of a small Python process that runs the measured command and prints its cost. If this process started the
+# command directly, Linux would count the memory of this process at the time of the fork as peak memory of the command.
 _LAUNCH = """
 import json, os, sys, time
 started = time.monotonic()
@@ -47,7 +47,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The resources that a process used until it exited."""
+    """The resources that a process used until it exited: elapsed time, CPU time and peak memory."""
 
     wall_s: float
     cpu_s: float
@@ -55,12 +55,12 @@ class Cost:
 
 
 def measure(arguments: Sequence[str], *, wrapper: Sequence[str] = (), **environment: str) -> Cost:
-    """Run Python until it exits, and return the cost.
+    """Run Python until it exits, and return its cost.
 
     Args:
-        arguments: arguments of Python.
-        wrapper: the beginning of a command line that runs the rest of it as a command.
-        environment: all variables except PATH.
+        arguments: the arguments of Python.
+        wrapper: a command that runs the command after it, such as `unshare --mount`.
+        environment: the environment variables except PATH.
     """
     done = subprocess.run(
         [*wrapper, PYTHON, "-I", "-S", "-c", _LAUNCH, PYTHON, *arguments],
@@ -82,7 +82,7 @@ def wait_until(condition: Callable[[], bool], *, interval_s: float = 0.005) -> f
 
 
 class Delayed:
-    """An upstream with latency: each response is delayed."""
+    """A simulated upstream (Headscale or Cloudflare) that delays each response and counts the requests."""
 
     def __init__(self, app: WSGIApplication, delay_s: float) -> None:
         self._app = app
@@ -101,11 +101,11 @@ class Delayed:
 
 
 class World:
-    """Simulators of both upstreams, and the environment of the commands.
+    """Simulators of Headscale and Cloudflare, and functions that run the commands against these simulators.
 
     Args:
-        folder: the folder of the key file.
-        nodes: the number of other nodes in Headscale.
+        folder: the folder for the key file.
+        nodes: the number of nodes of other workloads in Headscale.
     """
 
     def __init__(self, folder: Path, *, nodes: int = 0) -> None:
@@ -121,7 +121,7 @@ class World:
 
     @contextmanager
     def served(self, delay_s: float = 0.0) -> Iterator[tuple[Delayed, Delayed]]:
-        """Serve both upstreams, with a delay in seconds for each request."""
+        """Serve both simulators during the block. They delay each response by this number of seconds."""
         headscale, cloudflare = Delayed(self.headscale, delay_s), Delayed(self.cloudflare, delay_s)
         with serve(headscale) as headscale_url, serve(cloudflare) as cloudflare_url:
             self.environment = {
@@ -150,18 +150,22 @@ class World:
         self.cloudflare.add_record(self.zone, type="A", name=NAME, content=node.address, ttl=60, comment=OUR_COMMENT)
 
     def run(self, *arguments: str) -> Cost:
-        """Run a command until it exits, and return the cost."""
+        """Run a command of the program until it exits, and return its cost."""
         return measure(["-m", "lifecycle", *arguments], **self.environment)
 
     def register(self, interface: str | None = None) -> VpnClient:
-        """Register a node with the key in the file, as the tailscale container does, and return it."""
+        """Register a node with the pre-auth key in the key file, as the tailscale container does.
+
+        Args:
+            interface: the network interface that gets the node's address; no interface by default.
+        """
         client = VpnClient(self.headscale, key_file=self.key_file, hostname=NAME, interface=interface)
         client.start()
         return client
 
     @contextmanager
     def watching(self, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Run `dns-watch` during the block."""
+        """Run `dns-watch` during the block, with these additional variables."""
         command = [PYTHON, "-m", "lifecycle", "dns-watch"]
         process = subprocess.Popen(command, env=self.environment | environment, stdout=subprocess.DEVNULL)
         try:
@@ -171,16 +175,16 @@ class World:
             process.wait(TIMEOUT_S)
 
     def is_published(self, node: VpnClient) -> bool:
-        """Return True if the workload has exactly one record, with the address of this node."""
+        """Return True if the workload has exactly one record, and the record has the address of this node."""
         return [record.content for record in self.cloudflare.records(self.zone, NAME)] == [node.addresses[0]]
 
 
 @contextmanager
 def cluster_with_headscale(world: World, folder: Path) -> Iterator[Callable[[str], Cost]]:
-    """Serve Headscale's command line through a simulated Kubernetes API.
+    """Serve a simulated Kubernetes API with a pod in which the `headscale` command can be executed.
 
     Yields:
-        A function that runs a command of the program as if in a pod, and returns the cost.
+        A function that runs a command of the program as in a pod, without Headscale's URL, and returns its cost.
     """
     authority = Authority(folder)
     kubernetes = KubernetesSimulator()
@@ -205,7 +209,7 @@ def cluster_with_headscale(world: World, folder: Path) -> Iterator[Callable[[str
 
 
 def memory_of_passes(world: World, number: int) -> list[float]:
-    """Return the memory in MiB after a tenth of the passes of `dns-watch`, and after all of them."""
+    """Run this number of passes of `dns-watch`. Return its memory in MiB after a tenth of them and after all."""
     done = subprocess.run(
         [PYTHON, str(REPOSITORY / "scripts" / "bench_passes.py"), str(number)],
         env=world.environment,

@@ -1,4 +1,7 @@
-"""Replace a pod and show each step: the real commands against simulators of Headscale and Cloudflare on loopback."""
+"""Show each step of the replacement of a simulated pod.
+
+The real commands run against simulators of Headscale, Cloudflare and the tailscale container, on loopback.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +30,10 @@ class DemoError(Exception):
 
 
 class World:
-    """The simulators, the volume with the pod's key file, and the commands.
+    """The simulators, the pod's volume with the key file, and functions that run the commands.
 
     Args:
-        folder: an empty folder, which is the volume.
+        folder: an empty folder, which is used as the volume.
         timeout_s: the maximum duration of a step.
     """
 
@@ -46,7 +49,7 @@ class World:
 
     @contextmanager
     def served(self) -> Iterator[None]:
-        """Serve both simulators on loopback during the block."""
+        """Serve the simulators of Headscale and Cloudflare on loopback during the block."""
         with serve(self.headscale) as headscale, serve(self.cloudflare) as cloudflare:
             self._environment = {
                 "PATH": os.environ["PATH"],
@@ -59,8 +62,9 @@ class World:
                 "CLOUDFLARE_API_URL": f"{cloudflare}/client/v4",
                 "CLOUDFLARE_API_TOKEN": self.cloudflare.secrets()[0],
                 "AUTHKEY_OUTPUT_PATH": str(self.key_file),
-                # The demo has no VPN interface. It polls often, so that it takes only seconds.
+                # The demo has no VPN interface.
                 "TAILSCALE_INTERFACE": "",
+                # With short intervals, the demo takes only seconds.
                 "POLL_INTERVAL": "1s",
                 "VERIFY_INTERVAL": "1s",
                 "HEALTH_PORT": "0",
@@ -70,10 +74,10 @@ class World:
             yield
 
     def run(self, *arguments: str) -> str:
-        """Run a command and return its output.
+        """Run a command of the program until it exits, and return its output.
 
         Raises:
-            DemoError: the command failed.
+            DemoError: the exit status of the command is not 0.
         """
         done = subprocess.run(
             self._command(*arguments),
@@ -85,16 +89,16 @@ class World:
         )
         if done.returncode != 0:
             raise DemoError(
-                f"lifecycle {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+                f"lifecycle {' '.join(arguments)} exited with status {done.returncode}:\n{done.stdout}{done.stderr}"
             )
         return done.stdout
 
     @contextmanager
     def running(self, *arguments: str) -> Iterator[None]:
-        """Run a command during the block, then stop it.
+        """Run a command of the program during the block, and stop it afterwards.
 
         Raises:
-            DemoError: the exit status is not 0.
+            DemoError: the exit status of the command is not 0.
         """
         process = subprocess.Popen(self._command(*arguments), env=self._environment, cwd=self._folder)
         try:
@@ -103,10 +107,10 @@ class World:
             process.terminate()
             status = process.wait(self._timeout_s)
         if status != 0:
-            raise DemoError(f"lifecycle {' '.join(arguments)} exited with {status}")
+            raise DemoError(f"lifecycle {' '.join(arguments)} exited with status {status}")
 
     def register(self) -> VpnClient:
-        """Register a node with the key in the file, as the tailscale container does, and return it."""
+        """Register a node with the pre-auth key in the key file, as the tailscale container does."""
         client = VpnClient(self.headscale, key_file=self.key_file, hostname=NAME)
         client.start()
         return client
@@ -116,20 +120,20 @@ class World:
         return [record.content for record in self.cloudflare.records(self.zone, NAME)]
 
     def expect(self, result: str, condition: Callable[[], bool]) -> None:
-        """Wait until the condition is true, then print the result.
+        """Wait until the condition is true, then print the text `result`.
 
         Raises:
-            DemoError: the condition was not true in time.
+            DemoError: the condition was not true within the maximum duration of a step.
         """
         deadline = time.monotonic() + self._timeout_s
         while not condition():
             if time.monotonic() > deadline:
-                raise DemoError(f"not within {self._timeout_s:g} s: {result}")
+                raise DemoError(f"this did not happen within {self._timeout_s:g} s: {result}")
             time.sleep(POLL_S)
         show(f"✓ {result}")
 
     def expect_published(self, node: VpnClient) -> None:
-        """Wait until the workload has one A record, with the address of this node."""
+        """Wait until the workload has exactly one A record, and the record has the address of this node."""
         self.expect(f"{NAME} -> {node.addresses[0]}", lambda: self.addresses() == [node.addresses[0]])
 
     @staticmethod
@@ -138,24 +142,24 @@ class World:
 
 
 def announce(text: str) -> None:
-    """Print the next step."""
+    """Print the heading of the next step."""
     print(f"\n{text}", flush=True)
 
 
 def show(text: str) -> None:
-    """Print a result, indented."""
+    """Print the result of a step, indented."""
     print("\n".join(f"    {line}".rstrip() for line in text.splitlines()), flush=True)
 
 
-def play(world: World) -> None:
-    """Run all steps.
+def run_steps(world: World) -> None:
+    """Run all steps of the demo.
 
     Raises:
         DemoError: a step failed.
     """
     headscale, cloudflare = world.headscale, world.cloudflare
 
-    announce("An earlier Grafana pod is gone. Its Headscale node and its DNS record are still there:")
+    announce("An earlier Grafana pod was deleted. Its Headscale node and its DNS record still exist:")
     stale = headscale.add_node(NAME, user="services", online=False)
     cloudflare.add_record(
         world.zone, type="A", name=NAME, content=stale.address, ttl=60, proxied=False, comment=OUR_COMMENT
@@ -164,7 +168,7 @@ def play(world: World) -> None:
     website = cloudflare.add_record(world.zone, type="A", name="example.com", content="192.0.2.10", ttl=300)
     show(f"node {stale.id} {NAME} (offline), record {NAME} -> {stale.address}")
 
-    announce("A dry run reports what both commands would change:")
+    announce("A dry run reports what `cleanup` and `dns-watch` would change:")
     show(world.run("--dry-run"))
 
     announce("A new pod starts. Its init container runs `lifecycle cleanup`:")
@@ -173,7 +177,7 @@ def play(world: World) -> None:
     world.expect("the stale record is deleted", lambda: not world.addresses())
     world.expect("a new pre-auth key is in the shared volume", world.key_file.exists)
 
-    announce("The tailscale container registers with that key. The sidecar runs `lifecycle dns-watch`:")
+    announce("The tailscale container registers with this key. The sidecar runs `lifecycle dns-watch`:")
     with world.running("dns-watch"):
         node = world.register()
         world.expect_published(node)
@@ -205,17 +209,19 @@ def play(world: World) -> None:
 
 
 def main() -> int:
-    """Run the demo. Return 0 if all steps succeeded."""
+    """Run the demo. Return 0 if all steps succeeded, and 1 otherwise."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lifecycle-demo-") as folder:
         world = World(Path(folder))
         try:
             with world.served():
-                play(world)
+                run_steps(world)
         except DemoError as error:
             print(f"\n✗ {error}", file=sys.stderr)
             return 1
-    announce(f"Done in {time.monotonic() - start:.0f} seconds. README.md has the first manifest.")
+    announce(
+        f"Done in {time.monotonic() - start:.0f} seconds. README.md describes how to install the program in a cluster."
+    )
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The meaning of every log event, for docs/reference.md. Tests compare names, levels and keys with the code."""
+"""The meaning of every log event, for docs/reference.md. Tests compare the names, levels and keys with the program."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class Documented:
     """A log event as the reference page describes it.
 
     Attributes:
-        levels: the levels at which it is logged.
-        keys: the keys that it can have, besides `timestamp`, `level` and `event`.
-        meaning: what happened, or when it is logged.
+        levels: the levels at which the event is logged.
+        keys: the keys that the event can have, besides `timestamp`, `level` and `event`.
+        meaning: what happened, or when the event is logged.
     """
 
     levels: tuple[Level, ...]
@@ -29,9 +29,13 @@ def _event(levels: str, keys: str, meaning: str) -> Documented:
 EVENTS = {
     # Start and end
     "settings.loaded": _event(
-        "info", "version", "the settings were loaded; it also has each setting that differs from its default"
+        "info",
+        "version",
+        "the settings were loaded; the event also has a key for each setting that differs from its default",
     ),
-    "settings.near_miss": _event("warning", "variable similar_to", "a variable resembles a setting and is ignored"),
+    "settings.near_miss": _event(
+        "warning", "variable similar_to", "a variable has a name similar to a setting, and is ignored"
+    ),
     "settings.service_link_ignored": _event(
         "warning", "variable advice", "a variable was set by Kubernetes for a Service and is not a setting"
     ),
@@ -42,7 +46,9 @@ EVENTS = {
     "stop.requested": _event("info", "signal", "SIGTERM or SIGINT was received"),
     "command.failed": _event("error", "error error_type", "the command failed; exit status 1"),
     "command.crashed": _event(
-        "error", "error_type", "the command failed because of a bug; also `exception`, the traceback; exit status 1"
+        "error",
+        "error_type",
+        "the command failed because of a bug; the key `exception` has the traceback; exit status 1",
     ),
     # Requests
     "retry.scheduled": _event(
@@ -55,70 +61,80 @@ EVENTS = {
     "headscale.untested": _event(
         "warning",
         "version newest_tested advice",
-        "Headscale is newer than the releases that this program was tested with; once for each version",
+        "Headscale is newer than the releases that this program was tested with; logged once for each version",
     ),
     "api_key.expiring": _event(
-        "warning", "expires_at days_left advice", "the API key of Headscale expires in less than 14 days; once a day"
+        "warning",
+        "expires_at days_left advice",
+        "the API key of Headscale expires in less than 14 days; logged once a day",
     ),
     "api_key.unreadable": _event(
         "debug", "error", "the expiration of the API key could not be read; this has no other effect"
     ),
     "kubernetes_event.failed": _event(
-        "warning", "reason error", "an Event of the pod could not be written; once per cause; this has no other effect"
+        "warning",
+        "reason error",
+        "an Event of the pod could not be written; logged once per cause; this has no other effect",
     ),
     # Nodes
     "node.registered": _event(
-        "info", "node_id hostname addresses", "the pod's node was found, or another node is now the pod's"
+        "info", "node_id hostname addresses", "the pod's node was found, or the pod has another node now"
     ),
     "node.identification_failed": _event(
-        "error", "error error_type", "a setting or a file prevents finding the pod's node; once per problem"
+        "error",
+        "error error_type",
+        "a setting or a file prevents `dns-watch` from finding the pod's node; logged once per problem",
     ),
     "node.lost": _event(
         "error",
         "node_id reason advice",
-        "the pod's node was deleted or has expired, or no node has the pod's address; confirmed by 3 lookups",
+        "the pod's node was deleted or has expired, or no node has the pod's address; this was confirmed by 3 polls",
     ),
     "node.returned": _event("info", "after", "the pod's node exists again after `node.lost`"),
     "node.superseded": _event(
-        "warning", "node_id successor_id reason", "a later pod has the name; this pod no longer changes the record"
+        "warning",
+        "node_id successor_id reason",
+        "a later pod of the workload has the name; this pod no longer changes the record",
     ),
     "node.reinstated": _event(
-        "info", "node_id", "the later pod of `node.superseded` is gone, so this pod has the name again"
+        "info", "node_id", "the later pod that `node.superseded` reported is gone, so this pod has the name again"
     ),
     "node.expiring": _event(
         "warning",
         "node_id expires_at days_left advice",
-        "the pod's node has to log in again in less than 14 days; once a day",
+        "the pod's node expires in less than 14 days and must log in again; logged once a day",
     ),
     "node.foreign": _event(
         "warning",
         "node_id hostname user tags registered_by advice",
-        "a node with our hostname has another owner and is not changed",
+        "a node with the workload's hostname is not owned, so it is not changed",
     ),
     "node.online": _event(
-        "warning", "node_id hostname reason", "a node that is deleted now is online according to Headscale"
+        "warning", "node_id hostname reason", "a node that is about to be deleted is online according to Headscale"
     ),
-    "node.kept": _event("info", "node_id hostname reason", "`NODE_POLICY=keep`: the node of the state Secret is kept"),
+    "node.kept": _event("info", "node_id hostname reason", "`NODE_POLICY=keep`: the node in the state Secret is kept"),
     "node.not_kept": _event("warning", "secret reason advice", "`NODE_POLICY=keep`: no node can be kept"),
     "node.deleted": _event("info", "node_id hostname reason", "a node was deleted"),
     # The key
     "pre_auth_key.created": _event("info", "key_id user expires_at reason", "a key was created"),
-    "pre_auth_key.expired": _event("info", "key_id reason", "an unused key was expired"),
+    "pre_auth_key.expired": _event("info", "key_id reason", "an unused key was expired in Headscale"),
     "pre_auth_key.create_unconfirmed": _event(
-        "warning", "user expires_at", "the response to a creation was lost; a key may exist until it expires"
+        "warning",
+        "user expires_at",
+        "the response to the creation of a key was lost; the key may exist until it expires",
     ),
     "pre_auth_key.expire_failed": _event(
         "warning", "key_id expires_at error", "an unused key could not be expired; it expires at `expires_at`"
     ),
-    "key_file.written": _event("info", "path key_id", "the key file was replaced, in one step"),
+    "key_file.written": _event("info", "path key_id", "the key file was replaced"),
     "key_file.unwritable": _event(
-        "error", "error", "`dns-watch` could not read or replace the key file or its metadata"
+        "error", "error", "`dns-watch` could not read or replace the key file or the key metadata"
     ),
     "restart.marker_failed": _event("debug", "error", "the restart marker could not be written or removed"),
     "restart.requested": _event(
         "info",
         "path key_id",
-        "the restart marker was written, so the liveness probe of the tailscale container fails until it restarts",
+        "the restart marker was written, so the tailscale container's liveness probe fails and it is restarted",
     ),
     "restart.withdrawn": _event(
         "info", "path key_id", "the restart marker was removed, because a restart no longer helps"
@@ -130,15 +146,17 @@ EVENTS = {
     "record.created": _event("info", "record type content reason", "a record was created"),
     "record.updated": _event("info", "record type content was reason", "a record was changed"),
     "record.deleted": _event("info", "record type was reason", "a record was deleted"),
-    "record.gone": _event("info", "record type was", "a record to delete no longer existed"),
+    "record.gone": _event("info", "record type was", "a record that should be deleted no longer existed"),
     "record.delete_failed": _event("warning", "error reason", "`cleanup` could not delete a stale record"),
     "record.foreign": _event(
-        "error", "record type content comment advice", "a record of another owner has our name; nothing is written"
+        "error",
+        "record type content comment advice",
+        "a record that is not owned has a name of the workload; no record at this name is changed",
     ),
     "address.unpublishable": _event(
         "error",
         "node_id addresses reason",
-        "no address of the node may be published; see `VPN_PREFIXES` and `DNS_IPV6`",
+        "`VPN_PREFIXES` and `DNS_IPV6` allow none of the node's addresses in a record",
     ),
     "zone.unreadable": _event("warning", "error", "`cleanup` could not read the zone; no record is changed"),
     # Passes
@@ -148,13 +166,13 @@ EVENTS = {
     "pass.finished": _event(
         "info",
         "nodes_deleted records_deleted key_id duration_s node_id content changes in_sync workloads",
-        "the summary of a pass; each command has its own keys",
+        "the summary of a pass; which keys it has depends on the command",
     ),
     "pass.skipped": _event("warning", "reason lookups", "the pod's node was not found; nothing was changed"),
     "pass.failed": _event(
         "warning error",
         "upstream error error_type failures_in_a_row wait_s",
-        "an upstream failed and is retried; `error` if it refused the credentials",
+        "Headscale, Cloudflare or Kubernetes failed and is retried; level `error` if it refused the credentials",
     ),
     "poll.slowed": _event(
         "info", "interval_s reason", "with `HEADSCALE_ACCESS=exec`, the poll interval is at least a minute"

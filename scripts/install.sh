@@ -1,7 +1,8 @@
 # shellcheck shell=sh
-# Functions of the scripts that install Python packages. uv takes seconds where pip takes minutes.
+# Functions for the scripts that install Python packages.
 
-# Run "pip install" in a venv, which is created if it does not exist: pip_install VENV ARGUMENT...
+# Install packages into a venv, with uv if it is installed, otherwise with pip: pip_install VENV ARGUMENT...
+# The venv is created if it does not exist. The arguments are those of "pip install".
 pip_install() {
     venv=$1
     shift
@@ -13,7 +14,7 @@ pip_install() {
     fi
 }
 
-# Install one requirements file into a venv beside .venv, unless that was done already: install_once VENV REQUIREMENTS
+# Install a requirements file into a venv of its own, unless this was done before: install_once VENV REQUIREMENTS
 install_once() {
     if ! cmp -s "$2" "$1/locked"; then
         rm -rf "$1"

@@ -1,4 +1,4 @@
-"""Generate docs/reference.md, the page of settings, log events, metrics, endpoints and exit statuses, from the code."""
+"""Generate docs/reference.md from the code: the settings, log events, metrics, endpoints and exit statuses."""
 
 from __future__ import annotations
 
@@ -32,24 +32,27 @@ Read this page to look up a setting, a log event, a metric, an endpoint of the h
 SETTINGS = """\
 ## Settings
 
-Settings come from the environment, or from `.env` in the working directory. The environment takes precedence. An empty
-variable counts as unset, and whitespace around a value is removed. Durations are written `90` (seconds), `90s`, `15m`,
-`1h30m` or `7d`. `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` can also be written in lower case; the
-upper-case name takes precedence.
+The program reads settings from the environment, or from `.env` in the working directory. The environment takes
+precedence. An empty variable counts as unset, and whitespace around a value is removed. Durations are written `90`
+(seconds), `90s`, `15m`, `1h30m` or `7d`. The names `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` can also be
+written in lower case. If both names are set, the upper-case name takes precedence.
 """
 
 LOG_EVENTS = """\
 ## Log events
 
-Each event is one line: JSON, or text on a terminal. It has the keys `timestamp`, `level`, `event`, and those of the
-table. `error` needs an operator, `warning` may need one, and `info` is normal operation.
+Each event is one line: JSON, or text on a terminal. It has the keys `timestamp`, `level` and `event`, and keys from the
+last column of the table. Events of the level `error` need action by an operator, events of the level `warning` may need
+it, and events of the level `info` are normal. [architecture.md](architecture.md#glossary) explains terms such as *key
+metadata* and *restart marker*.
 """
 
 POD_EVENTS = """\
 ### Kubernetes Events
 
-With `KUBERNETES_EVENTS=true`, these log events also become Events of the pod, whatever `LOG_LEVEL` is. The type is
-`Normal` for level `info`, else `Warning`. A repetition is counted, and written every five minutes at most.
+With `KUBERNETES_EVENTS=true`, these log events are also written as Events of the pod, with any `LOG_LEVEL`. The type is
+`Normal` for the level `info`, and `Warning` for other levels. If a log event is repeated, the number in its Event is
+updated, at most every five minutes.
 """
 
 HEALTH = """\
@@ -61,20 +64,21 @@ HEALTH = """\
 METRICS = """\
 ### Metrics
 
-Besides these, `/metrics` has the `process_*` metrics of the Prometheus client library.
+In addition to these metrics, `/metrics` has the `process_*` metrics of the Prometheus client library.
 """
 
 EXIT_STATUSES = """\
 ## Exit statuses
 
-SIGTERM and SIGINT end each command within two seconds. For 1 and 2, the reason is also the container's termination
-message, which `kubectl describe pod` shows. `status` writes none, because it runs beside `dns-watch`.
+After SIGTERM or SIGINT, each command exits within two seconds. If the exit status is 1 or 2, the reason is also written
+as the container's termination message, which `kubectl describe pod` shows. `status` writes no termination message,
+because it runs in the container of `dns-watch`.
 """
 
 ERROR_TYPES = """\
 ### Error types
 
-`command.failed` and `pass.failed` name one of these as `error_type`.
+The events `command.failed` and `pass.failed` have one of these types in their key `error_type`.
 """
 
 
@@ -117,7 +121,7 @@ def _events() -> Iterator[tuple[str, ...]]:
 
 
 def _metrics() -> Iterator[tuple[str, ...]]:
-    # A metric without a value is left out, so set the values that are None in a new state.
+    # `render_metrics` omits a metric whose value is None, so give values to those that are None in a new state.
     now = datetime(2026, 1, 1, tzinfo=UTC)
     status = Status(timedelta(), timedelta(), state=State(node_expires_at=now, api_key_expires_at=now))
     _, text = render_metrics(status, accept="")

@@ -40,10 +40,10 @@ class Image:
     """An image for one platform.
 
     Attributes:
-        digest: of its manifest.
-        config: its configuration.
+        digest: the digest of the image's manifest.
+        config: the image's configuration.
         files: the content of the files that describe packages, by path.
-        links: the targets of symbolic links in the same folders, by path.
+        links: the targets of the symbolic links in the folders of these files, by path.
     """
 
     digest: str
@@ -53,7 +53,7 @@ class Image:
 
 
 def read_image(archive: tarfile.TarFile, platform: str) -> Image:
-    """Read the image for a platform from an OCI archive. Exit if there is none."""
+    """Read the image for a platform from an OCI archive. Exit with an error if the archive has no such image."""
     index: Any = archive.extractfile("index.json")
     for digest, manifest, config in images(archive, json.load(index)):
         if f"{config['os']}/{config['architecture']}" == platform:
@@ -92,9 +92,10 @@ def add_package_files(image: Image, layer: Any) -> None:
 
 
 def declared_licenses(*names: str) -> list[License]:
-    """Return the licenses that a package declares.
+    """Return the licenses with these names, as licenses that a package declares.
 
-    A single name can be a license expression. CycloneDX allows no expressions in a list of several licenses.
+    If there is only one name, it can be a license expression, such as "MIT OR Apache-2.0". CycloneDX does not allow
+    expressions in a list of several licenses.
     """
     factory = LicenseFactory()
     declared = LicenseAcknowledgement.DECLARED
@@ -104,7 +105,7 @@ def declared_licenses(*names: str) -> list[License]:
 
 
 def required_field(path: str, fields: Message, *names: str) -> str:
-    """Return the first of these fields that a package has. Exit with an error if it has none of them."""
+    """Return the first of the named fields that a package has. Exit with an error if the package has none of them."""
     for name in names:
         if fields[name]:
             return str(fields[name])
@@ -112,7 +113,7 @@ def required_field(path: str, fields: Message, *names: str) -> str:
 
 
 def debian_packages(image: Image) -> Iterator[Component]:
-    """Yield a component for each Debian package. One of them is the Python interpreter."""
+    """Yield a component for each Debian package. The Python interpreter is also a Debian package."""
     release = dict(line.replace('"', "").split("=", 1) for line in image.files["usr/lib/os-release"].splitlines())
     for path in filter(DEBIAN_PACKAGE.fullmatch, image.files):
         fields = HeaderParser().parsestr(image.files[path])
@@ -132,18 +133,18 @@ def debian_packages(image: Image) -> Iterator[Component]:
             purl=PackageURL("deb", "debian", name, version, qualifiers),
             supplier=OrganizationalEntity(name=required_field(path, fields, "Maintainer")),
             hashes=[HashType(alg=HashAlgorithm.SHA_256, content=required_field(path, fields, "SHA256"))],
-            # Some packages have no license fields in this file. The file itself is then the license.
+            # If the file has no license fields, use the path of the file as the name of the license.
             licenses=declared_licenses(*sorted(set(names) or {f"/{documentation}"})),
         )
 
 
 def normalized(name: str) -> str:
-    """Return the name of a distribution as package indexes spell it."""
+    """Return the normalized name of a distribution, as package indexes write it."""
     return re.sub("[-_.]+", "-", name).lower()
 
 
 def distributions(image: Image) -> Iterator[Component]:
-    """Yield a component for each Python distribution. Exit if its wheel is not in the locked requirements."""
+    """Yield a component for each Python distribution. Exit with an error if its wheel is not locked."""
     locked = LOCKED.read_text()
     project = normalized(image.config["config"]["Labels"]["org.opencontainers.image.title"])
     for path, text in image.files.items():
@@ -189,7 +190,7 @@ def main(path: str, platform: str = "linux/amd64") -> None:
     components = [*debian_packages(image), *distributions(image)]
     for component in (image_component, *components):
         component.bom_ref.value = str(component.purl)
-    # A serial number that depends only on the image, so that the same image gives the same document.
+    # The serial number depends only on the image, so that the same image gives the same document.
     bom = Bom(components=components, serial_number=uuid.uuid5(uuid.NAMESPACE_OID, image.digest))
     bom.metadata.component = image_component
     bom.metadata.tools.components.add(this_component())

@@ -41,5 +41,5 @@ def test_failed_step_fails_the_demo(demo: ModuleType, tmp_path: Path) -> None:
     world = demo.World(tmp_path, timeout_s=0.5)
     world.cloudflare.faults.add(faults.html(503), method="DELETE", times=None)
     with world.served(), pytest.raises(demo.DemoError):
-        demo.play(world)
+        demo.run_steps(world)
     assert len(world.addresses()) == 1
