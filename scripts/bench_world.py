@@ -25,11 +25,14 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 NAME = "grafana.example.com"
+# The comment that the program writes into its records.
 OUR_COMMENT = "tailscale-lifecycle/1 default"
 
+# The longest time to wait for a process or a condition.
 TIMEOUT_S = 30.0
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# The interpreter of the venv without development tools, which scripts/bench creates.
 PYTHON = str(REPOSITORY / ".venv" / "runtime" / "bin" / "python")
 
 # The code of a small Python process that runs the measured command and prints its cost. If this process started the

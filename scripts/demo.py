@@ -20,8 +20,10 @@ from tests.simulators.serve import serve
 from tests.simulators.vpn_client import VpnClient
 
 NAME = "grafana.example.com"
+# The comment that the program writes into its records.
 OUR_COMMENT = "tailscale-lifecycle/1 demo"
 
+# The time between two checks of whether a step has succeeded.
 POLL_S = 0.1
 
 
