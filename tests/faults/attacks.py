@@ -1,4 +1,4 @@
-"""Two faults: a compressed response that decodes to a large one, and a standard output that cannot be written."""
+"""Two faults: a compressed response that is very large when decoded, and a standard output that cannot be written."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from lifecycle.runtime import logs
 from tests.simulators.faults import Fault, answer
 
 DECODED_BYTES: Final = 48 * 1024 * 1024
-"""The size of the decoded body, which is more than the limit of 32 MiB for a response."""
+"""The size of the decoded body. The program accepts at most 32 MiB."""
 
 
 @cache
 def compressed_response(*, twice: bool) -> Fault:
-    """Return a response that is small, but decodes to a valid empty list followed by many spaces.
+    """Return a fault that sends a small compressed body. Decoded, it is an empty list followed by many spaces.
 
     Args:
-        twice: the body is compressed two times.
+        twice: True if the body is compressed two times.
     """
     body = gzip.compress(b'{"success":true,"result":[],"nodes":[],"users":[]}'.ljust(DECODED_BYTES), compresslevel=1)
     if twice:
@@ -35,7 +35,7 @@ def compressed_response(*, twice: bool) -> Fault:
 
 @contextmanager
 def failing_output(random: Random, events: list[Any]) -> Iterator[None]:
-    """Log to a standard output that cannot be written, and still append each event to the list."""
+    """During the block, log to a standard output that cannot be written. Append each log event to the list, too."""
     reader, writer = os.pipe()
     kind = random.choice(("broken pipe", "full disk", "stuck pipe", "closed"))
     if kind == "full disk":
@@ -43,7 +43,7 @@ def failing_output(random: Random, events: list[Any]) -> Iterator[None]:
         os.dup2(full, writer)
         os.close(full)
     elif kind == "stuck pipe":
-        # A write fails instead of blocking, so that tests do not wait for it.
+        # Let writes to the full pipe fail. By default they would block, and the tests would wait for them.
         os.set_blocking(writer, False)
         with suppress(BlockingIOError):
             while True:
@@ -56,7 +56,7 @@ def failing_output(random: Random, events: list[Any]) -> Iterator[None]:
         events.append(dict(event))
         return event
 
-    outputs = logs._outputs  # noqa: SLF001 - the log keeps one output for each stream
+    outputs = logs._outputs  # noqa: SLF001 - no public function replaces the outputs
     previous_stdout, previous_outputs = sys.stdout, dict(outputs)
     config = structlog.get_config()
     stream = os.fdopen(writer, "w", closefd=False)
@@ -67,7 +67,8 @@ def failing_output(random: Random, events: list[Any]) -> Iterator[None]:
         structlog.configure(processors=[capture, *structlog.get_config()["processors"]])
         yield
     finally:
-        # The thread that writes must finish before another file gets the number of its descriptor.
+        # A thread writes the log. It must finish before the descriptor is closed, because another file may then get the
+        # same descriptor.
         os.close(reader)
         logs.flush_logs(timeout_s=10.0)
         with suppress(OSError):

@@ -1,6 +1,8 @@
-"""Run a schedule: run the pods of a workload on a simulated clock, and inject the faults and events of the schedule.
+"""Run a schedule, which is a sequence of faults and events.
 
-`workload.py` has the pods and the upstreams, `events.py` the events, and `invariants.py` what is checked.
+The commands of a workload's pods run on a simulated clock, with simulated upstreams. workload.py defines the pods and
+the upstreams, events.py the events, and invariants.py the checks. A pass is one run of `cleanup`, or one iteration of
+the loop of `dns-watch`.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from tests.faults.schedule import (
     Step,
 )
 from tests.faults.tap import SECOND_PAGE, Interruption, KilledError, Tap
-from tests.faults.workload import APEX, SHARED, SIBLING_MARK, FaultWorld, Pass, Pod, Workload
+from tests.faults.workload import APEX, SHARED, SIBLING_COMMENT, FaultWorld, Pass, Pod, Workload
 from tests.simulators import faults
 from tests.simulators.headscale import NodeGoneError, RegistrationRefusedError
 from tests.simulators.messages import Handler
@@ -48,19 +50,19 @@ from tests.tally import count
 from tests.world import MIN_WAIT_S, USER, StopAt, restart_backoff_s
 
 RECOVERY_S: Final = 1800.0
-"""After the last fault, everything must be in sync within this time. It is several times the longest backoff."""
+"""The time within which everything must be in sync after the last fault: several times the longest backoff."""
 
 CHECK_INTERVAL_S: Final = 60.0
-"""How often it is checked whether everything is in sync."""
+"""The interval of the checks whether everything is in sync."""
 
 WRITERS: Final = frozenset({"check_writable", "write", "write_metadata", "_replace", "_temporary", "_write_new"})
 """Functions of keyfile/writer.py that run while a key is written."""
 
-MAX_LINE: Final = 80
-"""These functions execute fewer lines than this to write a key."""
+MAX_LINES: Final = 80
+"""The maximum number of lines of these functions that are executed before the process is killed."""
 
 POLLS: Final = 20
-"""More polls than in the minute after which dns-watch treats a missing node as lost."""
+"""A number of requests: more than dns-watch sends in the minute after which it treats a missing node as lost."""
 
 MEMORY_FOLDER: Final = Path("/dev/shm")
 """A file system in memory, on Linux."""
@@ -79,7 +81,7 @@ class Engine:
         self.invariants = Invariants(self.workload, log_events)
         self._log_events = log_events
         self._interruptions: list[Interruption] = []
-        # For each process to be killed while it writes a key: the number of lines that it executes before.
+        # One number for each process that will be killed while it writes a key: how many lines it executes before.
         self._lines_until_kill: list[int] = []
         self._running_pod: Pod | None = None
         self._machine_count = 0
@@ -88,7 +90,7 @@ class Engine:
         self._output = ExitStack()
 
     def run(self) -> None:
-        """Run all steps, then the recovery."""
+        """Run all steps, end all faults, and check that everything gets in sync."""
         try:
             self._run()
         finally:
@@ -103,14 +105,14 @@ class Engine:
         self._end_faults()
         self._check_recovery()
         self._restart_workload()
-        self._check_recovery(quiet=False)
+        self._check_recovery(stays_in_sync=False)
         nodes = self.world.our_nodes
         if len(nodes) != 1:
-            raise BrokenError(f"after a clean restart there are {len(nodes)} nodes of ours")
+            raise BrokenError(f"after a restart without faults, the workload has {len(nodes)} nodes instead of one")
         self.invariants.check_secrets()
 
     def _add_foreign_objects(self) -> None:
-        """Add foreign objects, some of which resemble ours."""
+        """Add nodes and records that the program must not change, and the node and record of an earlier pod."""
         world, headscale = self.world, self.world.headscale
         if world.environment["HEADSCALE_USER"]:
             headscale.add_user("ann")
@@ -127,17 +129,17 @@ class Engine:
         if world.environment["DNS_IPV6"] != "true":
             world.add_record("2001:db8::1", type_="AAAA")
         if world.has_further_names:
-            world.add_record("100.64.9.1", name=SHARED, comment=SIBLING_MARK)
-            world.add_record("wiki.example.com", name="old-wiki.example.com", type_="CNAME", comment=SIBLING_MARK)
+            world.add_record("100.64.9.1", name=SHARED, comment=SIBLING_COMMENT)
+            world.add_record("wiki.example.com", name="old-wiki.example.com", type_="CNAME", comment=SIBLING_COMMENT)
             world.add_record("made by hand", name=SHARED, type_="TXT", comment=COMMENT_AT_FURTHER_NAMES)
             world.add_record("mail.example.com", name=APEX, type_="MX", priority=10)
             world.add_record("100.64.9.3", name="x.example.com", comment=f"{OUR_COMMENT} x{NAME}")
-            # An alias that the workload does not have any more.
+            # The record of an alias that the workload had earlier. It belongs to the workload, unlike those above.
             world.add_record(NAME, name="old.example.com", type_="CNAME", comment=COMMENT_AT_FURTHER_NAMES)
         if self.schedule.many_records:
             for number in range(100):
                 world.add_record(f"note {number}", type_="TXT")
-        # What an earlier pod left behind.
+        # The node and record of an earlier pod.
         old = headscale.add_node(NAME, user=USER, online=False)
         world.add_record(old.address, comment=OUR_COMMENT, ttl=60)
         self.invariants.remember_foreign_objects()
@@ -145,7 +147,7 @@ class Engine:
     # --- Pods --------------------------------------------------------------------------------------------
 
     def run_for(self, seconds: float) -> None:
-        """Run the pods for this long, each pass when it is due."""
+        """Run the pods for this long. Each pass runs when it is due."""
         until = self.clock.elapsed_s + seconds
         while True:
             pod = min(self.workload.between_passes, key=lambda pod: (pod.due_s, pod.number), default=None)
@@ -157,7 +159,7 @@ class Engine:
 
     def run_pod(self, pod: Pod) -> None:
         """Run the command or the pass that is due in a pod."""
-        # During a request of one pod, other pods can run.
+        # During a request of one pod, another pod can run, so calls of this method can be nested.
         interrupted_pod, self._running_pod = self._running_pod, pod
         self.workload.passes.append(Pass(pod, superseded_at_start=self.workload.published_successors(pod)))
         try:
@@ -178,7 +180,10 @@ class Engine:
 
     @contextmanager
     def _kill_at_line(self, pod: Pod) -> Iterator[None]:
-        """Kill the process at a line of the code that writes the key file. Check the key files before each line."""
+        """If a process is to be killed while it writes a key, kill this one at the chosen line of the code.
+
+        Check the key files before each line.
+        """
         if not self._lines_until_kill or len(self.workload.passes) > 1:
             yield
             return
@@ -191,7 +196,8 @@ class Engine:
                 self.invariants.check_key_files()
                 lines_left -= 1
                 if lines_left == 0:
-                    # A real kill runs no exception handlers. Those of the program run here, and are undone below.
+                    # A real kill runs no exception handlers. The exception below runs the program's handlers, which may
+                    # change files. This copy is used to undo their changes.
                     if pod.folder.exists():
                         shutil.copytree(pod.folder, snapshot)
                     raise KilledError
@@ -236,7 +242,7 @@ class Engine:
         return wait_s
 
     def _world_of(self, pod: Pod) -> FaultWorld:
-        """Return the world, whose commands send their requests as this pod from now on."""
+        """Return the world after changing it: requests of commands count as requests of this pod from now on."""
 
         def route(upstream: Upstream) -> Handler:
             return Tap(
@@ -263,7 +269,7 @@ class Engine:
         pod.initialized = True
         pod.restarts = 0
         pod.stop = None
-        # The kubelet starts the next containers.
+        # After a second, the kubelet has started the next containers.
         return 1.0
 
     @property
@@ -272,14 +278,14 @@ class Engine:
         return self.workload.credentials_are_valid and not self.clock.skew
 
     def _container_ended(self, pod: Pod) -> float:
-        """Return the seconds until the kubelet restarts the container."""
+        """Reset the state of an ended container, and return the seconds until the kubelet restarts it."""
         pod.watch = None
         pod.stop = None
         pod.restarts += 1
         return restart_backoff_s(pod.restarts)
 
     def _run_tailscale(self, pod: Pod) -> None:
-        """Simulate the tailscale container: it registers if needed, and restarts if its probe fails."""
+        """Simulate the tailscale container: restart it if its probe fails, and register its node if it has none."""
         headscale = self.world.headscale
         if pod.watch is not None and pod.watch.status.restart_helps:
             self.invariants.check_restart_helps(pod)
@@ -307,8 +313,8 @@ class Engine:
             count("faults injected", step.kind)
             self._output.enter_context(failing_output(step.random, self._log_events))
         elif step.kind == HIDDEN_NODES:
-            # Without an interface, the list is the only evidence of the node. The pod would conclude that its key was
-            # never used, and create another one.
+            # If `dns-watch` cannot read the VPN interface, it knows only from the list that its node exists. It would
+            # conclude that its key was never used, and create another key, which is not an error.
             if not self.world.environment["TAILSCALE_INTERFACE"]:
                 return
             queue = self.world.queues["headscale"]
@@ -321,7 +327,7 @@ class Engine:
             for pod in self.workload.running:
                 pod.watch = None
         elif step.kind == KILLED_WRITING:
-            self._lines_until_kill.append(1 + step.seed % MAX_LINE)
+            self._lines_until_kill.append(1 + step.seed % MAX_LINES)
         elif step.during_pass:
             action = partial(self._interrupt, step)
             committed = bool(step.seed % 2)
@@ -329,13 +335,13 @@ class Engine:
                 Interruption(action, self.world.upstream(step.upstream), after=step.after, committed=committed)
             )
         else:
-            self._play_event(step)
+            self._execute_event(step)
 
-    def _play_event(self, step: Step) -> None:
-        # An event can change foreign objects. Changes before it are checked first.
+    def _execute_event(self, step: Step) -> None:
+        # An event may change foreign objects, so first check that the program has not changed them before.
         self.invariants.check_foreign_objects()
         count("events in the middle of a pass" if step.during_pass else "events", step.kind)
-        self._events.play(step)
+        self._events.execute(step)
         self.invariants.remember_foreign_objects()
 
     def _inject_fault(self, step: Step) -> None:
@@ -345,7 +351,7 @@ class Engine:
             fault = FAULTS[step.kind](step.upstream, step.random)
         path = SECOND_PAGE.pattern if step.second_page else None
         method = "GET" if step.kind == "stale read" else step.method
-        # dns-watch ignores a list that is incomplete only once.
+        # A list that is incomplete only once has no effect on dns-watch, so inject the fault more often.
         times = POLLS if step.kind == "short list" and step.times > 1 else step.times
         self.world.queues[step.upstream].add_named(
             step.kind, fault, method=method, path=path, times=times, after=step.after
@@ -363,18 +369,19 @@ class Engine:
                     self._running_pod.stop = self._running_pod.stop or StopAt(self.clock)
                     self._running_pod.stop.set()
             case "SIGSTOP":
-                # The clock advances for all other processes.
+                # The stopped process does nothing, while the other pods run for some time.
                 self.run_for(step.random.choice((5.0, 100.0, 3700.0)))
             case "another pod's pass":
                 self._run_other_pods()
             case "volume gone":
-                # Without an interface, only the key metadata distinguishes two pods, so the volume stays.
+                # Remove the volume only if `dns-watch` can read the VPN interface. Otherwise, it needs the key metadata
+                # on the volume to distinguish its node from those of other pods.
                 pod = self._running_pod
                 if pod is not None and pod.has_interface and pod.folder.exists():
                     count("faults injected", "volume gone")
                     pod.folder.rename(pod.folder.with_suffix(".gone"))
             case _:
-                self._play_event(step)
+                self._execute_event(step)
                 return
         count("interruptions", step.kind)
 
@@ -412,34 +419,36 @@ class Engine:
             raise BrokenError("cleanup failed although all faults were over")
 
     def _remove_blocking_records(self) -> None:
-        """Remove the records that block ours, as an operator does."""
+        """Remove the foreign records because of which the program does not write ours, as an operator does."""
         for record in self.world.blocking:
             self.world.cloudflare.remove_record(record.id)
         self.invariants.remember_foreign_objects()
 
-    def _check_recovery(self, *, quiet: bool = True) -> None:
-        """Check that everything is in sync after a limited time.
+    def _check_recovery(self, *, stays_in_sync: bool = True) -> None:
+        """Check that everything gets in sync within RECOVERY_S.
 
         Args:
-            quiet: also check that it stays in sync without further writes.
+            stays_in_sync: True to also check that everything stays in sync without further writes.
         """
         until = self.clock.elapsed_s + RECOVERY_S
         self.run_for(CHECK_INTERVAL_S)
         if self.world.blocking:
-            # The longest wait after a failure, and a poll.
-            self.run_for(2 * self._quiet_time_s)
+            # Wait for the longest backoff, and for one more pass of dns-watch.
+            self.run_for(2 * self._more_than_verify_interval_s)
             self._check_blocked_record_is_reported()
             self._remove_blocking_records()
         while True:
             writes = len(self.world.cloudflare.writes)
             problem = self.invariants.out_of_sync()
-            if not problem and not quiet:
+            if not problem and not stays_in_sync:
                 return
             if not problem:
-                self.run_for(self._quiet_time_s)
-                late = [(write.method, write.body) for write in self.world.cloudflare.writes[writes:]]
+                self.run_for(self._more_than_verify_interval_s)
+                needless = [(write.method, write.body) for write in self.world.cloudflare.writes[writes:]]
                 problem = (
-                    f"Never 7: a write although all was in sync: {late}" if late else self.invariants.out_of_sync()
+                    f"Never 7: a write although everything was in sync: {needless}"
+                    if needless
+                    else self.invariants.out_of_sync()
                 )
                 if not problem:
                     return
@@ -448,8 +457,8 @@ class Engine:
             self.run_for(CHECK_INTERVAL_S)
 
     @property
-    def _quiet_time_s(self) -> float:
-        """A time that is longer than VERIFY_INTERVAL with its jitter."""
+    def _more_than_verify_interval_s(self) -> float:
+        """A time that is longer than the setting VERIFY_INTERVAL with its jitter."""
         return 400.0 if self.world.environment["VERIFY_INTERVAL"] == "5m" else 160.0
 
     def _check_blocked_record_is_reported(self) -> None:
@@ -462,8 +471,8 @@ class Engine:
 
 
 @contextmanager
-def captured() -> Iterator[list[Any]]:
-    """Capture all log events of the block."""
+def captured_log_events() -> Iterator[list[Any]]:
+    """Yield a list to which all log events of the block are added."""
     capture = LogCapture()
     structlog.configure(processors=[capture], wrapper_class=structlog.BoundLogger, cache_logger_on_first_use=False)
     try:
@@ -479,12 +488,12 @@ def run(schedule: Schedule) -> None:
         BrokenError: an invariant did not hold.
     """
     count("schedules")
-    # In memory if possible, because each key file is synced to the disk.
+    # Use a folder in memory if possible. On a disk, the tests would be slower, because the program syncs each key file.
     folder = Path(tempfile.mkdtemp(dir=MEMORY_FOLDER if MEMORY_FOLDER.is_dir() else None))
     random_state = random.getstate()
     random.seed(schedule.seed)
     try:
-        with pytest.MonkeyPatch.context() as monkeypatch, captured() as log_events:
+        with pytest.MonkeyPatch.context() as monkeypatch, captured_log_events() as log_events:
             Engine(schedule, folder, monkeypatch, log_events).run()
     finally:
         random.setstate(random_state)
@@ -492,7 +501,7 @@ def run(schedule: Schedule) -> None:
 
 
 def shrunk(schedule: Schedule, fails: Callable[[Schedule], bool]) -> Schedule:
-    """Omit every step without which the schedule still fails."""
+    """Return the schedule without the steps that are not necessary for the failure."""
     number = 0
     while number < len(schedule.steps):
         shorter = schedule.without(number)

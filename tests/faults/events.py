@@ -15,18 +15,20 @@ from tests.simulators.dialects import VERSIONS
 from tests.simulators.headscale import Node, NodeGoneError
 from tests.world import USER
 
-LOST_NODE: Final = 0
-"""The node id of a pod whose node is missing in the restored database. No node has this id."""
+NO_NODE_ID: Final = 0
+"""The node id of a pod whose node is not in the restored database. No node has this id."""
 
 RECONNECT_S: Final = 5.0
-"""How soon a tailscale client reconnects after its server has restarted."""
+"""The time after which a tailscale client reconnects if Headscale has restarted."""
 
 
 class Events:
-    """Plays events. The event "node deleted" is the method `node_deleted`.
+    """Executes the events of schedules. Each event is a method: the event "node deleted" is `node_deleted`.
+
+    The constructor makes the backup of Headscale's database that the event "database restored" restores.
 
     Args:
-        workload: the pods and upstreams that the events affect. Its Headscale is backed up for `database_restored`.
+        workload: the pods and upstreams that the events affect.
     """
 
     def __init__(self, workload: Workload) -> None:
@@ -35,8 +37,8 @@ class Events:
         self._clock = workload.clock
         self._backup = workload.world.headscale.backup()
 
-    def play(self, step: Step) -> None:
-        """Play the event of a step, unless it is impossible now."""
+    def execute(self, step: Step) -> None:
+        """Execute the event of a step. If the event is impossible now, do nothing."""
         event: Callable[[Step], None] = getattr(self, step.kind.lower().replace(" ", "_"))
         with suppress(ApiError, NodeGoneError):
             event(step)
@@ -49,12 +51,12 @@ class Events:
             change = step.random.choice(({"content": "100.64.77.7"}, {"ttl": 600}, {"ttl": 1}))
             self._world.cloudflare.change_record(record.id, **change)
 
-    def record_cleared_of_its_mark(self, step: Step) -> None:
+    def record_comment_removed(self, step: Step) -> None:
         record = self._choose_record(step)
         if record is not None:
             self._world.cloudflare.change_record(record.id, comment="")
             if record.name != NAME:
-                # At a further name, a record without a comment is foreign.
+                # The record has an alias or a shared name. With such a name, a record without a comment is foreign.
                 self._add_change_for_stale_reads()
 
     def record_deleted(self, step: Step) -> None:
@@ -75,14 +77,14 @@ class Events:
         self._world.add_record("100.64.99.9", comment=COMMENT_OF_OTHER_OWNER)
         self._add_change_for_stale_reads()
 
-    def cname_in_the_way(self, _step: Step) -> None:
+    def foreign_cname_created(self, _step: Step) -> None:
         for record in self._world.our_records:
             self._world.cloudflare.remove_record(record.id)
         self._world.add_record("elsewhere.example.org", type_="CNAME")
         self._add_change_for_stale_reads()
 
     def record_changed_during_a_pass(self, step: Step) -> None:
-        """Take over a record, or point it to another online node."""
+        """Make a record foreign by changing its comment, or set its content to the address of an online node."""
         record = self._choose_record(step)
         if record is None:
             return
@@ -100,7 +102,11 @@ class Events:
         return step.random.choice(ours) if ours else None
 
     def _add_change_for_stale_reads(self) -> None:
-        """Change another record, so that a stale response, which lacks the last change, has the previous one."""
+        """Create and delete another record.
+
+        The fault "stale read" responds with the state before the last change. It must not hide the change that makes a
+        record foreign, because the program could not know about this change.
+        """
         record_id = self._world.add_record("later", name="later.example.com", type_="TXT")
         self._world.cloudflare.remove_record(record_id)
 
@@ -123,7 +129,7 @@ class Events:
         for pod in self._workload.running:
             if pod.node_id is not None and self._world.headscale.node(pod.node_id) is not None:
                 pod.set_addresses(*self._world.headscale.readdress(pod.node_id).addresses)
-                # The loop polls the interface every second.
+                # The loop of `dns-watch` polls the interface every second, so its next pass begins soon.
                 pod.due_s = min(pod.due_s, self._clock.elapsed_s + 1.0)
 
     def _choose_node(self, step: Step) -> Node | None:
@@ -145,17 +151,18 @@ class Events:
             self._clock.schedule(self._clock.elapsed_s + RECONNECT_S, self._workload.reconnect)
 
     def database_restored(self, step: Step) -> None:
-        """Restore the backup, which is from before the first pod."""
+        """Restore the backup, which was made before the first pod started."""
         headscale = self._world.headscale
         current, backup = headscale.backup(), self._backup.copy()
-        # The API key of the settings stays valid.
+        # Keep the API keys, so that the one in the settings stays valid.
         backup.api_keys = current.api_keys
         backup.last_ids["api_keys"] = current.last_ids["api_keys"]
         headscale.restore(backup)
         for pod in self._workload.pods:
             node = headscale.node(pod.node_id or 0)
             if pod.node_id is not None and (node is None or node.machine_key != pod.machine_key):
-                pod.node_id = LOST_NODE
+                pod.node_id = NO_NODE_ID
+        # Create foreign nodes and other keys with the ids of the nodes and keys that the backup does not contain.
         for _ in range(current.last_ids["nodes"] - backup.last_ids["nodes"]):
             if step.random.random() < 0.5:
                 headscale.add_node("laptop.example.com", user=USER)
@@ -172,8 +179,8 @@ class Events:
     def api_key_renewed(self, _step: Step) -> None:
         self._world.write_secret("HEADSCALE_API_KEY", self._world.headscale.rotate_api_key())
 
-    def token_refused(self, _step: Step) -> None:
-        """Replace both secrets in the upstreams, but not in the files until the faults end."""
+    def credentials_refused(self, _step: Step) -> None:
+        """Let the upstreams accept only a new token and a new API key. The files get them after all steps."""
         self._workload.credentials_are_valid = False
         self._world.cloudflare.set_token()
         self._world.headscale.rotate_api_key()

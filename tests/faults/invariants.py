@@ -1,7 +1,7 @@
-"""The invariants of a schedule, which are checked at every request and after every step.
+"""The invariants of a schedule: what must be true at every request and after every step.
 
-They compare the simulators' data, and do not use the program's own rules. docs/architecture.md lists the guarantees
-"Never 1" to "Never 8".
+They are checked with the data of the simulators, without the program's own rules. docs/architecture.md lists the
+guarantees "Never 1" to "Never 8". A pass is one run of `cleanup`, or one iteration of the loop of `dns-watch`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.simulators.upstream import Upstream
 from tests.tally import count
 
 MAX_TRACED_BYTES: Final = DECODED_BYTES // 2
-"""A pass needs less memory than this, unless it decodes the whole compressed response."""
+"""The maximum memory of a pass. A pass that decodes a whole compressed response needs more."""
 
 
 class BrokenError(AssertionError):
@@ -34,7 +34,7 @@ class BrokenError(AssertionError):
 
 
 class Invariants:
-    """Checks the invariants of a workload. It is called before and after each request.
+    """Checks the invariants of a workload. The methods `before` and `after` are called before and after each request.
 
     Args:
         workload: the pods and upstreams to check.
@@ -54,7 +54,7 @@ class Invariants:
     # --- Foreign objects ---------------------------------------------------------------------------------
 
     def remember_foreign_objects(self) -> None:
-        """Remember the foreign objects, which the program must not change."""
+        """Remember the foreign records and nodes, which the program must not change."""
         world = self._world
         self._foreign_records = {
             record.id: record for record in world.all_records.values() if not world.is_our_record(record)
@@ -94,8 +94,8 @@ class Invariants:
             current.unread_changes -= {record_id for record_id, record in records.items() if record.name in names}
         if request.fault in UNDETECTABLE:
             current.disturbed = True
-        # If a list lacks a node that dns-watch has found, it reads this node directly before it treats it as lost.
-        # An incomplete list therefore misleads the pod only if the node does not exist, or if no node is known.
+        # If dns-watch knows its node, and the list does not contain the node, dns-watch also reads the node by its id.
+        # An incomplete list therefore misleads dns-watch only if it knows no node, or if the node does not exist.
         known = current.pod.watch.state.node if current.pod.watch else None
         is_known = known is not None and self._world.headscale.node(int(known.id)) is not None
         if request.fault == "stale read" or (request.fault == HIDDEN_NODES and not is_known):
@@ -110,7 +110,7 @@ class Invariants:
         current.requests.append(request)
 
     def check_memory(self) -> None:
-        """Check how much memory the last response took, if it was a small one that decodes to a large one."""
+        """Check how much memory the program needed for the last response, if its body was the compressed one."""
         if not tracemalloc.is_tracing():
             return
         _, peak = tracemalloc.get_traced_memory()
@@ -119,7 +119,7 @@ class Invariants:
             raise BrokenError(f"Decoded: a compressed response took {peak >> 20} MiB")
 
     def _check_reads_before(self, current: Pass, request: Request) -> None:
-        """Never 3: a change is based on complete responses only."""
+        """Never 3: a change is based only on complete and correct responses."""
         reads = [read for read in current.requests if read.method == "GET"]
         nodes = [read for read in reads if read.path == "/api/v1/node"]
         if request.upstream is self._world.cloudflare:
@@ -127,10 +127,10 @@ class Invariants:
             all_names = [read for read in records if "match=any" in read.query]
             self._check_looks_correct(request, _last_list(records) + _last_list(all_names))
             if not current.pod.initialized and nodes and nodes[-1].fault == "short list":
-                # cleanup cannot distinguish this list from that of a Headscale without nodes.
+                # cleanup cannot distinguish this empty list from the list of a Headscale without nodes.
                 return
             if current.pod.initialized:
-                # dns-watch reads a known node directly, instead of the list.
+                # If dns-watch knows its node, it reads the node by its id instead of the list.
                 nodes = [read for read in reads if read.path.startswith("/api/v1/node")]
         elif request.method != "DELETE":
             return
@@ -146,36 +146,37 @@ class Invariants:
         if unread := changed & current.unread_changes:
             raise BrokenError(f"Never 1: {request.method} of records {unread}, which changed after they were read")
         if not current.disturbed and self._requests_no_change(request, before):
-            raise BrokenError(f"Never 7: a write without a difference: {request}")
+            raise BrokenError(f"Never 7: a write that changes nothing: {request}")
         pod = current.pod
         for record_id in changed & now.keys():
             record, old = now[record_id], before.get(record_id)
             if old is not None and old.content == record.content:
                 continue
-            # The address of any node of ours is allowed, because addresses are reassigned. So is that of an expired
-            # node, because a pod whose clock is behind cannot know that it has expired.
+            # The address of any node of ours is allowed, because Headscale assigns an address again after its node was
+            # deleted. The address of an expired node is also allowed, because a pod whose clock is behind cannot know
+            # that the node has expired.
             our_nodes = [node for node in self._world.headscale.nodes if self._world.is_our_node(node)]
             addresses = {address for node in our_nodes for address in node.addresses}
             on_interface = pod.interface.addresses
             if record.type == "CNAME":
-                is_right = record.content == NAME
+                is_expected = record.content == NAME
             else:
-                is_right = record.content in addresses and (
+                is_expected = record.content in addresses and (
                     on_interface is None or ip_address(record.content) in on_interface
                 )
-            if not current.disturbed and not is_right:
+            if not current.disturbed and not is_expected:
                 raise BrokenError(
                     f"pod {pod.number} with node {pod.node_id} and addresses {on_interface} published {record.content}"
                 )
-            at_main_name = {other.id for other in self._world.blocking if other.name == NAME}
-            if record.type == "CNAME" and at_main_name - current.unread_changes:
+            foreign_ids = {other.id for other in self._world.blocking if other.name == NAME}
+            if record.type == "CNAME" and foreign_ids - current.unread_changes:
                 raise BrokenError(f"Never 1: {record.name} was pointed to a foreign record")
             overwritten = current.superseded_at_start & self._workload.published_successors(pod, before)
             if overwritten and not current.disturbed:
-                raise BrokenError(f"Never 6: pod {pod.number} (node {pod.node_id}) wrote over nodes {overwritten}")
+                raise BrokenError(f"Never 6: pod {pod.number} (node {pod.node_id}) overwrote nodes {overwritten}")
 
     def _requests_no_change(self, request: Request, before: dict[str, Record]) -> bool:
-        """Return True if a request would change nothing, even if it failed."""
+        """Return True if a request has no effect because the record has the requested values already."""
         body: dict[str, Any] = json.loads(request.body or b"{}")
         patches = body.get("patches", [])
         if request.method == "PATCH":
@@ -215,14 +216,14 @@ class Invariants:
             raise BrokenError(f"pod {pod.number} creates a key although the one in its file is valid")
 
     def _is_misled(self, pod: Pod) -> bool:
-        """Return True if a pod may still act on an undetectably wrong response."""
+        """Return True if a pod has recently received a wrong response that it could not detect."""
         return self._clock.elapsed_s - pod.misled_at_s < MISLED_S
 
     # --- Pods --------------------------------------------------------------------------------------------
 
     def check_key_files(self) -> None:
-        """Never 4: the key file is absent or complete."""
-        # Keys from before a backup was restored are complete keys too.
+        """Never 4: if the key file exists, it contains a whole key."""
+        # Include the keys that Headscale does not have any more since its database was restored.
         keys = set(self._world.headscale.secrets())
         for pod in self._workload.pods:
             if not pod.key_file.exists():
@@ -234,19 +235,19 @@ class Invariants:
                 raise BrokenError(f"Never 4: the key file has mode {mode:o}")
 
     def check_may_give_up(self, pod: Pod) -> None:
-        """Never 8: dns-watch ends only because of MAX_RETRIES, before its node has registered."""
+        """Never 8: dns-watch ends only if MAX_RETRIES is set and it has never found its node."""
         if self._world.environment["MAX_RETRIES"] == "0":
             raise BrokenError("Never 8: dns-watch gave up with MAX_RETRIES=0")
         if pod.watch is not None and pod.watch.state.node is not None:
-            raise BrokenError("Never 8: dns-watch gave up after its node had registered")
+            raise BrokenError("Never 8: dns-watch gave up although it had found its node")
 
     def check_progress(self, pod: Pod, watch: DnsWatch) -> None:
-        """Check that /livez succeeds after a pass."""
+        """Check that the endpoint /livez reports success after a pass."""
         if not watch.status.alive:
             raise BrokenError(f"pod {pod.number}: /livez fails although the loop makes progress")
 
     def check_restart_helps(self, pod: Pod) -> None:
-        """Check that tailscale is restarted only if its node is lost and a valid key is in the file."""
+        """Check that /nodez fails, which restarts tailscale, only if the node is lost and the file has a valid key."""
         node = self._world.headscale.node(pod.node_id or 0)
         if node is not None and not self._world.is_expired(node) and not self._is_misled(pod):
             raise BrokenError(f"pod {pod.number}: /nodez is 503 although node {node.id} exists")
@@ -283,14 +284,14 @@ class Invariants:
         """Return what is out of sync; "" if everything is in sync."""
         pod, world = self._workload.record_owner, self._world
         if pod is None:
-            # No pod is registered. Without a valid key, only a restart of the pod helps.
-            if self._must_heal():
-                return "no pod is registered, and none has healed"
+            # No pod has a node.
+            if self._can_recover():
+                return "no pod has a node, although the pods can register again"
             count("recoveries without a node")
             ready = [
                 each.number for each in self._workload.running if each.watch is not None and each.watch.status.ready
             ]
-            return f"pods {ready} report the record in sync without a node" if ready else ""
+            return f"pods {ready} report that the record is in sync, but have no node" if ready else ""
         node = next(node for node in world.our_nodes if node.id == pod.node_id)
         desired = world.desired_records(node)
         ours = world.our_records
@@ -305,14 +306,14 @@ class Invariants:
             return f"node {node.id} of pod {pod.number} should have {desired}; our records are {ours}; {states}"
         if pod.watch is None or not pod.watch.status.ready:
             reason = pod.watch.state.records.reason if pod.watch else "no sidecar"
-            return f"the record is in sync, but pod {pod.number} does not report it: {reason}"
+            return f"the record is in sync, but pod {pod.number} reports that it is not: {reason}"
         return ""
 
-    def _must_heal(self) -> bool:
-        """Return True if the running pods can recover by themselves.
+    def _can_recover(self) -> bool:
+        """Return True if every running pod can get a new node without a restart of the pod.
 
-        A sidecar cannot if it started after its node was lost and has no interface, because it cannot know that the
-        node existed. Nor can it if no sidecar has ever found the node. It then reports that no node is registered.
+        To do so, the sidecar must know that its pod had a node. It knows this if it has found the node itself, or from
+        the key metadata if it can also read the VPN interface. Otherwise it only reports that no node is registered.
         """
         return self._world.environment["SELF_HEAL"] == "true" and all(
             pod.watch is not None
@@ -323,6 +324,6 @@ class Invariants:
 
 
 def _last_list(reads: list[Request]) -> list[Request]:
-    """Return the last response to each page of the last list."""
+    """Return the reads of the last list: one read of each page, the last one if a page was read several times."""
     start = max((number for number, read in enumerate(reads) if read.page == "1"), default=len(reads))
     return list({read.page: read for read in reads[start:]}.values())

@@ -1,8 +1,9 @@
-"""Mutants: small changes to the program that each break one guarantee. The tests have to detect every one.
+"""Mutants: small changes to the program. Each breaks one guarantee, so a test must fail with it.
 
-The glossary in docs/architecture.md describes the guarantees "Never 1" to "Never 8".
+docs/architecture.md describes the guarantees "Never 1" to "Never 8". Its glossary explains the words in their names.
 
-`python -m tests.faults.mutants` finds the first random schedule that detects each mutant in SCHEDULE_MUTANTS.
+The command `python -m tests.faults.mutants` prints the first random schedule that fails with each mutant in
+SCHEDULE_MUTANTS.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from typing import Final, Self
 
 REPOSITORY: Final = Path(__file__).parent.parent.parent
 
-# The number of schedules to try for a mutant. Each known mutant is detected by one of the first 140.
+# The number of schedules that `main` tries for a mutant. For each existing mutant, one of the first 140 fails.
 SEEDS: Final = 500
 
-# Prints the first seed of a range whose schedule fails, and the invariant.
+# A program that prints the first seed in a range whose schedule fails, and the invariant that it breaks.
 RUN_SCHEDULES: Final = """
 from tests.faults.engine import run
 from tests.faults.invariants import BrokenError
@@ -55,13 +56,13 @@ class Mutant:
     """One change to the program, which breaks one guarantee.
 
     Attributes:
-        guarantee: the guarantee that it breaks.
+        guarantee: the guarantee that the mutant breaks.
         name: what the changed program does.
-        file: below lifecycle/.
-        old: the text to replace, which occurs exactly once in the file.
+        file: the path of the changed file in the folder lifecycle/.
+        old: the text to replace. It occurs exactly once in the file.
         new: the replacement.
-        seed: of the first random schedule that detects it; None if other tests detect it.
-        has_further_names: the workload of the schedule has an alias and a shared name.
+        seed: the seed of the first random schedule that detects the mutant; None if other tests detect it.
+        has_further_names: True if the schedule needs a workload with aliases and a shared name.
     """
 
     guarantee: str
@@ -92,7 +93,7 @@ class MutantRunner:
     """Runs tests against mutants, in forks of one process that has imported the libraries."""
 
     def __enter__(self) -> Self:
-        # Without plugins, because pytest would need more time to load them than to run the tests.
+        # Disable plugins: pytest would need more time to load them than to run the tests.
         environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         self._server = subprocess.Popen(
             [sys.executable, Path(__file__).with_name("fork_server.py")],
@@ -110,7 +111,7 @@ class MutantRunner:
         """Run schedules against a mutant.
 
         Returns:
-            The first seed that detects it, and the invariant; "" if there is none.
+            The first seed that detects the mutant, and the broken invariant; "" if no seed detects it.
         """
         schedule = "with_further_names(random_schedule(seed))" if mutant.has_further_names else "random_schedule(seed)"
         status, output = self._run(mutant, RUN_SCHEDULES.format(start=seeds.start, stop=seeds.stop, schedule=schedule))
@@ -121,7 +122,7 @@ class MutantRunner:
         """Run a test file, or one test, against a mutant.
 
         Returns:
-            The first failure; "" if there is none.
+            The output of pytest if a test failed; "" if all tests passed.
         """
         status, output = self._run(mutant, RUN_TESTS.format(tests=tests))
         # Only a failed test counts as detection. A syntax error, for example, does not.
@@ -141,7 +142,7 @@ class MutantRunner:
 SCHEDULE_MUTANTS: Final = (
     Mutant(
         guarantee="Never 1",
-        name="owns records with any mark of this program",
+        name="treats records with any comment of this program as its own",
         file="domain/ownership.py",
         old="            return record.comment == self.mark\n",
         new="            return record.comment.startswith(_MARK_PREFIX)\n",
@@ -149,7 +150,7 @@ SCHEDULE_MUTANTS: Final = (
     ),
     Mutant(
         guarantee="Never 1",
-        name="deletes what another workload has at a shared name",
+        name="deletes the records that another workload has at a shared name",
         file="dns_watch/records.py",
         old="record.type == type_ and record_identity.owns_record(record)]\n",
         new="(record.name, record.type) == (record_identity.name, type_)]\n",
@@ -190,7 +191,7 @@ SCHEDULE_MUTANTS: Final = (
     ),
     Mutant(
         guarantee="Healing",
-        name="takes the 404 of a proxy for a deleted node",
+        name="treats the 404 of a proxy as a deleted node",
         file="clients/headscale/errors.py",
         old="if code == _GRPC_NOT_FOUND or _is_problem(response):",
         new="if True:",
@@ -215,7 +216,7 @@ SCHEDULE_MUTANTS: Final = (
     ),
     Mutant(
         guarantee="Never 6",
-        name="keeps writing the record although a later pod owns the name",
+        name="keeps writing the record although a later pod has published its address",
         file="dns_watch/records.py",
         old="    for successor in successors:\n",
         new="    for successor in successors[:0]:\n",
@@ -263,11 +264,12 @@ SCHEDULE_MUTANTS: Final = (
         new=":\n",
         seed=107,
     ),
-    # Bugs that the program had until the schedules included these faults: a restored database, a failing output, a
-    # response that decodes to more than the limit, and a record changed by another owner.
+    # The mutants below are bugs that the program once had. They were found with these faults: a restored database, a
+    # standard output that cannot be written, a compressed response that is too large when decoded, and a record that
+    # another owner changes during a pass.
     Mutant(
         guarantee="Identity",
-        name="identifies its node by the id alone",
+        name="identifies its node only by the id",
         file="dns_watch/state.py",
         old="        return node.id == self.id and self.machine_key in (None, node.machine_key)\n",
         new="        return node.id == self.id\n",
@@ -275,7 +277,7 @@ SCHEDULE_MUTANTS: Final = (
     ),
     Mutant(
         guarantee="Healing",
-        name="identifies its key by the id alone",
+        name="identifies its key only by the id",
         file="domain/model.py",
         old="return key.id == self.pre_auth_key_id and is_same_time",
         new="return key.id == self.pre_auth_key_id",
@@ -320,7 +322,7 @@ SCHEDULE_FILE: Final = "dns_watch/schedule.py"
 DECISION_MUTANTS: Final = (
     Mutant(
         guarantee="Never 1",
-        name="changes records next to a foreign one",
+        name="changes records although a foreign record has the same name",
         file=RECORDS_FILE,
         old="    if in_the_way:\n        return RecordPlan(",
         new="    if False:\n        return RecordPlan(",
@@ -334,21 +336,21 @@ DECISION_MUTANTS: Final = (
     ),
     Mutant(
         guarantee="Never 1",
-        name="owns records of other workloads at a further name",
+        name="treats records of other workloads at an alias or shared name as its own",
         file=OWNERSHIP_FILE,
         old="            return record.type in MANAGED_TYPES and record.comment == self.mark\n",
         new="            return record.type in MANAGED_TYPES and record.comment.startswith(_MARK_PREFIX)\n",
     ),
     Mutant(
         guarantee="Never 1",
-        name="hides a TXT record with the CNAME of an alias",
+        name="creates the CNAME of an alias although the name has a TXT record",
         file="domain/foreign.py",
         old=" or record_identity.kind is NameKind.ALIAS\n",
         new="\n",
     ),
     Mutant(
         guarantee="Never 1",
-        name="adds a record beside any record at a shared name",
+        name="adds a record at a shared name although the name has a foreign record",
         file=OWNERSHIP_FILE,
         old="        return self.kind is NameKind.SHARED and record.type in ADDRESS_TYPES and has_mark\n",
         new="        return self.kind is NameKind.SHARED\n",
@@ -369,21 +371,21 @@ DECISION_MUTANTS: Final = (
     ),
     Mutant(
         guarantee="Never 6",
-        name="treats the domain as a name that workloads share",
+        name="treats the domain as a name that several workloads may have",
         file=OWNERSHIP_FILE,
         old="        return self.kind is NameKind.SHARED and record.type in ADDRESS_TYPES and has_mark\n",
         new="        return self.kind is not NameKind.MAIN and record.type in ADDRESS_TYPES and has_mark\n",
     ),
     Mutant(
         guarantee="Never 6",
-        name="takes a record of another pod at a shared name for a foreign one",
+        name="treats the record of another workload at a shared name as foreign",
         file=OWNERSHIP_FILE,
         old="        return self.kind is NameKind.SHARED and record.type in ADDRESS_TYPES and has_mark\n",
         new="        return False\n",
     ),
     Mutant(
         guarantee="Health",
-        name="reports a foreign record at one name as in sync after changes at others",
+        name="reports the records as in sync although a foreign record has one of the names",
         file=DECIDE_FILE,
         old=", in_the_way=decision.in_the_way)",
         new=")",
@@ -397,21 +399,21 @@ DECISION_MUTANTS: Final = (
     ),
     Mutant(
         guarantee="Never 3",
-        name="confirms a loss by an empty list as soon as by a list of other nodes",
+        name="treats the node as lost after an empty list as soon as after a list without the node",
         file="dns_watch/healing.py",
         old="(EMPTY_LIST_CONFIRMING_S if count.is_list_empty else CONFIRMING_S)",
         new="CONFIRMING_S",
     ),
     Mutant(
         guarantee="Never 3",
-        name="continues the count of a loss when the list becomes empty",
+        name="continues to count observations of a loss when the list of nodes becomes empty",
         file="dns_watch/healing.py",
         old="(count.kind, count.is_superseded, count.is_list_empty) != evidence",
         new="(count.kind, count.is_superseded) != evidence[:2]",
     ),
     Mutant(
         guarantee="Never 8",
-        name="gives up after its node was registered",
+        name="gives up although its node was registered",
         file=DECIDE_FILE,
         old="    if was_registered or not 0 < config.max_retries <= state.lookups:\n",
         new="    if not 0 < config.max_retries <= state.lookups:\n",
@@ -446,7 +448,7 @@ DECISION_MUTANTS: Final = (
     ),
     Mutant(
         guarantee="Backoff",
-        name="polls over exec as often as over the API",
+        name="polls as often with commands in Headscale's pod as with the API",
         file=SCHEDULE_FILE,
         old="    return wait_s if wait_s >= min_s else add_jitter(min_s, now.jitter)\n",
         new="    return wait_s\n",
@@ -461,7 +463,7 @@ DECISION_MUTANTS: Final = (
     ),
     Mutant(
         guarantee="Health",
-        name="keeps the comparison of the records after a change of node",
+        name="does not compare the records again after its node has changed",
         file=SCHEDULE_FILE,
         old="    return replace(state.records, compared_specs=None)\n",
         new="    return state.records\n",
@@ -479,7 +481,7 @@ DECISION_MUTANTS: Final = (
 STORM_MUTANTS: Final = (
     Mutant(
         guarantee="Storm",
-        name="does not retry after a response that is too late",
+        name="does not retry after a response time-out",
         file="clients/headscale/errors.py",
         old="    response_timeouts=4,\n",
         new="    response_timeouts=1,\n",

@@ -1,4 +1,7 @@
-"""Schedules: the faults and events of one run, generated from a seed or read from regressions.json."""
+"""Schedules: sequences of faults and events that are generated from a seed or read from regressions.json.
+
+A pass is one run of `cleanup`, or one iteration of the loop of `dns-watch`.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,21 @@ from tests.simulators.dialects import VERSIONS
 from tests.simulators.faults import Fault
 
 STEPS: Final = 14
-"""The number of steps of a random schedule, without the additional one."""
+"""The number of steps of a random schedule. Some schedules have one more, the additional step."""
 
 ADDITIONAL_STEP_SHARE: Final = 0.5
-"""The share of random schedules that have an additional step."""
+"""The share of random schedules that have the additional step."""
 
 UpstreamName: TypeAlias = Literal["headscale", "cloudflare"]
 
-# What Headscale returns, through its gRPC gateway, if a response is too large.
+# The body of Headscale's response if the result is too large. Headscale's gRPC gateway creates it.
 TOO_LARGE: Final = json.dumps({"code": 8, "message": "grpc: received message larger than max", "details": []})
-# The responses of Cloudflare to too many requests, with each of the two error codes that it uses.
+# The bodies of Cloudflare's response to too many requests: one for each of the two error codes that Cloudflare uses.
 THROTTLED_971: Final = json.dumps(
     {"success": False, "errors": [{"code": 971, "message": "wait"}], "messages": [], "result": None}
 )
 THROTTLED_10429: Final = json.dumps({"success": False, "errors": [{"code": 10429, "message": "wait"}]})
-# An empty page of a list that has one record.
+# A wrong response of Cloudflare: a page without records, although the total is one record.
 EMPTY_PAGE: Final = json.dumps(
     {
         "success": True,
@@ -76,25 +79,31 @@ FAULTS: Final[dict[str, Callable[[UpstreamName, Random], Fault]]] = {
     "redirect": lambda _upstream, _random: faults.answer(302, headers={"Location": "http://elsewhere.example/"}),
     "stale read": lambda _upstream, _random: faults.stale(),
 }
-"""The faults of single requests, by kind."""
+"""Functions that create the faults of single requests, by kind.
+
+The kinds with "before" and "after" differ in whether the upstream executes the request.
+"""
 
 HIDDEN_NODES: Final = "our nodes hidden"
-"""A proxy returns 404 for each node, and lists lack the nodes with our name. No node may be treated as lost."""
+"""A proxy returns 404 for each node, and removes our nodes from lists. The program must not treat a node as lost."""
 
 EMPTY_NODE_LIST: Final = "node list empty"
-"""Headscale and all sidecars have just started. The list is empty, and the sidecars know only the key metadata."""
+"""Headscale and all sidecars have just started. The list of nodes is empty, and the sidecars have not read a node yet.
+
+The sidecars know their node only from the key metadata, a file beside the pre-auth key.
+"""
 
 UNDETECTABLE: Final = frozenset({"stale read", HIDDEN_NODES, EMPTY_NODE_LIST})
 """Faults that a client cannot distinguish from a correct response."""
 
 EVENTS: Final = (
     "record edited",
-    "record cleared of its mark",
+    "record comment removed",
     "record deleted",
     "second record added",
     "record taken over",
     "name taken by another owner",
-    "CNAME in the way",
+    "foreign CNAME created",
     "foreign node joins",
     "node deleted",
     "node expired",
@@ -103,7 +112,7 @@ EVENTS: Final = (
     "headscale upgraded",
     "token renewed",
     "API key renewed",
-    "token refused",
+    "credentials refused",
     "clock jumps",
     "partition",
     "partition over",
@@ -124,29 +133,32 @@ ALSO_DURING_PASS: Final = frozenset(
 )
 """Events that can also happen in the middle of a pass.
 
-Changes of a record's owner are not among them. The program cannot detect a change between its last read and its write,
-because Cloudflare has no conditional writes.
+Events that change the owner of a record are not in this set. Cloudflare has no conditional writes, so the program
+cannot detect such a change if it happens between the program's last read and its write.
 """
 
 KILLED_WRITING: Final = "kill -9 while a key is written"
 
 INTERRUPTIONS: Final = ("kill -9", KILLED_WRITING, "SIGTERM", "SIGSTOP", "another pod's pass", "volume gone")
-"""Interruptions of a pass, before or after a request or at a line of the code that writes the key."""
+"""Interruptions of a pass. They happen before or after a request, or while the key file is written."""
 
 DATABASE_RESTORED: Final = "database restored"
-"""Headscale's database is restored from a backup. Other machines get the ids of nodes and keys created after it."""
+"""Headscale's database is restored from a backup. New nodes and keys then get ids that were used before."""
 
 OUTPUT_FAILS: Final = "output fails"
-"""Standard output is a broken pipe, a full disk, a full pipe without a reader, or closed."""
+"""Standard output is closed or cannot be written: it is a broken pipe, a full disk or a full pipe."""
 
 COMPRESSED: Final = "compressed"
-"""A response is compressed once or twice, and decodes to more than the size limit."""
+"""A response is compressed once or twice. Decoded, it is larger than the program's limit for a response."""
 
 RECORD_CHANGED_DURING_PASS: Final = "record changed during a pass"
-"""Another owner changes a record during a request to Headscale, after the program has read the zone."""
+"""Another owner changes a record during a request to Headscale, after the program has read the records."""
 
 ADDITIONAL_KINDS: Final = (DATABASE_RESTORED, OUTPUT_FAILS, COMPRESSED, RECORD_CHANGED_DURING_PASS)
-"""Kinds of the additional step. It has a random generator of its own, so that a seed keeps its other steps."""
+"""Kinds of the additional step.
+
+This step has its own random generator, so that the other steps of a seed stay the same if a kind is added.
+"""
 
 POD_EVENTS: Final = (
     "pod restarted",
@@ -155,7 +167,7 @@ POD_EVENTS: Final = (
     "tailscale restarted",
     "node vanishes silently",
 )
-"""Events of pods and cluster nodes, between two passes."""
+"""Events of pods and cluster nodes. They happen between two passes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,14 +176,14 @@ class Step:
 
     Attributes:
         kind: a key of `FAULTS`, or one of the other kinds of this module.
-        during_pass: it happens in the middle of a pass instead of between two passes.
+        during_pass: True if the step happens in the middle of a pass; False if it happens between two passes.
         upstream: the upstream of the affected requests.
         method: the HTTP method of the affected requests; None = any.
-        second_page: the fault affects only requests for the second page of a list.
+        second_page: True if the fault affects only requests for the second page of a list.
         times: the number of requests that the fault affects.
-        after: the number of matching requests before the first one that it affects.
+        after: the number of matching requests that the fault does not affect before it affects one.
         wait_s: how long the pods run before the next step.
-        seed: for the random choices of this step.
+        seed: the seed of the random choices of this step.
     """
 
     kind: str
@@ -195,12 +207,13 @@ class Schedule:
     """The steps of one run.
 
     Attributes:
-        seed: for the random values of the program itself.
+        seed: the seed of the random values of the program itself.
         version: Headscale's release at the start.
-        variables: settings of the program. The value of CLOUDFLARE_ZONE_ID says if it is set.
-        many_records: our name has more than one page of records.
-        keeps_machine_key: a tailscale container has the same machine key after a restart.
-        steps: in order.
+        variables: settings of the program. CLOUDFLARE_ZONE_ID is "given" if the setting contains the id of the zone, or
+            "looked up" if it is empty.
+        many_records: True if the workload's hostname has more than one page of records.
+        keeps_machine_key: True if a tailscale container has the same machine key after a restart.
+        steps: the steps in the order of time.
     """
 
     seed: int
@@ -211,7 +224,7 @@ class Schedule:
     steps: tuple[Step, ...]
 
     def without(self, number: int) -> Schedule:
-        """Return the schedule without one of its steps."""
+        """Return the schedule without the step of this number."""
         return replace(self, steps=self.steps[:number] + self.steps[number + 1 :])
 
     def text(self) -> str:
@@ -222,7 +235,8 @@ class Schedule:
 def random_schedule(seed: int) -> Schedule:
     """Return the schedule of a seed.
 
-    Each part has its own random generator, so that a change to one part does not change the others.
+    Each part of the schedule has its own random generator. If the code of one part changes, the other parts of a seed
+    stay the same.
     """
 
     def random_of(part: str) -> Random:
@@ -255,7 +269,10 @@ def random_schedule(seed: int) -> Schedule:
 
 
 def with_further_names(schedule: Schedule) -> Schedule:
-    """Return the schedule for a workload that has an alias, an alias that is the domain, and a shared name."""
+    """Return the schedule for a workload with three further names: two aliases, and a name that it shares with others.
+
+    One of the aliases is the domain itself.
+    """
     names = {"DNS_ALIASES": "docs,example.com", "DNS_SHARED_NAMES": "ingress"}
     return replace(schedule, variables={**schedule.variables, **names})
 

@@ -1,4 +1,4 @@
-"""The tests detect every mutant: a change to the program that breaks one guarantee."""
+"""Test that the other tests detect every mutant. A mutant is a change to the program that breaks one guarantee."""
 
 from __future__ import annotations
 

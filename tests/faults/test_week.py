@@ -1,4 +1,8 @@
-"""Simulated days of `dns-watch`: the record is in sync within the promised time, and memory and files do not grow."""
+"""Test `dns-watch` for simulated days.
+
+After every event, the record must be in sync within the time that the documentation promises. The memory and the
+numbers of open files and threads must not grow.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +34,15 @@ from tests.world import MIN_WAIT_S, USER, Interface, World
 HOUR_S = 3600.0
 DAY_S = 24 * HOUR_S
 
-# The promised times until the record is in sync. The interface is polled each second, the record every VERIFY_INTERVAL
-# and the node every POLL_INTERVAL, with jitter. After an outage, the backoff is at most a VERIFY_INTERVAL.
+# The promised times until the record is in sync. `dns-watch` polls the interface every second, the record every
+# VERIFY_INTERVAL, and the node every POLL_INTERVAL. Both intervals are 5 minutes, plus jitter of at most a quarter.
+# After an outage, the backoff is not longer than VERIFY_INTERVAL.
 AFTER_ADDRESS_CHANGE_S = 2.0
 AFTER_RECORD_CHANGE_S = 300.0 * 1.25 + AFTER_ADDRESS_CHANGE_S
 AFTER_HEADSCALE_RESTART_S = 2 * AFTER_RECORD_CHANGE_S
 
-# Some caches still grow after the second day. A list that grows with each pass would get thousands of items.
+# These limits allow for caches that still grow after the second day. They are small enough to detect a list that gets
+# an item in every pass, because a week has thousands of passes.
 TOLERATED_BYTES = 64 * 1024
 TOLERATED_OBJECTS = 500
 
@@ -46,7 +52,7 @@ def open_files() -> int:
 
 
 def allocated_bytes() -> int:
-    # pathlib interns strings, for which the interpreter sometimes resizes its table.
+    # Ignore pathlib: it interns strings, and the interpreter sometimes enlarges the table of interned strings.
     traces = tracemalloc.take_snapshot().filter_traces(
         [tracemalloc.Filter(inclusive=False, filename_pattern="*pathlib*")]
     )
@@ -54,7 +60,7 @@ def allocated_bytes() -> int:
 
 
 class Sidecar:
-    """The sidecar of one pod, and daily events around it."""
+    """The sidecar of one pod, and the events that happen to it every day."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         world = self.world = World(monkeypatch, folder)
@@ -72,7 +78,7 @@ class Sidecar:
         self.due_s = 0.0
 
     def run(self, seconds: float) -> None:
-        """Run for this long. A pass that is due later stays due."""
+        """Run the passes that are due within this many seconds."""
         clock = self.world.clock
         until = clock.elapsed_s + seconds
         while self.due_s <= until:
@@ -81,28 +87,28 @@ class Sidecar:
         clock.sleep(until - clock.elapsed_s)
 
     def run_until(self, hour: float) -> None:
-        """Run until this hour of the day."""
+        """Run until this hour of the simulated day."""
         self.run(hour * HOUR_S - self.world.clock.elapsed_s % DAY_S)
 
     def assert_in_sync(self) -> None:
-        """Assert that the record has the node's address, and that it is reported as in sync."""
+        """Assert that the record has the node's address, and that the sidecar reports the record as in sync."""
         node = self.world.headscale.node(self.node.id)
         assert node is not None
         assert [*self.world.records()] == [f"A {node.address}"]
         assert self.watch.state.records.in_sync, self.watch.state.records.reason
 
     def change_address(self) -> None:
-        """Give the node another address, which the loop detects within a second."""
+        """Give the node another address. The next pass begins within a second, because the loop polls the interface."""
         self.interface.set_addresses(*self.world.headscale.readdress(self.node.id).addresses)
         self.due_s = min(self.due_s, self.world.clock.elapsed_s + 1.0)
 
     def edit_record(self) -> None:
-        """Change the record by hand."""
+        """Change the address in the record, as a person could do in Cloudflare's dashboard."""
         record = self.world.cloudflare.records(self.world.zone_id, NAME)[0]
         self.world.cloudflare.change_record(record.id, content="100.64.99.99")
 
     def restart_headscale(self) -> None:
-        """Refuse two connections. Afterwards, every other node is offline."""
+        """Let Headscale refuse two connections, and restart it. Only this sidecar's node connects again."""
         self.world.headscale.faults.add(faults.refuse(), times=2)
         self.world.headscale.restart()
         self.world.headscale.connect(self.node.id)
@@ -132,7 +138,7 @@ class Sidecar:
         self.run_until(15.0)
         self.token_file.write_text(world.cloudflare.set_token())
         self.run_until(16.0)
-        # Only the new token can change the record.
+        # The old token is not valid any more, so the sidecar must use the new one to correct the record.
         self.edit_record()
         self.run(AFTER_RECORD_CHANGE_S)
         self.assert_in_sync()
@@ -140,7 +146,7 @@ class Sidecar:
         self.assert_in_sync()
         render_metrics(self.watch.status, accept="")
         self.run(HOUR_S)
-        # Free the memory of the simulators, so that only that of the program can grow.
+        # Free the memory of the simulators, so that only the program's memory can grow.
         world.headscale.requests.clear()
         world.cloudflare.requests.clear()
         count("simulated days of dns-watch")
@@ -188,8 +194,8 @@ FAILURES = (
 )
 
 
-def test_no_failure_leaks_a_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """After each failure, the connection is closed or used again."""
+def test_failed_requests_do_not_leave_connections_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """After a failed request, its connection is closed or used for the next request."""
     world = World(monkeypatch, tmp_path)
     with serve(world.headscale) as url, open_http(url, trust=public_trust()) as http:
         client = JsonClient(
@@ -198,13 +204,13 @@ def test_no_failure_leaks_a_connection(monkeypatch: pytest.MonkeyPatch, tmp_path
         )
         client.send("GET", "/api/v1/node")
         files = open_files()
-        # A large response takes long, so it is sent only twice.
+        # A large response takes long, so send it only twice.
         for fault in [TOO_LARGE, TOO_LARGE, *FAILURES * 28]:
             world.headscale.faults.add(fault)
-            # Some of these faults are valid responses.
+            # With some of these faults, the client raises no error.
             with suppress(ApiError):
                 client.send("GET", "/api/v1/node")
             client.send("GET", "/api/v1/node")
         gc.collect()
-        # This process has both ends of the one open connection.
+        # The server and the client run in this process, so one open connection counts as two open files.
         assert open_files() - files <= 2

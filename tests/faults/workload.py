@@ -1,4 +1,7 @@
-"""The pods of one workload, their simulated upstreams, and what has happened to them so far."""
+"""The pods of one workload, their simulated upstreams (Headscale and Cloudflare), and the state of a schedule.
+
+A pass is one run of `cleanup`, or one iteration of the loop of `dns-watch`.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +27,16 @@ from tests.world import USER, ZONE, Clock, Interface, World
 
 VPN: Final = tuple(map(ip_network, ("100.64.0.0/10", "fd7a:115c:a1e0::/48")))
 
-# The further names that a workload has if `FaultWorld.has_further_names` is true.
+# The further names, which a workload has in addition to its hostname if `FaultWorld.has_further_names` is true: an
+# alias, the domain itself, which is also an alias, and a name that several workloads share.
 ALIAS: Final = f"docs.{ZONE}"
 APEX: Final = ZONE
 SHARED: Final = f"ingress.{ZONE}"
-SIBLING_MARK: Final = f"{OUR_COMMENT} wiki.{ZONE}"
-"""The comment of another workload's records under SHARED."""
+SIBLING_COMMENT: Final = f"{OUR_COMMENT} wiki.{ZONE}"
+"""The comment of the records that another workload has with the name SHARED."""
 
 MISLED_S: Final = 600.0
-"""For this long after a wrong response that no client can detect, the program may act on it."""
+"""The time for which a wrong response that no client can detect may affect the program."""
 
 
 @dataclass(slots=True)
@@ -40,20 +44,20 @@ class Pod:
     """One pod of the workload: a key volume, a tailscale container, and either `cleanup` or `dns-watch`.
 
     Attributes:
-        number: counts the pods of the workload, from 0.
+        number: the number of the pod in its workload, from 0.
         folder: the volume with the key file.
         interface: the VPN interface.
-        has_interface: tailscale creates the VPN interface.
+        has_interface: True if the tailscale container creates the VPN interface.
         due_s: when one of its containers runs next, on the simulated clock.
-        initialized: the init container has succeeded.
-        watch: the sidecar; None while the init container runs, or before its next start.
-        stop: the stop signal of the running command, if it has one.
+        initialized: True if the init container has succeeded.
+        watch: the sidecar; None before its first start, and after it has ended until it starts again.
+        stop: the event that stops the running command; None if there is none.
         restarts: how often one of its containers has ended.
-        node_id: the node that tailscale registered; None until then.
-        machine_key: tailscale's; None until it has registered once.
-        cut_off: it has no network.
-        misled_at_s: when it last received a wrong response that it cannot distinguish from a correct one.
-        is_running: False after the kubelet has stopped it.
+        node_id: the id of the node that the tailscale container registered; None if it has not registered one.
+        machine_key: the machine key of the tailscale container; None if it has never registered a node.
+        cut_off: True if the pod has no network.
+        misled_at_s: when the pod last received a wrong response that no client can detect.
+        is_running: False after the kubelet has stopped the pod.
     """
 
     number: int
@@ -77,7 +81,7 @@ class Pod:
 
     @property
     def kept_node_id(self) -> str | None:
-        """The `kept_node_id` in the key metadata; None if the metadata has none or is missing."""
+        """The node id that `cleanup` stored in the metadata file beside the key; None if there is none."""
         metadata = self.key_file.with_suffix(".id")
         return json.loads(metadata.read_text())["kept_node_id"] if metadata.exists() else None
 
@@ -89,12 +93,14 @@ class Pod:
 
 @dataclass(slots=True)
 class Pass:
-    """What happened during one run of a command, or one pass of `dns-watch`.
+    """What happened during one run of `cleanup`, or one iteration of the loop of `dns-watch`.
 
     Attributes:
-        disturbed: an upstream changed during the pass, or a response was wrong without a sign of it.
-        unread_changes: ids of records that another owner has changed since this pass last read them.
-        superseded_at_start: nodes of later pods that had published their address when the pass started.
+        pod: the pod of the command.
+        requests: the requests of the command, oldest first.
+        disturbed: True if an upstream changed during the pass, or if a response was wrong without a detectable sign.
+        unread_changes: the ids of records that another owner has changed since this pass last read them.
+        superseded_at_start: the ids of nodes of later pods that had published their address when the pass started.
     """
 
     pod: Pod
@@ -105,7 +111,10 @@ class Pass:
 
 
 class FaultWorld(World):
-    """The upstreams and the clock. Ownership is evaluated here, independently of the program's rules."""
+    """The upstreams and the clock.
+
+    A record or node is ours if the program may change it. This class decides what is ours without code of the program.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, schedule: Schedule) -> None:
         super().__init__(monkeypatch, folder, schedule.version)
@@ -133,7 +142,7 @@ class FaultWorld(World):
         return self.headscale if name == "headscale" else self.cloudflare
 
     def settings(self, command: type[Command], **variables: str) -> Command:
-        """Return the settings of a command. All pods have the same, except for the path of the key file."""
+        """Return the settings of a command. In all pods they are the same, except for the path of the key file."""
         path = Path(variables.pop("AUTHKEY_OUTPUT_PATH"))
         if command not in self._loaded:
             self._loaded[command] = super().settings(command, **variables)
@@ -169,7 +178,7 @@ class FaultWorld(World):
 
     @property
     def our_records(self) -> list[Record]:
-        """Return our records under all names."""
+        """Return our records with all names of the workload."""
         return [record for record in self.cloudflare.records(self.zone_id) if self.is_our_record(record)]
 
     @property
@@ -188,20 +197,20 @@ class FaultWorld(World):
 
     @property
     def our_nodes(self) -> list[Node]:
-        """Return our nodes that have not expired."""
+        """Return our nodes, without those that have expired."""
         return [node for node in self.headscale.nodes if self.is_our_node(node) and not self.is_expired(node)]
 
     def is_expired(self, node: Node) -> bool:
-        """Return True if a node has to log in again."""
+        """Return True if a node has expired, so that its client must log in again."""
         return node.expires_at is not None and node.expires_at <= self.clock.true_now()
 
     @property
     def blocking(self) -> list[Record]:
-        """Return the foreign records of our names because of which the program does not write ours."""
+        """Return the foreign records that have one of our names, so that the program does not write ours."""
         ipv6 = self.environment["DNS_IPV6"] == "true"
         kinds = {"A", "CNAME", "NS"} | ({"AAAA"} if ipv6 else set())
         names = {ALIAS, APEX, SHARED} if self.has_further_names else set()
-        # At a further name, the program does not detect a foreign record if ours exists too.
+        # If our record exists, the program does not check whether a further name also has a foreign record.
         existing = {(record.name, record.type) for record in self.our_records}
         return [
             record
@@ -209,7 +218,7 @@ class FaultWorld(World):
             if (record.name == NAME or (record.name in names and (record.name, record.type) not in existing))
             and record.type in kinds
             and not self.is_our_record(record)
-            and record.comment != SIBLING_MARK
+            and record.comment != SIBLING_COMMENT
         ]
 
 
@@ -217,8 +226,8 @@ class Workload:
     """All pods of one workload, and the passes that are running now.
 
     Attributes:
-        passes: the outermost first. During a request of one pod's pass, another pod can run a pass.
-        credentials_are_valid: the upstreams accept the secrets in the pods' files.
+        passes: the running passes. During a request of one pod's pass, another pod can run a pass, which is appended.
+        credentials_are_valid: True if the upstreams accept the secrets in the pods' files.
     """
 
     def __init__(self, schedule: Schedule, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,13 +252,18 @@ class Workload:
 
     @property
     def record_owner(self) -> Pod | None:
-        """Return the pod that must own the record, which is the one with the newest node."""
+        """Return the pod whose address the record must have: the pod with the newest node."""
         node_ids = {node.id for node in self.world.our_nodes}
         registered = [pod for pod in self.running if pod.node_id in node_ids and pod.initialized]
         return max(registered, key=lambda pod: pod.node_id or 0, default=None)
 
     def published_successors(self, pod: Pod, records: dict[str, Record] | None = None) -> frozenset[int]:
-        """Return the online nodes of later pods whose address is in a marked record."""
+        """Return the ids of online nodes of later pods whose address is in a record with our comment.
+
+        Args:
+            pod: the pod with which the nodes are compared.
+            records: all records of the zone by id; the current ones if omitted.
+        """
         world = self.world
         contents = {
             record.content
@@ -279,14 +293,15 @@ class Workload:
         """Stop a pod.
 
         Args:
-            silently: Headscale still reports the node as online, as after a failure of the cluster node.
+            pod: the pod to stop.
+            silently: True if Headscale still reports the node as online, as after a failure of the cluster node.
         """
         pod.is_running = False
         if pod.node_id is not None:
             self.world.headscale.disconnect(pod.node_id, silently=silently)
 
     def reconnect(self) -> None:
-        """Connect the tailscale clients that can reach Headscale."""
+        """Connect all tailscale clients to Headscale, except those without a network."""
         for pod in self.running:
             if pod.node_id is not None and not pod.cut_off:
                 with suppress(NodeGoneError):
