@@ -14,7 +14,7 @@ import httpx
 from tests.faults.schedule import UNDETECTABLE
 from tests.simulators import messages
 from tests.simulators.faults import Fault, FaultQueue
-from tests.simulators.messages import READS, Response
+from tests.simulators.messages import READ_METHODS, Response
 from tests.simulators.upstream import Upstream
 from tests.tally import count
 
@@ -80,7 +80,7 @@ class Request:
     @property
     def is_write(self) -> bool:
         """True if the request can change something."""
-        return self.method not in READS
+        return self.method not in READ_METHODS
 
     @property
     def looks_correct(self) -> bool:

@@ -1,1 +1,1 @@
-"""Simulators of the upstreams of the lifecycle commands."""
+"""Simulators of the servers with which the program communicates: Headscale, Cloudflare and the Kubernetes API."""

@@ -1,6 +1,6 @@
 """A simulated Cloudflare: the zones, DNS records, tokens and rate limits of API version 4.
 
-Only the requests that the program needs are supported. Others are refused, although Cloudflare accepts them.
+Only the requests that the program needs are supported. Other requests are refused, even if Cloudflare accepts them.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Zone:
     """A zone.
 
     Attributes:
-        in_token_account: the zone is in the account of the token.
+        in_token_account: True if the zone is in the account of the token.
     """
 
     id: str
@@ -110,7 +110,7 @@ class Token:
 
     Attributes:
         permission: the permission for DNS records.
-        zones: the ids of the zones for which it is valid; None = all zones of the account.
+        zones: the ids of the zones for which the token is valid; None = all zones of the account.
     """
 
     value: str
@@ -131,7 +131,7 @@ class _RateLimit:
     Attributes:
         requests: the allowed number of requests in a window.
         per: the length of the window.
-        retry_after: responses to blocked requests have a Retry-After header.
+        retry_after: True if responses to blocked requests have a Retry-After header.
         code: the error code of these responses.
         since: the start of the current window.
         count: the number of requests in the current window.
@@ -197,8 +197,8 @@ class CloudflareSimulator(Upstream):
 
         Args:
             token: the valid token; generated if omitted.
-            now: returns the time, aware UTC; the real time if omitted.
-            quota: the maximum number of records in a zone; that of the free plan if omitted.
+            now: returns the time in UTC; the real time if omitted.
+            quota: the maximum number of records in a zone; the number for the free plan if omitted.
             seed: the seed of all random values.
         """
         super().__init__()
@@ -229,7 +229,7 @@ class CloudflareSimulator(Upstream):
             value: the token; generated if omitted.
             permission: the token's permission for DNS records.
             status: the token's status. Only an active token is accepted.
-            zones: ids of the zones that it is valid for; None = all zones of the account.
+            zones: the ids of the zones for which the token is valid; None = all zones of the account.
 
         Returns:
             The token.
@@ -260,13 +260,15 @@ class CloudflareSimulator(Upstream):
         retry_after: bool = True,
         code: Literal[971, 10429] = 10429,
     ) -> None:
-        """Limit the number of requests in a window. After too many requests, all get a 429 for the length of a window.
+        """Limit the number of requests in a window of time.
+
+        If there are too many, all requests get a response with status 429 for the length of a window.
 
         Args:
-            requests: the allowed number; 0 = refuse every request.
+            requests: the allowed number of requests in a window; 0 = refuse every request.
             per: the length of a window.
-            retry_after: whether the responses have a Retry-After header.
-            code: the error code. Cloudflare returns one of these two.
+            retry_after: True if the responses with status 429 have a Retry-After header.
+            code: the error code of these responses. Cloudflare uses one of these two codes.
         """
         with self.lock:
             now = self._now()
@@ -288,10 +290,10 @@ class CloudflareSimulator(Upstream):
         """Add a zone.
 
         Args:
-            name: such as `example.com`; several zones can have the same name.
-            zone_id: 32 hex digits; generated if omitted.
+            name: the name of the zone, such as `example.com`. Several zones can have the same name.
+            zone_id: the id of the zone, 32 hexadecimal digits; generated if omitted.
             status: the zone's status, such as `pending`.
-            in_token_account: whether it is in the token's account. The token cannot access zones of other accounts.
+            in_token_account: True if the zone is in the account of the token. Other zones cannot be accessed.
 
         Returns:
             The id of the zone.
@@ -318,7 +320,7 @@ class CloudflareSimulator(Upstream):
         """Add a record, as in the dashboard, and return its id.
 
         Raises:
-            ApiError: the zone refuses it.
+            ApiError: the zone refuses the record.
         """
         spec = {
             "type": type,
@@ -350,7 +352,7 @@ class CloudflareSimulator(Upstream):
             zone.delete(record_id)
 
     def records(self, zone_id: str, name: str | None = None) -> list[Record]:
-        """Return the records of a zone, or of one full name, oldest first."""
+        """Return the records of a zone, oldest first. If `name` is set, return only the records with this full name."""
         with self.lock:
             return [
                 record
@@ -555,7 +557,7 @@ def _read_body(request: Request) -> dict[str, Any]:
 
 
 def _items(body: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    """Return one list of a batch. The items of all lists but `posts` need an id."""
+    """Return one list of a batch. In all lists except `posts`, each item must have an id."""
     items = body.get(key) or []
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise ApiError(400, VALIDATION, f"{key} must be a list of objects.")
@@ -566,7 +568,7 @@ def _items(body: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
 
 
 def _query(request: Request, known: set[str]) -> Parameters:
-    """Return the parameters of a request, or refuse others than these."""
+    """Return the parameters of a request. Refuse the request if it has parameters that are not in `known`."""
     query = request.parameters
     if unknown := query.names - known:
         raise ApiError(400, VALIDATION, f"The simulator does not support {', '.join(sorted(unknown))}.")
@@ -581,7 +583,7 @@ def _number(query: Parameters, name: str, *, default: int, low: int, high: int) 
 
 
 def _matches(record: Record, query: Parameters) -> bool:
-    """Return True if a record matches the filters of a query, ignoring case: all, or any of them with `match=any`."""
+    """Return True if a record matches all filters of a query, or any of them with `match=any`. Ignore case."""
     match = query.get("match", "all")
     if match not in ("all", "any"):
         raise ApiError(400, VALIDATION, "match is invalid.")

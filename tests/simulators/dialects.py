@@ -1,7 +1,7 @@
 """The differences between the releases of Headscale, as data.
 
-Each release is defined as the one before it, with the changes that it made. The source of these facts is Headscale's
-code at the tags of the releases. 0.30 is the main branch of July 2026, which does not have the changes of 0.29.3.
+Each release is an object `Dialect`. It is defined by its changes to an earlier release, which were read from the source
+code of both releases. 0.30 is the main branch of July 2026, which does not have the changes of 0.29.3.
 
 A client *logs in* when it registers a machine that the server knows already. A node is *live* if it has not expired.
 """
@@ -22,7 +22,7 @@ LETTERS: Final = string.ascii_lowercase + string.digits
 
 
 class HostnameRefusedError(Exception):
-    """This release does not register a node with this hostname."""
+    """The release does not register a node with the hostname."""
 
 
 class UnknownPath(Enum):
@@ -34,7 +34,7 @@ class UnknownPath(Enum):
 
 
 class KeyUser(Enum):
-    """How a request identifies the user of a pre-auth key."""
+    """How a request for a pre-auth key identifies the key's user."""
 
     NAME = auto()
     ID = auto()
@@ -43,7 +43,7 @@ class KeyUser(Enum):
 
 
 class KeyUserFormat(Enum):
-    """How a response contains the user of a pre-auth key."""
+    """How a response describes the user of a pre-auth key."""
 
     NAME = auto()
     EMAIL_OR_NAME = auto()
@@ -51,41 +51,42 @@ class KeyUserFormat(Enum):
 
 
 class NoExpiry(Enum):
-    """The expiry in a response if the node does not expire."""
+    """The field `expiry` in a response if the node does not expire."""
 
     ZERO = auto()
     """Go's zero time, in the year 1."""
     NULL = auto()
     NULL_IF_TAGGED = auto()
-    """Null for a tagged node, the zero time for any other."""
+    """Null for a tagged node, and Go's zero time for any other node."""
 
 
 class LoginMatch(Enum):
     """Which node of the server belongs to a machine that logs in with a pre-auth key."""
 
     MACHINE_OR_NODE_KEY = auto()
-    """The node with its machine key or node key. It keeps its id, and moves to the key's user."""
+    """The node that has the machine's machine key or node key. The node keeps its id, and moves to the key's user."""
     LOWEST_ID_OF_MACHINE = auto()
-    """The oldest node of the machine, if it belongs to the key's user."""
+    """The oldest node of the machine, if this node belongs to the key's user."""
     MACHINE_AND_USER = auto()
     """The machine's node that belongs to the key's user. A key without a user matches no node."""
     MACHINE_AND_OWNERSHIP = auto()
-    """The machine's node that belongs to the key's user, or else its tagged node. With a key that has only tags, the
-    machine's only node becomes a tagged one."""
+    """The machine's node that belongs to the key's user. If there is none, the machine's tagged node.
+
+    A key with tags and without a user matches the only node of the machine, which becomes a tagged node."""
 
 
 class KeyCheck(Enum):
-    """When the pre-auth key must be valid, if a machine logs in with an unchanged node key."""
+    """When the pre-auth key must be valid if a machine logs in with an unchanged node key."""
 
     ALWAYS = auto()
     UNLESS_SAME_KEY = auto()
-    """If it is not the key with which the node registered."""
+    """The key must be valid if it is not the key with which the node registered."""
     UNLESS_KNOWN = auto()
-    """Never, because the machine is known."""
+    """The key never has to be valid, because the server knows the machine."""
     UNLESS_LIVE = auto()
-    """If the node has expired, or if the key would make it a tagged node."""
+    """The key must be valid if the node has expired, or if the key would make it a tagged node."""
     UNLESS_LIVE_OR_TAGGED = auto()
-    """If the node has expired and is not tagged, or if another key would set its tags."""
+    """The key must be valid if the node has expired and is not tagged, or if another key would set the node's tags."""
 
 
 class LoginTags(Enum):
@@ -108,6 +109,9 @@ class KeyFormat(Enum):
 
 
 # --- Hostnames -------------------------------------------------------------------------------------
+
+# These functions return the name or the given name of a node in some releases: see `Dialect.hostname` and
+# `Dialect.given_name`.
 
 
 def _raw_labels(hostname: str, _machine_key: str, _random: Random) -> str:
@@ -155,7 +159,7 @@ def _label(name: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """The behavior of one release."""
+    """The behavior of one release. The text below a boolean field describes the behavior if the field is True."""
 
     version: str
 
@@ -167,13 +171,13 @@ class Dialect:
     api_health: bool = False
     """GET /api/v1/health exists."""
     swagger: bool = True
-    """The API is described by /swagger/v1/openapiv2.json, otherwise by /api/v1/openapi.json."""
+    """The API is described at /swagger/v1/openapiv2.json instead of /api/v1/openapi.json."""
     unknown_path: UnknownPath = UnknownPath.EMPTY_404
     all_of_api_needs_key: bool = False
-    """Unknown paths below /api require the API key, not only those below /api/v1/."""
+    """Every unknown path below /api requires the API key, not only unknown paths below /api/v1/."""
     strict_json: bool = False
-    """The library is Huma instead of the gRPC gateway. It refuses unknown fields, numbers as ids, and other content
-    types. The formats of errors and times differ."""
+    """The server uses the library Huma instead of the gRPC gateway. Huma refuses unknown fields, ids that are numbers,
+    and content types other than JSON. The formats of errors and times also differ."""
 
     # Errors
     wrong_key_status: int = 500
@@ -182,7 +186,7 @@ class Dialect:
     """The gRPC code if a node does not exist."""
     unknown_node_text: str = "record not found"
     changed_unknown_node_text: str = "record not found"
-    """The message if a request expires or renames a node that does not exist."""
+    """The error message if a request expires or renames a node that does not exist."""
     duplicate_user_code: int = 2
     duplicate_user_text: str = "user already exists"
 
@@ -198,9 +202,9 @@ class Dialect:
     user_name_pattern: str = r"[a-z0-9.-]{0,63}"
     """The names that a new user can have."""
     node_filter_checks_name: bool = True
-    """The filter `user` of GET /node refuses a value that is not a valid name."""
+    """The filter `user` of GET /node refuses a value that is not a valid user name."""
     sole_user_by_default: bool = False
-    """A request without the name of a user refers to the only user."""
+    """If there is only one user, a request without a user name refers to this user."""
 
     # Keys
     key_user: KeyUser = KeyUser.NAME
@@ -209,40 +213,41 @@ class Dialect:
     api_key_lengths: tuple[int, int] = (7, 32)
     """The lengths of the prefix and of the secret of a new API key in the old format."""
     api_key_prefix_lengths: frozenset[int] = frozenset({7, 10})
-    """The lengths of the prefix with which an API key in the old format is accepted."""
+    """The lengths that the prefix of an API key in the old format may have. Other keys are refused."""
     key_tags_everywhere: bool = True
     """All responses contain the tags of a pre-auth key, not only lists."""
     keys_masked: bool = False
     """Lists do not contain the secrets of keys."""
-    keys_by_id: bool = False
-    """One list has the pre-auth keys of all users, and a request identifies a key by its id."""
-    keys_unknown_is_404: bool = False
-    """A request for a pre-auth key that does not exist is an error."""
+    keys_without_user: bool = False
+    """Requests to list, expire or delete pre-auth keys do not contain a user. The list has the keys of all users, and a
+    key is identified by its id."""
+    unknown_key_is_404: bool = False
+    """A request to expire or delete a pre-auth key that does not exist is an error."""
     keys_expire_once: bool = True
     """Expiring a used or expired pre-auth key is an error."""
     reusable_becomes_used: bool = True
     """A reusable key is marked as used."""
     key_snapshot_in_node: bool = False
-    """Until the server restarts, a node contains its pre-auth key as it was at registration."""
+    """Until the server restarts, responses show the pre-auth key of a node as it was at registration."""
     second_key_until_restart: bool = False
-    """After a login with another pre-auth key, the node contains that key only until the server restarts."""
+    """After a login with another pre-auth key, the node has this key only until the server restarts."""
     unknown_key_text: str = "AuthKey not found"
     expired_key_text: str = "AuthKey expired"
     used_key_text: str = "AuthKey has already been used"
 
     # Nodes in responses
     forced_tags: bool = True
-    """The fields of tags are forcedTags, validTags and invalidTags, otherwise only tags."""
+    """A node has the fields forcedTags, validTags and invalidTags instead of tags."""
     valid_tags_in_list: bool = False
-    """Lists contain the tags in validTags, too."""
+    """In lists, the field validTags contains the tags, too."""
     routes_in_node: bool = False
     """Nodes have fields for routes."""
     online_everywhere: bool = False
-    """A node can be online in the response to a change, too."""
+    """Responses to changes report if the node is online. In other releases, they always report it as offline."""
     tagged_pseudo_user: bool = False
     """In lists, the user of a tagged node is tagged-devices."""
     tagged_user_hidden: bool = False
-    """A tagged node that is read alone has no user, and the list of a user's nodes does not contain it."""
+    """A tagged node that is not read in a list has no user. The list of a user's nodes contains no tagged nodes."""
     no_expiry: NoExpiry = NoExpiry.ZERO
     zero_id_hits_first: bool = True
     """A request for the node with id 0 affects the first node."""
@@ -265,17 +270,17 @@ class Dialect:
     given_name: Callable[[str], str] = _dashed
     """Returns the given name for a name."""
     given_name_numbered: bool = False
-    """A given name that is taken gets a number, otherwise random letters."""
+    """If another node has the given name, a number is appended instead of random letters."""
     given_name_follows_login: bool = True
-    """A login with another hostname changes the given name, too, unless the node was renamed."""
+    """A login with another hostname also changes the given name, unless the node was renamed."""
     rename_pattern: str = r"[a-z0-9.-]{1,63}"
     """The given names to which a node can be renamed."""
     rename_to_own_name: bool = False
-    """A node can be renamed to the given name that it has."""
+    """A node can be renamed to its own given name."""
 
     # Registration and sessions
     live_needs_no_key: bool = True
-    """A live node is accepted before its key is checked."""
+    """The login of a live node is accepted before the pre-auth key is checked."""
     login_match: LoginMatch = LoginMatch.MACHINE_OR_NODE_KEY
     key_check: KeyCheck = KeyCheck.ALWAYS
     login_tags: LoginTags = LoginTags.IF_ANY
@@ -284,19 +289,20 @@ class Dialect:
     tagged_keeps_user: bool = True
     """The user of the pre-auth key is stored in a tagged node."""
     tagged_revives: bool = True
-    """A login removes the expiry of a tagged node, too."""
+    """A login removes the expiry of any node. In other releases, it does not do so for a tagged node."""
     login_takes_an_address: bool = False
     """A login uses up an address, although the node keeps its own."""
     login_keeps_first_key: bool = True
-    """After a login with another pre-auth key, the node still contains its first key."""
+    """After a login with another pre-auth key, the node still has its first key."""
     frees_addresses: bool = False
     """The address of a deleted node can be assigned before the server restarts."""
     login_loses_created_at: bool = False
     """A login sets the time of creation to Go's zero time."""
     logout_in_1970: bool = False
-    """If a client logs out, its node expires in 1970 instead of now."""
+    """If a client logs out, the expiry of its node is in 1970 instead of now."""
     tagged_logs_out: bool = True
-    """A tagged node expires when its client logs out. If it does not, an upgrade removes the expiry of tagged nodes."""
+    """A tagged node expires when its client logs out. If False, an upgrade to the release also removes the expiry of
+    all tagged nodes."""
     offline_grace_s: int = 0
     """How long a node stays online after its client has disconnected."""
     deleted_session_stays: bool = False
@@ -398,7 +404,7 @@ V0_28 = replace(
     key_format=KeyFormat.PREFIXED_BASE64,
     keys_masked=True,
     api_key_prefix_lengths=frozenset({7}),
-    keys_by_id=True,
+    keys_without_user=True,
     second_key_until_restart=True,
     forced_tags=False,
     tagged_pseudo_user=True,
@@ -447,7 +453,7 @@ V0_30 = replace(
     all_of_api_needs_key=False,
     strict_json=True,
     key_format=KeyFormat.PREFIXED_HEX,
-    keys_unknown_is_404=True,
+    unknown_key_is_404=True,
     expire_query=False,
     expire_body=True,
 )
@@ -512,7 +518,7 @@ def swagger(dialect: Dialect) -> dict[str, Any]:
         paths[f"{api}/user/{{id}}"] = {"delete": operation}
     if dialect.api_health:
         paths[f"{api}/health"] = {"get": operation}
-    if dialect.keys_by_id:
+    if dialect.keys_without_user:
         paths[f"{api}/preauthkey"] = {"get": operation, "post": operation, "delete": operation}
     if dialect.expire_disable:
         paths[f"{api}/auth/register"] = {"post": operation}

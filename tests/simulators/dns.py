@@ -1,4 +1,4 @@
-"""The DNS records of the simulated Cloudflare: how requests are validated, and which records conflict."""
+"""The DNS records of the simulated Cloudflare. Invalid and conflicting records are refused."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ NS_TAKEN: Final = 81056
 HEX32: Final = re.compile(r"[0-9a-f]{32}")
 LABEL: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?|\*")
 
+# Cloudflare cannot proxy records with these addresses, which are not public.
 NEVER_PROXIED: Final = tuple(
     ipaddress.ip_network(prefix)
     for prefix in (
@@ -95,12 +96,12 @@ class ApiError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A DNS record. It is immutable: a change creates another one.
+    """A DNS record. It is immutable: a change creates another `Record` with the same id.
 
     Attributes:
-        ttl: in seconds; 1 = automatic.
-        comment: empty if there is none.
-        read_only: another product of Cloudflare manages the record.
+        ttl: the TTL in seconds; 1 = automatic.
+        comment: the comment; empty if there is none.
+        read_only: True if another product of Cloudflare manages the record.
     """
 
     id: str
@@ -196,7 +197,7 @@ class ZoneRecords:
         return self._store(self._validated(spec, empty))
 
     def patch(self, record_id: str, spec: Mapping[str, Any]) -> Record:
-        """Change the fields in the specification."""
+        """Change the fields of a record that the specification contains."""
         old = self.existing(record_id)
         return self._store(self._validated(old.spec() | dict(spec), old))
 
@@ -219,7 +220,7 @@ class ZoneRecords:
         return record
 
     def _validated(self, spec: Mapping[str, Any], old: Record) -> Record:
-        """Validate the specification of a record, and return the old record with its values."""
+        """Validate the specification of a record. Return the old record with the values of the specification."""
         type_ = spec.get("type")
         if type_ not in TYPES:
             raise ApiError(400, VALIDATION, "DNS record type is invalid.")

@@ -1,7 +1,7 @@
 """Faults that a simulator injects into its responses, such as `html(502)`, `drop()` and `hang()`.
 
 A `FaultQueue` selects the requests that a fault affects. If the client calls the simulator in the same process, a
-broken connection is an exception of httpx. If the simulator is served on loopback, its connection is really broken.
+broken connection is an exception of httpx. If the simulator is served on loopback, the connection is really broken.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ import httpx
 
 from tests.simulators.messages import Request, Response
 
+# The number of bytes in each part of a large body.
 CHUNK = 64 * 1024
 TIMED_OUT = "The read operation timed out"
 
 HTML_PAGE = "<!DOCTYPE html>\n<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>\n"
 
+# The title of an HTML page, by the status of the response.
 TITLES = {
     200: "Welcome",
     502: "502 Bad Gateway",
@@ -52,8 +54,8 @@ class Fault:
     """One fault. The functions below create them.
 
     Attributes:
-        committed: the request is executed before the fault.
-        status, body, content_type, headers: of the response that `answer` sends.
+        committed: True if the request is executed before the fault.
+        status, body, content_type, headers: parts of the response that `answer` sends.
         size: the number of bytes that `oversize` sends.
         omitted_text: the text of the list items that `omit_items` removes.
         limit_s: the longest duration of `hang` and `drip`.
@@ -94,13 +96,18 @@ def html(status: int = 502) -> Fault:
 def wrong_content_type(*, committed: bool = False) -> Fault:
     """Send an HTML page with status 200, like a captive portal.
 
-    If the request is executed before (`committed`), it is like a proxy that lost the response.
+    With `committed`, the request is executed before, as if a proxy had lost the real response.
     """
     return replace(html(200), committed=committed)
 
 
 def too_many_requests(retry_after: int | str | None = None, *, body: bytes | str = b"") -> Fault:
-    """Send a 429. The header `Retry-After` is in seconds or an HTTP date; None = it is not sent."""
+    """Send status 429.
+
+    Args:
+        retry_after: the header Retry-After, in seconds or as an HTTP date; None = the header is not sent.
+        body: the body of the response.
+    """
     headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
     return answer(429, body, headers=headers)
 
@@ -111,27 +118,30 @@ def malformed_json() -> Fault:
 
 
 def refuse() -> Fault:
-    """Refuse the connection. Over loopback, where it is already open, reset it."""
+    """Refuse the connection. If the simulator is served on loopback, the connection is already open and is reset."""
     return Fault(kind=Kind.REFUSE)
 
 
 def drop(*, committed: bool = False) -> Fault:
-    """Reset the connection before the request is executed, or after it (`committed`), so that the response is lost."""
+    """Reset the connection without a response. With `committed`, the request is executed before."""
     return Fault(kind=Kind.DROP, committed=committed)
 
 
 def hang(*, committed: bool = False, limit_s: float = 60.0) -> Fault:
-    """Send nothing until the client gives up, the queue is released or `limit_s` has passed."""
+    """Send nothing until the client gives up, `FaultQueue.release` is called, or `limit_s` has passed."""
     return Fault(kind=Kind.HANG, committed=committed, limit_s=limit_s)
 
 
 def truncate() -> Fault:
-    """Execute the request, announce the whole body, send half of it and close the connection."""
+    """Execute the request. Send the length of the whole body, but only half of it, and close the connection."""
     return Fault(kind=Kind.TRUNCATE, committed=True)
 
 
 def drip(*, interval_s: float = 0.2, limit_s: float = 60.0) -> Fault:
-    """Execute the request, then send the body byte by byte. After `limit_s`, the rest is sent in one piece."""
+    """Execute the request, and send the body byte by byte. After `limit_s`, send the rest in one piece.
+
+    If the client is in this process, it gets a time-out instead.
+    """
     return Fault(kind=Kind.DRIP, committed=True, interval_s=interval_s, limit_s=limit_s)
 
 
@@ -189,10 +199,10 @@ class FaultQueue:
         Args:
             fault: the fault.
             method: HTTP method of the affected requests; any if omitted.
-            path: regular expression that is searched in the path, or the path and query if there is a query: the
-                pattern `[?&]page=2` matches requests for the second page.
+            path: regular expression that is searched in the path and query of a request. For example, the pattern
+                `[?&]page=2` matches requests for the second page.
             times: how many requests are affected; None = all until `clear`.
-            after: how many matching requests before these are not affected.
+            after: how many matching requests are not affected before the first one that is.
         """
         pattern = None if path is None else re.compile(path)
         with self._lock:
@@ -228,7 +238,7 @@ class FaultQueue:
         self.release()
 
     def release(self) -> None:
-        """End the waits of `hang` and `drip`."""
+        """End the requests that wait because of the faults `hang` and `drip`."""
         self._released.set()
 
     def wait(self, seconds: float) -> bool:
@@ -241,7 +251,7 @@ def apply_fault(fault: Fault, queue: FaultQueue, request: Request, execute: Call
 
     Args:
         fault: the fault.
-        queue: the fault's queue, whose `release` ends a wait.
+        queue: the queue of the fault. Its method `release` ends the waiting of `hang` and `drip`.
         request: the request.
         execute: executes the request. With the argument True, the response has the state before the last change.
 
@@ -283,8 +293,8 @@ def _failure(kind: Kind) -> httpx.TransportError:
 
 def reset(connection: socket.socket) -> None:
     """Close a connection with a reset."""
-    # With a linger time of 0, closing the descriptor sends a reset. `connection.close()` would not close it, because
-    # the server has two file objects of the socket, and would send a regular end of the connection first.
+    # With a linger time of 0, closing the descriptor sends a reset. `connection.close()` would not close the
+    # descriptor, because the server has two file objects of the socket. The connection would end without a reset.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     os.close(connection.detach())
 

@@ -1,4 +1,7 @@
-"""The simulated Headscale: its admin API as in each release. Tests change its state with the methods of `Tailnet`."""
+"""The simulated Headscale: a server with the API of a chosen release.
+
+Tests change the state of the server with the methods of its base class `Tailnet`.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ __all__ = ["HeadscaleSimulator", "Node", "NodeGoneError", "PreAuthKey", "Registr
 TAGGED_DEVICES: Final = User(id=2147455555, name="tagged-devices", email="", provider="", created_at=ZERO)
 
 TOO_MANY_NODES: Final = 6000
-"""The number of nodes with which a list exceeds the size limit of a gRPC message, 4 MiB. It is approximate."""
+"""A list of more nodes than about this number exceeds the size limit of a gRPC message, 4 MiB."""
 
 BLANK_PAGE: Final = (
     '<!DOCTYPE html><html lang="en"><head><meta charset="UTF-8"><link href="/favicon.ico" rel="icon"></head>'
@@ -62,7 +65,7 @@ REGISTER_METHODS: Final = {
 }
 
 ResponseKind = Literal["list", "get", "change"]
-"""Kinds of response in which the same node or key is serialized differently."""
+"""Kinds of responses. The JSON of the same node or key differs between them."""
 
 Handler = Callable[["Request", Mapping[str, str]], Response]
 IsInRelease = Callable[[Dialect], bool]
@@ -105,7 +108,7 @@ AUTHENTICATED: Final[tuple[tuple[str, str, str, IsInRelease], ...]] = (
     ("GET", "/api/v1/preauthkey", "_list_keys", _has_node_api),
     ("POST", "/api/v1/preauthkey", "_create_key", _has_node_api),
     ("POST", "/api/v1/preauthkey/expire", "_expire_key", _has_node_api),
-    ("DELETE", "/api/v1/preauthkey", "_delete_key", lambda dialect: dialect.keys_by_id),
+    ("DELETE", "/api/v1/preauthkey", "_delete_key", lambda dialect: dialect.keys_without_user),
 )
 """Endpoints that require an API key."""
 
@@ -135,7 +138,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
 
     Attributes:
         reported_version: the version that /version returns; None = the release.
-        database_is_down: the server refuses every API key, and reports that it is unhealthy.
+        database_is_down: True if the server refuses every API key, and reports that it is unhealthy.
     """
 
     def __init__(
@@ -152,12 +155,12 @@ class HeadscaleSimulator(Tailnet, Upstream):
         """Start an empty server.
 
         Args:
-            version: a release in `DIALECTS`.
-            now: returns the time, aware UTC; the real time if omitted.
+            version: the release, which is a key of `DIALECTS`.
+            now: returns the time in UTC; the real time if omitted.
             api_key: the accepted API key; generated in the release's format if omitted.
             reported_version: the version that /version returns, such as `dev`; the release if omitted.
-            families: the families of the nodes' addresses, of `v4` and `v6`.
-            offline_grace: how long a node stays online after it disconnected; the release's value if omitted.
+            families: the families of the addresses that each node gets: `v4`, `v6` or both.
+            offline_grace: how long a node stays online after its client disconnected; the release's value if omitted.
             seed: the seed of all random values.
         """
         Tailnet.__init__(
@@ -175,7 +178,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
         self._router = _routes(self.dialect.version)
 
     def upgrade(self, version: str) -> None:
-        """Restart as another release, with the same database."""
+        """Restart with another release and the same database."""
         with self.lock:
             super().upgrade(version)
             self._router = _routes(version)
@@ -208,13 +211,13 @@ class HeadscaleSimulator(Tailnet, Upstream):
             return error.response
 
     def _handler(self, request: Request) -> tuple[Handler, Mapping[str, str]]:
-        """Return the handler of a request and the arguments in its path.
+        """Return the handler of a request and the arguments in the path.
 
-        It depends on the release whether the API key of a request with an unknown path is checked.
+        Check the API key if it is required. For unknown paths, this depends on the release.
 
         Raises:
-            RefusedError: no handler exists.
-            _OtherFormatError: the same, or the API key is wrong, and this release responds in another format.
+            RefusedError, _OtherFormatError: no handler exists, or the API key is wrong. The release determines the
+                format of the response, and so which of the errors is raised.
         """
         dialect = self.dialect
         is_for_gateway = request.path.startswith("/api/v1/") and not dialect.strict_json
@@ -246,7 +249,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
                 return text_response("404 page not found\n", 404)
 
     def _check_key(self, request: Request) -> None:
-        # The CLI uses the server's socket, which needs no API key.
+        # The `headscale` command uses the server's Unix socket, which requires no API key.
         if request.on_unix_socket:
             return
         header = request.headers.get("authorization", "")
@@ -265,7 +268,12 @@ class HeadscaleSimulator(Tailnet, Upstream):
     # --- Rows as JSON -------------------------------------------------------------------------------
 
     def _time(self, instant: datetime, *, row: int | None = None) -> str:
-        """Serialize an instant. A time that the server has set, in a row of the database, has nanoseconds."""
+        """Return the text of an instant.
+
+        Args:
+            instant: the instant.
+            row: the id of the database row if the server itself set the time. Such times have nanoseconds.
+        """
         return time_text(self.dialect, instant, nanos=0 if row is None else row * 37 % 1000)
 
     def _user_json(self, user: User) -> dict[str, Any]:
@@ -477,7 +485,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
         return json_response({"node": self._node_json(node, "change")})
 
     def _requested_expiry(self, request: Request) -> Body:
-        """Return the fields of a request to expire a node, from its body or its query."""
+        """Return the fields of a request to expire a node. Depending on the release, they are in its body or query."""
         dialect = self.dialect
         if dialect.expire_body:
             fields = {"expiry": Field.TIME, "disableExpiry": Field.FLAG}
@@ -509,7 +517,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
 
         Args:
             arguments: the arguments in the path.
-            change: the operation, for the error message; empty for reads and deletions.
+            change: the name of the operation for the error message; empty for reads and deletions.
         """
         dialect = self.dialect
         node_id = parse_id(arguments["node_id"], parameter="node_id")
@@ -526,7 +534,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
 
     def _list_keys(self, request: Request, _arguments: Mapping[str, str]) -> Response:
         keys = self.keys
-        if not self.dialect.keys_by_id:
+        if not self.dialect.keys_without_user:
             parameter = request.parameters.get("user")
             by_name = self.dialect.key_user is KeyUser.NAME
             user = self._user_by_name(parameter) if by_name else self._user_by_id(parse_id(parameter))
@@ -567,7 +575,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
 
     def _expire_key(self, request: Request, _arguments: Mapping[str, str]) -> Response:
         dialect = self.dialect
-        if not dialect.keys_by_id:
+        if not dialect.keys_without_user:
             by_name = dialect.key_user is KeyUser.NAME
             fields = {"user": Field.TEXT if by_name else Field.ID, "key": Field.TEXT}
             self.expire_key(self._key_of_user(read_body(request, dialect, fields)).id)
@@ -586,12 +594,12 @@ class HeadscaleSimulator(Tailnet, Upstream):
     def _is_known_key(self, key_id: int, *, operation: str) -> bool:
         if key_id in self._state.keys:
             return True
-        if self.dialect.keys_unknown_is_404:
+        if self.dialect.unknown_key_is_404:
             raise RefusedError("record not found", status=404, operation=operation)
         return False
 
     def _key_of_user(self, body: Body) -> PreAuthKey:
-        """Return the key in a request to expire it. In these releases, the request contains the secret and the user."""
+        """Return the pre-auth key that a request identifies by its secret and its user, as releases up to 0.27 do."""
         key = next((key for key in self.keys if key.key == body.text("key")), None)
         must_be_valid = self.dialect.keys_expire_once
         if key is None:

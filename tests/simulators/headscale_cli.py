@@ -1,7 +1,7 @@
 """The simulated `headscale` command of every release, which calls the simulated server.
 
-Its output is modeled on that of the real releases 0.23.0, 0.24.3, 0.25.1, 0.26.1, 0.27.1, 0.28.0, 0.29.2, and of the
-main branch, which becomes 0.30.
+Its output is modeled on the output of the real releases 0.23.0, 0.24.3, 0.25.1, 0.26.1, 0.27.1, 0.28.0 and 0.29.2, and
+of the main branch, which will be 0.30.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _EMPTY_USER: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The exit status and output of a program."""
+    """The exit status and output of a program that has ended."""
 
     exit_status: int = 0
     stdout: bytes = b""
@@ -58,19 +58,19 @@ class Finished:
 
 
 class _FailedError(Exception):
-    """A command has failed. It ends with exit status 1, and the message is printed on standard error."""
+    """A command has failed. Its exit status is 1, and the message is its standard error."""
 
 
 class HeadscaleCli:
-    """The `headscale` command in the container of its server. It uses the server's socket, which needs no API key.
+    """The `headscale` command in the container of its server. It uses the server's Unix socket, which needs no API key.
 
     Args:
         server: the server, which determines the release.
-        now: the container's clock, aware UTC; the real one if omitted.
+        now: returns the time of the container in UTC; the real time if omitted.
 
     Attributes:
-        stopped: the server is down, and its socket does not respond.
-        calls: the arguments of each call.
+        stopped: True if the server is down, and its socket does not respond.
+        calls: the arguments of each call, oldest first.
     """
 
     def __init__(self, server: HeadscaleSimulator, *, now: Callable[[], datetime] | None = None) -> None:
@@ -143,7 +143,7 @@ class HeadscaleCli:
         path = f"/api/v1/node/{options['--identifier']}"
         self._request("GET", path, "getting node")
         if "--force" not in options:
-            # The CLI asks for confirmation and gets none.
+            # The command asks for confirmation, and receives no answer because it has no terminal.
             return _json_text({"Result": "Node not deleted"})
         try:
             self._request("DELETE", path, "deleting node")
@@ -171,7 +171,7 @@ class HeadscaleCli:
         }
         key = self._request("POST", "/api/v1/preauthkey", "creating preauthkey", body=body)["preAuthKey"]
         if self._minor == 23:
-            # Only the list shows the tags.
+            # In 0.23, only the list of keys shows the tags.
             key = key | {"aclTags": []}
         return self._output(key)
 
@@ -198,7 +198,7 @@ class HeadscaleCli:
 
     @property
     def _lists_all_keys(self) -> bool:
-        return self._server.dialect.keys_by_id
+        return self._server.dialect.keys_without_user
 
     def _user(self, options: Mapping[str, str]) -> str:
         user = options.get("--user")
@@ -273,7 +273,7 @@ class HeadscaleCli:
         return _json_text(_without_null(value) if self._minor >= 30 else self._protobuf(value))
 
     def _protobuf(self, value: Any) -> Any:
-        """Encode the protobuf messages of the API like Go's JSON encoder: in snake_case, without empty fields."""
+        """Encode protobuf messages as Go's JSON encoder does: with names in snake_case, and without empty fields."""
         if isinstance(value, list):
             return [self._protobuf(item) for item in value]
         if not isinstance(value, dict):
@@ -339,7 +339,7 @@ def _duration(text: str) -> timedelta:
 
 
 def _timestamp(text: str) -> dict[str, int]:
-    """Encode an instant like a protobuf Timestamp, without fields that are zero."""
+    """Encode an instant as a protobuf Timestamp, without fields that are zero."""
     match = re.fullmatch(r"(.*?)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)", text)
     assert match is not None
     instant = datetime.fromisoformat(match[1] + match[3])
@@ -349,7 +349,7 @@ def _timestamp(text: str) -> dict[str, int]:
 
 
 def _without_null(value: Any) -> Any:
-    """Return the JSON of 0.30 and newer, which is that of the API with empty objects instead of null."""
+    """Return the JSON that 0.30 prints: the JSON of the API, with empty objects instead of null."""
     if isinstance(value, list):
         return [_without_null(item) for item in value]
     if not isinstance(value, dict):
@@ -375,4 +375,4 @@ def _without_null(value: Any) -> Any:
 
 
 Program = Callable[[Sequence[str]], Finished]
-"""A program in a container: receives the arguments, including its name, and returns the result."""
+"""A program in a container. It receives its arguments, including its own name, and returns the result."""

@@ -1,6 +1,6 @@
 """A simulated Kubernetes API with RBAC: Secrets, Events, pods, and commands in the containers of pods (exec).
 
-The output of a command is sent over a websocket, as version 4 or 5 of the subprotocol for exec defines it.
+The output of a command is sent over a websocket with version 4 or 5 of the Kubernetes subprotocol for exec.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tests.simulators.messages import MemoryConnection, Request, Response, json_
 from tests.simulators.upstream import Upstream
 from tests.simulators.websocket import CLOSING, PING, close, frame, read_pong, upgrade_headers
 
+# The subprotocols of websockets for exec.
 V4: Final = "v4.channel.k8s.io"
 V5: Final = "v5.channel.k8s.io"
 
@@ -38,7 +39,7 @@ CLOSE_CHANNEL: Final = 255
 SERVICE_ACCOUNT: Final = "system:serviceaccount:grafana:grafana"
 
 _MAX_MESSAGE_BYTES: Final = 32 * 1024
-"""The buffer size of the kubelet, which splits longer output."""
+"""The size of the kubelet's buffer. The kubelet splits longer output into several messages."""
 
 _PING: Final = b"ping"
 
@@ -62,8 +63,8 @@ class SimulatedPod:
 
     Attributes:
         containers: the programs of each container, by container name and program name.
-        owner: the kind of its controller, such as `StatefulSet`.
-        is_terminating: the pod has been deleted, and its containers are being stopped.
+        owner: the kind of the pod's controller, such as `StatefulSet`; None = the pod has no controller.
+        is_terminating: True if the pod has been deleted, and its containers are being stopped.
     """
 
     namespace: str
@@ -78,7 +79,7 @@ class SimulatedPod:
     is_terminating: bool
 
     def to_json(self) -> dict[str, Any]:
-        """Return the part of its JSON that the program reads."""
+        """Return the part of the pod's JSON that the program reads."""
         metadata: dict[str, Any] = {
             "name": self.name,
             "namespace": self.namespace,
@@ -106,12 +107,12 @@ class ExecFault:
 
     Attributes:
         before: bytes that are sent before the command's standard output.
-        instead: the result that is sent without running the command.
-        cut_after: bytes of standard output after which the connection is reset; None = it is not reset.
-        status: whether the exit status is sent.
-        hang: the command is run, but nothing is sent until the client closes the connection.
-        stall: half of a frame is sent, and nothing more.
-        start_error: why the container runtime could not start the command; "" = it could.
+        instead: the result that is sent without running the command; None = the command is run.
+        cut_after: how many bytes of standard output are sent before the connection is reset; None = it is not reset.
+        status: True if the exit status is sent.
+        hang: True if the command is run, but nothing is sent until the client closes the connection.
+        stall: True if only half of a frame is sent, and then nothing until the client closes the connection.
+        start_error: why the container runtime cannot start the command; "" = the command can be started.
     """
 
     before: bytes = b""
@@ -178,17 +179,17 @@ class KubernetesSimulator(Upstream):
     """An API server and one service account.
 
     Args:
-        minor: the minor version of Kubernetes. From 35 on, exec over a websocket needs the verb create, too.
-        subprotocols: the supported subprotocols for commands.
-        now: returns the server's time, aware UTC, for the Date header of responses; None = the header is not sent.
+        minor: the minor version of Kubernetes. From 1.35 on, exec over a websocket also needs the permission `create`.
+        subprotocols: the subprotocols for exec that the server supports.
+        now: returns the time for the Date header of responses, in UTC; None = the header is not sent.
 
     Attributes:
         token: the token of the service account.
         account: the name of the service account.
         events: the Events.
-        is_starting: the server is not ready, and refuses every token.
+        is_starting: True if the server is not ready, and refuses every token.
         token_pod: the name and uid of the pod to which the token is bound; None = it is not bound to a pod.
-        used_subprotocols: the subprotocol of each command.
+        used_subprotocols: the subprotocol of each command that was accepted, oldest first.
     """
 
     def __init__(
@@ -293,7 +294,7 @@ class KubernetesSimulator(Upstream):
             fault: the fault.
             command: regular expression that is searched in the command, whose words are joined by spaces.
             times: how many commands are affected; None = all.
-            after: how many matching commands before these are not affected.
+            after: how many matching commands are not affected before the first one that is.
         """
         with self.lock:
             self._exec_faults.append(_QueuedFault(fault=fault, command=re.compile(command), times=times, after=after))
@@ -317,11 +318,11 @@ class KubernetesSimulator(Upstream):
     # --- From request to response -------------------------------------------------------------------
 
     def handle(self, request: Request) -> Response:
-        """Serve one request. A request for a command is upgraded to a websocket."""
+        """Serve one request. The connection of a request for exec is upgraded to a websocket."""
         return self._serve_exec(request) if request.path.endswith("/exec") else super().handle(request)
 
     def answer(self, request: Request, *, from_previous_state: bool) -> Response:
-        """Execute one request, with the lock held."""
+        """Execute one request. The caller holds the lock."""
         try:
             response = self._answer(request)
         except InvalidEventError as error:
@@ -334,7 +335,7 @@ class KubernetesSimulator(Upstream):
 
     def _answer(self, request: Request) -> Response:
         if request.path == "/readyz":
-            # The ClusterRole system:public-info-viewer allows everyone to read this path.
+            # This path needs no token: the ClusterRole system:public-info-viewer allows all users to read it.
             return text_response("readyz check failed", 500) if self.is_starting else text_response("ok", 200)
         self._check_token(request)
         match request.path.strip("/").split("/"):
@@ -455,7 +456,7 @@ class KubernetesSimulator(Upstream):
         return self._run(request, program, subprotocol)
 
     def _accept(self, request: Request) -> tuple[Program | None, str]:
-        """Return the program to run, which is None if the image does not have it, and the subprotocol.
+        """Return the program to run and the subprotocol. The program is None if the container does not have it.
 
         Raises:
             _RefusedError: the API server refuses the request.
@@ -526,7 +527,7 @@ class KubernetesSimulator(Upstream):
     def _output(
         self, request: Request, program: Program | None, subprotocol: str
     ) -> tuple[bytes, httpx.TransportError | None]:
-        """Return the frames that are sent after the ping, and the failure of the connection after them, if any."""
+        """Return the frames that are sent after the ping, and the error of the connection after them, if any."""
         argv = request.parameters.all("command")
         fault = self._take_exec_fault(" ".join(argv))
         if program is None:
@@ -549,7 +550,7 @@ class KubernetesSimulator(Upstream):
         return output, None
 
     def _take_exec_fault(self, command: str) -> ExecFault:
-        """Return the fault for a command, and count its use. Without a fault, return one that has no effect."""
+        """Return the fault for a command, and count its use. If there is none, return a fault without an effect."""
         with self.lock:
             for queued in self._exec_faults:
                 if queued.command.search(command) is None:
@@ -572,7 +573,7 @@ def _messages(channel: int, data: bytes) -> bytes:
 
 
 def _json_body(request: Request, content_type: str) -> dict[str, Any]:
-    """Return the body of a request, or refuse another content type."""
+    """Return the body of a request. Refuse the request if it has another content type."""
     if request.headers.get("content-type") != content_type:
         raise _RefusedError(415, "the body of the request was in an unknown format")
     body: dict[str, Any] = request.json()
@@ -584,7 +585,7 @@ def _is_requested(request: Request, stream: str) -> bool:
 
 
 def _end(reason: str) -> NoReturn:
-    """Let the server close this connection, which is a websocket now, without an HTTP response."""
+    """Let the HTTP server close this connection without a response, because the connection is a websocket now."""
     raise ConnectionAbortedError(reason)
 
 

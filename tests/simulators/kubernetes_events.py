@@ -1,4 +1,4 @@
-"""Events of the simulated Kubernetes API. They are validated like kube-apiserver 1.36 validates events.k8s.io/v1."""
+"""Events of the simulated Kubernetes API. They are validated as kube-apiserver 1.36 validates them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Final
 
 _REQUIRED: Final = ("eventTime", "action", "reason", "reportingController", "reportingInstance")
 _MAX_BYTES: Final = {"note": 1024, "action": 128, "reason": 128, "reportingInstance": 128}
+# The minimum of the field series.count.
 _MIN_COUNT: Final = 2
 _MICRO_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
@@ -14,7 +15,7 @@ _CONTROLLER: Final = re.compile(r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9](
 
 
 class InvalidEventError(Exception):
-    """The Event in a request is invalid. The error has the HTTP status of the response."""
+    """The Event in a request is invalid, exists already or does not exist. `status` is the response's HTTP status."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)

@@ -1,4 +1,7 @@
-"""Requests and responses of the simulators, which are the same in one process and over HTTP, and their routing."""
+"""The requests and responses of the simulators, and the router that finds the endpoint of a request.
+
+The classes are the same for a client that calls a simulator in this process, and for a client that uses HTTP.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from urllib.parse import parse_qs
 
 Endpoint = TypeVar("Endpoint")
 
-READS = frozenset({"GET", "HEAD", "OPTIONS"})
+READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+"""HTTP methods that change nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,11 +23,11 @@ class Request:
     """An HTTP request.
 
     Attributes:
-        path: without percent-encoding.
-        query: without the question mark; empty if there is none.
-        headers: with names in lower case.
+        path: the path without percent-encoding.
+        query: the query without the question mark; empty if there is none.
+        headers: the headers. Their names are in lower case.
         connection: the socket, if the simulator is served on loopback; None for a call in this process.
-        on_unix_socket: the request was sent by Headscale's command line over a Unix socket, without an API key.
+        on_unix_socket: True if the `headscale` command sent the request over a Unix socket, without an API key.
     """
 
     method: str
@@ -81,9 +85,9 @@ class Response:
     """An HTTP response.
 
     Attributes:
-        headers: with names in lower case, without the content type.
+        headers: the headers without Content-Type and Content-Length. Their names are in lower case.
         content_type: the Content-Type header; "" = there is none.
-        chunks: what is sent instead of the body; None = the body is sent.
+        chunks: parts of a body that is sent instead of `body`; None = `body` is sent.
         length: the Content-Length header; None = the length of the body.
         connection: the upgraded connection of a response with status 101, if the client is in this process.
     """
@@ -97,7 +101,7 @@ class Response:
     connection: MemoryConnection | None = None
 
     def all_headers(self) -> dict[str, str]:
-        """Return all headers, with content type and length."""
+        """Return all headers, including Content-Type and Content-Length."""
         headers = {"content-length": str(len(self.body) if self.length is None else self.length), **self.headers}
         if self.content_type:
             headers["content-type"] = self.content_type
@@ -112,11 +116,13 @@ class Response:
 
 
 class MemoryConnection:
-    """An upgraded connection in this process, with the methods of httpcore's network stream that the program uses.
+    """A connection that was upgraded to a websocket, for a client in this process.
+
+    It has those methods of httpcore's network stream that the program uses.
 
     Args:
-        data: what the server sends.
-        failure: the exception that is raised after the data; None = the server closes the connection.
+        data: the bytes that the server sends.
+        failure: the exception that is raised when the client has read all data; None = the connection is closed.
     """
 
     def __init__(self, data: bytes, failure: Exception | None) -> None:
@@ -135,7 +141,7 @@ class MemoryConnection:
 
 
 Handler = Callable[[Request], Response]
-"""Returns the response to a request. Raises an `httpx.TransportError` if the connection fails."""
+"""A function that returns the response to a request. It raises an `httpx.TransportError` if the connection fails."""
 
 
 def json_response(body: Any, status: int = 200, *, content_type: str = "application/json") -> Response:

@@ -1,4 +1,4 @@
-"""An HTTP proxy that forwards requests for hostnames that do not exist to servers on loopback."""
+"""A simulated HTTP proxy. It forwards requests for hostnames that do not exist to servers on loopback."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class ProxySimulator:
     """A proxy on loopback.
 
     Attributes:
-        servers: the address of each server on loopback, by the `host:port` in requests.
-        user: the required credentials, as `user:password`; None = none are required.
-        url: the proxy's URL without credentials, while it is served.
-        requested: the `host:port` of each request.
+        servers: the address of a server on loopback, for each `host:port` that clients may request.
+        user: the user and password that the proxy requires, as `user:password`; None = it requires no credentials.
+        url: the URL of the proxy, without credentials. It is empty until `serve` is called.
+        requested: the `host:port` of each request, oldest first.
     """
 
     servers: Mapping[str, str]
@@ -38,8 +38,8 @@ class ProxySimulator:
 
         Args:
             address: the address to listen on.
-            namespace: enters the network namespace in which the proxy listens; None = this process's namespace. The
-                connections to the servers are not in that namespace.
+            namespace: a context manager that enters the network namespace in which the proxy listens; None = the
+                namespace of this process. The proxy connects to the servers in the namespace of this process.
         """
         with namespace or nullcontext():
             server = ThreadingHTTPServer((address, 0), partial(_Handler, self))
@@ -54,7 +54,15 @@ class ProxySimulator:
             server.server_close()
 
     def refusal(self, target: str, authorization: str | None) -> int | None:
-        """Record a request. Return the status with which it is refused; None if it is forwarded."""
+        """Record a request, and decide if the proxy forwards it.
+
+        Args:
+            target: the requested `host:port`.
+            authorization: the Proxy-Authorization header; None = there is none.
+
+        Returns:
+            The HTTP status of the response if the request is refused; None if it is forwarded.
+        """
         self.requested.append(target)
         expected = self.user and f"Basic {base64.b64encode(self.user.encode()).decode()}"
         if authorization != expected:

@@ -1,4 +1,4 @@
-"""Serve a simulator over HTTP on loopback, for clients in other processes."""
+"""Serve a simulator over HTTP on loopback, for clients that need a real connection."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ POLL_S = 0.02
 
 
 class _QuietHandler(WSGIRequestHandler):
-    """Logs only errors, and ends if a fault has broken the connection."""
+    """Handles the requests of one connection until a fault breaks the connection. Logs only errors."""
 
     protocol_version = "HTTP/1.1"
-    # Like servers in Go, send a small frame before the previous one is acknowledged.
+    # Send small packets without waiting for the acknowledgement of earlier ones, as servers in Go do.
     disable_nagle_algorithm = True
 
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's signature
-        """Log only errors, which are bugs of a simulator."""
+        """Log only errors. An error is a bug of a simulator."""
         if type == "error":
             super().log(type, message, *args)
 
     def connection_dropped(self, error: BaseException, environ: dict[str, Any] | None = None) -> None:
-        """Read no further request from a closed socket."""
+        """Mark the connection as closed, so that no further request is read from it."""
         super().connection_dropped(error, environ)
         self.close_connection = True
 
@@ -71,7 +71,7 @@ def serve(
     """Serve an application until the block ends.
 
     Args:
-        app: any WSGI application. At the end of the block, requests that hang in a simulator are released.
+        app: any WSGI application. If it is a simulator, requests with the fault `hang` end at the end of the block.
         host: the address to listen on.
         port: the port to listen on; 0 = a free one.
         tls: a context with the server's certificate; None = no TLS.

@@ -25,7 +25,7 @@ from tests.simulators.dialects import (
 from tests.simulators.wire import ZERO
 
 SILENT_LOSS: Final = timedelta(minutes=15)
-"""The time after which the server detects that a client has disappeared: about how long Linux retransmits."""
+"""The time after which the server detects that a client has disappeared. Linux retransmits packets for that long."""
 
 EPHEMERAL_TIMEOUT: Final = timedelta(seconds=120)
 """The time after which an ephemeral node that is offline is deleted."""
@@ -50,7 +50,7 @@ class RegistrationRefusedError(Exception):
 
 
 class NodeGoneError(Exception):
-    """The server reports to a machine that its node does not exist."""
+    """The server responds to a machine that its node does not exist."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class User:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreAuthKey:
-    """A pre-auth key. Its secret is `key`."""
+    """A pre-auth key. The attribute `key` is its secret."""
 
     id: int
     key: str
@@ -108,13 +108,14 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A node. It is immutable: a change creates another one.
+    """A node. It is immutable: a change creates another `Node` with the same id.
 
     Attributes:
-        user_id: the owner. For a tagged node, the user of its pre-auth key if the release stores it.
-        stored_key_id: the id in the database of the pre-auth key with which it registered.
-        pre_auth_key: the copy of that key in memory, as it was at registration, or of the key of a later login.
-        stored_expires_at: the expiry in the database, which applies after a restart.
+        user_id: the id of the owner. For a tagged node, the user of its pre-auth key if the release stores this user.
+        stored_key_id: the id of the node's pre-auth key in the database.
+        pre_auth_key: the node's pre-auth key in the memory of the server, as the key was at the registration or login.
+        expires_at: the expiry in the memory of the server; None = the node does not expire.
+        stored_expires_at: the expiry in the database, which applies after a restart of the server.
     """
 
     id: int
@@ -165,9 +166,14 @@ class Database:
 
 
 class _Sessions:
-    """The connections of clients: which are open, and when the others ended.
+    """The connections of clients.
 
     A client that is killed does not close its connection, so the server detects the end only later.
+
+    Attributes:
+        open: the ids of the nodes whose connection is open.
+        closed_at: by node id, when the client closed the connection.
+        lost_at: by node id, when the client disappeared without closing the connection.
     """
 
     def __init__(self) -> None:
@@ -205,7 +211,7 @@ class _Sessions:
 
 
 class _Addresses:
-    """Assigns addresses in ascending order. It starts again from the lowest address when the server restarts."""
+    """Assigns addresses in ascending order. After a restart of the server, it starts again from the lowest address."""
 
     FAMILIES: Final[Mapping[str, tuple[type[IPv4Address | IPv6Address], str]]] = {
         "v4": (IPv4Address, "100.64.0.0"),
@@ -254,11 +260,11 @@ class Tailnet:
         """Start an empty server.
 
         Args:
-            version: a release in `DIALECTS`.
-            now: returns the time, aware UTC; the real time if omitted.
+            version: the release, which is a key of `DIALECTS`.
+            now: returns the time in UTC; the real time if omitted.
             api_key: the accepted API key; generated in the release's format if omitted.
-            families: the families of the nodes' addresses, of `v4` and `v6`.
-            offline_grace: how long a node stays online after it disconnected; the release's value if omitted.
+            families: the families of the addresses that each node gets: `v4`, `v6` or both.
+            offline_grace: how long a node stays online after its client disconnected; the release's value if omitted.
             seed: the seed of all random values.
         """
         self.lock = threading.RLock()
@@ -325,7 +331,7 @@ class Tailnet:
             return self._sessions.online(node_id, self._now(), self._offline_grace)
 
     def session_open(self, node_id: int) -> bool:
-        """Return True if the node's client is connected. From 0.27 on, it stays so if the node is deleted."""
+        """Return True if the node's client is connected. From 0.27 on, it stays connected if its node is deleted."""
         with self.lock:
             return node_id in self._sessions.open
 
@@ -380,7 +386,7 @@ class Tailnet:
             self._state.keys[key_id] = replace(self._state.keys[key_id], expires_at=self._now())
 
     def delete_key(self, key_id: int) -> None:
-        """Delete a pre-auth key. Nodes that registered with it contain it until the next restart."""
+        """Delete a pre-auth key. Nodes that registered with the key keep it in memory until the next restart."""
         with self.lock:
             self._save_previous_state()
             self._state.keys.pop(key_id, None)
@@ -405,12 +411,12 @@ class Tailnet:
 
         Args:
             hostname: the hostname of the machine. The release derives the node's name from it.
-            user: the owner, or the user of a tagged node's key; None is possible only with tags, from 0.28 on.
+            user: the owner, or the user of a tagged node's key. None is possible from 0.28 on, for a node with tags.
             tags: the tags, including the prefix `tag:`.
-            online: whether the node is connected.
-            registered_by: the register method.
+            online: True if the node's client is connected.
+            registered_by: how the node registered.
             expires_at: when the node expires; None = never.
-            pre_auth_key: the key with which it registered by `auth_key`; a new one if omitted.
+            pre_auth_key: the key of a node that registered with a key (`auth_key`); a new key if omitted.
             machine_key: the machine key, including the prefix `mkey:`; a random one if omitted.
             addresses: the addresses; the next free ones if omitted.
         """
@@ -444,7 +450,7 @@ class Tailnet:
                 self._sessions.forget(node_id)
 
     def expire_node(self, node_id: int, expires_at: datetime | None = None, *, disable: bool = False) -> Node:
-        """Expire a node, by default now. `disable` removes its expiry."""
+        """Set the expiry of a node, by default to the current time. `disable` removes the expiry."""
         with self.lock:
             self._save_previous_state()
             instant = None if disable else expires_at or self._now()
@@ -474,7 +480,7 @@ class Tailnet:
             return self._change(node_id, addresses=self._next_addresses())
 
     def upgrade(self, version: str) -> None:
-        """Restart as another release, with the same database."""
+        """Restart with another release and the same database."""
         with self.lock:
             self.dialect = DIALECTS[version]
             if not self.dialect.tagged_logs_out:
@@ -484,12 +490,13 @@ class Tailnet:
             self.restart()
 
     def restart(self) -> None:
-        """Restart: all nodes are offline, state in memory is lost, and addresses are assigned from the lowest one."""
+        """Restart: all nodes are offline, state in memory is lost, and the lowest free addresses are assigned next."""
         with self.lock:
             self._save_previous_state()
             self._sessions = _Sessions()
             used = [address for node in self.nodes for address in node.addresses]
-            # Up to 0.27, these addresses are reserved until the next restart, even if their nodes are deleted.
+            # Up to 0.27, addresses that are in use now are not assigned until the next restart, even if their nodes are
+            # deleted.
             self._addresses.restart(() if self.dialect.frees_addresses else used)
             for node in self.nodes:
                 key = self._state.keys.get(node.stored_key_id or 0)
@@ -503,7 +510,7 @@ class Tailnet:
             return self._state.copy()
 
     def restore(self, backup: Database) -> None:
-        """Restart with an older database. Later nodes do not exist anymore, and their ids are assigned again."""
+        """Restart with an older database. Later nodes do not exist any more, and their ids are assigned again."""
         with self.lock:
             self._state = backup.copy()
             self.restart()
@@ -539,7 +546,7 @@ class Tailnet:
         machine_key: str | None = None,
         node_key: str | None = None,
     ) -> Node:
-        """Register a machine, as a Tailscale client does. If the server knows the machine, this is a login.
+        """Register a machine, as a Tailscale client does. If the server knows the machine already, this is a login.
 
         Args:
             key: the secret of a pre-auth key; None = the machine sends none.
@@ -581,7 +588,8 @@ class Tailnet:
 
         Args:
             node_id: the id of the node, which can have been deleted.
-            silently: the machine disappeared without closing the connection. The server detects that after 15 minutes.
+            silently: True if the client disappears without closing the connection, which the server detects after 15
+                minutes.
         """
         with self.lock:
             if node_id not in self._state.nodes:
@@ -592,7 +600,7 @@ class Tailnet:
                 self._change(node_id, last_seen=self._now())
 
     def logout(self, node_id: int) -> None:
-        """Log a node's client out. An ephemeral node is deleted, any other node expires."""
+        """Log a node's client out. An ephemeral node is deleted. Other nodes expire, except tagged nodes in 0.29.3."""
         with self.lock:
             if self._is_ephemeral(self._state.nodes[node_id]):
                 self._sessions.forget(node_id)
@@ -620,7 +628,7 @@ class Tailnet:
             return user.id
         if tags and self.dialect.key_user is KeyUser.ID_OR_TAGS:
             return None
-        raise ValueError(f"needs a user on {self.version}")
+        raise ValueError(f"a key or node of {self.version} needs a user")
 
     def _add_api_key(self, key: str | None) -> ApiKey:
         if key is None and self.dialect.key_format is KeyFormat.HEX:
@@ -726,7 +734,7 @@ class Tailnet:
         return node
 
     def _free_given_name(self, name: str) -> str:
-        """Return the given name, with a suffix if another node has it."""
+        """Return the given name. If another node has this name, append a suffix."""
         used = {node.given_name for node in self.nodes}
         if name not in used:
             return name
@@ -747,7 +755,7 @@ class Tailnet:
         return node.expires_at is not None and node.expires_at <= self._now()
 
     def _shown_key(self, node: Node) -> PreAuthKey | None:
-        """Return the pre-auth key that a node contains in responses."""
+        """Return the pre-auth key that responses show for a node."""
         if self.dialect.key_snapshot_in_node:
             return node.pre_auth_key
         return self._state.keys.get(node.stored_key_id or 0)
@@ -819,7 +827,7 @@ class Tailnet:
         return None
 
     def _known_with_key(self, key: PreAuthKey, machine_key: str, node_key: str) -> Node | None:
-        """Return the node of a machine that logs in with this key; None = it gets a new node."""
+        """Return the node of a machine that logs in with this key; None = the machine gets a new node."""
         of_machine = [node for node in self.nodes if node.machine_key == machine_key]
         of_user = [node for node in of_machine if key.user_id is not None and node.user_id == key.user_id]
         match self.dialect.login_match:
@@ -858,7 +866,7 @@ class Tailnet:
 
     @staticmethod
     def _is_its_key(node: Node, key: PreAuthKey) -> bool:
-        """Return True if the node registered or logged in last with this key."""
+        """Return True if the key is the one with which the node registered or last logged in."""
         return node.pre_auth_key is not None and node.pre_auth_key.id == key.id
 
     def _names(self, known: Node, hostname: str) -> dict[str, Any]:
@@ -893,7 +901,7 @@ class Tailnet:
         if dialect.login_loses_created_at:
             changes["created_at"] = ZERO
         if dialect.login_match is LoginMatch.MACHINE_AND_OWNERSHIP and key.tags and not known.tags:
-            # The node becomes a tagged one.
+            # The node becomes a tagged node, which has no user.
             changes |= {"tags": key.tags, "user_id": None}
         takes_tags = {
             LoginTags.ALWAYS: True,

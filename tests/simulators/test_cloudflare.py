@@ -1,4 +1,4 @@
-"""The simulated Cloudflare behaves like the real API, as far as that is documented or was observed."""
+"""Test that the simulated Cloudflare behaves like the real API, as far as the behavior of the API is known."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class Account:
             headers={} if authorization is None else {"Authorization": authorization},
         )
 
-    def create(self, **fields: Any) -> httpx.Response:
-        """Request the creation of a record, and return the response."""
+    def request_record(self, **fields: Any) -> httpx.Response:
+        """Send a request to create a record, and return the response."""
         spec = {"type": "A", "name": "a.example.com", "content": "100.64.0.1", "ttl": 60, "proxied": False}
         return self.client.post(self.records, json=spec | fields)
 
-    def created(self, **fields: Any) -> Any:
-        """Create a record, and return it."""
-        return self.create(**fields).json()["result"]
+    def create_record(self, **fields: Any) -> Any:
+        """Create a record, and return the record in the response."""
+        return self.request_record(**fields).json()["result"]
 
-    def url(self, record: Any) -> str:
+    def path_of(self, record: Any) -> str:
         """Return the path of a record."""
         return f"{self.records}/{record['id']}"
 
@@ -61,7 +61,7 @@ def error(response: httpx.Response) -> tuple[int, int]:
 
 
 def test_fields_of_a_record(account: Account) -> None:
-    record = account.created(comment="mine")
+    record = account.create_record(comment="mine")
     assert set(record) == {
         "id", "name", "type", "content", "proxiable", "proxied", "ttl", "settings", "meta", "comment",
         "tags", "created_on", "modified_on", "comment_modified_on",
@@ -69,7 +69,7 @@ def test_fields_of_a_record(account: Account) -> None:
     assert re.fullmatch("[0-9a-f]{32}", record["id"])
     assert (record["proxiable"], record["settings"], record["meta"], record["tags"]) == (False, {}, {}, [])
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{4,6}Z", record["created_on"])
-    other = account.created(content="100.64.0.2")
+    other = account.create_record(content="100.64.0.2")
     assert other["comment"] is None
     assert "comment_modified_on" not in other
 
@@ -93,17 +93,17 @@ def test_defaults_of_a_record(account: Account) -> None:
     ],
 )
 def test_name_is_stored_in_full_and_in_lower_case(account: Account, name: str, stored: str) -> None:
-    assert account.created(name=name)["name"] == stored
+    assert account.create_record(name=name)["name"] == stored
 
 
 @pytest.mark.parametrize("name", ["", None, "a..example.com", "a b.example.com", "x" * 64, "a.example.com."])
 def test_invalid_name_is_refused(account: Account, name: object) -> None:
-    assert error(account.create(name=name)) == (400, 9000)
+    assert error(account.request_record(name=name)) == (400, 9000)
 
 
 def test_ipv6_address_is_stored_in_its_shortest_form(account: Account) -> None:
-    assert account.created(type="AAAA", content="FD7A:115C:A1E0:0::0001")["content"] == "fd7a:115c:a1e0::1"
-    assert error(account.create(type="AAAA", content="fd7a:115c:a1e0::1")) == (400, 81058)
+    assert account.create_record(type="AAAA", content="FD7A:115C:A1E0:0::0001")["content"] == "fd7a:115c:a1e0::1"
+    assert error(account.request_record(type="AAAA", content="fd7a:115c:a1e0::1")) == (400, 81058)
 
 
 @pytest.mark.parametrize(
@@ -129,21 +129,21 @@ def test_ipv6_address_is_stored_in_its_shortest_form(account: Account) -> None:
     ],
 )
 def test_invalid_record_is_refused(account: Account, fields: dict[str, Any], code: int) -> None:
-    assert error(account.create(**fields)) == (400, code)
+    assert error(account.request_record(**fields)) == (400, code)
     assert account.simulator.records(account.zone) == []
 
 
 def test_proxied_record_has_an_automatic_ttl(account: Account) -> None:
-    record = account.created(content="198.51.100.7", proxied=True)
+    record = account.create_record(content="198.51.100.7", proxied=True)
     assert (record["proxiable"], record["proxied"], record["ttl"]) == (True, True, 1)
 
 
 def test_only_a_record_with_the_same_name_type_and_content_is_a_duplicate(account: Account) -> None:
-    account.create()
-    assert error(account.create(ttl=300, comment="other")) == (400, 81058)
-    other = account.created(content="100.64.0.2")
+    account.request_record()
+    assert error(account.request_record(ttl=300, comment="other")) == (400, 81058)
+    other = account.create_record(content="100.64.0.2")
     assert len(account.simulator.records(account.zone, "a.example.com")) == 2
-    response = account.client.patch(account.url(other), json={"content": "100.64.0.1"})
+    response = account.client.patch(account.path_of(other), json={"content": "100.64.0.1"})
     assert error(response) == (400, 81058)
 
 
@@ -161,49 +161,49 @@ def test_only_a_record_with_the_same_name_type_and_content_is_a_duplicate(accoun
 def test_records_of_conflicting_types_are_refused(
     account: Account, existing: tuple[str, str], new: tuple[str, str], code: int
 ) -> None:
-    account.create(type=existing[0], content=existing[1])
-    assert error(account.create(type=new[0], content=new[1])) == (400, code)
+    account.request_record(type=existing[0], content=existing[1])
+    assert error(account.request_record(type=new[0], content=new[1])) == (400, code)
 
 
 def test_txt_record_can_be_created_beside_a_cname(account: Account) -> None:
-    account.create(type="CNAME", content="b.example.com")
-    assert account.created(type="TXT", content="Hello")["content"] == "Hello"
+    account.request_record(type="CNAME", content="b.example.com")
+    assert account.create_record(type="TXT", content="Hello")["content"] == "Hello"
 
 
 def test_no_record_can_be_created_at_the_custom_domain_of_a_worker(account: Account) -> None:
     account.simulator.add_workers_domain(account.zone, "a.example.com")
-    assert error(account.create()) == (400, 81062)
+    assert error(account.request_record()) == (400, 81062)
     [record] = account.client.get(account.records).json()["result"]
     assert record["meta"] == {"read_only": True}
 
 
 def test_record_beyond_the_quota_is_refused() -> None:
     account = Account(quota=1)
-    account.create()
-    assert error(account.create(name="b")) == (400, 81045)
+    account.request_record()
+    assert error(account.request_record(name="b")) == (400, 81045)
 
 
 def test_patch_keeps_other_fields(account: Account) -> None:
-    url = account.url(account.created(comment="mine"))
+    url = account.path_of(account.create_record(comment="mine"))
     patched = account.client.patch(url, json={"content": "100.64.0.2"}).json()["result"]
     assert (patched["content"], patched["comment"], patched["ttl"]) == ("100.64.0.2", "mine", 60)
     assert account.client.patch(url, json={"comment": ""}).json()["result"]["comment"] is None
 
 
-def test_type_cannot_be_changed(account: Account) -> None:
-    url = account.url(account.created())
+def test_type_of_a_record_cannot_be_changed(account: Account) -> None:
+    url = account.path_of(account.create_record())
     assert error(account.client.patch(url, json={"type": "AAAA", "content": "fd7a::1"}))[0] == 400
 
 
 def test_deleted_record_does_not_exist(account: Account) -> None:
-    record = account.created()
-    url = account.url(record)
+    record = account.create_record()
+    url = account.path_of(record)
     assert account.client.delete(url).json()["result"] == {"id": record["id"]}
     assert error(account.client.delete(url))[1] == 81044
     assert error(account.client.get(url))[1] == 81044
 
 
-def test_changes_in_the_dashboard(account: Account) -> None:
+def test_dashboard_can_add_change_and_remove_a_record(account: Account) -> None:
     record_id = account.simulator.add_record(account.zone, type="A", name="a", content="100.64.0.1", comment="x")
     account.simulator.change_record(record_id, content="100.64.0.9")
     assert account.client.get(f"{account.records}/{record_id}").json()["result"]["content"] == "100.64.0.9"
@@ -218,13 +218,13 @@ def test_changes_in_the_dashboard(account: Account) -> None:
 
 
 @pytest.fixture
-def filled() -> Account:
+def account_with_records() -> Account:
     """Return an account with four records, whose names begin with a, b, c and d."""
     account = Account()
-    account.create(name="a", comment="Mark one")
-    account.create(name="b", comment="mark two")
-    account.create(name="c", type="TXT", content="Text")
-    account.create(name="d", content="198.51.100.1", proxied=True)
+    account.request_record(name="a", comment="Mark one")
+    account.request_record(name="b", comment="mark two")
+    account.request_record(name="c", type="TXT", content="Text")
+    account.request_record(name="d", content="198.51.100.1", proxied=True)
     return account
 
 
@@ -242,22 +242,25 @@ def filled() -> Account:
         ("match=any&name=c.example.com&comment.exact=mark two", "bc"),
     ],
 )
-def test_records_are_filtered(filled: Account, query: str, first_letters: str) -> None:
-    records = filled.client.get(f"{filled.records}?{query}").json()["result"]
+def test_records_are_filtered(account_with_records: Account, query: str, first_letters: str) -> None:
+    records = account_with_records.client.get(f"{account_with_records.records}?{query}").json()["result"]
     assert "".join(sorted(record["name"][0] for record in records)) == first_letters
 
 
-def test_records_are_listed_in_pages(filled: Account) -> None:
-    pages = [filled.client.get(filled.records, params={"per_page": "3", "page": page}).json() for page in (1, 2, 3)]
+def test_records_are_listed_in_pages(account_with_records: Account) -> None:
+    pages = [
+        account_with_records.client.get(account_with_records.records, params={"per_page": "3", "page": page}).json()
+        for page in (1, 2, 3)
+    ]
     assert ["".join(record["name"][0] for record in page["result"]) for page in pages] == ["abd", "c", ""]
     assert pages[0]["result_info"] == {"page": 1, "per_page": 3, "count": 3, "total_count": 4, "total_pages": 2}
-    empty = filled.client.get(filled.records, params={"name": "none"}).json()["result_info"]
+    empty = account_with_records.client.get(account_with_records.records, params={"name": "none"}).json()["result_info"]
     assert empty == {"page": 1, "per_page": 100, "count": 0, "total_count": 0, "total_pages": 1}
 
 
 @pytest.mark.parametrize("query", ["per_page=0", "per_page=5001", "page=0", "page=x", "type=A", "match=some"])
-def test_invalid_query_is_refused(filled: Account, query: str) -> None:
-    assert error(filled.client.get(f"{filled.records}?{query}&name=a"))[0] == 400
+def test_invalid_or_unsupported_query_is_refused(account_with_records: Account, query: str) -> None:
+    assert error(account_with_records.client.get(f"{account_with_records.records}?{query}&name=a"))[0] == 400
 
 
 # --- Batches ------------------------------------------------------------------------------------------
@@ -265,8 +268,8 @@ def test_invalid_query_is_refused(filled: Account, query: str) -> None:
 
 def test_batch_deletes_before_it_creates(account: Account) -> None:
     """A new record can have the name of a deleted one."""
-    old = account.created(type="CNAME", content="b.example.com")["id"]
-    kept = account.created(name="k")["id"]
+    old = account.create_record(type="CNAME", content="b.example.com")["id"]
+    kept = account.create_record(name="k")["id"]
     body = {
         "posts": [{"type": "A", "name": "a.example.com", "content": "100.64.0.1"}],
         "patches": [{"id": kept, "content": "100.64.0.9"}],
@@ -281,7 +284,7 @@ def test_batch_deletes_before_it_creates(account: Account) -> None:
 
 
 def test_batch_is_all_or_nothing(account: Account) -> None:
-    old = account.created()["id"]
+    old = account.create_record()["id"]
     before = account.simulator.records(account.zone)
     body = {"deletes": [{"id": old}, {"id": "0" * 32}], "posts": [{"type": "A", "name": "b", "content": "nonsense"}]}
     response = account.client.post(f"{account.records}/batch", json=body)
@@ -300,7 +303,7 @@ def test_batch_is_all_or_nothing(account: Account) -> None:
         [],
         {"posts": [{"type": "A", "name": f"a{number}", "content": "192.0.2.1"} for number in range(201)]},
     ],
-    ids=["no-id", "invalid-id", "no-list", "unsupported-operation", "no-object", "too-many"],
+    ids=["no-id", "invalid-id", "not-a-list", "unsupported-operation", "not-an-object", "too-many"],
 )
 def test_malformed_batch_is_refused(account: Account, body: object) -> None:
     assert error(account.client.post(f"{account.records}/batch", json=body))[0] == 400
@@ -337,7 +340,7 @@ def test_disabled_or_expired_token_is_refused(account: Account, status: Any) -> 
 def test_request_without_the_permission_is_refused(account: Account) -> None:
     account.client = account.client_with(f"Bearer {account.simulator.set_token(permission='read')}")
     assert account.client.get(account.records).status_code == 200
-    assert error(account.create()) == (403, 10000)
+    assert error(account.request_record()) == (403, 10000)
     assert error(account.client.post(f"{account.records}/batch", json={})) == (403, 10000)
     client = account.client_with(f"Bearer {account.simulator.set_token(permission='none')}")
     assert error(client.get(account.records)) == (403, 10000)
@@ -354,11 +357,11 @@ def test_token_cannot_access_other_zones(account: Account) -> None:
     assert error(client.get(f"/zones/{ours}/dns_records")) == (403, 10000)
 
 
-def test_valid_token_can_be_refused_once(account: Account) -> None:
-    """The real API was observed to do that."""
+def test_fault_refuses_one_request_with_a_valid_token(account: Account) -> None:
+    """The real API was observed to refuse single requests with a valid token."""
     account.simulator.faults.add(refusal(403, 10000, "Authentication error"))
-    assert error(account.create()) == (403, 10000)
-    assert account.create().status_code == 200
+    assert error(account.request_record()) == (403, 10000)
+    assert account.request_record().status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/zones/example.com/dns_records", "/zones/{zone}/dns_records/abc"])
@@ -381,7 +384,7 @@ def test_zones_are_filtered_by_name(account: Account) -> None:
 
 
 class Clock:
-    """A clock that advances only if the test sets it."""
+    """A clock that advances only when a test changes its time."""
 
     def __init__(self) -> None:
         self.now = NOON

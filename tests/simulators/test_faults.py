@@ -1,4 +1,7 @@
-"""Faults have the same effects in one process and over loopback. Only `drip` differs: in process, it is a timeout."""
+"""Test that each fault has the same effect on a client in this process as on a client that uses HTTP.
+
+Only the fault `drip`, which sends a body slowly, is a time-out for a client in this process.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ def client(request: pytest.FixtureRequest, counter: Counter) -> Iterator[httpx.C
 
 
 @pytest.fixture(autouse=True)
-def _quiet(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+def _nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
     """Check that nothing is printed, because a fault is not an error of the simulator."""
     yield
     assert capfd.readouterr() == ("", "")
@@ -94,13 +97,13 @@ def test_fault_replaces_the_response(
     assert counter.count == 0
 
 
-def test_stale_response_is_older_than_the_last_change(counter: Counter, client: httpx.Client) -> None:
+def test_stale_response_has_the_state_before_the_last_change(counter: Counter, client: httpx.Client) -> None:
     client.post("/")
     counter.faults.add(faults.stale(), method="GET")
     assert [client.get("/").json()["count"] for _ in range(2)] == [0, 1]
 
 
-def test_slow_body_arrives_over_loopback_and_times_out_in_process(counter: Counter) -> None:
+def test_slow_body_arrives_over_http_and_is_a_time_out_in_one_process(counter: Counter) -> None:
     counter.faults.add(faults.drip(interval_s=0.001, limit_s=0.02), times=2)
     with serve(counter) as url:
         assert httpx.get(url, trust_env=False).json()["count"] == 0

@@ -1,7 +1,8 @@
-"""The simulated Headscale behaves like each release of Headscale.
+"""Test that the simulated Headscale behaves like each release of Headscale.
 
-A fact is the result of a function of a new server, given for the releases in which it changed: `{"0.23": 404,
-"0.27": 200}` is 404 from 0.23 on and 200 from 0.27 on.
+Many tests are functions with the decorator `fact`. Such a function gets a new server and returns a result. The argument
+of the decorator has the expected results, by the first release with this result. For example, with
+`{"0.23": 404, "0.27": 200}`, the function must return 404 before 0.27, and 200 from 0.27 on.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tests.simulators.memory import MemoryTransport
 
 NOON: Final = datetime(2026, 8, 1, 12, 0, tzinfo=UTC)
 LATER: Final = "2026-09-01T00:00:00Z"
+# Go's zero time.
 ZERO: Final = "0001-01-01T00:00:00Z"
 TAGS: Final = ("tag:svc",)
 
@@ -29,12 +31,17 @@ each_release = pytest.mark.parametrize("version", VERSIONS)
 
 
 def value_for(version: str, since: Mapping[str, Any]) -> Any:
-    """Return the value that applies to a release: that of the newest release which is not newer."""
+    """Return the value for a release.
+
+    Args:
+        version: the release.
+        since: the values. The key is the first release to which a value applies.
+    """
     return since[max(release for release in since if release <= version)]
 
 
 class Server(HeadscaleSimulator):
-    """A server with the user `svc`, whose clock only a test advances."""
+    """A server that has the user `svc`. Its clock advances only when a test changes `clock`."""
 
     def __init__(self, version: str = "0.28.0", **settings: Any) -> None:
         self.clock = NOON
@@ -42,7 +49,12 @@ class Server(HeadscaleSimulator):
         self.add_user("svc")
 
     def api(self, authorization: str | None = None) -> httpx.Client:
-        """Return an HTTP client with an Authorization header: the server's API key if omitted, none if empty."""
+        """Return an HTTP client.
+
+        Args:
+            authorization: the Authorization header. If it is omitted, the client sends the server's API key. If it is
+                empty, the client sends no header.
+        """
         header = f"Bearer {self.api_key}" if authorization is None else authorization
         return httpx.Client(
             transport=MemoryTransport(self.handle),
@@ -64,12 +76,12 @@ class Server(HeadscaleSimulator):
         return nodes
 
     def key_request(self, **fields: Any) -> dict[str, Any]:
-        """Return the body of a request for a pre-auth key. A field with the value `...` is omitted."""
+        """Return the body of a request to create a pre-auth key. Fields with the value `...` are omitted."""
         body = {"user": "svc" if self.version < "0.26" else "1", "expiration": "2026-08-01T13:00:00Z", **fields}
         return {name: value for name, value in body.items() if value is not ...}
 
     def expire_request(self, key: PreAuthKey | None) -> dict[str, str]:
-        """Return the body of a request to expire a pre-auth key; None = a key that does not exist."""
+        """Return the body of a request to expire a pre-auth key. None stands for a key that does not exist."""
         if self.version >= "0.28":
             return {"id": str(key.id) if key else "99"}
         return {"user": "svc" if self.version < "0.26" else "1", "key": key.key if key else "none"}
@@ -79,7 +91,7 @@ class Server(HeadscaleSimulator):
         return self.register(key=self.create_key("svc", **key).key, hostname="a1")
 
     def register_again(self, node: Node, key: str | None, hostname: str = "a1") -> Node | str:
-        """Log in with a node's machine and pre-auth key. Return the node, or the message if the server refuses it."""
+        """Log the machine of a node in with a pre-auth key. Return the node, or the message of a refusal."""
         try:
             return self.register(key=key, hostname=hostname, machine_key=node.machine_key, node_key=node.node_key)
         except RegistrationRefusedError as error:
@@ -91,7 +103,7 @@ FACTS: Final[dict[str, Fact]] = {}
 
 
 def fact(since: Mapping[str, Any]) -> Callable[[Callable[[Server], Any]], None]:
-    """Register a function as a fact, with the results from each release on."""
+    """Return a decorator that adds a function to FACTS, with its expected results from each release on."""
 
     def register(function: Callable[[Server], Any]) -> None:
         assert function.__name__ not in FACTS
@@ -101,17 +113,18 @@ def fact(since: Mapping[str, Any]) -> Callable[[Callable[[Server], Any]], None]:
 
 
 @each_release
-def test_facts(version: str) -> None:
+def test_functions_return_the_expected_results(version: str) -> None:
     expected = {name: value_for(version, since) for name, (_, since) in FACTS.items()}
     assert {name: function(Server(version)) for name, (function, _) in FACTS.items()} == expected
 
 
 # --- Statuses -----------------------------------------------------------------------------------------
 
+# Statuses from each release on.
 ALWAYS_400: Final = {"0.23": 400}
-STRICT: Final = {"0.23": 400, "0.30": 422}
-# In 0.24 and 0.25, the only user is the default.
-ONLY_USER: Final = {"0.23": 500, "0.24": 200, "0.26": 500}
+INVALID_FIELD: Final = {"0.23": 400, "0.30": 422}
+# A request without a user. In 0.24 and 0.25, it refers to the only user of the server.
+WITHOUT_USER: Final = {"0.23": 500, "0.24": 200, "0.26": 500}
 KEYS: Final = "/api/v1/preauthkey"
 
 REQUESTS: Final[list[tuple[str, str, Any, Mapping[str, int]]]] = [
@@ -136,7 +149,7 @@ REQUESTS: Final[list[tuple[str, str, Any, Mapping[str, int]]]] = [
     ("GET", "/api/v1/user?id=x", None, {"0.23": 200, "0.24": 400}),
     ("POST", "/api/v1/user", {"name": "svc"}, {"0.23": 500, "0.30": 409}),
     ("DELETE", f"{KEYS}?id=1", None, {"0.23": 501, "0.28": 200}),
-    ("POST", KEYS, None, {**ONLY_USER, "0.30": 400}),
+    ("POST", KEYS, None, {**WITHOUT_USER, "0.30": 400}),
 ]
 """Requests to a server with one node: method, path, body, and the expected status from each release on."""
 
@@ -146,17 +159,17 @@ NEW_KEYS: Final[list[tuple[dict[str, Any], Mapping[str, int]]]] = [
     ({"user": "1"}, {"0.23": 500, "0.26": 200}),
     ({"user": 1}, {"0.23": 400, "0.26": 200, "0.30": 422}),
     ({"user": "99"}, {"0.23": 500, "0.30": 404}),
-    ({"user": ...}, {**ONLY_USER, "0.30": 400}),
-    ({"user": ..., "aclTags": TAGS}, {**ONLY_USER, "0.28": 200}),
+    ({"user": ...}, {**WITHOUT_USER, "0.30": 400}),
+    ({"user": ..., "aclTags": TAGS}, {**WITHOUT_USER, "0.28": 200}),
     *(({"aclTags": [tag]}, ALWAYS_400) for tag in ("svc", "tag:Svc", "tag:a b")),
-    *(({"expiration": text}, STRICT) for text in ("2026-08-01T13:00:00", "tomorrow", "2026-08-01", 5)),
-    ({"reusable": "yes"}, STRICT),
-    ({"aclTags": "tag:a"}, STRICT),
-    ({"aclTags": [1]}, STRICT),
+    *(({"expiration": text}, INVALID_FIELD) for text in ("2026-08-01T13:00:00", "tomorrow", "2026-08-01", 5)),
+    ({"reusable": "yes"}, INVALID_FIELD),
+    ({"aclTags": "tag:a"}, INVALID_FIELD),
+    ({"aclTags": [1]}, INVALID_FIELD),
     ({"color": "blue"}, {"0.23": 200, "0.30": 422}),
     ({"acl_tags": TAGS}, {"0.23": 200, "0.30": 422}),
 ]
-"""Changed fields of a request for a pre-auth key, and the expected status from each release on."""
+"""Changed fields of a request to create a pre-auth key, and the expected status from each release on."""
 
 
 @each_release
@@ -207,7 +220,7 @@ def unknown_path(server: Server) -> tuple[int, str]:
 
 
 @each_release
-def test_version(version: str) -> None:
+def test_version_is_reported_from_0_27_on(version: str) -> None:
     server = Server(version)
     response = server.api("none").get("/version")
     if version < "0.27":
@@ -219,7 +232,7 @@ def test_version(version: str) -> None:
 
 
 @each_release
-def test_description_of_the_api(version: str) -> None:
+def test_description_of_the_api_has_the_paths_and_fields_of_the_release(version: str) -> None:
     client = Server(version).api("none")
     response = client.get("/swagger/v1/openapiv2.json")
     if version >= "0.30":
@@ -417,7 +430,7 @@ def expired_node_is_shown_online_and_a_restart_loses_its_expiry(server: Server) 
 
 @fact({"0.23": NOON, "0.27": datetime.fromisoformat(LATER)})
 def node_expired_at_a_later_time(server: Server) -> datetime | None:
-    """Releases ignore a query parameter or a field of the body that they do not know."""
+    """A release ignores a query parameter or a field of the body that it does not know."""
     server.add_node("a1", user="svc")
     query, body = ("", LATER) if server.version >= "0.30" else (f"?expiry={LATER}", "2026-10-01T00:00:00Z")
     server.post(f"/api/v1/node/1/expire{query}", {"expiry": body})
@@ -598,7 +611,7 @@ REFUSED: Final = {"used": "authkey already used", "expired": "authkey expired", 
     }
 )
 def login_with_the_nodes_used_key_with_an_expired_and_with_an_unknown_key(server: Server) -> dict[str, int | str]:
-    """The result is the id of the node, or the error message."""
+    """Return the id of the node, or the error message, for each of the three keys."""
     node = server.register_new()
     keys = {
         "used": server.keys[0].key,
@@ -705,7 +718,7 @@ def test_logins_with_a_key_that_has_tags_and_no_user(version: str) -> None:
 
 @fact({"0.23": (NOON, 2), "0.25": (None, 3), "0.27": (NOON, 2)})
 def creation_time_after_a_login_and_the_next_address(server: Server) -> tuple[datetime | None, int]:
-    """The address is that of the next node, without its prefix."""
+    """Return the creation time of a node that logged in, and the last number of the address of the next new node."""
     node = server.register_new()
     server.expire_node(node.id)
     again = server.register_again(node, server.create_key("svc").key)

@@ -1,4 +1,4 @@
-"""The simulated tailscale container behaves like the real one."""
+"""Test that the simulated tailscale container behaves like the real one."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def key_file(tmp_path: Path) -> Path:
     return tmp_path / "authkey"
 
 
-@pytest.mark.parametrize("served", [False, True])
-def test_client_registers_and_connects(headscale: HeadscaleSimulator, key_file: Path, served: bool) -> None:
+@pytest.mark.parametrize("over_http", [False, True])
+def test_client_registers_and_connects(headscale: HeadscaleSimulator, key_file: Path, over_http: bool) -> None:
     key_file.write_text(f"\n {headscale.create_key('svc').key} \r\n")
     with serve(headscale) as url:
-        client = VpnClient(url if served else headscale, key_file=key_file, hostname="a.example.com")
+        client = VpnClient(url if over_http else headscale, key_file=key_file, hostname="a.example.com")
         node = client.start()
         assert headscale.online(node.node_id)
         assert node.addresses == client.addresses == ("100.64.0.1", "fd7a:115c:a1e0::1")
@@ -49,18 +49,18 @@ def test_client_registers_and_connects(headscale: HeadscaleSimulator, key_file: 
 
 
 @pytest.mark.parametrize("content", [None, "", " \n"])
-def test_missing_key_is_an_error(headscale: HeadscaleSimulator, key_file: Path, content: str | None) -> None:
+def test_start_without_a_key_is_an_error(headscale: HeadscaleSimulator, key_file: Path, content: str | None) -> None:
     if content is not None:
         key_file.write_text(content)
     with pytest.raises(KeyFileUnusableError):
         VpnClient(headscale, key_file=key_file, hostname="a1").start()
 
 
-@pytest.mark.parametrize("served", [False, True])
-def test_unknown_key_is_refused(headscale: HeadscaleSimulator, key_file: Path, served: bool) -> None:
+@pytest.mark.parametrize("over_http", [False, True])
+def test_unknown_key_is_refused(headscale: HeadscaleSimulator, key_file: Path, over_http: bool) -> None:
     key_file.write_text("hskey-auth-nonsense")
     with serve(headscale) as url, pytest.raises(RegistrationRefusedError, match="invalid pre auth key"):
-        VpnClient(url if served else headscale, key_file=key_file, hostname="a1").start()
+        VpnClient(url if over_http else headscale, key_file=key_file, hostname="a1").start()
 
 
 @pytest.mark.parametrize("version", DEFAULT)

@@ -1,4 +1,7 @@
-"""The base class of the simulators: it injects faults, records requests, and serves HTTP."""
+"""The base class of the simulators: it injects faults, records requests, and serves HTTP.
+
+An upstream is a server to which the program sends requests: Headscale, Cloudflare or the Kubernetes API.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 import httpx
 
 from tests.simulators.faults import FaultQueue, apply_fault, reset
-from tests.simulators.messages import READS, Request, Response
+from tests.simulators.messages import READ_METHODS, Request, Response
 
 REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 
@@ -23,10 +26,10 @@ class Exchange:
     """One request and its response.
 
     Attributes:
-        query: without the question mark; empty if there is none.
+        query: the query without the question mark; empty if there is none.
         status: the status of the response; None if the connection was broken.
         response: the body of the response before a fault changed it; empty if the request was not executed.
-        size: the length of that body.
+        size: the length of the body in `response`, even if this body is not recorded.
     """
 
     method: str
@@ -40,16 +43,16 @@ class Exchange:
     @property
     def is_write(self) -> bool:
         """True if the request can change something."""
-        return self.method not in READS
+        return self.method not in READ_METHODS
 
 
 class Upstream(ABC):
-    """A simulated server. A test calls `handle` in its own process, or serves the object as a WSGI application.
+    """A simulated server. A test calls `handle` directly, or serves the object as a WSGI application.
 
     Attributes:
         faults: the faults to inject.
         requests: the requests and their responses, oldest first.
-        keep_bodies: the bodies of requests and responses are recorded. Long runs switch it off to save memory.
+        keep_bodies: True if the bodies of requests and responses are recorded. Long tests set False to save memory.
     """
 
     def __init__(self, *, lock: threading.RLock | None = None) -> None:
@@ -75,7 +78,7 @@ class Upstream(ABC):
 
         Args:
             request: the request.
-            from_previous_state: respond with the state before the last change, for the fault `stale`.
+            from_previous_state: True if the response must have the state before the last change (the fault `stale`).
         """
 
     def handle(self, request: Request) -> Response:
@@ -123,7 +126,6 @@ class Upstream(ABC):
         try:
             response = self.handle(request)
         except httpx.TransportError as error:
-            # The request has been recorded before the client sees the failure, so a test can rely on the record.
             if request.connection is None:
                 raise
             reset(request.connection)

@@ -1,6 +1,6 @@
 """A simulated tailscale container. It reads the key file, registers, connects, and adds its addresses to an interface.
 
-Run as a program, it is one container that runs until SIGTERM.
+If this module is run as a program, it simulates one container until it receives SIGTERM.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class KeyFileUnusableError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """The state that a client keeps in a file."""
+    """The state that a tailscale client stores in a file."""
 
     machine_key: str
     node_key: str
@@ -46,8 +46,8 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Registered:
-    """The node in the server's response to a registration."""
+class RegisteredNode:
+    """A node in the server's response to a registration."""
 
     node_id: int
     addresses: tuple[str, ...]
@@ -59,11 +59,11 @@ class _LocalServer:
     def __init__(self, simulator: HeadscaleSimulator) -> None:
         self._simulator = simulator
 
-    def register(self, key: str | None, hostname: str, identity: Identity) -> Registered:
+    def register(self, key: str | None, hostname: str, identity: Identity) -> RegisteredNode:
         node = self._simulator.register(
             key=key, hostname=hostname, machine_key=identity.machine_key, node_key=identity.node_key
         )
-        return Registered(node_id=node.id, addresses=node.addresses)
+        return RegisteredNode(node_id=node.id, addresses=node.addresses)
 
     def connect(self, node_id: int) -> None:
         self._simulator.connect(node_id)
@@ -71,14 +71,14 @@ class _LocalServer:
     def disconnect(self, node_id: int, *, silently: bool) -> None:
         self._simulator.disconnect(node_id, silently=silently)
 
-    def readdress(self, node_id: int) -> Registered:
+    def readdress(self, node_id: int) -> RegisteredNode:
         if self._simulator.node(node_id) is None:
             raise NodeGoneError("node not found")
-        return Registered(node_id=node_id, addresses=self._simulator.readdress(node_id).addresses)
+        return RegisteredNode(node_id=node_id, addresses=self._simulator.readdress(node_id).addresses)
 
 
 class _RemoteServer:
-    """A simulated Headscale that is served on loopback. It has endpoints for this client."""
+    """A simulated Headscale that is served on loopback. It has endpoints for this class, such as /sim/register."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -91,7 +91,7 @@ class _RemoteServer:
             raise RegistrationRefusedError(response.text)
         return response.raise_for_status()
 
-    def register(self, key: str | None, hostname: str, identity: Identity) -> Registered:
+    def register(self, key: str | None, hostname: str, identity: Identity) -> RegisteredNode:
         body = {
             "key": key,
             "hostname": hostname,
@@ -108,12 +108,12 @@ class _RemoteServer:
         with suppress(httpx.TransportError):
             self._post("disconnect", {"nodeId": node_id, "silently": silently})
 
-    def readdress(self, node_id: int) -> Registered:
+    def readdress(self, node_id: int) -> RegisteredNode:
         return self._registered(self._post("readdress", {"nodeId": node_id}))
 
-    def _registered(self, response: httpx.Response) -> Registered:
+    def _registered(self, response: httpx.Response) -> RegisteredNode:
         node = response.json()
-        return Registered(node_id=int(node["id"]), addresses=tuple(node["ipAddresses"]))
+        return RegisteredNode(node_id=int(node["id"]), addresses=tuple(node["ipAddresses"]))
 
 
 class VpnClient:
@@ -136,9 +136,9 @@ class VpnClient:
             control: a simulated Headscale in this process, or the URL of one.
             key_file: the path in `TS_AUTHKEY=file:`.
             hostname: `TS_HOSTNAME`.
-            state_dir: the folder of the state; None = each start is that of a new machine.
-            auth_once: `TS_AUTH_ONCE`: a client with state sends the key only if the server does not know its node.
-            interface: the interface that gets the addresses, such as `tailscale0`; None = none.
+            state_dir: the folder of the state; None = the client registers as a new machine at each start.
+            auth_once: `TS_AUTH_ONCE`. If True, a client that has a node sends the key only if the server refuses it.
+            interface: the interface that gets the node's addresses, such as `tailscale0`; None = no interface.
             netns: the network namespace of the interface; None = that of this process.
         """
         self._server = _RemoteServer(control) if isinstance(control, str) else _LocalServer(control)
@@ -161,7 +161,7 @@ class VpnClient:
         """The client's machine key, including the prefix `mkey:`."""
         return self._identity.machine_key
 
-    def start(self) -> Registered:
+    def start(self) -> RegisteredNode:
         """Start the container: register, connect, and add the addresses to the interface.
 
         Raises:
@@ -178,8 +178,8 @@ class VpnClient:
         self._set_addresses(node)
         return node
 
-    def change_address(self) -> Registered:
-        """Let the server assign new addresses, and replace those of the interface.
+    def change_address(self) -> RegisteredNode:
+        """Let the server assign new addresses, and replace the addresses of the interface.
 
         Raises:
             NodeGoneError: the node was deleted.
@@ -194,7 +194,7 @@ class VpnClient:
         """Stop the container.
 
         Args:
-            cleanly: False = it is killed, and the server reports its node as online for another 15 minutes.
+            cleanly: False = the container is killed, and the server reports its node as online for another 15 minutes.
         """
         if self.node_id is not None:
             self._server.disconnect(self.node_id, silently=not cleanly)
@@ -202,8 +202,8 @@ class VpnClient:
             remove_interface(self._interface, netns=self._netns)
         self.addresses = ()
 
-    def _register(self) -> Registered:
-        """Register, with TS_AUTH_ONCE first without the key."""
+    def _register(self) -> RegisteredNode:
+        """Register. With TS_AUTH_ONCE, a client that has a node first tries to register without the key."""
         if self._auth_once and self._identity.node_id is not None:
             try:
                 return self._server.register(None, self._hostname, self._identity)
@@ -220,7 +220,7 @@ class VpnClient:
             raise KeyFileUnusableError("the key file is empty: the container would wait forever")
         return key
 
-    def _set_addresses(self, node: Registered) -> None:
+    def _set_addresses(self, node: RegisteredNode) -> None:
         self.addresses = node.addresses
         if self._interface is not None:
             for address in node.addresses:
@@ -248,7 +248,7 @@ CREATE_COMMANDS = ("tuntap add mode tun dev {}", "link add name {} type dummy", 
 
 
 def set_address(interface: str, address: str, netns: str | None = None) -> None:
-    """Make this the interface's only address of its family, and create the interface if it does not exist.
+    """Replace an interface's addresses of one family (IPv4 or IPv6). Create the interface if it does not exist.
 
     This requires CAP_NET_ADMIN and the program `ip`.
 

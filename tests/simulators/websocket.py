@@ -8,16 +8,22 @@ import socket
 import struct
 from typing import Final
 
+# The constant that RFC 6455 appends to the client's key.
 _MAGIC: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
+# Opcodes of frames.
 BINARY: Final = 0x2
 CLOSE: Final = 0x8
 PING: Final = 0x9
 PONG: Final = 0xA
 
+# A bit in the first byte of a frame: the frame is the last one of its message.
 _FINAL: Final = 0x80
+# A bit in the second byte of a frame: the data is masked.
 _MASKED: Final = 0x80
+# The status of a connection that is closed without an error.
 _NORMAL: Final = 1000
+# The length of the data has seven bits if it is less than _SHORT, and two bytes if it is less than _LONG.
 _SHORT: Final = 126
 _LONG: Final = 1 << 16
 
@@ -38,7 +44,7 @@ def upgrade_headers(key: str, subprotocol: str) -> dict[str, str]:
 
 
 def frame(data: bytes, opcode: int = BINARY) -> bytes:
-    """Return a frame with a whole message. Frames of a server are not masked."""
+    """Return the only frame of a message from a server. The frames of servers are not masked."""
     if len(data) < _SHORT:
         length = bytes([len(data)])
     elif len(data) < _LONG:
@@ -55,7 +61,7 @@ CLOSING: Final = frame(struct.pack("!H", _NORMAL), CLOSE)
 def read_pong(connection: socket.socket) -> bytes | None:
     """Return the payload of the client's pong; None if the client sent something else or closed the connection.
 
-    The frames of a client are masked. The ping was short, so its pong is a short frame, too.
+    The frames of clients are masked. A pong has the payload of the ping, which was short.
     """
     connection.settimeout(5)
     head = _read(connection, 2)

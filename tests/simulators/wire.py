@@ -1,6 +1,6 @@
-"""How Headscale parses requests and formats responses.
+"""How the simulated Headscale parses requests and formats responses.
 
-Up to 0.29, the library is protojson. From 0.30 on, it is Huma, which is stricter.
+Up to 0.29, Headscale uses the library protojson. From 0.30 on, it uses Huma, which refuses more requests.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ HUMA_LIMIT: Final = 1024 * 1024
 RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
 
 LOCAL: Final = timezone(timedelta(hours=2))
-"""The time zone of the simulated server. From 0.30 on, times are in that zone instead of UTC."""
+"""The time zone of the simulated server. From 0.30 on, times in responses are in this zone instead of UTC."""
 
 
 class RefusedError(Exception):
-    """An error response of the API."""
+    """The API refuses a request. The method `response` returns the error response."""
 
     def __init__(
         self,
@@ -61,14 +61,14 @@ class RefusedError(Exception):
         operation: str = "",
         errors: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Create an error for both formats.
+        """Create an error. The format of its response depends on the release.
 
         Args:
             message: the server's message.
-            code: the gRPC code, up to 0.29. It determines the HTTP status.
+            code: the gRPC code, up to 0.29. The HTTP status follows from this code.
             status: the HTTP status, from 0.30 on.
             operation: the failed operation, from 0.30 on. If it is empty, the response contains only the message.
-            errors: the message and location of each problem of an invalid request, from 0.30 on.
+            errors: the message and location of each invalid part of the request, from 0.30 on.
         """
         super().__init__(message)
         self.message = message
@@ -91,12 +91,12 @@ class RefusedError(Exception):
 
 
 def time_text(dialect: Dialect, instant: datetime, *, nanos: int = 0) -> str:
-    """Serialize an instant as this release does.
+    """Return the text of an instant, in the format of this release.
 
     Args:
         dialect: the release.
-        instant: an aware datetime, which has microseconds.
-        nanos: the three digits after the microseconds.
+        instant: an aware datetime.
+        nanos: the nanoseconds, which a datetime cannot contain: 0 to 999.
     """
     if instant == ZERO:
         return "0001-01-01T00:00:00Z"
@@ -155,7 +155,7 @@ def read_body(request: Request, dialect: Dialect, fields: Mapping[str, Field], *
         request: the request.
         dialect: the release.
         fields: the type of each known field, by name.
-        required: an empty body is refused, from 0.30 on.
+        required: True if an empty body is refused. Releases up to 0.29 never refuse it.
 
     Raises:
         RefusedError: the body is invalid.
@@ -254,7 +254,7 @@ EXPECTED: Final = {
 
 
 def _invalid(status: int, *errors: Mapping[str, Any]) -> RefusedError:
-    """Return the error of an invalid request. It contains the invalid values."""
+    """Return the error for an invalid request, from 0.30 on. The error contains the invalid values."""
     return RefusedError(str(errors[0]["message"]), status=status, operation="validation failed", errors=errors)
 
 
@@ -303,7 +303,7 @@ def parse_id(text: str, *, parameter: str = "id", operation: str = "") -> int:
     Args:
         text: the id.
         parameter: the name of the parameter in the path.
-        operation: the failed operation in the error message for an id that is not in a path, from 0.30 on.
+        operation: the failed operation, if the id is not in a path. From 0.30 on, the error message contains it.
 
     Raises:
         RefusedError: the id is not an unsigned 64-bit number.
