@@ -2,7 +2,7 @@
 
 The commands of a workload's pods run on a simulated clock, with simulated upstreams. workload.py defines the pods and
 the upstreams, events.py the events, and invariants.py the checks. A pass is one run of `cleanup`, or one iteration of
-the loop of `dns-watch`.
+the loop of `dns-watch`. A node or record is ours if the program may change it, and foreign if it may not.
 """
 
 from __future__ import annotations
@@ -53,16 +53,18 @@ RECOVERY_S: Final = 1800.0
 """The time within which everything must be in sync after the last fault: several times the longest backoff."""
 
 CHECK_INTERVAL_S: Final = 60.0
-"""The interval of the checks whether everything is in sync."""
+"""The time between two checks of whether everything is in sync."""
 
-WRITERS: Final = frozenset({"check_writable", "write", "write_metadata", "_replace", "_temporary", "_write_new"})
-"""Functions of keyfile/writer.py that run while a key is written."""
+KEY_WRITING_FUNCTIONS: Final = frozenset(
+    {"check_writable", "write", "write_metadata", "_replace", "_temporary", "_write_new"}
+)
+"""Names of the functions in keyfile/writer.py that run while a key is written."""
 
 MAX_LINES: Final = 80
 """The maximum number of lines of these functions that are executed before the process is killed."""
 
-POLLS: Final = 20
-"""A number of requests: more than dns-watch sends in the minute after which it treats a missing node as lost."""
+MANY_REQUESTS: Final = 20
+"""More requests than dns-watch sends in the minute after which it treats a missing node as lost."""
 
 MEMORY_FOLDER: Final = Path("/dev/shm")
 """A file system in memory, on Linux."""
@@ -134,7 +136,7 @@ class Engine:
             world.add_record("made by hand", name=SHARED, type_="TXT", comment=COMMENT_AT_FURTHER_NAMES)
             world.add_record("mail.example.com", name=APEX, type_="MX", priority=10)
             world.add_record("100.64.9.3", name="x.example.com", comment=f"{OUR_COMMENT} x{NAME}")
-            # The record of an alias that the workload had earlier. It belongs to the workload, unlike those above.
+            # The record of an alias that the workload had earlier. This record is ours, unlike the records above.
             world.add_record(NAME, name="old.example.com", type_="CNAME", comment=COMMENT_AT_FURTHER_NAMES)
         if self.schedule.many_records:
             for number in range(100):
@@ -180,9 +182,9 @@ class Engine:
 
     @contextmanager
     def _kill_at_line(self, pod: Pod) -> Iterator[None]:
-        """If a process is to be killed while it writes a key, kill this one at the chosen line of the code.
+        """Kill the pod's process while it writes a key, if a step of the schedule requires it.
 
-        Check the key files before each line.
+        Check the key files before each line of the code that writes the key.
         """
         if not self._lines_until_kill or len(self.workload.passes) > 1:
             yield
@@ -205,7 +207,11 @@ class Engine:
 
         def trace_call(frame: FrameType, _event: str, _argument: object) -> Any:
             code = frame.f_code
-            return trace_line if code.co_filename == key_file_writer.__file__ and code.co_name in WRITERS else None
+            return (
+                trace_line
+                if code.co_filename == key_file_writer.__file__ and code.co_name in KEY_WRITING_FUNCTIONS
+                else None
+            )
 
         previous_trace = sys.gettrace()
         sys.settrace(trace_call)
@@ -242,7 +248,7 @@ class Engine:
         return wait_s
 
     def _world_of(self, pod: Pod) -> FaultWorld:
-        """Return the world after changing it: requests of commands count as requests of this pod from now on."""
+        """Return the world. From now on, the requests of its commands count as requests of this pod."""
 
         def route(upstream: Upstream) -> Handler:
             return Tap(
@@ -319,11 +325,11 @@ class Engine:
                 return
             queue = self.world.queues["headscale"]
             for path, fault in ((r"/node(\?|$)", faults.omit_items(NAME)), (r"/node/\d", faults.html(404))):
-                queue.add_named(step.kind, fault, method="GET", path=path, times=POLLS, after=0)
+                queue.add_named(step.kind, fault, method="GET", path=path, times=MANY_REQUESTS, after=0)
         elif step.kind == EMPTY_NODE_LIST:
             empty = faults.answer(200, '{"nodes":[]}')
             queue = self.world.queues["headscale"]
-            queue.add_named(step.kind, empty, method="GET", path=r"/node(\?|$)", times=POLLS, after=0)
+            queue.add_named(step.kind, empty, method="GET", path=r"/node(\?|$)", times=MANY_REQUESTS, after=0)
             for pod in self.workload.running:
                 pod.watch = None
         elif step.kind == KILLED_WRITING:
@@ -352,7 +358,7 @@ class Engine:
         path = SECOND_PAGE.pattern if step.second_page else None
         method = "GET" if step.kind == "stale read" else step.method
         # A list that is incomplete only once has no effect on dns-watch, so inject the fault more often.
-        times = POLLS if step.kind == "short list" and step.times > 1 else step.times
+        times = MANY_REQUESTS if step.kind == "incomplete list" and step.times > 1 else step.times
         self.world.queues[step.upstream].add_named(
             step.kind, fault, method=method, path=path, times=times, after=step.after
         )

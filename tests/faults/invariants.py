@@ -126,7 +126,7 @@ class Invariants:
             records = [read for read in reads if read.path.endswith("/dns_records")]
             all_names = [read for read in records if "match=any" in read.query]
             self._check_looks_correct(request, _last_list(records) + _last_list(all_names))
-            if not current.pod.initialized and nodes and nodes[-1].fault == "short list":
+            if not current.pod.initialized and nodes and nodes[-1].fault == "incomplete list":
                 # cleanup cannot distinguish this empty list from the list of a Headscale without nodes.
                 return
             if current.pod.initialized:

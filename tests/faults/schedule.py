@@ -54,7 +54,7 @@ FAULTS: Final[dict[str, Callable[[UpstreamName, Random], Fault]]] = {
     "wrong content type": lambda _upstream, _random: faults.wrong_content_type(),
     "empty object": lambda _upstream, _random: faults.answer(200, "{}"),
     "null": lambda _upstream, _random: faults.answer(200, "null"),
-    "short list": lambda upstream, _random: faults.answer(
+    "incomplete list": lambda upstream, _random: faults.answer(
         200, EMPTY_PAGE if upstream == "cloudflare" else '{"nodes":[],"users":[],"preAuthKeys":[],"apiKeys":[]}'
     ),
     "401": lambda upstream, _random: (
@@ -242,6 +242,7 @@ def random_schedule(seed: int) -> Schedule:
     def random_of(part: str) -> Random:
         return Random(f"{seed}/{part}")
 
+    # If the name of a part changed here, the schedules of all seeds would change.
     settings = random_of("settings")
     many_records = random_of("crowd").random() < 0.12
     steps = [_random_step(random_of(str(number)), many_records=many_records) for number in range(STEPS)]
@@ -290,7 +291,7 @@ def _random_step(random: Random, *, many_records: bool) -> Step:
     )
     upstream: UpstreamName = random.choice(("headscale", "cloudflare"))
     method = random.choice((None, None, "GET", "POST", "PATCH", "DELETE"))
-    if kind == "short list":
+    if kind == "incomplete list":
         method = "GET"
     # Only Cloudflare has pages, and only if a name has many records.
     second_page = many_records and kind in FAULTS and random.random() < 0.4

@@ -144,7 +144,7 @@ class Tap:
         self._is_cut_off = is_cut_off
 
     def __call__(self, request: messages.Request) -> Response:
-        _wait_for_reads()
+        _wait_for_earlier_threads()
         if self._is_cut_off():
             raise httpx.ConnectError("[Errno 113] No route to host")
         interruption = self._take_interruption()
@@ -179,13 +179,13 @@ class Tap:
         return None
 
 
-def _wait_for_reads() -> None:
-    """Let the reads that `cleanup` sends in several threads run in a fixed order.
+def _wait_for_earlier_threads() -> None:
+    """Let the threads of `cleanup` send their requests in a fixed order: wait until the earlier threads have ended.
 
     Otherwise, two runs with the same seed would differ.
     """
-    order = ("zone", "version", threading.main_thread().name)
-    first = order.index(threading.current_thread().name)
+    names = ("zone", "version", threading.main_thread().name)
+    position = names.index(threading.current_thread().name)
     for thread in threading.enumerate():
-        if thread.name in order[:first]:
+        if thread.name in names[:position]:
             thread.join()

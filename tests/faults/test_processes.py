@@ -22,7 +22,8 @@ from tests.simulators.headscale import HeadscaleSimulator, Node
 from tests.simulators.serve import serve
 from tests.tally import count
 
-# The requests of cleanup to Headscale: version, users, nodes, the old node, its deletion, the read after it, the key.
+# The requests of cleanup to Headscale, in order: it reads the version, the users, the nodes and the old node, deletes
+# the old node, reads it again, and creates the pre-auth key.
 CLEANUP_REQUESTS = 7
 READ_OF_OLD_NODE = 3
 
@@ -92,7 +93,11 @@ class PodWithPredecessor(Pod):
     ) -> Iterator[tuple[Running, Gate]]:
         """Start a command. Yield the process and the gate when the process waits for the response to one request.
 
-        The other arguments are those of `Gate`.
+        Args:
+            command: the name of the command and its arguments.
+            upstream: the upstream to which this request is sent.
+            number: the number of the request, as for `Gate`.
+            committed: True if the upstream executes the request before the process waits, as for `Gate`.
         """
         gate = Gate(getattr(self, upstream), number, committed=committed)
         with serve(gate) as url:

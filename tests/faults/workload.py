@@ -81,7 +81,7 @@ class Pod:
 
     @property
     def kept_node_id(self) -> str | None:
-        """The node id that `cleanup` stored in the metadata file beside the key; None if there is none."""
+        """The id of the pod's last known node, from the metadata file beside the key file; None if there is none."""
         metadata = self.key_file.with_suffix(".id")
         return json.loads(metadata.read_text())["kept_node_id"] if metadata.exists() else None
 

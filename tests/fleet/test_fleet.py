@@ -29,7 +29,6 @@ from tests.tally import add_measurement
 from tests.world import MIN_WAIT_S, USER, Clock, Interface
 
 MINUTE_S = 60.0
-HOUR_S = 3600.0
 
 # By default, the tests run with 40 pods. The full run of the tests adds 200 pods.
 with_40_and_200_pods = pytest.mark.parametrize("pods", [40, pytest.param(200, marks=pytest.mark.full)])

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 MAX_LABEL: Final = 63
-LETTERS: Final = string.ascii_lowercase + string.digits
+LETTERS_AND_DIGITS: Final = string.ascii_lowercase + string.digits
 
 
 class HostnameRefusedError(Exception):
@@ -110,44 +110,51 @@ class KeyFormat(Enum):
 
 # --- Hostnames -------------------------------------------------------------------------------------
 
-# These functions return the name or the given name of a node in some releases: see `Dialect.hostname` and
-# `Dialect.given_name`.
+# A node has a name, which comes from the hostname of its machine, and a unique given name, which comes from the name.
+# These functions return them. Each release uses one of the functions for the name and one for the given name.
 
 
 def _raw_labels(hostname: str, _machine_key: str, _random: Random) -> str:
+    """Return the hostname. Refuse it if one of its labels is too long."""
     if any(len(label) > MAX_LABEL for label in hostname.split(".")):
         raise HostnameRefusedError("hostname label is longer than 63 characters")
     return hostname
 
 
 def _raw_at_most_63(hostname: str, _machine_key: str, _random: Random) -> str:
+    """Return the hostname. Refuse it if it is too long."""
     if len(hostname) > MAX_LABEL:
         raise HostnameRefusedError("hostname is longer than 63 characters")
     return hostname
 
 
 def _raw(hostname: str, _machine_key: str, _random: Random) -> str:
+    """Return the hostname without changes."""
     return hostname
 
 
 def _validated(hostname: str, machine_key: str, random: Random) -> str:
+    """Return the hostname in lower case. If it is invalid, return a generated name."""
     lowered = hostname.lower()
     if not lowered:
         return f"node-{machine_key[:8]}"
     if re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,61}[a-z0-9]", lowered) is None:
-        return "invalid-" + "".join(random.choices(LETTERS, k=8))
+        return "invalid-" + "".join(random.choices(LETTERS_AND_DIGITS, k=8))
     return lowered
 
 
 def _dashed(name: str) -> str:
+    """Return the name with dashes instead of invalid characters."""
     return re.sub(r"[^a-z0-9.-]+", "-", name.lower().replace("'", "").replace("@", "."))
 
 
 def _stripped(name: str) -> str:
+    """Return the name without invalid characters."""
     return re.sub(r"[^a-z0-9.-]", "", name.lower())
 
 
 def _label(name: str) -> str:
+    """Return a valid DNS label that is similar to the name."""
     for suffix in (".local", ".localdomain", ".lan"):
         name = name.removesuffix(suffix)
     inner = re.sub(r"^[^a-z0-9]+|[^a-z0-9]+$", "", name[:MAX_LABEL].lower())
@@ -264,11 +271,11 @@ class Dialect:
 
     # Names of nodes
     hostname: Callable[[str, str, Random], str] = _raw_labels
-    """Returns the name of a node for a hostname and a machine key."""
+    """Returns the name of a node. The arguments are the hostname and the machine key of its machine."""
     hostname_follows: bool = False
     """A login with another hostname changes the name."""
     given_name: Callable[[str], str] = _dashed
-    """Returns the given name for a name."""
+    """Returns the given name of a node. The argument is the name of the node."""
     given_name_numbered: bool = False
     """If another node has the given name, a number is appended instead of random letters."""
     given_name_follows_login: bool = True
@@ -291,11 +298,11 @@ class Dialect:
     tagged_revives: bool = True
     """A login removes the expiry of any node. In other releases, it does not do so for a tagged node."""
     login_takes_an_address: bool = False
-    """A login uses up an address, although the node keeps its own."""
+    """A login uses up a free address, although the node keeps its old address."""
     login_keeps_first_key: bool = True
     """After a login with another pre-auth key, the node still has its first key."""
     frees_addresses: bool = False
-    """The address of a deleted node can be assigned before the server restarts."""
+    """The address of a deleted node can be assigned again before the next restart of the server."""
     login_loses_created_at: bool = False
     """A login sets the time of creation to Go's zero time."""
     logout_in_1970: bool = False

@@ -69,7 +69,7 @@ ResponseKind = Literal["list", "get", "change"]
 
 Handler = Callable[["Request", Mapping[str, str]], Response]
 IsInRelease = Callable[[Dialect], bool]
-"""Returns True if a release has an endpoint."""
+"""A function that returns True if a release has an endpoint."""
 
 
 def _in_every_release(_dialect: Dialect) -> bool:
@@ -91,7 +91,7 @@ UNAUTHENTICATED: Final[tuple[tuple[str, str, str, IsInRelease], ...]] = (
     ("POST", "/sim/disconnect", "_sim_disconnect", _in_every_release),
     ("POST", "/sim/readdress", "_sim_readdress", _in_every_release),
 )
-"""Endpoints that require no API key: method, path, handler, and which releases have them."""
+"""Endpoints that require no API key: method, path, handler, and the function that selects the releases."""
 
 AUTHENTICATED: Final[tuple[tuple[str, str, str, IsInRelease], ...]] = (
     ("GET", "/api/v1/machine", "_list_machines", lambda dialect: dialect.machine_api),
@@ -110,7 +110,7 @@ AUTHENTICATED: Final[tuple[tuple[str, str, str, IsInRelease], ...]] = (
     ("POST", "/api/v1/preauthkey/expire", "_expire_key", _has_node_api),
     ("DELETE", "/api/v1/preauthkey", "_delete_key", lambda dialect: dialect.keys_without_user),
 )
-"""Endpoints that require an API key."""
+"""Endpoints that require an API key, in the same form."""
 
 
 @cache

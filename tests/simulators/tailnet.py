@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from tests.simulators.dialects import (
     DIALECTS,
-    LETTERS,
+    LETTERS_AND_DIGITS,
     Dialect,
     HostnameRefusedError,
     KeyCheck,
@@ -25,7 +25,7 @@ from tests.simulators.dialects import (
 from tests.simulators.wire import ZERO
 
 SILENT_LOSS: Final = timedelta(minutes=15)
-"""The time after which the server detects that a client has disappeared. Linux retransmits packets for that long."""
+"""The time after which the server detects that a client has disappeared: Linux retransmits for about 15 minutes."""
 
 EPHEMERAL_TIMEOUT: Final = timedelta(seconds=120)
 """The time after which an ephemeral node that is offline is deleted."""
@@ -46,7 +46,7 @@ RegisteredBy = Literal["auth_key", "cli", "oidc"]
 
 
 class RegistrationRefusedError(Exception):
-    """The server refused a registration. The message is that of the real server."""
+    """The server refused a registration. The real server would send the same message."""
 
 
 class NodeGoneError(Exception):
@@ -739,7 +739,7 @@ class Tailnet:
         if name not in used:
             return name
         if not self.dialect.given_name_numbered:
-            return f"{name[:MAX_RANDOM_BASE]}-{self._random_text(LETTERS, 8)}"
+            return f"{name[:MAX_RANDOM_BASE]}-{self._random_text(LETTERS_AND_DIGITS, 8)}"
         number = 1
         while f"{name}-{number}" in used:
             number += 1

@@ -16,7 +16,13 @@ NOON = datetime(2026, 8, 1, 12, 0, tzinfo=UTC)
 
 
 class Account:
-    """A simulated account with one zone, and an HTTP client with its token."""
+    """A simulated account with one zone.
+
+    Attributes:
+        zone: the id of the zone.
+        records: the path of the zone's records.
+        client: an HTTP client that sends the token of the account.
+    """
 
     def __init__(self, **settings: Any) -> None:
         self.simulator = CloudflareSimulator(**settings)
@@ -25,6 +31,7 @@ class Account:
         self.client = self.client_with(f"Bearer {self.simulator.token}")
 
     def client_with(self, authorization: str | None) -> httpx.Client:
+        """Return an HTTP client that sends this Authorization header; None = it sends no such header."""
         return httpx.Client(
             transport=MemoryTransport(self.simulator.handle),
             base_url="http://cloudflare.test/client/v4",

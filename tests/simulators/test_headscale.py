@@ -100,6 +100,7 @@ class Server(HeadscaleSimulator):
 
 Fact = tuple[Callable[[Server], Any], Mapping[str, Any]]
 FACTS: Final[dict[str, Fact]] = {}
+"""The functions with the decorator `fact` and their expected results, by the name of the function."""
 
 
 def fact(since: Mapping[str, Any]) -> Callable[[Callable[[Server], Any]], None]:
@@ -173,7 +174,7 @@ NEW_KEYS: Final[list[tuple[dict[str, Any], Mapping[str, int]]]] = [
 
 
 @each_release
-def test_statuses(version: str) -> None:
+def test_requests_have_the_expected_statuses(version: str) -> None:
     def status(method: str, path: str, body: Any) -> int:
         server = Server(version)
         server.add_node("a1", user="svc")
@@ -222,7 +223,7 @@ def unknown_path(server: Server) -> tuple[int, str]:
 @each_release
 def test_version_is_reported_from_0_27_on(version: str) -> None:
     server = Server(version)
-    response = server.api("none").get("/version")
+    response = server.api("").get("/version")
     if version < "0.27":
         assert (response.status_code, response.content) == (404, b"")
     else:
@@ -233,7 +234,7 @@ def test_version_is_reported_from_0_27_on(version: str) -> None:
 
 @each_release
 def test_description_of_the_api_has_the_paths_and_fields_of_the_release(version: str) -> None:
-    client = Server(version).api("none")
+    client = Server(version).api("")
     response = client.get("/swagger/v1/openapiv2.json")
     if version >= "0.30":
         assert response.status_code == 404
