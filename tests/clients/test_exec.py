@@ -418,7 +418,7 @@ def test_stopped_server_is_retried(cli: HeadscaleCli, headscale: HeadscaleWriter
     "fault",
     [
         pytest.param(ExecFault(cut_after=1), id="cut-in-the-output"),
-        pytest.param(ExecFault(status=False), id="closed-without-a-status"),
+        pytest.param(ExecFault(sends_status=False), id="closed-without-a-status"),
         pytest.param(ExecFault(start_error="container not running"), id="container-stopped"),
         pytest.param(ExecFault(instead=Finished()), id="success-without-output"),
     ],
@@ -498,7 +498,7 @@ def test_one_incomplete_list_does_not_mean_a_missing_node(
 LOST = [
     pytest.param(ExecFault(cut_after=1), id="cut-in-the-output"),
     pytest.param(ExecFault(cut_after=0), id="cut-before-the-output"),
-    pytest.param(ExecFault(status=False), id="closed-without-a-status"),
+    pytest.param(ExecFault(sends_status=False), id="closed-without-a-status"),
 ]
 
 

@@ -310,7 +310,7 @@ def test_repr_of_a_result_has_no_output(cluster: Cluster) -> None:
     [
         pytest.param(ExecFault(cut_after=0), id="cut-before-the-output"),
         pytest.param(ExecFault(cut_after=4), id="cut-in-the-output"),
-        pytest.param(ExecFault(status=False), id="closed-without-a-status"),
+        pytest.param(ExecFault(sends_status=False), id="closed-without-a-status"),
         pytest.param(ExecFault(start_error="container is not running"), id="container-stopped"),
     ],
 )

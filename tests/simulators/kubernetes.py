@@ -109,7 +109,7 @@ class ExecFault:
         before: bytes that are sent before the command's standard output.
         instead: the result that is sent without running the command; None = the command is run.
         cut_after: how many bytes of standard output are sent before the connection is reset; None = it is not reset.
-        status: True if the exit status is sent.
+        sends_status: True if the exit status is sent.
         hang: True if the command is run, but nothing is sent until the client closes the connection.
         stall: True if only half of a frame is sent, and then nothing until the client closes the connection.
         start_error: why the container runtime cannot start the command; "" = the command can be started.
@@ -118,7 +118,7 @@ class ExecFault:
     before: bytes = b""
     instead: Finished | None = None
     cut_after: int | None = None
-    status: bool = True
+    sends_status: bool = True
     hang: bool = False
     stall: bool = False
     start_error: str = ""
@@ -544,7 +544,7 @@ class KubernetesSimulator(Upstream):
         output += _messages(STDERR, finished.stderr) if _is_requested(request, "stderr") else b""
         if subprotocol == V5:
             output += frame(bytes([CLOSE_CHANNEL, STDOUT])) + frame(bytes([CLOSE_CHANNEL, STDERR]))
-        if fault.status:
+        if fault.sends_status:
             status = _start_failure(fault.start_error) if fault.start_error else _exit_status(finished.exit_status)
             output += _messages(ERROR, json.dumps(status).encode())
         return output, None
