@@ -51,7 +51,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One fault. The functions below create them.
+    """One fault. Functions of this module, such as `html` and `drop`, create faults.
 
     Attributes:
         committed: True if the request is executed before the fault.

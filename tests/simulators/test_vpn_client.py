@@ -89,7 +89,7 @@ def test_client_without_state_registers_another_node_at_each_start(
     client = VpnClient(headscale, key_file=key_file, hostname="a1")
     assert client.start() != client.start()
     client.stop(cleanly=False)
-    # The server has not detected the end of the connection yet.
+    # The client was killed, and the server has not detected the end of its connection yet.
     assert headscale.online(2)
 
 

@@ -116,8 +116,10 @@ class Field(Enum):
     TEXT = auto()
     ID = auto()
     FLAG = auto()
+    """A boolean."""
     TIME = auto()
     TEXTS = auto()
+    """A list of strings."""
 
 
 @dataclass(frozen=True, slots=True)
