@@ -1,6 +1,7 @@
 """Mutants: small changes to the program. Each breaks one guarantee, so a test must fail with it.
 
-docs/architecture.md describes the guarantees "Never 1" to "Never 8". Its glossary explains the words in their names.
+docs/architecture.md describes the guarantees "Never 1" to "Never 8". The glossary on that page explains the words in
+the names of the mutants.
 
 The command `python -m tests.faults.mutants` prints the first random schedule that fails with each mutant in
 SCHEDULE_MUTANTS.
@@ -125,7 +126,7 @@ class MutantRunner:
             The output of pytest if a test failed; "" if all tests passed.
         """
         status, output = self._run(mutant, RUN_TESTS.format(tests=tests))
-        # Only a failed test counts as detection. A syntax error, for example, does not.
+        # Status 1 means that a test failed. With any other error, such as a syntax error, the mutant is not detected.
         assert status in {0, 1}, output
         return output if status == 1 else ""
 
