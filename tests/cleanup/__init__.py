@@ -1,1 +1,1 @@
-"""Tests of `cleanup`."""
+"""Tests of the command `lifecycle cleanup`."""

@@ -1,4 +1,4 @@
-"""The scenarios of test_run.py with Headscale's command line, run by `exec` in its pod, instead of its HTTP API."""
+"""Run the tests of test_run.py again, with a client that runs the `headscale` command in Headscale's pod."""
 
 from __future__ import annotations
 
@@ -6,28 +6,29 @@ from pathlib import Path
 
 import pytest
 
-from tests.cleanup import test_run as over_http
+from tests.cleanup import test_run as rest_api_tests
 from tests.in_cluster import ClusterWorld
 
-# The scenarios that only exist over HTTP, each with the reason.
+# The tests that need the REST API of Headscale, each with the reason.
 EXCLUDED = {
-    "test_leftovers_are_removed_and_a_fresh_key_is_written": "it creates its own world; see tests/process",
-    "test_nodes_are_deleted_one_by_one": "the CLI lists all nodes where HTTP reads one",
-    "test_node_whose_id_was_assigned_to_another_machine_stays": "the CLI lists all nodes where HTTP reads one",
-    "test_unreadable_headscale_changes_nothing": "it is about proxies and API keys; see tests/clients/test_exec.py",
-    "test_unreachable_address_is_reported_with_its_setting": "the CLI has no address",
-    "test_unwritten_key_that_cannot_be_expired_is_reported": "the response is that of the CLI",
+    "test_leftovers_are_removed_and_a_fresh_key_is_written": "it creates its own simulators",
+    "test_nodes_are_deleted_one_by_one": "to read one node, the command lists all nodes",
+    "test_node_whose_id_was_assigned_to_another_machine_stays": "to read one node, the command lists all nodes",
+    "test_unreadable_headscale_changes_nothing": "it is about proxies and API keys",
+    "test_unreachable_address_is_reported_with_its_setting": "the command has no address",
+    "test_key_that_can_be_neither_written_nor_expired_is_reported": "it contains a response of the REST API",
 }
 
-SCENARIOS = {name: test for name, test in vars(over_http).items() if name.startswith("test_")}
+TESTS = {name: test for name, test in vars(rest_api_tests).items() if name.startswith("test_")}
 
-globals().update({name: test for name, test in SCENARIOS.items() if name not in EXCLUDED})
+globals().update({name: test for name, test in TESTS.items() if name not in EXCLUDED})
 
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterWorld:
+    """Simulated servers, with Headscale in a pod. It replaces the fixture of test_run.py."""
     return ClusterWorld(monkeypatch, tmp_path)
 
 
-def test_excluded_scenarios_exist() -> None:
-    assert EXCLUDED.keys() <= SCENARIOS.keys()
+def test_excluded_tests_exist() -> None:
+    assert EXCLUDED.keys() <= TESTS.keys()

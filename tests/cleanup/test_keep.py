@@ -1,4 +1,7 @@
-"""NODE_POLICY=keep: the node in tailscale's state Secret is not deleted. If it cannot be read, nothing is deleted."""
+"""Tests of `cleanup` with NODE_POLICY=keep.
+
+Tailscale stores the id of its node in a Secret, the state Secret. `cleanup` keeps this node: it does not delete it. If the Secret cannot be read, `cleanup` deletes nothing.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ Events = list[Any]
 
 
 def kept_id_or_reason(*nodes: Node, device_id: str | None = "3", version: str = "0.29.2", **state: str) -> str:
-    """Return the id of the kept node, or the reason why there is none."""
+    """Return the id of the kept node, or the reason why no node is kept. `state` is the content of the Secret."""
     values = {key: value.encode() for key, value in state.items()}
     if device_id is not None:
         values["device_id"] = device_id.encode()
@@ -68,13 +71,13 @@ def test_node_that_cannot_log_in_again_is_not_kept(node: Node, reason: str) -> N
         pytest.param(None, {"device_ips": '["100.64.0.3"]', "device_fqdn": "x.", "_machinekey": "x"}, id="device ips"),
     ],
 )
-def test_only_the_id_identifies_a_node(device_id: str | None, state: dict[str, str]) -> None:
+def test_no_node_is_kept_without_its_id(device_id: str | None, state: dict[str, str]) -> None:
     """The addresses in the Secret can be those of an earlier pod."""
     assert "device_id" in kept_id_or_reason(a_node(3), device_id=device_id, **state)
 
 
 @pytest.mark.parametrize("device_id", ["nTxyz11CNTRL", "3 ", "03", "+3", "٣", "\xff"])
-def test_the_id_is_compared_exactly(device_id: str) -> None:
+def test_id_is_compared_exactly(device_id: str) -> None:
     assert "no node" in kept_id_or_reason(a_node(3), device_id=device_id)
 
 
@@ -84,7 +87,7 @@ def test_no_node_is_kept_without_the_secret() -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "key_user", "stays"),
+    ("version", "key_user", "is_kept"),
     [
         pytest.param("0.28.0", None, False, id="0.28 without a user"),
         pytest.param("0.28.1", None, False, id="0.28.1 without a user"),
@@ -96,12 +99,10 @@ def test_no_node_is_kept_without_the_secret() -> None:
         pytest.param("0.29.2", User("1", "svc"), True, id="0.29 with our user"),
     ],
 )
-def test_tagged_node_without_a_user_does_not_come_back_on_0_28(
-    version: str, key_user: User | None, stays: bool
-) -> None:
+def test_tagged_node_without_a_user_is_not_kept_on_0_28(version: str, key_user: User | None, is_kept: bool) -> None:
     """Headscale 0.28 does not let a node log in again if its key has tags and no user."""
     node = a_node(3, user=None, tags=["tag:svc"], key_user=key_user)
-    assert (kept_id_or_reason(node, version=version) == "3") is stays
+    assert (kept_id_or_reason(node, version=version) == "3") is is_kept
 
 
 # --- The command --------------------------------------------------------------------------------------
@@ -113,7 +114,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterWorld:
 
 
 def add_kept_node(world: ClusterWorld) -> SimulatedNode:
-    """Add the node, record and state of a workload, and one older node."""
+    """Add two nodes of the workload. The second has a record, and its id is in the state Secret. Return it."""
     world.headscale.add_node(NAME, user=USER, online=False)
     node = world.headscale.add_node(NAME, user=USER, online=False)
     world.add_record(node.address, ttl=60, comment=OUR_COMMENT)
@@ -122,12 +123,13 @@ def add_kept_node(world: ClusterWorld) -> SimulatedNode:
 
 
 def metadata(world: ClusterWorld) -> dict[str, Any]:
-    """Return the key metadata."""
+    """Return the content of the file beside the key file."""
     text: dict[str, Any] = json.loads(world.key_file.with_name("authkey.id").read_text())
     return text
 
 
 def cleanup(world: ClusterWorld, access: str = "exec", **variables: str) -> Cleanup:
+    """Return `cleanup` with NODE_POLICY=keep. It reaches Headscale by the REST API or by commands in its pod."""
     if access == "api":
         variables |= {"HEADSCALE_URL": "http://headscale", "HEADSCALE_API_KEY": world.headscale.api_key}
     world.environment |= {"NODE_POLICY": "keep", "TS_KUBE_SECRET": STATE_SECRET} | variables
@@ -146,18 +148,18 @@ def test_kept_node_and_its_record_stay_and_others_are_deleted(
     assert world.records() == {f"A {kept.address}": OUR_COMMENT}
     assert world.cloudflare.writes == []
     assert (metadata(world)["kept_node_id"], metadata(world)["pre_auth_key_id"]) == (str(kept.id), "3")
-    # The fresh key works if the kept node is deleted in Headscale later.
+    # The new key works if the kept node is deleted in Headscale later.
     assert world.headscale.register(key=world.key, hostname=NAME).name == NAME
     [event] = named(events, "node.kept")
     assert event["node_id"] == str(kept.id)
 
 
-@pytest.mark.parametrize("interface", [True, False], ids=["with-an-interface", "without-an-interface"])
-def test_dns_watch_finds_the_kept_node_and_writes_nothing(interface: bool, world: ClusterWorld) -> None:
+@pytest.mark.parametrize("has_interface", [True, False], ids=["with-an-interface", "without-an-interface"])
+def test_dns_watch_finds_the_kept_node_and_writes_nothing(has_interface: bool, world: ClusterWorld) -> None:
     node = add_kept_node(world)
     cleanup(world).run()
     world.headscale.connect(node.id)
-    watch = world.watch(Interface(*node.addresses) if interface else Interface(None))
+    watch = world.watch(Interface(*node.addresses) if has_interface else Interface(None))
     world.run(watch, 200)
     assert (watch.status.node()["node_id"], watch.state.records.in_sync) == (str(node.id), True)
     assert world.cloudflare.writes == []
@@ -180,19 +182,19 @@ def test_first_start_keeps_no_node(world: ClusterWorld, events: Events) -> None:
     assert event["secret"] == STATE_SECRET
 
 
-def test_replace_does_not_read_the_secret(world: ClusterWorld) -> None:
+def test_node_policy_replace_does_not_read_the_secret(world: ClusterWorld) -> None:
     add_kept_node(world)
     world.cleanup(TS_KUBE_SECRET=STATE_SECRET).run()
     assert world.hostnames == []
     assert not [exchange.path for exchange in world.kubernetes.requests if "/secrets/" in exchange.path]
 
 
-def test_keep_requires_the_name_of_the_secret(world: ClusterWorld) -> None:
+def test_node_policy_keep_requires_the_name_of_the_secret(world: ClusterWorld) -> None:
     with pytest.raises(ConfigError, match="TS_KUBE_SECRET"):
         world.cleanup(NODE_POLICY="keep")
 
 
-def test_only_the_one_secret_is_read(world: ClusterWorld) -> None:
+def test_no_other_secret_is_read(world: ClusterWorld) -> None:
     add_kept_node(world)
     cleanup(world).run()
     paths = {exchange.path for exchange in world.kubernetes.requests if "/secrets" in exchange.path}
@@ -253,7 +255,7 @@ def test_permission_that_is_granted_during_the_retries_is_enough(world: ClusterW
 
 @pytest.mark.parametrize("body", ["{}", "[]", "null", '{"data": {}}', '{"kind": "Secret"}'])
 def test_malformed_secret_deletes_nothing(body: str, world: ClusterWorld) -> None:
-    """It is not treated like an empty Secret, which the pod has at its first start."""
+    """A pod has an empty Secret at its first start. A malformed Secret must not be treated like that."""
     add_kept_node(world)
     world.kubernetes.faults.add(faults.answer(200, body), path="/secrets/")
     with pytest.raises(ResponseError, match="Kubernetes"):
@@ -261,7 +263,7 @@ def test_malformed_secret_deletes_nothing(body: str, world: ClusterWorld) -> Non
     assert (world.headscale.writes, world.cloudflare.writes, world.key) == ([], [], None)
 
 
-def test_kept_node_that_is_deleted_before_the_run_is_replaced(world: ClusterWorld, events: Events) -> None:
+def test_node_that_was_deleted_before_the_run_is_not_kept(world: ClusterWorld, events: Events) -> None:
     node = add_kept_node(world)
     command = cleanup(world)
     world.headscale.delete_node(node.id)
@@ -274,6 +276,7 @@ def test_kept_node_that_is_deleted_before_the_run_is_replaced(world: ClusterWorl
 @pytest.mark.parametrize("skew", [timedelta(days=400), timedelta(days=-400)], ids=["ahead", "behind"])
 def test_expiry_is_compared_with_the_clock_of_headscale(world: ClusterWorld, skew: timedelta, access: str) -> None:
     node = add_kept_node(world)
+    # With this program's clock, the result would be the opposite.
     world.headscale.expire_node(node.id, world.clock.true_now() + timedelta(days=30 if skew > timedelta() else -30))
     world.clock.skew = skew
     cleanup(world, access).run()
@@ -298,20 +301,20 @@ PUBLIC_KEY = "mkey:de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882
         pytest.param(b"\xff" * 72, None, id="not text"),
     ],
 )
-def test_public_machine_key(private_key: bytes, public_key: str | None) -> None:
+def test_public_machine_key_is_computed_from_the_private_key(private_key: bytes, public_key: str | None) -> None:
     assert public_machine_key(private_key) == public_key
 
 
 @pytest.mark.parametrize(
-    ("machine_key", "stays"),
+    ("machine_key", "is_kept"),
     [
         pytest.param(PUBLIC_KEY, True, id="same machine"),
         pytest.param("mkey:" + "1" * 64, False, id="another machine"),
     ],
 )
-def test_node_of_another_machine_is_not_kept(machine_key: str, stays: bool) -> None:
+def test_node_of_another_machine_is_not_kept(machine_key: str, is_kept: bool) -> None:
     kept = kept_id_or_reason(a_node(3, machine_key=machine_key), _machinekey=PRIVATE_KEY)
-    assert (kept == "3") is stays
+    assert (kept == "3") is is_kept
 
 
 def test_node_is_kept_if_its_machine_key_is_unknown() -> None:
@@ -319,7 +322,7 @@ def test_node_is_kept_if_its_machine_key_is_unknown() -> None:
 
 
 def test_restored_database_does_not_keep_the_node_of_another_machine(world: ClusterWorld, events: Events) -> None:
-    """The pod's node was created after the backup; its id now belongs to another pod's node of the same name."""
+    """The pod's node was created after the backup. Since then, another pod's node of the same name got its id."""
     backup = world.headscale.backup()
     node = world.headscale.add_node(NAME, user=USER, online=False, machine_key=PUBLIC_KEY)
     world.add_record(node.address, ttl=60, comment=OUR_COMMENT)

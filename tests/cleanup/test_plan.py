@@ -1,4 +1,7 @@
-"""Which nodes and records `cleanup` deletes: tests of its pure functions with tables and properties."""
+"""Test which nodes and records `cleanup` deletes.
+
+These tests call pure functions, without simulators, with tables of cases and with random values.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ from tests.builders import (
     addresses,
 )
 
-VPN6 = "fd7a:115c:a1e0::1"
+VPN_IPV6_ADDRESS = "fd7a:115c:a1e0::1"
 
 CONFIG = CleanupConfig(
     hostname=NAME,
@@ -54,11 +57,12 @@ CONFIG = CleanupConfig(
 
 
 def deleted_nodes(nodes: Iterable[Node], *, kept: str | None = None) -> list[str]:
+    """Return the ids of the nodes that `cleanup` would delete. `kept` is the id of a node that must stay."""
     return [change.node.id for change in plan_nodes(nodes, node_identity=NODE_IDENTITY, kept=kept)]
 
 
 class TestNodes:
-    """Our nodes are deleted, and no others."""
+    """Our nodes are deleted. Foreign nodes stay: nodes that have our hostname, but are not ours."""
 
     @pytest.mark.parametrize(
         "node",
@@ -66,20 +70,20 @@ class TestNodes:
             pytest.param(a_node(online=False), id="offline"),
             pytest.param(a_node(online=True), id="online"),
             pytest.param(a_node(expires_at=EXPIRED), id="expired"),
-            pytest.param(a_node(hostname=NAME.upper()), id="other case"),
+            pytest.param(a_node(hostname=NAME.upper()), id="hostname in upper case"),
             pytest.param(a_node(addresses=()), id="without an address"),
             pytest.param(a_node(user=None), id="tagged by our user's key"),
             pytest.param(a_node(user=None, key_user=None, tags=["tag:svc"]), id="tagged without a user"),
         ],
     )
-    def test_node_of_ours_is_deleted(self, node: Node) -> None:
+    def test_our_node_is_deleted(self, node: Node) -> None:
         assert plan_nodes([node], node_identity=NODE_IDENTITY) == [
             DeleteNode(node, reason="it was left by an earlier pod")
         ]
         assert foreign_nodes([node], node_identity=NODE_IDENTITY) == []
 
     @pytest.mark.parametrize(
-        ("node", "is_reported"),
+        ("node", "is_foreign"),
         [
             pytest.param(a_node(hostname=f"{NAME}.evil"), False, id="longer hostname"),
             pytest.param(a_node(hostname=f"x-{NAME}"), False, id="prefixed hostname"),
@@ -91,14 +95,14 @@ class TestNodes:
             pytest.param(a_node(registered_by=RegisterMethod.UNKNOWN), True, id="unknown register method"),
         ],
     )
-    def test_node_that_is_not_ours_stays(self, node: Node, is_reported: bool) -> None:
+    def test_node_that_is_not_ours_stays(self, node: Node, is_foreign: bool) -> None:
         assert deleted_nodes([node]) == []
-        assert foreign_nodes([node], node_identity=NODE_IDENTITY) == ([node] if is_reported else [])
+        assert foreign_nodes([node], node_identity=NODE_IDENTITY) == ([node] if is_foreign else [])
 
     def test_kept_node_stays_and_others_are_deleted(self) -> None:
         assert deleted_nodes([a_node(1), a_node(2), a_node(3)], kept="2") == ["1", "3"]
 
-    def test_the_kept_id_is_compared_exactly(self) -> None:
+    def test_id_of_the_kept_node_is_compared_exactly(self) -> None:
         assert deleted_nodes([a_node(1), a_node(12)], kept="2") == ["1", "12"]
 
     def test_order_is_by_numeric_id(self) -> None:
@@ -117,7 +121,7 @@ def record_deletions(
     other_addresses: Iterable[IpAddress] = (),
     leave_one: bool = False,
 ) -> list[DeleteRecord]:
-    """Plan with one node of ours and one of another user, which have these addresses."""
+    """Return the planned deletions. Node 1 is ours and has `our_addresses`; node 2 has `other_addresses`."""
     nodes = [
         a_node(1, addresses=map(str, our_addresses)),
         a_node(2, user=ANN, addresses=map(str, other_addresses)),
@@ -126,40 +130,46 @@ def record_deletions(
 
 
 def deleted_records(*records: Record, **options: Any) -> list[str]:
+    """Return the ids of the records that `cleanup` would delete."""
     return [change.record.id for change in record_deletions(records, **options)]
 
 
 class TestRecords:
-    """Our stale records are deleted: those whose address none of our nodes has."""
+    """Our stale records are deleted. A record is stale if none of our nodes has its address."""
 
     @pytest.mark.parametrize(
         "record",
         [
-            pytest.param(a_record(), id="marked"),
-            pytest.param(a_record(comment=""), id="unmarked with a VPN address"),
-            pytest.param(a_record(type_="AAAA", content=VPN6), id="marked AAAA"),
-            pytest.param(a_record(type_="AAAA", content=VPN6, comment=""), id="unmarked AAAA with a VPN address"),
-            pytest.param(a_record(content="203.0.113.7"), id="marked with a public address"),
+            pytest.param(a_record(), id="with our comment"),
+            pytest.param(a_record(comment=""), id="without comment, with a VPN address"),
+            pytest.param(a_record(type_="AAAA", content=VPN_IPV6_ADDRESS), id="AAAA with our comment"),
+            pytest.param(
+                a_record(type_="AAAA", content=VPN_IPV6_ADDRESS, comment=""),
+                id="AAAA without comment, with a VPN address",
+            ),
+            pytest.param(a_record(content="203.0.113.7"), id="with our comment and a public address"),
             pytest.param(a_record(proxied=True, ttl_s=1), id="proxied with automatic TTL"),
         ],
     )
-    def test_stale_record_of_ours_is_deleted(self, record: Record) -> None:
+    def test_our_stale_record_is_deleted(self, record: Record) -> None:
         assert deleted_records(record) == ["a"]
 
     @pytest.mark.parametrize(
         "record",
         [
-            pytest.param(a_record(comment="managed by terraform"), id="foreign"),
-            pytest.param(a_record(comment=OUR_COMMENT.upper()), id="our mark in upper case"),
-            pytest.param(a_record(comment=f" {OUR_COMMENT}"), id="a space and our mark"),
-            pytest.param(a_record(comment="", content="203.0.113.7"), id="unmarked with a public address"),
-            pytest.param(a_record(comment="", content="nonsense"), id="unmarked without an address"),
+            pytest.param(a_record(comment="managed by terraform"), id="comment of another tool"),
+            pytest.param(a_record(comment=OUR_COMMENT.upper()), id="our comment in upper case"),
+            pytest.param(a_record(comment=f" {OUR_COMMENT}"), id="our comment after a space"),
+            pytest.param(a_record(comment="", content="203.0.113.7"), id="without comment, with a public address"),
+            pytest.param(a_record(comment="", content="nonsense"), id="without comment and address"),
             pytest.param(a_record(name=f"x.{NAME}"), id="another name"),
             pytest.param(a_record(type_="CNAME", content="x.example.com"), id="CNAME"),
             pytest.param(a_record(type_="TXT", content="x"), id="TXT"),
             pytest.param(a_record(type_="MX", content="x", comment=""), id="MX"),
             pytest.param(a_record(content="100.64.0.9"), id="address of our node"),
-            pytest.param(a_record(content="100.64.0.9", comment=""), id="unmarked with the address of our node"),
+            pytest.param(
+                a_record(content="100.64.0.9", comment=""), id="without comment, with the address of our node"
+            ),
             pytest.param(
                 a_record(type_="AAAA", content="fd7a:115c:a1e0:0000:0:0:0:9"),
                 id="IPv6 address of our node in another spelling",
@@ -192,7 +202,9 @@ class TestRecords:
         [
             pytest.param([a_record("a")], [], [], id="only record is left"),
             pytest.param([a_record("a"), a_record("b")], [], ["b"], id="one of two is left"),
-            pytest.param([a_record("a"), a_record("b", type_="AAAA", content=VPN6)], [], [], id="one of each type"),
+            pytest.param(
+                [a_record("a"), a_record("b", type_="AAAA", content=VPN_IPV6_ADDRESS)], [], [], id="one of each type"
+            ),
             pytest.param([a_record("a")], ["100.64.0.1"], ["a"], id="address of another node"),
             pytest.param(
                 [a_record("a"), a_record("b", content="100.64.0.2")],
@@ -200,32 +212,34 @@ class TestRecords:
                 ["a"],
                 id="record with an unused address is left",
             ),
-            pytest.param([a_record("a", comment="x"), a_record("b")], [], [], id="foreign record does not count"),
-            pytest.param([a_record("a", comment="")], [], [], id="unmarked record is left"),
+            pytest.param(
+                [a_record("a", comment="x"), a_record("b")], [], [], id="record of another tool does not count"
+            ),
+            pytest.param([a_record("a", comment="")], [], [], id="record without comment is left"),
         ],
     )
     def test_one_stale_record_can_be_left_for_dns_watch(
         self, records: list[Record], other_addresses: list[str], expected: list[str]
     ) -> None:
-        """The name keeps resolving, unless it would resolve to another machine."""
+        """Then the name still resolves until `dns-watch` updates the record. It must not resolve to another machine."""
         assert deleted_records(*records, other_addresses=addresses(*other_addresses), leave_one=True) == expected
 
-    @pytest.mark.parametrize("order", [1, -1])
+    @pytest.mark.parametrize("order", [1, -1], ids=["stale-first", "valid-first"])
     def test_no_stale_record_is_left_beside_a_valid_one(self, order: int) -> None:
-        """The name resolves without it."""
+        """The valid record is enough for the name to resolve."""
         records = [a_record("a", content="100.64.0.1"), a_record("b", content="100.64.0.9")][::order]
         valid = addresses("100.64.0.9")
 
         assert deleted_records(*records, our_addresses=valid, other_addresses=valid, leave_one=True) == ["a"]
 
-    def test_types_are_independent(self) -> None:
-        records = [a_record("a", content="100.64.0.9"), a_record("b", type_="AAAA", content=VPN6)]
+    def test_valid_a_record_does_not_replace_a_stale_aaaa_record(self) -> None:
+        records = [a_record("a", content="100.64.0.9"), a_record("b", type_="AAAA", content=VPN_IPV6_ADDRESS)]
 
         assert deleted_records(*records, our_addresses=addresses("100.64.0.9"), leave_one=True) == []
 
 
 class TestTakenName:
-    """`cleanup` fails if another instance of this program, with another DNS_OWNER, has a record at the name."""
+    """`cleanup` fails if the name has a record of another instance of this program, with another DNS_OWNER."""
 
     @pytest.mark.parametrize(
         "record",
@@ -236,10 +250,11 @@ class TestTakenName:
                 id="another namespace with a public address",
             ),
             pytest.param(
-                a_record(comment=COMMENT_OF_OTHER_OWNER, type_="AAAA", content=VPN6), id="another namespace's AAAA"
+                a_record(comment=COMMENT_OF_OTHER_OWNER, type_="AAAA", content=VPN_IPV6_ADDRESS),
+                id="another namespace's AAAA",
             ),
-            pytest.param(a_record(comment="tailscale-lifecycle/2 default"), id="mark of a later version"),
-            pytest.param(a_record(comment=f"{OUR_COMMENT} "), id="our mark and a space"),
+            pytest.param(a_record(comment="tailscale-lifecycle/2 default"), id="comment of a later version"),
+            pytest.param(a_record(comment=f"{OUR_COMMENT} "), id="our comment and a space"),
         ],
     )
     def test_name_of_another_owner_is_refused(self, record: Record) -> None:
@@ -253,11 +268,13 @@ class TestTakenName:
         "record",
         [
             pytest.param(a_record(), id="ours"),
-            pytest.param(a_record(comment=""), id="unmarked with a VPN address"),
-            pytest.param(a_record(comment="managed by terraform"), id="foreign"),
+            pytest.param(a_record(comment=""), id="without comment, with a VPN address"),
+            pytest.param(a_record(comment="managed by terraform"), id="comment of another tool"),
             pytest.param(a_record(comment=COMMENT_OF_OTHER_OWNER, name=f"x.{NAME}"), id="at another name"),
             pytest.param(a_record(comment=COMMENT_OF_OTHER_OWNER, type_="TXT", content="x"), id="TXT"),
-            pytest.param(a_record(comment=f"was {COMMENT_OF_OTHER_OWNER}"), id="comment that contains the mark"),
+            pytest.param(
+                a_record(comment=f"was {COMMENT_OF_OTHER_OWNER}"), id="comment that contains the other owner's comment"
+            ),
         ],
     )
     def test_name_with_another_record_is_accepted(self, record: Record) -> None:
@@ -285,7 +302,12 @@ NODES = st.lists(
     unique_by=lambda node: node.id,
 )
 
-CONTENTS = [f"100.64.0.{number}" for number in range(1, 6)] + ["203.0.113.7", VPN6, "fd7a:115c:a1e0::2", "x"]
+CONTENTS = [f"100.64.0.{number}" for number in range(1, 6)] + [
+    "203.0.113.7",
+    VPN_IPV6_ADDRESS,
+    "fd7a:115c:a1e0::2",
+    "x",
+]
 
 RECORDS = st.lists(
     st.builds(
@@ -304,7 +326,7 @@ RECORDS = st.lists(
 
 ADDRESSES = st.lists(st.sampled_from(CONTENTS[:-1]).map(ip_address), max_size=3, unique=True)
 
-# The arguments of record_deletions besides the records.
+# The other arguments of record_deletions.
 OTHER_ARGUMENTS = st.fixed_dictionaries(
     {"our_addresses": ADDRESSES, "other_addresses": ADDRESSES, "leave_one": st.booleans()}
 )
@@ -314,7 +336,7 @@ class TestProperties:
     """Properties of the plan that hold for every input."""
 
     @given(NODES, st.sampled_from([None, "1", "2", "3"]))
-    def test_exactly_the_nodes_of_ours_are_deleted(self, nodes: list[Node], kept: str | None) -> None:
+    def test_all_our_nodes_and_no_others_are_deleted(self, nodes: list[Node], kept: str | None) -> None:
         deletions = deleted_nodes(nodes, kept=kept)
 
         for node in nodes:
@@ -325,7 +347,7 @@ class TestProperties:
                 assert node.user is None or node.user.name != ANN.name
 
     @given(NODES, st.randoms(use_true_random=False))
-    def test_order_of_nodes_does_not_matter(self, nodes: list[Node], random: Random) -> None:
+    def test_plan_does_not_depend_on_the_order_of_nodes(self, nodes: list[Node], random: Random) -> None:
         shuffled = nodes[:]
         random.shuffle(shuffled)
 
@@ -333,7 +355,7 @@ class TestProperties:
         assert foreign_nodes(shuffled, node_identity=NODE_IDENTITY) == foreign_nodes(nodes, node_identity=NODE_IDENTITY)
 
     @given(NODES)
-    def test_plan_after_deletion_is_empty(self, nodes: list[Node]) -> None:
+    def test_plan_after_the_deletion_of_nodes_is_empty(self, nodes: list[Node]) -> None:
         deletions = deleted_nodes(nodes)
         remaining = [node for node in nodes if node.id not in deletions]
 
@@ -343,55 +365,56 @@ class TestProperties:
         )
 
     @given(NODES)
-    def test_every_node_of_our_name_is_deleted_or_reported(self, nodes: list[Node]) -> None:
+    def test_every_node_with_our_hostname_is_deleted_or_foreign(self, nodes: list[Node]) -> None:
         handled = [*deleted_nodes(nodes), *(node.id for node in foreign_nodes(nodes, node_identity=NODE_IDENTITY))]
 
         assert sorted(handled) == sorted(node.id for node in nodes if node.hostname.lower() == NAME)
 
     @given(RECORDS, OTHER_ARGUMENTS)
-    def test_only_records_of_ours_are_deleted(self, records: list[Record], others: dict[str, Any]) -> None:
-        for change in record_deletions(records, **others):
+    def test_only_our_records_are_deleted(self, records: list[Record], options: dict[str, Any]) -> None:
+        for change in record_deletions(records, **options):
             record = change.record
             assert record in records
-            assert (record.name, record.type in {"A", "AAAA"}) == (NAME, True)
+            assert record.name == NAME
+            assert record.type in {"A", "AAAA"}
             assert record.comment == OUR_COMMENT or (
                 record.comment == "" and record.content.startswith(("100.64.", "fd7a:"))
             )
-            assert record.address not in others["our_addresses"]
+            assert record.address not in options["our_addresses"]
 
     @given(RECORDS, OTHER_ARGUMENTS)
-    def test_every_stale_record_is_deleted(self, records: list[Record], others: dict[str, Any]) -> None:
+    def test_every_stale_record_is_deleted(self, records: list[Record], options: dict[str, Any]) -> None:
         """At most one of each type is left: none if a valid record exists, and none with another node's address."""
-        our_addresses, other_addresses = others["our_addresses"], others["other_addresses"]
-        deletions = deleted_records(*records, **others)
+        our_addresses, other_addresses = options["our_addresses"], options["other_addresses"]
+        deletions = deleted_records(*records, **options)
 
         for type_ in ("A", "AAAA"):
             ours = [record for record in records if RECORD_IDENTITY.owns_record(record) and record.type == type_]
             stale = [record for record in ours if record.address not in our_addresses]
             left = [record for record in stale if record.id not in deletions]
             candidates = [record for record in stale if record.address not in other_addresses]
-            may_leave_one = others["leave_one"] and candidates and len(stale) == len(ours)
+            may_leave_one = options["leave_one"] and candidates and len(stale) == len(ours)
             assert len(left) == (1 if may_leave_one else 0)
             assert all(record in candidates for record in left)
 
     @given(RECORDS, OTHER_ARGUMENTS, st.randoms(use_true_random=False))
-    def test_order_of_records_does_not_matter(
-        self, records: list[Record], others: dict[str, Any], random: Random
+    def test_plan_does_not_depend_on_the_order_of_records(
+        self, records: list[Record], options: dict[str, Any], random: Random
     ) -> None:
         shuffled = records[:]
         random.shuffle(shuffled)
 
-        assert deleted_records(*shuffled, **others) == deleted_records(*records, **others)
+        assert deleted_records(*shuffled, **options) == deleted_records(*records, **options)
 
     @given(RECORDS, OTHER_ARGUMENTS)
-    def test_plan_after_record_deletion_is_empty(self, records: list[Record], others: dict[str, Any]) -> None:
-        deletions = deleted_records(*records, **others)
+    def test_plan_after_the_deletion_of_records_is_empty(self, records: list[Record], options: dict[str, Any]) -> None:
+        deletions = deleted_records(*records, **options)
         remaining = [record for record in records if record.id not in deletions]
 
-        assert deleted_records(*remaining, **others) == []
+        assert deleted_records(*remaining, **options) == []
 
     @given(RECORDS)
-    def test_name_is_refused_only_for_the_mark_of_another_owner(self, records: list[Record]) -> None:
+    def test_name_is_refused_only_for_the_comment_of_another_owner(self, records: list[Record]) -> None:
         taken = any(
             record.name == NAME and record.type in {"A", "AAAA", "CNAME"} and record.comment == COMMENT_OF_OTHER_OWNER
             for record in records
@@ -405,8 +428,8 @@ class TestProperties:
         assert refused is taken
 
     @given(NODES, st.integers(1, 40))
-    def test_kept_node_is_the_named_node_if_it_is_ours(self, nodes: list[Node], node_id: int) -> None:
-        """The order and the online state of the nodes do not matter."""
+    def test_kept_node_is_the_node_in_the_state_secret_if_it_is_ours(self, nodes: list[Node], node_id: int) -> None:
+        """The result does not depend on the order of the nodes, or on whether they are online."""
         found = find_kept_node(
             nodes, node_identity=NODE_IDENTITY, state=SavedState(str(node_id)), version="0.29.0", now=NOW
         )

@@ -1,4 +1,4 @@
-"""`cleanup` with simulated upstreams: what it deletes, in which order, and when it fails."""
+"""Test with simulators what `cleanup` deletes, in which order, and when it fails."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Events = list[Any]
 
 @pytest.fixture(autouse=True)
 def _no_output(events: Events) -> None:
-    """Capture events instead of printing them."""
+    """Capture the log events of every test instead of printing them."""
 
 
 @pytest.fixture
@@ -53,19 +53,20 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
 
 
 def with_leftovers(world: World) -> World:
-    """Add the node and the record of an earlier pod."""
+    """Add the node and the record of an earlier pod. Return the same world."""
     node = world.headscale.add_node(NAME, user=USER, online=False)
     world.add_record(node.address, ttl=60, comment=OUR_COMMENT)
     return world
 
 
 def headscale_writes(world: World) -> list[str]:
-    """Return the requests to Headscale that change something, in order."""
+    """Return a description of each request to Headscale that changes something, in order."""
     descriptions = {
         ("DELETE", "node"): "delete node",
         ("POST", "preauthkey"): "create key",
         ("POST", "expire"): "expire key",
     }
+    # The last part of the path that is not an id says what is changed.
     return [
         descriptions[write.method, next(part for part in reversed(write.path.split("/")) if not part.isdecimal())]
         for write in world.headscale.writes
@@ -174,7 +175,7 @@ def test_second_run_in_the_same_pod_replaces_everything(world: World) -> None:
     assert world.key not in (None, first)
 
 
-def test_only_user_is_used_with_a_warning(world: World, events: Events) -> None:
+def test_single_user_of_headscale_is_used_with_a_warning(world: World, events: Events) -> None:
     world.cleanup().run()
     assert [event["user"] for event in named(events, "user.assumed")] == [USER]
 
@@ -244,7 +245,7 @@ def test_records_of_the_configured_owner_are_ours(world: World) -> None:
 # --- Records ------------------------------------------------------------------------------------------
 
 
-def test_only_records_of_ours_are_deleted(world: World) -> None:
+def test_only_our_records_are_deleted(world: World) -> None:
     world.add_record("100.64.0.8", comment=OUR_COMMENT)
     world.add_record("100.64.0.9")
     world.add_record("fd7a:115c:a1e0::8", type_="AAAA", comment=OUR_COMMENT)
@@ -280,13 +281,13 @@ def test_stale_record_with_the_address_of_another_node_is_not_left(world: World,
 
 
 def run_while_the_key_is_created(world: World, action: Callable[[], object]) -> None:
-    """Run an action after the upstreams were read and the nodes deleted, but before the records are deleted."""
+    """Run an action after the nodes and records were read and the nodes deleted, before the records are deleted."""
     world.headscale.faults.add(faults.html(502), method="POST", path="/preauthkey$")
     world.clock.schedule(world.clock.elapsed_s + 0.1, action)
 
 
 def give_to_another_owner(world: World) -> None:
-    """Another owner takes over the record."""
+    """Another instance of this program takes over the record."""
     [record] = world.cloudflare.records(world.zone_id, NAME)
     world.cloudflare.change_record(record.id, comment=COMMENT_OF_OTHER_OWNER)
 
@@ -423,7 +424,7 @@ def test_missing_token_file_does_not_block_the_start(world: World, tmp_path: Pat
 def test_zone_read_that_outlasts_the_run_logs_no_traceback(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The connections are closed before the background thread uses one."""
+    """`cleanup` reads the zone in another thread. Here, it closes the connections before this thread uses one."""
     errors: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", errors.append)
     token = tmp_path / "token"
@@ -543,6 +544,9 @@ def test_failed_node_deletion_ends_the_run_without_a_key(world: World, fault: Fa
 # --- The key cannot be written ------------------------------------------------------------------------
 
 
+# Each function prepares a folder, and returns a path in it at which the key cannot be written.
+
+
 def missing_folder(folder: Path) -> Path:
     return folder / "none" / "authkey"
 
@@ -585,8 +589,8 @@ def test_unwritable_path_is_detected_before_anything_is_deleted(
     assert not world.cloudflare.writes
 
 
-def test_unwritten_key_is_expired_and_the_old_file_stays(world: World, events: Events) -> None:
-    """A folder appears at the path of the metadata after the check."""
+def test_key_that_cannot_be_written_is_expired_and_the_old_file_stays(world: World, events: Events) -> None:
+    """After `cleanup` has checked the paths, a folder appears at the path of the file beside the key file."""
     with_leftovers(world)
     folder = world.key_file.parent / "auth"
     folder.mkdir()
@@ -603,7 +607,7 @@ def test_unwritten_key_is_expired_and_the_old_file_stays(world: World, events: E
     assert world.cloudflare.writes == []
 
 
-def test_unwritten_key_that_cannot_be_expired_is_reported(world: World, events: Events) -> None:
+def test_key_that_can_be_neither_written_nor_expired_is_reported(world: World, events: Events) -> None:
     run_while_the_key_is_created(world, (world.key_file.parent / "authkey.id").mkdir)
     world.headscale.faults.add(faults.html(403), path="/preauthkey/expire")
     with pytest.raises(KeyFileError):

@@ -1,4 +1,4 @@
-"""The client of Cloudflare, with a simulated Cloudflare."""
+"""Tests of the client of Cloudflare, with a simulator."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ IPV6_SPEC = RecordSpec(NAME, ip_address("fd7a:115c:a1e0::1"), 60, OUR_COMMENT)
 
 
 class Account(CloudflareSimulator):
-    """A simulated account with one zone, to which the name belongs."""
+    """A simulated Cloudflare account with one zone, which contains NAME."""
 
     def __init__(self) -> None:
         super().__init__()
         self.zone_id = self.add_zone(ZONE)
 
     def add(self, content: str, *, zone_id: str | None = None, **fields: Any) -> str:
-        """Add a record, by default an A record of ours at the name, and return its id."""
+        """Add a record, by default an A record of NAME with the comment of our records. Return its id."""
         defaults: dict[str, Any] = {"type": "A", "name": NAME, "ttl": 60, "comment": OUR_COMMENT}
         return self.add_record(zone_id or self.zone_id, content=content, **(defaults | fields))
 
-    def at_name(self) -> list[SimulatedRecord]:
-        """Return the records at the name."""
+    def records_at_name(self) -> list[SimulatedRecord]:
+        """Return the records of NAME."""
         return self.records(self.zone_id, NAME)
 
 
@@ -89,6 +89,7 @@ def test_records_of_every_type_at_the_exact_name_are_read(account: Account, clou
 
 
 def test_records_with_a_comment_are_read_with_the_same_request(account: Account, cloudflare: CloudflareWriter) -> None:
+    """The result contains the records at the name, and the records at any name that have exactly this comment."""
     account.add("100.64.0.1")
     account.add(NAME, type="CNAME", name="docs.example.com", comment=f"{OUR_COMMENT} {NAME}")
     for number, comment in enumerate((OUR_COMMENT, f"{OUR_COMMENT} {NAME}".upper(), f"{OUR_COMMENT} x{NAME}", None)):
@@ -112,7 +113,7 @@ def test_all_pages_are_read(account: Account, cloudflare: CloudflareWriter) -> N
     assert [exchange.query.count("page=2") for exchange in account.requests] == [0, 1]
 
 
-def test_no_records_need_one_request(account: Account, cloudflare: CloudflareWriter) -> None:
+def test_no_records_are_read_with_one_request(account: Account, cloudflare: CloudflareWriter) -> None:
     assert cloudflare.records(NAME) == []
     [request] = account.requests
     assert request.query == "name=grafana.example.com&page=1&per_page=100"
@@ -137,9 +138,9 @@ def test_failed_page_fails_the_read(account: Account, cloudflare: CloudflareWrit
         cloudflare.records(NAME)
 
 
-def a_page(*results: dict[str, Any], **info: object) -> Fault:
-    """Return a page of records with the given totals."""
-    body = {"success": True, "errors": [], "messages": [], "result": list(results), "result_info": info}
+def a_page(*results: dict[str, Any], **totals: object) -> Fault:
+    """Return a response with one page of records, and with totals of all pages."""
+    body = {"success": True, "errors": [], "messages": [], "result": list(results), "result_info": totals}
     return faults.answer(200, json.dumps(body))
 
 
@@ -153,7 +154,7 @@ RECORD = {"id": "0" * 32, "type": "A", "name": NAME, "content": "100.64.0.1"}
         pytest.param(a_page(RECORD, page=1, total_pages=1, total_count=0), id="more-than-the-total"),
         pytest.param(a_page(page=1, total_pages=3, total_count=5), id="empty-page-of-three"),
         pytest.param(a_page(RECORD), id="no-total"),
-        pytest.param(a_page({"id": "0" * 32}, total_pages=1, total_count=1), id="record-without-name"),
+        pytest.param(a_page({"id": "0" * 32}, total_pages=1, total_count=1), id="record-without-fields"),
         pytest.param(a_page({**RECORD, "content": 7}, total_pages=1, total_count=1), id="content-of-another-type"),
         pytest.param(faults.answer(200, '{"success": false, "errors": [], "result": []}'), id="without-success"),
         pytest.param(faults.answer(200, '{"success": true, "result": null}'), id="null"),
@@ -193,8 +194,7 @@ def test_configured_zone_is_not_searched(account: Account, cloudflare: Cloudflar
     assert zones_requested(account) == []
 
 
-def test_zone_is_searched_once_from_the_domain_upwards(account: Account) -> None:
-    account.add_zone("com.example")
+def test_zone_is_searched_once_from_the_domain_to_its_parents(account: Account) -> None:
     cloudflare = client_of(account, None, domain="svc.eu.example.com")
     account.add("100.64.0.1")
     assert len(cloudflare.records(NAME)) == 1
@@ -209,7 +209,7 @@ def test_longest_matching_zone_is_used(account: Account) -> None:
     assert zones_requested(account) == ["eu.example.com"]
 
 
-def test_search_for_the_zone_ends_before_the_top_level_domain(account: Account) -> None:
+def test_top_level_domain_is_not_searched_as_a_zone(account: Account) -> None:
     with pytest.raises(ResponseError, match=r"DOMAIN_NAME.*eu\.example\.org.*CLOUDFLARE_ZONE_ID"):
         client_of(account, None, domain="eu.example.org").records(NAME)
     assert zones_requested(account) == ["eu.example.org", "example.org"]
@@ -226,7 +226,7 @@ def test_two_zones_of_one_name_are_listed_by_id(account: Account) -> None:
     "fault", [faults.html(502), faults.drop(), faults.html(200), faults.too_many_requests(5), refusal(403, 9109)]
 )
 def test_failed_request_ends_the_search_for_the_zone(account: Account, fault: Fault) -> None:
-    """Otherwise, the zone of the parent domain would be used, although the domain has a zone of its own."""
+    """If the search went on, the parent domain's zone would be used, although the domain has its own zone."""
     child = account.add_zone("eu.example.com")
     cloudflare = client_of(account, None, domain="eu.example.com")
     account.faults.add(fault, path="name=eu")
@@ -237,7 +237,7 @@ def test_failed_request_ends_the_search_for_the_zone(account: Account, fault: Fa
     assert account.requests[-1].path.endswith(f"/zones/{child}/dns_records")
 
 
-def test_zone_without_access_is_not_found(account: Account) -> None:
+def test_zone_of_another_account_is_not_found(account: Account) -> None:
     account.add_zone("example.org", in_token_account=False)
     with pytest.raises(ResponseError, match=r"DOMAIN_NAME.*token"):
         client_of(account, None, domain="example.org").records(NAME)
@@ -258,7 +258,7 @@ def test_create_sends_every_field(account: Account, cloudflare: CloudflareWriter
         "proxied": False,
         "comment": OUR_COMMENT,
     }
-    [record] = account.at_name()
+    [record] = account.records_at_name()
     assert (record.content, record.ttl, record.proxied, record.comment) == ("100.64.0.1", 120, False, OUR_COMMENT)
 
 
@@ -267,9 +267,9 @@ def test_create_sends_every_field(account: Account, cloudflare: CloudflareWriter
     [
         pytest.param({"content": "100.64.0.9"}, {"content": "100.64.0.1"}, id="content"),
         pytest.param({"ttl": 300}, {"ttl": 60}, id="ttl"),
-        pytest.param({"comment": None}, {"comment": OUR_COMMENT}, id="mark"),
+        pytest.param({"comment": None}, {"comment": OUR_COMMENT}, id="comment"),
         pytest.param(
-            {"comment": COMMENT_OF_OTHER_OWNER, "ttl": 1}, {"comment": OUR_COMMENT, "ttl": 60}, id="mark-and-ttl"
+            {"comment": COMMENT_OF_OTHER_OWNER, "ttl": 1}, {"comment": OUR_COMMENT, "ttl": 60}, id="comment-and-ttl"
         ),
         pytest.param(
             {"content": "198.51.100.7", "proxied": True},
@@ -285,7 +285,7 @@ def test_update_sends_only_the_fields_that_differ(
     [record] = cloudflare.records(NAME)
     cloudflare.change(updates=[(record, a_spec("100.64.0.1"))])
     assert sent_changes(account) == [("PATCH", f"/{record_id}", changed)]
-    [updated] = account.at_name()
+    [updated] = account.records_at_name()
     assert (updated.id, updated.content, updated.ttl, updated.proxied, updated.comment) == (
         record_id,
         "100.64.0.1",
@@ -306,7 +306,7 @@ def test_several_changes_are_one_transaction(account: Account, cloudflare: Cloud
     assert body["deletes"] == [{"id": deleted}]
     assert body["patches"] == [{"id": updated, "ttl": 60}]
     assert [item["type"] for item in body["posts"]] == ["AAAA"]
-    assert [record.content for record in account.at_name()] == ["100.64.0.1", "fd7a:115c:a1e0::1"]
+    assert [record.content for record in account.records_at_name()] == ["100.64.0.1", "fd7a:115c:a1e0::1"]
 
 
 def test_failed_transaction_changes_nothing(account: Account, cloudflare: CloudflareWriter) -> None:
@@ -315,7 +315,7 @@ def test_failed_transaction_changes_nothing(account: Account, cloudflare: Cloudf
     account.remove_record(second)
     with pytest.raises(NotFoundError):
         cloudflare.change(deletes=[records[second]], updates=[(records[first], a_spec("100.64.0.1"))])
-    assert [record.ttl for record in account.at_name()] == [300]
+    assert [record.ttl for record in account.records_at_name()] == [300]
 
 
 def test_no_changes_need_no_request(account: Account, cloudflare: CloudflareWriter) -> None:
@@ -329,7 +329,7 @@ def test_deletion_of_a_missing_record_succeeds(account: Account, cloudflare: Clo
     cloudflare.change(deletes=[record])
     cloudflare.change(deletes=[record])
     assert [write[:2] for write in sent_changes(account)] == [("DELETE", f"/{record_id}")] * 2
-    assert [record.content for record in account.at_name()] == []
+    assert [record.content for record in account.records_at_name()] == []
 
 
 @pytest.mark.parametrize("body", ["<html>404</html>", "{}"])
@@ -347,14 +347,14 @@ def test_404_of_a_proxy_does_not_mean_a_missing_record(
 
 @pytest.fixture
 def wrong_zone(account: Account) -> str:
-    """Return the id of a zone that does not contain the name, for a token that may not read the zone's name."""
+    """The id of a zone that does not contain NAME. The token may not read the zone's name to detect that."""
     zone_id = account.add_zone("example.org")
     account.faults.add(refusal(403, 9109), path=r"/zones/[0-9a-f]+$", times=None)
     return zone_id
 
 
 def test_nothing_is_created_in_the_zone_of_another_name(account: Account) -> None:
-    """Cloudflare would append the zone's name to the record's."""
+    """In a zone that does not contain the record's name, Cloudflare appends the zone's name to it."""
     wrong = account.add_zone("example.org")
     with pytest.raises(ResponseError, match=r"CLOUDFLARE_ZONE_ID.*example\.org.*grafana\.example\.com"):
         client_of(account, wrong).change(creates=[a_spec()])
@@ -375,7 +375,7 @@ def test_nothing_is_created_while_the_zone_is_unknown(account: Account) -> None:
     ("name", "is_in_zone"),
     [(ZONE, True), (NAME, True), (f"a.b.{ZONE}", True), (f"x{ZONE}", False), ("example.org", False), ("com", False)],
 )
-def test_name_is_in_the_zone_or_not(cloudflare: CloudflareWriter, name: str, is_in_zone: bool) -> None:
+def test_only_names_in_the_zone_are_accepted(cloudflare: CloudflareWriter, name: str, is_in_zone: bool) -> None:
     if is_in_zone:
         cloudflare.check_zone(name)
         return
@@ -390,6 +390,7 @@ def test_name_of_the_zone_is_read_once_for_all_changes(account: Account, cloudfl
 
 
 def test_records_at_another_name_are_deleted_and_not_created_again(account: Account, wrong_zone: str) -> None:
+    """Cloudflare creates them at grafana.example.com.example.org."""
     cloudflare = client_of(account, wrong_zone)
     for _ in range(3):
         with pytest.raises(ResponseError, match=r"grafana\.example\.com\.example\.org.*CLOUDFLARE_ZONE_ID"):
@@ -430,8 +431,10 @@ def test_name_of_a_workers_domain_is_a_conflict(account: Account, cloudflare: Cl
         cloudflare.change(creates=[a_spec()])
 
 
-def test_renamed_record_is_not_deleted(account: Account, cloudflare: CloudflareWriter) -> None:
-    """It was renamed after it was read, so it is no longer ours."""
+def test_record_that_was_renamed_before_its_update_is_not_deleted(
+    account: Account, cloudflare: CloudflareWriter
+) -> None:
+    """The response to an update also shows the other name, but this record was not created there by mistake."""
     record_id = account.add("100.64.0.9")
     [record] = cloudflare.records(NAME)
     account.change_record(record_id, name="wiki.example.com")
@@ -442,10 +445,11 @@ def test_renamed_record_is_not_deleted(account: Account, cloudflare: CloudflareW
 
 
 def test_partly_applied_change_is_an_error(account: Account, cloudflare: CloudflareWriter) -> None:
+    """Cloudflare confirms the update of content and TTL, but its response contains the old TTL."""
     account.add("100.64.0.9", ttl=300)
     [record] = cloudflare.records(NAME)
-    shown = {**RECORD, "ttl": 300, "comment": OUR_COMMENT, "proxied": False}
-    account.faults.add(faults.answer(200, json.dumps({"success": True, "result": shown})), method="PATCH")
+    response_record = {**RECORD, "ttl": 300, "comment": OUR_COMMENT, "proxied": False}
+    account.faults.add(faults.answer(200, json.dumps({"success": True, "result": response_record})), method="PATCH")
     with pytest.raises(ResponseError, match="ttl"):
         cloudflare.change(updates=[(record, a_spec())])
 
@@ -536,7 +540,8 @@ def test_refusal_is_explained_by_its_code(
     assert method in str(raised.value)
 
 
-def test_unknown_path_without_an_id_is_a_wrong_api_url(account: Account) -> None:
+def test_unknown_path_without_a_zone_id_means_a_wrong_api_url(account: Account) -> None:
+    """Code 7003 means an unknown path. With a zone id in the path, the error names CLOUDFLARE_ZONE_ID instead."""
     account.faults.add(refusal(404, 7003), path=r"/zones\?")
     with pytest.raises(ResponseError, match="CLOUDFLARE_API_URL"):
         client_of(account, None).records(NAME)
@@ -572,13 +577,13 @@ def test_user_and_account_tokens_are_accepted(account: Account, prefix: str) -> 
 
 
 @pytest.mark.parametrize("code", [971, 10429])
-@pytest.mark.parametrize("is_sent", [True, False], ids=["with-retry-after", "without"])
+@pytest.mark.parametrize("has_retry_after", [True, False], ids=["with-retry-after", "without-retry-after"])
 def test_rate_limit_error_has_the_retry_after(
-    account: Account, cloudflare: CloudflareWriter, code: Any, is_sent: bool
+    account: Account, cloudflare: CloudflareWriter, code: Any, has_retry_after: bool
 ) -> None:
-    account.limit_rate(0, code=code, retry_after=is_sent)
+    account.limit_rate(0, code=code, retry_after=has_retry_after)
     with pytest.raises(TransientError) as raised:
         cloudflare.records(NAME)
     assert raised.value.throttled
-    assert (raised.value.retry_after is not None) == is_sent
+    assert (raised.value.retry_after is not None) == has_retry_after
     assert len(account.requests) == 1

@@ -1,6 +1,6 @@
-"""The client of Headscale's command line, with simulated pods of every release.
+"""Tests of the client that runs the `headscale` command in Headscale's pod, with a simulator of each release.
 
-Many tests are those of the REST API's client, which run here with the fixtures of this module.
+Many tests are imported from the tests of the REST API's client. Here, they run with the fixtures of this module.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.domain.errors import ApiError, AuthError, NotFoundError, ResponseError, TransientError
 from lifecycle.domain.model import KeySpec, User
 from tests.builders import NAME
-from tests.clients import test_headscale as over_http
+from tests.clients import test_headscale as rest_api_tests
 from tests.clients.servers import revealed_by
 from tests.clients.test_headscale import (  # noqa: F401 - pytest collects the imported tests
     CREATE,
@@ -37,13 +37,13 @@ from tests.clients.test_headscale import (  # noqa: F401 - pytest collects the i
     test_key_has_the_requested_properties,
     test_logged_out_node_is_expired,
     test_missing_node_is_not_found,
-    test_no_repr_has_a_secret,
+    test_no_repr_contains_a_secret,
     test_node_that_is_no_longer_ours_is_not_deleted,
     test_only_the_users_keys_are_listed,
     test_other_machine_with_the_same_id_is_not_deleted,
     test_reads_are_retried,
     test_tagged_node_has_tags_and_key,
-    test_user_of_a_provider_without_name,
+    test_user_of_an_oidc_provider_that_reports_no_name,
     test_users_have_id_and_name,
     the_user,
     unexpired_keys,
@@ -69,6 +69,7 @@ from tests.world import Clock, named
 ONE_RELEASE = pytest.mark.parametrize("server", ["0.28.0"], indirect=True)
 """Run a test with only one release, because all releases behave in the same way."""
 
+# The `headscale` command of these versions expires a pre-auth key by the id of the key; older versions need the secret.
 EXPIRES_BY_ID = [version for version in VERSIONS if version >= "0.28"]
 EXPIRES_BY_SECRET = [version for version in VERSIONS if version < "0.28"]
 
@@ -80,13 +81,13 @@ def clock() -> Clock:
 
 @pytest.fixture(params=VERSIONS)
 def server(request: pytest.FixtureRequest, clock: Clock) -> HeadscaleSimulator:
-    """A server of each release, with two users."""
+    """A simulated Headscale of each release, with two users."""
     return server_of(request.param, clock)
 
 
 @pytest.fixture
 def cli(server: HeadscaleSimulator, clock: Clock) -> HeadscaleCli:
-    """The `headscale` command of the server."""
+    """The `headscale` command in the server's pod."""
     return HeadscaleCli(server, now=clock.now)
 
 
@@ -104,7 +105,7 @@ Connect = Callable[..., ExecTransport]
 
 @pytest.fixture
 def connect(kubernetes: KubernetesSimulator, clock: Clock) -> Iterator[Connect]:
-    """A function that returns a transport with the given settings."""
+    """A function that returns a transport with the given settings for the selection of the pod."""
     with serve(kubernetes) as url, cluster_at(url, kubernetes) as cluster:
         yield lambda **settings: exec_transport(cluster, clock.now, **settings)
 
@@ -137,7 +138,7 @@ def test_version_that_is_not_json_is_accepted(
 
 
 @pytest.mark.parametrize("reported", ["dev", "v0.0.0-20260721000000-f20f1f12abcd", "(devel)"])
-def test_custom_build_is_detected_by_its_options(
+def test_release_of_a_custom_build_is_detected_by_the_options_of_its_command(
     reported: str, server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     server.reported_version = reported
@@ -191,7 +192,7 @@ def test_arguments_of_each_command(
     headscale.pre_auth_keys(user)
     headscale.delete_node(node, is_still_ours=always_ours)
     minor = int(server.version.split(".")[1])
-    # Up to 0.25, Headscale finds users by name.
+    # Up to 0.25, the option contains the name of the user.
     user_option = ("--user", "svc" if minor <= 25 else "2")
     lifetime = next(argument for call in cli.calls for argument in call if argument.endswith("ms"))
     assert list(dict.fromkeys(cli.calls)) == [
@@ -210,7 +211,7 @@ def test_arguments_of_each_command(
 def test_no_secret_is_in_an_argument(
     server: HeadscaleSimulator, headscale: HeadscaleWriter, kubernetes: KubernetesSimulator, clock: Clock
 ) -> None:
-    """Arguments are visible in URLs, audit logs and the process table of Headscale's node."""
+    """Arguments are visible in URLs, in audit logs, and in the process table of the machine."""
     add_fault(server, CREATE, faults.drop(committed=True))
     key = a_key(headscale, clock)
     with suppress(ResponseError):
@@ -221,7 +222,7 @@ def test_no_secret_is_in_an_argument(
 
 
 def test_node_without_a_name_is_listed(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
-    """The `headscale` command omits empty values."""
+    """The `headscale` command omits empty values, so this node has no name in the output."""
     server.add_node("", user="svc")
     server.add_node(NAME, user="svc")
     assert len(headscale.nodes()) == 2
@@ -283,6 +284,7 @@ def test_malformed_output_is_an_error(
     with pytest.raises(ApiError) as raised:
         call(transport)
     assert type(raised.value) is kind
+    # An error must not contain the output, because the output can contain secrets.
     assert output[:20] not in str(raised.value) or not output.strip()
 
 
@@ -354,7 +356,9 @@ NO_SOCKET = f'FTL Could not connect error="{SOCKET} no such file or directory"'
         pytest.param(1, grpc("Unknown", "database is locked"), TransientError, id="server-error"),
         pytest.param(1, grpc("Internal"), TransientError, id="internal"),
         pytest.param(1, '{"error": "unexpected response status: 500"}', TransientError, id="server-error-0.30"),
-        pytest.param(1, "… FTL Could not connect: context deadline exceeded\n", TransientError, id="no-socket"),
+        pytest.param(
+            1, "… FTL Could not connect: context deadline exceeded\n", TransientError, id="connection-timeout"
+        ),
         pytest.param(1, NO_CONFIGURATION, ResponseError, id="no-configuration"),
         pytest.param(1, "Error: loading configuration: no such file", ResponseError, id="no-configuration-0.30"),
         pytest.param(1, "FTL HEADSCALE_CLI_API_KEY environment variable needs to be set", ResponseError, id="no-key"),
@@ -406,7 +410,7 @@ def test_permanent_failure_is_not_retried(
     assert clock.elapsed_s == 0
 
 
-def test_stopped_server_is_retried(cli: HeadscaleCli, headscale: HeadscaleWriter, clock: Clock) -> None:
+def test_request_to_a_stopped_server_is_retried(cli: HeadscaleCli, headscale: HeadscaleWriter, clock: Clock) -> None:
     cli.stopped = True
     clock.schedule(30, lambda: setattr(cli, "stopped", False))
     assert headscale.nodes() == []
@@ -461,10 +465,11 @@ def test_silently_refused_deletion_is_retried(server: HeadscaleSimulator, headsc
 
 
 def test_ineffective_deletion_is_an_error(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
+    """Headscale confirms the deletion, but still has the node."""
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
     server.faults.add(faults.answer(200, "{}"), method="DELETE")
-    with pytest.raises(ResponseError, match="ode 1"):
+    with pytest.raises(ResponseError, match=r"[Nn]ode 1"):
         headscale.delete_node(node, is_still_ours=always_ours)
 
 
@@ -475,8 +480,7 @@ def test_empty_list_does_not_mean_a_missing_node(
     """Otherwise, the deletion would be reported as successful."""
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
-    for _ in range(20):
-        kubernetes.add_exec_fault(ExecFault(instead=Finished(stdout=output)), "nodes list")
+    kubernetes.add_exec_fault(ExecFault(instead=Finished(stdout=output)), "nodes list", times=20)
     with pytest.raises(TransientError):
         headscale.delete_node(node, is_still_ours=always_ours)
 
@@ -495,7 +499,7 @@ def test_one_incomplete_list_does_not_mean_a_missing_node(
 
 # --- Lost responses to a new key -----------------------------------------------------------------------
 
-LOST = [
+LOST_RESPONSES = [
     pytest.param(ExecFault(cut_after=1), id="cut-in-the-output"),
     pytest.param(ExecFault(cut_after=0), id="cut-before-the-output"),
     pytest.param(ExecFault(sends_status=False), id="closed-without-a-status"),
@@ -503,7 +507,7 @@ LOST = [
 
 
 @pytest.mark.parametrize("server", EXPIRES_BY_ID, indirect=True)
-@pytest.mark.parametrize("fault", LOST)
+@pytest.mark.parametrize("fault", LOST_RESPONSES)
 @pytest.mark.parametrize("times", [1, 3])
 def test_lost_response_leaves_one_usable_key(
     fault: ExecFault,
@@ -521,13 +525,15 @@ def test_lost_response_leaves_one_usable_key(
 
 
 @pytest.mark.parametrize("server", EXPIRES_BY_ID, indirect=True)
-def test_only_the_lost_and_the_expired_key_are_expired(
+def test_other_keys_are_not_expired_after_a_lost_response(
     server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
-    over_http.test_other_keys_are_not_expired_after_a_lost_response(server, headscale, clock)
-    for key in server.keys:
-        server.delete_key(key.id)
-    over_http.test_created_key_can_be_expired(server, headscale, clock)
+    rest_api_tests.test_other_keys_are_not_expired_after_a_lost_response(server, headscale, clock)
+
+
+@pytest.mark.parametrize("server", EXPIRES_BY_ID, indirect=True)
+def test_created_key_can_be_expired(server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
+    rest_api_tests.test_created_key_can_be_expired(server, headscale, clock)
 
 
 @pytest.mark.parametrize("server", EXPIRES_BY_SECRET, indirect=True)
@@ -538,6 +544,7 @@ def test_key_that_cannot_be_expired_by_id_is_logged(
     clock: Clock,
     events: list[dict[str, object]],
 ) -> None:
+    """These versions need the secret to expire a key, and the secret was in the lost response."""
     kubernetes.add_exec_fault(ExecFault(cut_after=1), "preauthkeys create")
     key = a_key(headscale, clock)
     lost, created = server.keys
@@ -555,7 +562,7 @@ def test_key_that_cannot_be_expired_by_id_is_logged(
 def test_lost_response_is_resolved_despite_clock_skew(
     skew: timedelta, server: HeadscaleSimulator, kubernetes: KubernetesSimulator, connect: Connect, clock: Clock
 ) -> None:
-    """The `headscale` command computes a key's expiry from its own clock."""
+    """The `headscale` command computes the time at which a key expires with the clock of Headscale's pod."""
     transport = connect()
     headscale = HeadscaleWriter(ExecTransport(transport._pod, now=lambda: clock.now() + skew), retrying_on(clock))  # noqa: SLF001
     user = the_user(headscale)
@@ -565,8 +572,9 @@ def test_lost_response_is_resolved_despite_clock_skew(
 
 
 @ONE_RELEASE
-@pytest.mark.parametrize("skew", over_http.SKEWS)
+@pytest.mark.parametrize("skew", rest_api_tests.SKEWS)
 def test_clock_of_the_cluster_is_used(skew: timedelta, server: HeadscaleSimulator, clock: Clock) -> None:
+    """The clock of this program is wrong, but each response of the Kubernetes API contains the time."""
     kubernetes = KubernetesSimulator(now=clock.true_now)
     add_headscale(kubernetes, HeadscaleCli(server, now=clock.true_now))
     kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
@@ -583,19 +591,19 @@ def test_clock_of_the_cluster_is_used(skew: timedelta, server: HeadscaleSimulato
 def test_key_of_another_pod_is_not_expired(
     server: HeadscaleSimulator, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
-    """Our key was never created. The other pod's key has almost the same lifetime."""
+    """The command that creates our key is lost. Then another pod creates a key with almost the same lifetime."""
     user = the_user(headscale)
     kubernetes.add_exec_fault(ExecFault(instead=Finished(), cut_after=0), "preauthkeys create")
     lifetimes: list[timedelta] = []
 
-    def other_pod() -> None:
+    def create_key_of_another_pod() -> None:
         command_line = next(command for command in kubernetes.commands if "preauthkeys create" in command)
         words = shlex.split(command_line)
         milliseconds = int(words[words.index("--expiration") + 1].removesuffix("ms"))
         lifetimes.append(timedelta(milliseconds=milliseconds))
         server.create_key("svc", expires_in=lifetimes[0] + timedelta(milliseconds=20))
 
-    clock.schedule(0.1, other_pod)
+    clock.schedule(0.1, create_key_of_another_pod)
     key = headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
     assert lifetimes, "the other pod created no key"
     assert unexpired_keys(server, clock) == [server.keys[0].key, key.secret.get_secret_value()]
@@ -615,7 +623,9 @@ class TestPodSelection:
         kubernetes.add_pod("hs-1", {"headscale": {"headscale": cli}}, labels={"app": "headscale"})
         assert transport.nodes() == []
 
-    def test_configured_selector(self, kubernetes: KubernetesSimulator, cli: HeadscaleCli, connect: Connect) -> None:
+    def test_configured_selector_is_used(
+        self, kubernetes: KubernetesSimulator, cli: HeadscaleCli, connect: Connect
+    ) -> None:
         kubernetes.delete_pod(kubernetes.pods[0])
         kubernetes.add_pod("hs-1", {"headscale": {"headscale": cli}}, labels={"vpn": "control", "tier": "x"})
         assert connect(selector="vpn=control,tier=x").nodes() == []
@@ -652,7 +662,9 @@ class TestPodSelection:
         with pytest.raises(ResponseError, match=r"HEADSCALE_CONTAINER.*control, proxy"):
             transport.nodes()
 
-    def test_pod_without_the_program(self, kubernetes: KubernetesSimulator, transport: ExecTransport) -> None:
+    def test_pod_without_the_program_is_reported(
+        self, kubernetes: KubernetesSimulator, transport: ExecTransport
+    ) -> None:
         kubernetes.delete_pod(kubernetes.pods[0])
         kubernetes.add_pod("ui-0", {"ui": {}})
         with pytest.raises(ResponseError, match=r"headscale/ui-0.*HEADSCALE_POD_SELECTOR"):
@@ -666,9 +678,11 @@ class TestPodSelection:
 
     @pytest.mark.parametrize("state", [{"ready": False}, {"phase": "Pending"}, {"is_terminating": True}])
     @pytest.mark.parametrize(
-        "other_pod", [None, {"ui": {}}, {"ui": {}, "proxy": {}}], ids=["no-other-pod", "ui", "ui-2"]
+        "other_pod",
+        [None, {"ui": {}}, {"ui": {}, "proxy": {}}],
+        ids=["no-other-pod", "other-pod", "other-pod-with-two-containers"],
     )
-    def test_pod_that_is_not_ready_is_retried(
+    def test_request_is_retried_until_the_pod_is_ready(
         self,
         state: dict[str, Any],
         other_pod: dict[str, Any] | None,
@@ -676,7 +690,7 @@ class TestPodSelection:
         headscale: HeadscaleWriter,
         clock: Clock,
     ) -> None:
-        """Another pod with the same labels is not used instead."""
+        """The pod with a container `headscale` is used, even if another pod with the same labels is ready."""
         if other_pod is not None:
             kubernetes.add_pod("ui-0", other_pod)
         pod = kubernetes.change_pod(kubernetes.pods[0], **state)
@@ -684,7 +698,7 @@ class TestPodSelection:
         assert headscale.nodes() == []
         assert clock.elapsed_s >= 20
 
-    def test_missing_pod_is_retried_and_reported(
+    def test_request_without_a_pod_is_retried_and_reported(
         self, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter
     ) -> None:
         kubernetes.delete_pod(kubernetes.pods[0])
@@ -703,7 +717,7 @@ class TestPodSelection:
     def test_newest_of_several_pods_is_used(
         self, kubernetes: KubernetesSimulator, clock: Clock, connect: Connect
     ) -> None:
-        """In a rolling update, the older pod is terminated, and its changes can be lost."""
+        """After a rolling update, the older pod is deleted, and changes that were made in this pod can be lost."""
         newer = server_of("0.28.0", clock)
         newer.add_node("new.example.com", user="svc")
         cli = HeadscaleCli(newer, now=clock.now)
@@ -711,6 +725,7 @@ class TestPodSelection:
             kubernetes.add_pod(name, {"headscale": {"headscale": cli}}, age=timedelta(seconds=age))
         transport = connect()
         assert [node.hostname for node in transport.nodes()] == ["new.example.com"]
+        # The paths end with /pods/NAME/exec.
         assert {exchange.path.split("/")[-2] for exchange in kubernetes.requests if "exec" in exchange.path} == {
             "headscale-b"
         }

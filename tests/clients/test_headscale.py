@@ -1,4 +1,4 @@
-"""The client of Headscale's REST API, with simulated servers of every release."""
+"""Tests of the client of Headscale's REST API, with a simulator of each release."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ from tests.simulators.faults import Fault
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.world import Clock, json_client, named
 
-REPORT_THEIR_VERSION = [version for version in VERSIONS if version >= "0.27"]
+VERSIONS_WITH_A_VERSION_ENDPOINT = [version for version in VERSIONS if version >= "0.27"]
 HOUR = timedelta(hours=1)
+# How much a clock differs from the true time.
 SKEWS = [timedelta(days=400), timedelta(hours=3), timedelta(hours=-1), timedelta(days=-1)]
 # The paths of the requests that detect the version.
 DETECTION = r"^/(version|swagger|api/v1/openapi\.json|api/v1/preauthkey)"
@@ -41,7 +42,7 @@ def clock() -> Clock:
 
 @pytest.fixture(params=VERSIONS)
 def server(request: pytest.FixtureRequest, clock: Clock) -> HeadscaleSimulator:
-    """A server of each release, with two users."""
+    """A simulated server of each release, with two users."""
     return server_of(request.param, clock)
 
 
@@ -97,7 +98,7 @@ def unexpired_keys(server: HeadscaleSimulator, clock: Clock) -> list[str]:
     return [key.key for key in server.keys if key.expires_at > clock.now()]
 
 
-def paths(server: HeadscaleSimulator) -> list[str]:
+def requested_paths(server: HeadscaleSimulator) -> list[str]:
     return [exchange.path for exchange in server.requests]
 
 
@@ -110,14 +111,14 @@ def paths(server: HeadscaleSimulator) -> list[str]:
         pytest.param("0.23.0", "0.23 to 0.25", 2, id="0.23"),
         pytest.param("0.25.1", "0.23 to 0.25", 2, id="0.25"),
         pytest.param("0.26.1", "0.26 or 0.27", 2, id="0.26"),
-        *(pytest.param(version, version, 1, id=version) for version in REPORT_THEIR_VERSION),
+        *(pytest.param(version, version, 1, id=version) for version in VERSIONS_WITH_A_VERSION_ENDPOINT),
     ],
 )
 def test_version_is_detected_once_without_a_key(version: str, detected: str, requests: int, clock: Clock) -> None:
     server = server_of(version, clock)
     headscale = client_of(server, api_key="wrong")
     assert [headscale.version(), headscale.version()] == [detected, detected]
-    assert paths(server) == ["/version", "/swagger/v1/openapiv2.json"][:requests]
+    assert requested_paths(server) == ["/version", "/swagger/v1/openapiv2.json"][:requests]
 
 
 @pytest.mark.parametrize("reported", ["dev", "v0.0.0-20260721000000-f20f1f12abcd", "(devel)", "1.0.0", "v0.x"])
@@ -130,7 +131,9 @@ def test_version_is_detected_once_without_a_key(version: str, detected: str, req
         ("0.30.0", "0.30 or newer"),
     ],
 )
-def test_custom_build_is_detected_by_its_api(version: str, detected: str, reported: str, clock: Clock) -> None:
+def test_release_of_a_custom_build_is_detected_by_its_api(
+    version: str, detected: str, reported: str, clock: Clock
+) -> None:
     server = server_of(version, clock, reported_version=reported)
     headscale = client_of(server)
     assert headscale.version() == detected
@@ -180,7 +183,7 @@ def test_failed_detection_is_repeated(server: HeadscaleSimulator) -> None:
 
 
 def test_version_behind_a_proxy_is_detected_by_the_api(server: HeadscaleSimulator, clock: Clock) -> None:
-    """An Ingress can route only /api/v1 to Headscale."""
+    """An Ingress may route only /api/v1 to Headscale, so the path /version is not available."""
     server.faults.add(faults.html(404), path="^/(version|swagger)", times=None)
     headscale = client_of(server)
     key = a_key(headscale, clock)
@@ -191,7 +194,7 @@ def test_version_behind_a_proxy_is_detected_by_the_api(server: HeadscaleSimulato
 def test_wrongly_detected_version_is_corrected(
     server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
-    """A proxy responds to the version detection like release 0.28."""
+    """A proxy responds to the requests that detect the version, in the same way as release 0.28."""
     key = a_key(client_of(server), clock)
     server.faults.add(faults.answer(200, '{"preAuthKeys": []}'), path=DETECTION, times=4)
     assert headscale.version() == "0.28 or newer"
@@ -208,7 +211,8 @@ def test_users_have_id_and_name(server: HeadscaleSimulator, headscale: Headscale
     assert headscale.users() == [User("1", "ann"), User("2", "svc")]
 
 
-def test_user_of_a_provider_without_name(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
+def test_user_of_an_oidc_provider_that_reports_no_name(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
+    """Some releases then report the email as the name."""
     server.add_user("", "bob@example.com", provider="oidc")
     name = "bob@example.com" if server.dialect.user_name_falls_back else ""
     details = ("bob@example.com", "oidc") if server.dialect.user_details else ("", "")
@@ -231,7 +235,7 @@ def test_key_belongs_to_the_user_and_is_valid(
         False,
         (),
     )
-    # Up to a minute is added, so that the keys of two pods that start together differ.
+    # The client adds up to a minute to the lifetime, so that the keys of two pods that start together differ.
     assert HOUR <= created.expires_at - clock.now() < HOUR + timedelta(minutes=1)
     assert server.register(key=created.key, hostname=NAME).user_id == 2
 
@@ -241,7 +245,7 @@ def test_key_has_the_requested_properties(server: HeadscaleSimulator, headscale:
     key = a_key(headscale, clock, lifetime=timedelta(days=3), reusable=True, ephemeral=True, tags=tags)
     [created] = server.keys
     assert (created.reusable, created.ephemeral, created.user_id, set(created.tags)) == (True, True, 2, set(tags))
-    # Release 0.23 shows a key's tags only in lists.
+    # Release 0.23 omits the tags in its response to a creation.
     assert (key.reusable, key.ephemeral, key.tags or tags) == (True, True, tags)
     assert created.expires_at - clock.now() >= timedelta(days=3)
 
@@ -259,7 +263,7 @@ def test_expiration_is_sent_in_whole_seconds_of_utc(
 
 @pytest.mark.parametrize("version", [version for version in VERSIONS if "0.24" <= version < "0.26"])
 def test_ambiguous_user_name_is_not_retried(version: str, clock: Clock) -> None:
-    """Up to 0.25 the owner of a key is identified by name only."""
+    """Up to 0.25, requests identify the owner of a key only by name, so a second user of this name is an error."""
     server = server_of(version, clock)
     user = the_user(client_of(server))
     server.add_user("svc", provider="oidc")
@@ -295,7 +299,7 @@ def test_key_has_the_requested_lifetime_despite_clock_skew(
 def test_key_with_another_lifetime_is_expired_and_refused(
     skew: timedelta, server: HeadscaleSimulator, clock: Clock
 ) -> None:
-    """The client cannot compensate for the skew, because a proxy removed the server's time."""
+    """The client did not measure the skew, so the server computes another lifetime than the requested one."""
     headscale = client_of(server)
     user = the_user(headscale)
     with pytest.raises(ResponseError, match="clock"):
@@ -305,6 +309,7 @@ def test_key_with_another_lifetime_is_expired_and_refused(
 
 
 def test_small_clock_skew_is_tolerated(server: HeadscaleSimulator, clock: Clock) -> None:
+    """A lifetime may be half as long as requested, or five minutes longer."""
     headscale = client_of(server)
     user = the_user(headscale)
     for skew in (timedelta(minutes=4), timedelta(minutes=-29)):
@@ -329,7 +334,7 @@ EXPIRE = ("POST", "/api/v1/preauthkey/expire")
 
 
 def add_fault(server: HeadscaleSimulator, request: tuple[str, str], fault: Fault, *, times: int | None = 1) -> None:
-    """Inject a fault into a request."""
+    """Inject a fault into the next requests with this method and path."""
     method, path = request
     server.faults.add(fault, method=method, path=path, times=times)
 
@@ -340,7 +345,7 @@ def add_fault(server: HeadscaleSimulator, request: tuple[str, str], fault: Fault
         pytest.param(faults.drop(committed=True), id="connection-lost-after-commit"),
         pytest.param(faults.hang(committed=True), id="hanging-after-commit"),
         pytest.param(faults.truncate(), id="truncated-response"),
-        pytest.param(faults.drop(), id="connection-lost-before"),
+        pytest.param(faults.drop(), id="connection-lost-before-commit"),
         pytest.param(faults.refuse(), id="refused"),
         pytest.param(faults.html(502), id="error-of-a-proxy"),
         pytest.param(faults.too_many_requests(1), id="rate-limited"),
@@ -383,7 +388,7 @@ def test_lost_response_is_resolved_for_a_user_with_an_email(
 def test_other_keys_are_not_expired_after_a_lost_response(
     server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
-    """They differ from the lost key in their user, in being reusable, or in their lifetime."""
+    """The other keys differ from the lost key: in the user, in the lifetime, or because they are reusable."""
     other_keys = [
         server.create_key("ann", expires_in=HOUR),
         server.create_key("svc", expires_in=HOUR, reusable=True),
@@ -435,7 +440,7 @@ def test_key_of_a_malformed_response_is_expired_by_the_next_call(
 ) -> None:
     """The server created the key, but a proxy replaced the response with a web page.
 
-    Some releases refuse to expire a key that has expired by itself in the meantime.
+    If the key's lifetime has ended before the next call, some releases refuse to expire the key. That is no error.
     """
     user = the_user(headscale)
     add_fault(server, CREATE, faults.wrong_content_type(committed=True))
@@ -517,7 +522,7 @@ def test_tagged_node_has_tags_and_key(server: HeadscaleSimulator, headscale: Hea
         assert node.pre_auth_key is not None
         assert node.pre_auth_key.user is not None
         assert node.pre_auth_key.user.is_same(User("2", "svc"))
-        # From 0.28 on, lists show a pseudo-user for tagged nodes, which the client ignores.
+        # From 0.28 on, lists contain a pseudo-user as the owner of a tagged node. The client ignores this user.
         assert node.user in (User("2", "svc"), None)
 
 
@@ -582,7 +587,9 @@ def test_missing_node_is_not_found(server: HeadscaleSimulator, headscale: Headsc
         pytest.param(faults.answer(503, '{"code": 14, "message": "peer not found"}'), id="503"),
     ],
 )
-def test_404_of_a_proxy_does_not_mean_a_missing_node(fault: Fault, server: HeadscaleSimulator, clock: Clock) -> None:
+def test_error_of_a_proxy_or_database_does_not_mean_a_missing_node(
+    fault: Fault, server: HeadscaleSimulator, clock: Clock
+) -> None:
     server.add_node(NAME, user="svc")
     server.faults.add(fault)
     with pytest.raises(TransientError):
@@ -592,7 +599,7 @@ def test_404_of_a_proxy_does_not_mean_a_missing_node(fault: Fault, server: Heads
 
 
 def test_wrong_api_key_does_not_mean_a_missing_node(server: HeadscaleSimulator, clock: Clock) -> None:
-    """Up to 0.26, both responses have the status 500."""
+    """Up to 0.26, the responses for a wrong API key and for a missing node both have the status 500."""
     headscale = client_of(server, policy=retrying_on(clock), api_key="hskey-api-wrong")
     for call in (headscale.nodes, lambda: headscale.node("7")):
         with pytest.raises(AuthError, match="headscale apikeys create"):
@@ -608,8 +615,8 @@ def test_refusal_by_a_reverse_proxy_gives_no_advice_on_the_key(status: int, serv
     assert "apikeys" not in str(raised.value)
 
 
-def test_refused_api_key_is_transient_while_the_database_is_down(server: HeadscaleSimulator, clock: Clock) -> None:
-    """Meanwhile, the server refuses a valid API key like a wrong one."""
+def test_refused_api_key_is_retried_while_the_database_is_down(server: HeadscaleSimulator, clock: Clock) -> None:
+    """Without its database, the server refuses every API key."""
     server.database_is_down = True
     clock.schedule(30, lambda: setattr(server, "database_is_down", False))
     headscale = client_of(server, policy=retrying_on(clock))
@@ -617,7 +624,7 @@ def test_refused_api_key_is_transient_while_the_database_is_down(server: Headsca
     assert 30 <= clock.elapsed_s < 60
 
 
-def test_too_many_nodes_for_one_response(server: HeadscaleSimulator, clock: Clock) -> None:
+def test_too_many_nodes_for_one_response_is_a_permanent_error(server: HeadscaleSimulator, clock: Clock) -> None:
     body = '{"code": 8, "message": "grpc: received message larger than max", "details": []}'
     server.faults.add(faults.answer(429, body), times=None)
     with pytest.raises(ResponseError, match="429"):
@@ -652,7 +659,7 @@ def test_retry_budget_is_shared_by_all_requests(
 
 
 def always_ours(_node: Node) -> bool:
-    """Return True, as the criterion for a deletion."""
+    """Return True, as the check before the deletion of a node."""
     return True
 
 
@@ -690,7 +697,7 @@ def test_other_machine_with_the_same_id_is_not_deleted(server: HeadscaleSimulato
     """In databases of older releases, the id of a deleted node can be assigned again."""
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
-    with pytest.raises(ConflictError, match="ode 1"):
+    with pytest.raises(ConflictError, match=r"[Nn]ode 1"):
         headscale.delete_node(replace(node, machine_key="mkey:" + "0" * 64), is_still_ours=always_ours)
     assert server.writes == []
 
@@ -698,8 +705,8 @@ def test_other_machine_with_the_same_id_is_not_deleted(server: HeadscaleSimulato
 def test_node_that_is_no_longer_ours_is_not_deleted(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
-    with pytest.raises(ConflictError, match="ode 1"):
-        headscale.delete_node(node, is_still_ours=lambda now: now != node)
+    with pytest.raises(ConflictError, match=r"[Nn]ode 1"):
+        headscale.delete_node(node, is_still_ours=lambda _node: False)
     assert server.writes == []
 
 
@@ -723,13 +730,13 @@ def test_response_of_a_proxy_to_a_deletion_is_an_error(server: HeadscaleSimulato
 def test_node_is_read_again_before_a_deletion_is_retried(
     server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
-    """Meanwhile, the database was restored, and the id belongs to another machine."""
+    """Before the retry, the database is restored from a backup, in which the id belongs to another machine."""
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
     server.faults.add(faults.html(502), method="DELETE")
 
     def restore() -> None:
-        nodes = server._state.nodes  # noqa: SLF001 - a backup needs more code than this test
+        nodes = server._state.nodes  # noqa: SLF001 - a real backup would need more code
         nodes[1] = replace(nodes[1], machine_key="mkey:" + "0" * 64)
 
     clock.schedule(0.1, restore)
@@ -740,7 +747,7 @@ def test_node_is_read_again_before_a_deletion_is_retried(
 
 # --- Upgrades at run time ------------------------------------------------------------------------------
 
-# An API key of 0.25 to 0.27. Those of 0.23 and 0.24 are longer, and 0.28 and newer refuse them.
+# An API key that every release accepts. The keys that 0.23 and 0.24 create are longer; 0.28 and newer refuse those.
 PORTABLE_KEY = f"{'a' * 7}.{'b' * 32}"
 
 
@@ -749,22 +756,21 @@ PORTABLE_KEY = f"{'a' * 7}.{'b' * 32}"
 )
 @pytest.mark.parametrize("breaks_connection", [True, False], ids=["connection-lost", "between-two-requests"])
 def test_client_adapts_to_an_upgrade(old: str, new: str, breaks_connection: bool, clock: Clock) -> None:
-    """The upgrade may break a connection or not."""
     server = server_of(old, clock, api_key=PORTABLE_KEY)
     headscale = client_of(server, policy=retrying_on(clock))
     user = the_user(headscale)
-    before = a_key(headscale, clock)
+    old_key = a_key(headscale, clock)
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
 
     server.upgrade(new)
     if breaks_connection:
         server.faults.add(faults.drop())
-    headscale.expire_pre_auth_key(before, user)
+    headscale.expire_pre_auth_key(old_key, user)
     add_fault(server, CREATE, faults.drop(committed=True))
-    after = headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
+    new_key = headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
     used_keys = [key.key for key in server.keys if key.used]
-    assert [key for key in unexpired_keys(server, clock) if key not in used_keys] == [after.secret.get_secret_value()]
+    assert [key for key in unexpired_keys(server, clock) if key not in used_keys] == [new_key.secret.get_secret_value()]
     assert [key.id for key in headscale.pre_auth_keys(user)] == [str(key.id) for key in server.keys]
     headscale.delete_node(node, is_still_ours=always_ours)
     with pytest.raises(NotFoundError):
@@ -785,7 +791,7 @@ def test_key_is_created_after_an_upgrade(old: str, new: str, clock: Clock) -> No
 # --- Secrets -------------------------------------------------------------------------------------------
 
 
-def test_no_repr_has_a_secret(server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
+def test_no_repr_contains_a_secret(server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
     """Up to 0.27, lists of nodes contain pre-auth keys."""
     server.add_node(NAME, user="svc")
     key = a_key(headscale, clock)
@@ -797,7 +803,7 @@ def test_no_repr_has_a_secret(server: HeadscaleSimulator, headscale: HeadscaleWr
     ("field", "value"),
     [("id", ""), ("machineKey", None), ("name", 7), ("ipAddresses", ["nonsense"]), ("expiry", "tomorrow"), ("user", 5)],
 )
-def test_no_error_has_a_secret(field: str, value: object, clock: Clock) -> None:
+def test_no_error_contains_a_secret(field: str, value: object, clock: Clock) -> None:
     server = server_of("0.27.1", clock)
     server.add_node(NAME, user="svc")
     headscale = client_of(server)

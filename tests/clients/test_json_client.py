@@ -1,4 +1,4 @@
-"""The JSON client: responses, errors, retries with a rotated token, and that no error reveals the token."""
+"""Tests of the JSON client: responses, errors, and tokens, which no error may contain."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lifecycle.clients.json_client import Credential, JsonClient
 from lifecycle.clients.response import Response as ApiResponse
 from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import public_trust
-from lifecycle.clients.upstream import Upstream as UpstreamApi
+from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, AuthError, ConfigError, ConflictError, ResponseError, TransientError
 from tests.clients.servers import revealed_by
 from tests.simulators import faults
@@ -30,19 +30,19 @@ from tests.simulators.faults import Fault
 from tests.simulators.memory import MemoryClient
 from tests.simulators.messages import Request, Response, json_response, text_response
 from tests.simulators.serve import serve
-from tests.simulators.upstream import Upstream
+from tests.simulators.upstream import Upstream as UpstreamSimulator
 
 TOKEN = "tskey-0123456789abcdefghijklmnopqrstuvwxyz"
 OTHER_TOKEN = "tskey-abcdefghijklmnopqrstuvwxyz0123456789"
 
 
-class Api(Upstream):
+class Api(UpstreamSimulator):
     """An API that responds with the path of the request, if the token is valid.
 
     Attributes:
         token: the valid token.
-        health: the status of the health endpoint.
-        authorizations: the header Authorization of each request to the health endpoint.
+        health: the HTTP status of responses to health checks.
+        authorizations: the header Authorization of each health check.
     """
 
     def __init__(self) -> None:
@@ -60,13 +60,13 @@ class Api(Upstream):
         return json_response({"path": request.path, "accept-encoding": request.headers.get("accept-encoding")})
 
 
-def explain_401(what: str, response: ApiResponse) -> ApiError | None:
+def explain_401(request: str, response: ApiResponse) -> ApiError | None:
     if response.status == 401:
-        return AuthError(f"token refused ({what}){response.reason}", upstream="Api", status=401)
+        return AuthError(f"token refused ({request}){response.reason}", upstream="Api", status=401)
     return None
 
 
-API = UpstreamApi("Api", url_setting="API_URL", ca_setting="API_CA_FILE", explain=explain_401, health_path="/health")
+API = Upstream("Api", url_setting="API_URL", ca_setting="API_CA_FILE", explain=explain_401, health_path="/health")
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def client_of(
 
 @pytest.fixture(params=["in-process", "over-loopback"])
 def client(request: pytest.FixtureRequest, api: Api) -> Iterator[JsonClient]:
-    """A client of the API, by either transport."""
+    """A client of the API, which calls the simulator in this process or sends its requests over loopback."""
     if request.param == "in-process":
         yield client_of(api)
         return
@@ -143,11 +143,11 @@ def test_every_2xx_is_success(client: JsonClient, api: Api, status: int) -> None
 
 
 def test_explanation_by_the_upstream_has_precedence(api: Api) -> None:
-    def explain(what: str, _response: ApiResponse) -> ApiError:
-        return ConflictError(what, upstream="Api")
+    def explain(request: str, _response: ApiResponse) -> ApiError:
+        return ConflictError(request, upstream="Api")
 
     api.faults.add(faults.answer(503))
-    client = client_of(api, upstream=UpstreamApi("Api", url_setting="API_URL", ca_setting="", explain=explain))
+    client = client_of(api, upstream=Upstream("Api", url_setting="API_URL", ca_setting="", explain=explain))
     assert isinstance(failure(client), ConflictError)
 
 
@@ -207,7 +207,7 @@ def test_retry_after_in_each_form(api: Api, status: int, header: str | None, sec
         pytest.param(faults.drip(interval_s=0.3, limit_s=5), id="slow-drip"),
     ],
 )
-def test_incomplete_response_is_transient(client: JsonClient, api: Api, fault: Fault) -> None:
+def test_incomplete_response_is_a_transient_error(client: JsonClient, api: Api, fault: Fault) -> None:
     api.faults.add(fault)
     error = failure(client)
     assert isinstance(error, TransientError)
@@ -248,10 +248,12 @@ def test_response_beyond_the_limit_is_refused(client: JsonClient, api: Api) -> N
     api.faults.add(faults.oversize(MAX_RESPONSE_BYTES + 1))
     error = failure(client)
     assert isinstance(error, (ResponseError, TransientError))
+    # Over loopback, the time-out of 2 s can end before the limit is reached.
     assert "32 MiB" in str(error) or "2 s" in str(error)
 
 
 def test_list_of_twenty_thousand_nodes_is_read(api: Api) -> None:
+    """A node takes less than 1250 bytes."""
     size = 20_000 * 1_250
     api.faults.add(faults.oversize(size))
     assert len(client_of(api).send("GET", "/thing").text) == size
@@ -262,7 +264,7 @@ def test_list_of_twenty_thousand_nodes_is_read(api: Api) -> None:
     [
         pytest.param(faults.malformed_json(), id="truncated-json"),
         pytest.param(faults.html(200), id="html"),
-        pytest.param(faults.answer(200, b'{"path": 1}', content_type="text/plain"), id="json-of-another-type"),
+        pytest.param(faults.answer(200, b'{"path": 1}', content_type="text/plain"), id="json-as-text"),
         pytest.param(faults.answer(200, b'{"path": 1}', content_type=""), id="no-content-type"),
         pytest.param(faults.answer(200, b""), id="empty"),
         pytest.param(faults.answer(200, b"[" * 100_000), id="nested-too-deep"),
@@ -286,7 +288,7 @@ def test_json_content_types_are_parsed(api: Api, content_type: str) -> None:
 # --- The token -----------------------------------------------------------------------------------------
 
 
-def test_unauthorized_request_has_no_token(api: Api) -> None:
+def test_request_without_authorization_does_not_read_the_token(api: Api) -> None:
     def read() -> str:
         pytest.fail("the token was read")
 
@@ -329,7 +331,7 @@ def test_rotated_token_is_sent_only_once(api: Api, token_file: Path) -> None:
 
 
 def test_token_file_that_becomes_unreadable_is_an_auth_error(api: Api) -> None:
-    """A ConfigError would end `dns-watch`, although the file can be missing only while its Secret is updated."""
+    """A ConfigError would end `dns-watch`, although the file may only be missing for a moment, during an update."""
     tokens: list[str | ConfigError] = [TOKEN, ConfigError("API_TOKEN_FILE: the file cannot be read"), OTHER_TOKEN]
 
     def read() -> str:
@@ -404,7 +406,7 @@ def test_outcome_of_each_request_is_reported(api: Api, fault: Fault | None, outc
     assert outcomes == [outcome]
 
 
-def test_request_that_is_repeated_with_a_rotated_token_is_reported_twice(api: Api) -> None:
+def test_each_attempt_with_a_rotated_token_is_reported(api: Api) -> None:
     tokens = [OTHER_TOKEN, TOKEN]
     outcomes: list[str] = []
     client_of(api, read=lambda: tokens.pop(0), on_outcome=outcomes.append).send("GET", "/thing")
@@ -415,8 +417,8 @@ def test_request_that_is_repeated_with_a_rotated_token_is_reported_twice(api: Ap
 
 
 @pytest.mark.parametrize("health", [200, 204, 401, 403, 404, 405], ids=str)
-def test_refusal_by_a_healthy_upstream_is_permanent(client: JsonClient, api: Api, health: int) -> None:
-    """A proxy that forwards only the API responds to the health check with 403 or 404."""
+def test_refusal_by_a_healthy_upstream_is_an_auth_error(client: JsonClient, api: Api, health: int) -> None:
+    """Statuses below 500 count as healthy: a proxy that forwards only the API refuses the health check."""
     api.token = OTHER_TOKEN
     api.health = health
     assert type(failure(client)) is AuthError
@@ -433,7 +435,7 @@ def test_refusal_by_a_healthy_upstream_is_permanent(client: JsonClient, api: Api
         pytest.param(faults.hang(limit_s=5), None, id="hanging"),
     ],
 )
-def test_refusal_by_an_unhealthy_upstream_is_transient(
+def test_refusal_by_an_unhealthy_upstream_is_a_transient_error(
     client: JsonClient, api: Api, fault: Fault, status: int | None
 ) -> None:
     api.token = OTHER_TOKEN
@@ -473,8 +475,8 @@ def test_compressed_response_is_refused_without_decompressing(client: JsonClient
 
 
 @pytest.mark.parametrize("item", ["{}", '["ab"]', "1", '{"a":[]}'])
-def test_json_with_too_many_values_is_malformed(api: Api, item: str) -> None:
-    """Parsed values take much more memory than their text."""
+def test_json_with_too_many_values_is_refused(api: Api, item: str) -> None:
+    """Parsed values take much more memory than the text, so `json` is None, as for malformed JSON."""
     body = "[" + f"{item}," * (8_000_000 // (len(item) + 1)) + f"{item}]"
     api.faults.add(faults.answer(200, body))
     tracemalloc.start()

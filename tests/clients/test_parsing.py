@@ -1,4 +1,4 @@
-"""Parsing of users, nodes, keys and times in the forms of every release of Headscale."""
+"""Test that users, nodes, keys and times are parsed in the form of each Headscale release."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ from tests.clients.json_values import JSON
 # The errors that parsers raise for a malformed value. The transports turn them into a ResponseError.
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
 
-MACHINE = "mkey:" + "0a" * 32
+MACHINE_KEY = "mkey:" + "0a" * 32
 SECRET = "0123456789abcdef" * 3
 INSTANT = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 
 SVC = {"id": "1", "name": "svc", "createdAt": "2024-10-01T08:00:00.123456789Z"}
-TAGGED = {"id": "2147455555", "name": "tagged-devices", "createdAt": "0001-01-01T00:00:00Z"}
+# The pseudo-user that some releases report as the owner of tagged nodes.
+TAGGED_DEVICES = {"id": "2147455555", "name": "tagged-devices", "createdAt": "0001-01-01T00:00:00Z"}
 
 NODE: dict[str, Any] = {
     "id": "12",
-    "machineKey": MACHINE,
+    "machineKey": MACHINE_KEY,
     "nodeKey": "nodekey:" + "0b" * 32,
     "discoKey": "discokey:" + "00" * 32,
     "ipAddresses": ["100.64.0.5", "fd7a:115c:a1e0::5"],
@@ -80,7 +81,7 @@ def is_id(value: object) -> bool:
 
 
 class TestTime:
-    """Times in the REST API and in the output of the command line."""
+    """Times in the REST API and in the output of the `headscale` command (CLI)."""
 
     @pytest.mark.parametrize(
         ("value", "instant"),
@@ -136,7 +137,7 @@ class TestTime:
         ],
     )
     def test_malformed_instant_is_an_error(self, value: object) -> None:
-        """It must not be read as "never"."""
+        """None would mean that there is no such time, for example that a node never expires."""
         with pytest.raises((ValueError, TypeError)):
             parse_time(value)
 
@@ -158,7 +159,7 @@ class TestTime:
         assert parsed_instant.utcoffset() == timedelta()
 
     @given(JSON)
-    def test_arbitrary_value(self, value: Any) -> None:
+    def test_arbitrary_value_is_parsed_or_malformed(self, value: Any) -> None:
         is_valid, instant = try_parse(parse_time, value)
         if not is_valid:
             return
@@ -180,7 +181,7 @@ class TestId:
         assert parse_id(value) == text
 
     @pytest.mark.parametrize("value", [None, "", 0, "0"])
-    def test_absent_id(self, value: object) -> None:
+    def test_absent_id_is_none(self, value: object) -> None:
         assert parse_id(value) is None
 
     @pytest.mark.parametrize(
@@ -191,14 +192,14 @@ class TestId:
             parse_id(value)
 
     @given(JSON)
-    def test_arbitrary_value(self, value: Any) -> None:
+    def test_arbitrary_value_is_parsed_or_malformed(self, value: Any) -> None:
         is_valid, parsed_id = try_parse(parse_id, value)
 
         assert not is_valid or parsed_id == (str(value) if is_id(value) else None)
 
 
 class TestUser:
-    """Owners of nodes and keys. A malformed owner must not be treated as no owner."""
+    """Owners of nodes and keys. A node with a malformed owner must not be treated as a node without an owner."""
 
     @pytest.mark.parametrize(
         ("payload", "user"),
@@ -220,7 +221,7 @@ class TestUser:
             pytest.param({}, None, id="empty-object"),
             pytest.param({"id": "", "name": ""}, None, id="empty-strings-instead-of-null"),
             pytest.param({"id": "0", "name": ""}, None, id="id-zero"),
-            pytest.param(TAGGED, None, id="tagged-devices-user"),
+            pytest.param(TAGGED_DEVICES, None, id="tagged-devices-user"),
             pytest.param({"id": 2147455555, "name": "tagged-devices"}, None, id="tagged-devices-user-in-cli-output"),
         ],
     )
@@ -249,7 +250,7 @@ class TestUser:
             parse_user(payload)
 
     @given(JSON)
-    def test_arbitrary_value(self, payload: Any) -> None:
+    def test_arbitrary_value_is_parsed_or_malformed(self, payload: Any) -> None:
         is_valid, user = try_parse(parse_user, payload)
         if not is_valid:
             return
@@ -267,13 +268,13 @@ def node_with(**fields: Any) -> dict[str, Any]:
 
 
 class TestNode:
-    """Nodes in the forms of each release."""
+    """Nodes in the form of each release."""
 
     def test_node_is_parsed(self) -> None:
         assert parse_node(NODE) == Node(
             id="12",
             hostname="grafana.example.com",
-            machine_key=MACHINE,
+            machine_key=MACHINE_KEY,
             addresses=(ip_address("100.64.0.5"), ip_address("fd7a:115c:a1e0::5")),
             user=User("1", "svc"),
             tags=frozenset({"tag:svc"}),
@@ -288,14 +289,14 @@ class TestNode:
         ("fields", "name", "value"),
         [
             pytest.param({"id": 12}, "id", "12", id="id-as-number"),
-            pytest.param({"name": "My_Host"}, "hostname", "My_Host", id="hostname-as-it-is"),
+            pytest.param({"name": "My_Host"}, "hostname", "My_Host", id="hostname-is-not-converted"),
             pytest.param({"name": ""}, "hostname", "", id="no-hostname"),
             pytest.param({"ipAddresses": []}, "addresses", (), id="no-address"),
             pytest.param({"ipAddresses": ...}, "addresses", (), id="addresses-omitted"),
             pytest.param({"ipAddresses": None}, "addresses", (), id="addresses-null"),
             pytest.param({"ipAddresses": ["fd00::1"]}, "addresses", (ip_address("fd00::1"),), id="IPv6-only"),
             pytest.param({"user": None}, "user", None, id="tagged-from-0.29-on"),
-            pytest.param({"user": TAGGED}, "user", None, id="tagged-on-0.28"),
+            pytest.param({"user": TAGGED_DEVICES}, "user", None, id="tagged-on-0.28"),
             pytest.param({"user": ...}, "user", None, id="user-omitted"),
             pytest.param({"tags": ...}, "tags", frozenset(), id="no-tags"),
             pytest.param({"tags": None}, "tags", frozenset(), id="tags-null"),
@@ -334,7 +335,7 @@ class TestNode:
                 KeyOrigin("7", User(None, "svc")),
                 id="key's-user-by-name-up-to-0.25",
             ),
-            # A key that has tags needs no user.
+            # A key with tags needs no user.
             pytest.param(
                 {"preAuthKey": {"id": 7, "user": None}}, "pre_auth_key", KeyOrigin("7", None), id="key-without-user"
             ),
@@ -402,21 +403,21 @@ class TestNode:
         assert key not in repr(node)
 
     @given(st.sampled_from(sorted({*NODE, "forcedTags", "validTags"})), JSON)
-    def test_arbitrary_value_in_a_field(self, field: str, value: Any) -> None:
-        """It is parsed, or an error for a malformed value is raised."""
+    def test_arbitrary_value_in_a_field_is_parsed_or_malformed(self, field: str, value: Any) -> None:
+        """Each value is parsed, or is reported as malformed. No other error is raised."""
         is_valid, node = try_parse(parse_node, node_with(**{field: value}))
         if is_valid and field == "registerMethod":
             assert (node.registered_by is RegisterMethod.AUTH_KEY) is (type(value) is int and value == 1)
 
     @given(JSON)
-    def test_arbitrary_value(self, payload: Any) -> None:
+    def test_arbitrary_value_is_parsed_or_malformed(self, payload: Any) -> None:
         assert try_parse(parse_node, payload) == (False, None)
 
     def test_cli_output_gives_the_same_node(self) -> None:
         """Up to 0.29, `headscale` prints snake case names and numbers, and omits empty values."""
         printed = {
             "id": 12,
-            "machine_key": MACHINE,
+            "machine_key": MACHINE_KEY,
             "ip_addresses": ["100.64.0.5", "fd7a:115c:a1e0::5"],
             "name": "grafana.example.com",
             "user": {"id": 1, "name": "svc", "created_at": {"seconds": 1727769600, "nanos": 123456789}},
@@ -469,7 +470,7 @@ class TestPreAuthKey:
             None,
             None,
         )
-        with pytest.raises(ValueError):  # noqa: PT011 - the only one it raises
+        with pytest.raises(ValueError):  # noqa: PT011 - no other ValueError is raised here
             _ = key.secret
 
     @pytest.mark.parametrize(
@@ -495,8 +496,8 @@ class TestPreAuthKey:
             parse_pre_auth_key(KEY | fields)
 
     @given(st.sampled_from(sorted(KEY)), JSON)
-    def test_arbitrary_value_in_a_field(self, field: str, value: Any) -> None:
-        """It is parsed, or an error for a malformed value is raised."""
+    def test_arbitrary_value_in_a_field_is_parsed_or_malformed(self, field: str, value: Any) -> None:
+        """Each value is parsed, or is reported as malformed. No other error is raised."""
         try_parse(parse_pre_auth_key, KEY | {field: value})
 
 
@@ -530,7 +531,7 @@ class TestApiKey:
 class TestCliOutput:
     """Field names in the output of the `headscale` command."""
 
-    def test_names_are_camelised_at_every_depth(self) -> None:
+    def test_snake_case_names_are_converted_at_every_depth(self) -> None:
         printed = {"pre_auth_key": {"acl_tags": ["tag:a_b"], "created_at": None}, "nodes": [{"ip_addresses": ["a_b"]}]}
 
         assert with_camel_case_names(printed) == {

@@ -1,1 +1,1 @@
-"""Tests of `prune`."""
+"""Tests of the command `lifecycle prune`."""

@@ -1,4 +1,4 @@
-"""deploy/prune is valid for Kubernetes and for the command that it runs."""
+"""Test that the manifests of deploy/prune are valid for Kubernetes, and for the command that they run."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ def test_arguments_are_valid(container: dict[str, Any]) -> None:
 def test_deadline_covers_the_wait_and_the_retries(documents: list[Document]) -> None:
     (job,) = of_kind(documents, "CronJob")
     longest_s = CONFIRMATION_DELAY_S + 2 * PRUNE_RETRY_BUDGET.total_seconds()
+    # Five minutes more, for pulling the image and for slow requests.
     assert job["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"] > longest_s + 300
 
 

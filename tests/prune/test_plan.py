@@ -1,4 +1,4 @@
-"""Which workloads `prune` removes, and which it keeps: tests of its pure functions."""
+"""Test which workloads `prune` removes. These tests call pure functions, without simulators."""
 
 from __future__ import annotations
 
@@ -39,11 +39,12 @@ ONLINE_NODE = a_node(99, hostname="other.example.com")
 
 
 def plan(nodes: list[Node], records: list[Record], config: PruneConfig = CONFIG) -> list[PruneWorkload]:
+    """Return the workloads that `prune` would remove."""
     return plan_prune(Observation(SVC, tuple(nodes), tuple(records)), config=config, now=NOW)
 
 
 def removed(nodes: list[Node], records: list[Record] | None = None) -> list[tuple[str, list[str]]]:
-    """Return the names of the workloads that would be removed, and the ids of their nodes."""
+    """Return the name of each workload that would be removed, with the ids of its nodes. Another node is online."""
     workloads = plan([ONLINE_NODE, *nodes], [a_record()] if records is None else records)
     return [(workload.name, [node.id for node in workload.nodes]) for workload in workloads]
 
@@ -79,9 +80,9 @@ def test_workload_that_is_gone_is_removed(nodes: list[Node], expected: list[tupl
         pytest.param([a_node(online=False, last_seen=AT_THE_LIMIT)], id="offline for exactly the limit"),
         pytest.param([a_node(online=False, last_seen=None)], id="offline for an unknown time"),
         pytest.param([a_node(1, online=False, last_seen=LONG_AGO), a_node(2)], id="offline node beside an online one"),
-        pytest.param([a_node(user=ANN, key_user=ANN)], id="another user's"),
+        pytest.param([a_node(user=ANN, key_user=ANN)], id="node of another user"),
         pytest.param(
-            [a_node(user=ANN, key_user=ANN, online=False, last_seen=LONG_AGO)], id="another user's and offline"
+            [a_node(user=ANN, key_user=ANN, online=False, last_seen=LONG_AGO)], id="offline node of another user"
         ),
         pytest.param(
             [a_node(registered_by=RegisterMethod.CLI, online=False, last_seen=LONG_AGO)], id="registered by CLI"
@@ -92,24 +93,28 @@ def test_workload_that_may_be_running_stays(nodes: list[Node]) -> None:
     assert removed(nodes) == []
 
 
-IN_ANOTHER_DOMAIN = [a_record(name="grafana.b.example.com")]
+RECORDS_IN_ANOTHER_DOMAIN = [a_record(name="grafana.b.example.com")]
 
 
-def test_online_node_with_a_short_hostname_keeps_the_workload_of_another_domain() -> None:
-    assert removed([a_node(hostname="grafana")], records=IN_ANOTHER_DOMAIN) == []
+def test_online_node_with_a_short_hostname_protects_a_workload_of_another_domain() -> None:
+    assert removed([a_node(hostname="grafana")], records=RECORDS_IN_ANOTHER_DOMAIN) == []
 
 
 def test_node_that_may_belong_to_another_workload_stays() -> None:
     """The node may belong to grafana.example.com, whose record is not in the list."""
     offline = a_node(hostname="grafana", online=False, last_seen=LONG_AGO)
-    assert removed([offline], records=IN_ANOTHER_DOMAIN) == [("grafana.b.example.com", [])]
+    assert removed([offline], records=RECORDS_IN_ANOTHER_DOMAIN) == [("grafana.b.example.com", [])]
 
 
-@pytest.mark.parametrize("others", [[], [a_node(98, hostname="other.example.com", online=False)]])
-def test_nothing_is_removed_while_no_node_is_online(others: list[Node]) -> None:
+@pytest.mark.parametrize(
+    "other_nodes",
+    [[], [a_node(98, hostname="other.example.com", online=False)]],
+    ids=["one-node", "two-nodes"],
+)
+def test_nothing_is_removed_while_no_node_is_online(other_nodes: list[Node]) -> None:
     """After a restart of Headscale every node is offline, and `last_seen` can be old."""
     offline = a_node(online=False, last_seen=LONG_AGO)
-    assert plan([offline, *others], [a_record()]) == []
+    assert plan([offline, *other_nodes], [a_record()]) == []
 
 
 def test_node_without_a_record_is_never_removed() -> None:
@@ -144,6 +149,7 @@ OFFLINE_NODE = a_node(online=False, last_seen=LONG_AGO)
     ],
 )
 def test_workload_that_changed_is_not_confirmed(node: Node | None, record: Record) -> None:
+    """`prune` plans, waits, and plans again. It removes only a workload that is the same in both plans."""
     [planned] = plan([ONLINE_NODE, OFFLINE_NODE], [a_record()])
     [later] = plan([ONLINE_NODE, *([node] if node else [])], [record])
     assert not later.is_same(planned)
@@ -186,17 +192,22 @@ def test_node_that_is_online_or_not_ours_is_never_removed(nodes: list[Node], shu
     ]
 
 
+# Records that DNS_ALIASES and DNS_SHARED_NAMES add, at other names than the main name of the workload.
 FURTHER_RECORDS = [
     a_record("b", name=ALIAS, type_="CNAME", content=NAME, comment=COMMENT_AT_FURTHER_NAMES),
     a_record("c", name=SHARED_NAME, comment=COMMENT_AT_FURTHER_NAMES),
 ]
 
 
-@pytest.mark.parametrize("main", [[a_record()], []], ids=["with a record at the main name", "without one"])
-def test_records_under_further_names_are_removed_with_their_workload(main: list[Record]) -> None:
-    [workload] = plan([ONLINE_NODE], [*main, *FURTHER_RECORDS])
-    assert (workload.name, {record.id for record in workload.records}) == (NAME, {*"bc", *("a" for _ in main)})
-    assert removed([a_node()], [*main, *FURTHER_RECORDS]) == []
+@pytest.mark.parametrize(
+    "main_records", [[a_record()], []], ids=["record-at-the-main-name", "no-record-at-the-main-name"]
+)
+def test_records_under_further_names_are_removed_with_their_workload(main_records: list[Record]) -> None:
+    records = [*main_records, *FURTHER_RECORDS]
+    [workload] = plan([ONLINE_NODE], records)
+    assert workload.name == NAME
+    assert {record.id for record in workload.records} == {record.id for record in records}
+    assert removed([a_node()], records) == []
 
 
 def test_records_at_a_shared_name_belong_to_several_workloads() -> None:
@@ -214,5 +225,5 @@ def test_records_at_a_shared_name_belong_to_several_workloads() -> None:
         f"{OUR_COMMENT}2 {NAME}",
     ],
 )
-def test_comment_that_is_not_exactly_a_workloads_mark_is_ignored(comment: str) -> None:
+def test_comment_that_differs_from_the_comment_at_further_names_is_ignored(comment: str) -> None:
     assert marked_workload(a_record(comment=comment), OUR_COMMENT) is None

@@ -1,4 +1,4 @@
-"""`lifecycle prune` as a process: arguments, exit status and effect."""
+"""Test `lifecycle prune` as a process: its arguments, exit status and effect."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tests.builders import NAME, OUR_COMMENT
 from tests.process.commands import Pod, served_pod
 from tests.simulators.headscale import HeadscaleSimulator
 
-OWNED = {"DNS_OWNER": "default"}
+OWNER_SETTING = {"DNS_OWNER": "default"}
 
 
 @pytest.fixture
 def pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[Pod]:
-    """A pod, a Headscale and a zone with one workload of ours."""
+    """A pod that can reach simulators of Headscale and Cloudflare, in which one workload has a node and a record."""
     with served_pod(clean_environment, tmp_path, HeadscaleSimulator()) as pod:
         pod.headscale.add_user("svc")
         node = pod.headscale.add_node(NAME, user="svc")
@@ -27,14 +27,14 @@ def pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[Pod]:
 
 @pytest.mark.parametrize("arguments", [("prune", "--name", NAME), ("prune", "--name", NAME, "--dry-run")])
 def test_without_yes_only_the_plan_is_shown(pod: Pod, arguments: tuple[str, ...]) -> None:
-    result = pod.run(*arguments, "--output", "json", **OWNED)
+    result = pod.run(*arguments, "--output", "json", **OWNER_SETTING)
     assert result.status == 0, result.stderr
     assert NAME in json.dumps(json.loads(result.stdout)["plans"])
     assert pod.has_no_writes
 
 
 def test_with_yes_the_workload_is_removed(pod: Pod) -> None:
-    result = pod.run("prune", "--name", NAME, "--yes", **OWNED)
+    result = pod.run("prune", "--name", NAME, "--yes", **OWNER_SETTING)
     assert (result.status, result.stderr) == (0, ""), result.stdout
     assert pod.headscale.nodes == []
     assert pod.records() == {}
@@ -42,20 +42,24 @@ def test_with_yes_the_workload_is_removed(pod: Pod) -> None:
 
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
-    ("arguments", "variables", "status", "names"),
+    ("arguments", "variables", "status", "expected_text"),
     [
-        pytest.param(("--name", "nothing", "--yes"), OWNED, 1, "DNS_OWNER", id="unknown-name"),
+        pytest.param(("--name", "nothing", "--yes"), OWNER_SETTING, 1, "DNS_OWNER", id="unknown-name"),
         pytest.param(("--name", NAME, "--yes"), {}, 2, "DNS_OWNER", id="no-owner"),
-        pytest.param(("--yes", "--dry-run"), OWNED, 2, "--yes", id="yes-and-dry-run"),
+        pytest.param(("--yes", "--dry-run"), OWNER_SETTING, 2, "--yes", id="yes-and-dry-run"),
         pytest.param(
-            ("--name", NAME, "--yes"), OWNED | {"HEADSCALE_API_KEY": "wrong"}, 1, "HEADSCALE_API_KEY", id="refused-key"
+            ("--name", NAME, "--yes"),
+            OWNER_SETTING | {"HEADSCALE_API_KEY": "wrong"},
+            1,
+            "HEADSCALE_API_KEY",
+            id="refused-key",
         ),
     ],
 )
 def test_invalid_request_changes_nothing(
-    pod: Pod, arguments: tuple[str, ...], variables: dict[str, str], status: int, names: str
+    pod: Pod, arguments: tuple[str, ...], variables: dict[str, str], status: int, expected_text: str
 ) -> None:
     result = pod.run("prune", *arguments, **variables)
     assert result.status == status, result.stdout + result.stderr
-    assert names in result.stdout + result.stderr
+    assert expected_text in result.stdout + result.stderr
     assert pod.has_no_writes

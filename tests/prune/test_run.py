@@ -1,4 +1,4 @@
-"""`prune` with simulated upstreams: what it deletes, and when it fails."""
+"""Test with simulators what `prune` deletes, and when it fails."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tests.simulators.messages import Handler, Request, Response
 from tests.simulators.upstream import Upstream
 from tests.world import StopAt, World, named
 
+# The value of DNS_OWNER, and the comment that identifies our records.
 OWNER = "monitoring"
 OUR_COMMENT = f"tailscale-lifecycle/1 {OWNER}"
 A_MONTH_S = timedelta(days=30).total_seconds()
@@ -32,19 +33,19 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     return World(monkeypatch, tmp_path)
 
 
-def a_workload(world: World, label: str, *, mark: str = OUR_COMMENT) -> int:
-    """Add an online node of ours and its record; return the id of the node."""
+def add_workload(world: World, label: str, *, comment: str = OUR_COMMENT) -> int:
+    """Add an online node of our user, and a record with its address. Return the id of the node."""
     node = world.headscale.add_node(f"{label}.example.com", user="svc")
     world.cloudflare.add_record(
-        world.zone_id, type="A", name=f"{label}.example.com", content=node.address, ttl=60, comment=mark
+        world.zone_id, type="A", name=f"{label}.example.com", content=node.address, ttl=60, comment=comment
     )
     return node.id
 
 
 def one_online_and_one_gone(world: World) -> int:
-    """Add a workload that is online, and one that has been offline for a month; return the node id of the latter."""
-    a_workload(world, "grafana")
-    node_id = a_workload(world, "redmine")
+    """Add a workload that is online, and a workload that has been offline for a month. Return the offline node's id."""
+    add_workload(world, "grafana")
+    node_id = add_workload(world, "redmine")
     world.headscale.disconnect(node_id)
     world.clock.sleep(A_MONTH_S)
     return node_id
@@ -69,9 +70,9 @@ def record_names(world: World) -> list[str]:
 
 
 def test_workload_that_is_gone_is_removed_and_others_stay(world: World, events: list[dict[str, Any]]) -> None:
-    online = a_workload(world, "grafana")
-    gone = a_workload(world, "redmine")
-    foreign = a_workload(world, "wiki", mark="tailscale-lifecycle/1 other")
+    online = add_workload(world, "grafana")
+    gone = add_workload(world, "redmine")
+    foreign = add_workload(world, "wiki", comment="tailscale-lifecycle/1 other")
     without_record = world.headscale.add_node("laptop", user="svc").id
     for node_id in (gone, foreign, without_record):
         world.headscale.disconnect(node_id)
@@ -86,11 +87,11 @@ def test_workload_that_is_gone_is_removed_and_others_stay(world: World, events: 
 
 
 def test_further_names_of_a_workload_that_is_gone_are_removed(world: World) -> None:
-    online, gone = a_workload(world, "grafana"), a_workload(world, "redmine")
+    online, gone = add_workload(world, "grafana"), add_workload(world, "redmine")
     for label in ("grafana", "redmine"):
-        mark = f"{OUR_COMMENT} {label}.example.com"
-        world.add_record(f"{label}.example.com", name=f"{label}-docs.example.com", type_="CNAME", comment=mark)
-        world.add_record("100.64.0.9" if label == "redmine" else "100.64.0.8", name="in.example.com", comment=mark)
+        comment = f"{OUR_COMMENT} {label}.example.com"
+        world.add_record(f"{label}.example.com", name=f"{label}-docs.example.com", type_="CNAME", comment=comment)
+        world.add_record("100.64.0.9" if label == "redmine" else "100.64.0.8", name="in.example.com", comment=comment)
     world.add_record("100.64.0.7", name="in.example.com", comment=f"{OUR_COMMENT}2 redmine.example.com")
     world.headscale.disconnect(gone)
     world.clock.sleep(A_MONTH_S)
@@ -114,7 +115,7 @@ def test_workload_that_is_online_again_during_the_wait_stays(world: World) -> No
     assert world.cloudflare.writes == []
 
 
-def test_prune_waits_once(world: World) -> None:
+def test_run_waits_once(world: World) -> None:
     node_id = one_online_and_one_gone(world)
     started = world.clock.elapsed_s
     prune(world).run()
@@ -125,7 +126,7 @@ def test_prune_waits_once(world: World) -> None:
 
 def test_nothing_is_removed_after_a_restart_of_headscale(world: World) -> None:
     for label in ("grafana", "redmine"):
-        a_workload(world, label)
+        add_workload(world, label)
     world.clock.sleep(A_MONTH_S)
     world.headscale.restart()
     prune(world).run()
@@ -133,9 +134,9 @@ def test_nothing_is_removed_after_a_restart_of_headscale(world: World) -> None:
 
 
 def test_too_many_workloads_are_refused_with_their_number(world: World) -> None:
-    a_workload(world, "grafana")
+    add_workload(world, "grafana")
     for number in range(3):
-        world.headscale.disconnect(a_workload(world, f"gone-{number}"))
+        world.headscale.disconnect(add_workload(world, f"gone-{number}"))
     world.clock.sleep(A_MONTH_S)
     with pytest.raises(PruneLimitError, match=r"^3 .*PRUNE_MAX"):
         prune(world, PRUNE_MAX="2").run()
@@ -146,8 +147,8 @@ def test_too_many_workloads_are_refused_with_their_number(world: World) -> None:
 
 
 def test_named_workload_is_removed_without_waiting(world: World) -> None:
-    online = a_workload(world, "grafana")
-    a_workload(world, "redmine")
+    online = add_workload(world, "grafana")
+    add_workload(world, "redmine")
     stop = StopAt(world.clock)
     prune(world, "redmine", stop=stop).run()
     assert [node.id for node in world.headscale.nodes] == [online]
@@ -156,8 +157,8 @@ def test_named_workload_is_removed_without_waiting(world: World) -> None:
 
 
 @pytest.mark.parametrize("name", ["wiki", "nothing.example.com"])
-def test_name_without_our_mark_is_refused(world: World, name: str) -> None:
-    node_id = a_workload(world, "wiki", mark="tailscale-lifecycle/1 other")
+def test_name_without_our_comment_is_refused(world: World, name: str) -> None:
+    node_id = add_workload(world, "wiki", comment="tailscale-lifecycle/1 other")
     with pytest.raises(LifecycleError, match="DNS_OWNER"):
         prune(world, name).run()
     assert world.headscale.node(node_id) is not None
@@ -165,7 +166,7 @@ def test_name_without_our_mark_is_refused(world: World, name: str) -> None:
 
 
 def test_interrupted_removal_is_resumed_by_the_next_run(world: World) -> None:
-    """Nodes are deleted first, so that the record is still there for the next run."""
+    """Nodes are deleted before the record, so that the next run still finds the record."""
     one_online_and_one_gone(world)
     world.cloudflare.faults.add(faults.html(503), method="DELETE")
     with pytest.raises(ApiError):
@@ -175,7 +176,7 @@ def test_interrupted_removal_is_resumed_by_the_next_run(world: World) -> None:
     assert record_names(world) == ["grafana.example.com"]
 
 
-# Both lists are read before and after the wait, and each node directly before it is deleted.
+# The paths of requests. The lists are read before and after the wait, and each node directly before it is deleted.
 USERS, NODES, ONE_NODE, RECORDS = "/api/v1/user", r"/api/v1/node(\?|$)", "/api/v1/node/", "/dns_records"
 
 FAULTS = [
@@ -214,16 +215,16 @@ READS = [
 
 
 def add_gone_and_foreign(world: World) -> Callable[[], tuple[list[int], list[str]]]:
-    """Add a workload that is gone, and foreign objects. Return a function that lists the foreign objects left."""
+    """Add a workload that is gone, and objects that are not ours. Return a function that lists the latter."""
     one_online_and_one_gone(world)
     world.headscale.add_user("ann")
     others = [
         world.headscale.add_node("laptop", user="ann").id,
         world.headscale.add_node("vault.example.com", user="ann").id,
         world.headscale.add_node("bare.example.com", user="svc").id,
-        a_workload(world, "wiki", mark="tailscale-lifecycle/1 other"),
-        a_workload(world, "shop", mark=OUR_COMMENT.upper()),
-        a_workload(world, "shadow", mark=""),
+        add_workload(world, "wiki", comment="tailscale-lifecycle/1 other"),
+        add_workload(world, "shop", comment=OUR_COMMENT.upper()),
+        add_workload(world, "shadow", comment=""),
     ]
     records = [
         world.add_record("100.64.0.99", name="vault.example.com", comment=OUR_COMMENT),
@@ -306,7 +307,7 @@ def test_empty_list_removes_nothing(world: World, path: str, response: dict[str,
 def test_temporary_failure_after_the_wait_is_retried(
     world: World, events: list[dict[str, Any]], method: str, path: str, after: int
 ) -> None:
-    """The wait is longer than the retry budget, which starts again after it."""
+    """The wait is longer than the retry budget, so a new retry budget starts after the wait."""
     foreign_left = add_gone_and_foreign(world)
     before = foreign_left()
     world.headscale.faults.add(faults.html(502), method=method, path=path, after=after)
@@ -327,17 +328,19 @@ def test_permanent_failure_after_the_wait_ends_the_run(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("type_", "content", "mark"),
+    ("type_", "content", "comment"),
     [
         pytest.param("TXT", "a note", OUR_COMMENT, id="TXT"),
-        pytest.param("A", "100.64.0.99", OUR_COMMENT.upper(), id="mark in upper case"),
+        pytest.param("A", "100.64.0.99", OUR_COMMENT.upper(), id="comment in upper case"),
     ],
 )
 @pytest.mark.parametrize("name", [None, "redmine"])
-def test_record_that_resembles_ours_stays(world: World, type_: str, content: str, mark: str, name: str | None) -> None:
-    """Cloudflare returns both in a search for our mark, and no node has their name."""
-    a_workload(world, "grafana")
-    world.add_record(content, name="redmine.example.com", type_=type_, comment=mark)
+def test_record_that_resembles_ours_stays(
+    world: World, type_: str, content: str, comment: str, name: str | None
+) -> None:
+    """Cloudflare returns such records in a search for our comment, and no node has the name of the record."""
+    add_workload(world, "grafana")
+    world.add_record(content, name="redmine.example.com", type_=type_, comment=comment)
     if name is None:
         prune(world).run()
     else:
@@ -377,8 +380,8 @@ def test_node_that_changed_directly_before_its_deletion_stays(
     name: str | None,
     is_online_again: bool,
 ) -> None:
-    """Its record stays, too."""
-    # The last release that can move a node to another user.
+    """Its record also stays."""
+    # The newest release that can move a node to another user.
     world = World(monkeypatch, tmp_path, "0.27.1")
     world.headscale.add_user("ann")
     node_id = one_online_and_one_gone(world)
@@ -430,8 +433,8 @@ def test_record_that_changes_while_nodes_are_deleted_stays(
 
 @pytest.mark.parametrize("change", [give_to_another_owner, publish_a_later_pod])
 def test_workload_that_changes_while_another_is_removed_stays(world: World, change: Callable[[World], None]) -> None:
-    a_workload(world, "grafana")
-    first, second = a_workload(world, "gitea"), a_workload(world, "redmine")
+    add_workload(world, "grafana")
+    first, second = add_workload(world, "gitea"), add_workload(world, "redmine")
     for node_id in (first, second):
         world.headscale.disconnect(node_id)
     world.clock.sleep(A_MONTH_S)
@@ -443,10 +446,10 @@ def test_workload_that_changes_while_another_is_removed_stays(world: World, chan
 
 
 def test_node_whose_id_was_assigned_to_another_machine_stays(world: World) -> None:
-    """Headscale's database is restored during the wait, and another offline machine of the name gets the id."""
-    online = a_workload(world, "grafana")
+    """During the wait, Headscale's database is restored. Another machine then registers and gets the same id."""
+    online = add_workload(world, "grafana")
     backup = world.headscale.backup()
-    node_id = a_workload(world, "redmine")
+    node_id = add_workload(world, "redmine")
     world.headscale.disconnect(node_id)
     world.clock.sleep(A_MONTH_S)
 
@@ -465,9 +468,9 @@ def test_node_whose_id_was_assigned_to_another_machine_stays(world: World) -> No
 
 @pytest.mark.parametrize("skew", [timedelta(days=400), timedelta(days=-400)], ids=["ahead", "behind"])
 def test_offline_time_is_measured_by_the_clock_of_headscale(world: World, skew: timedelta) -> None:
-    a_workload(world, "grafana")
+    add_workload(world, "grafana")
     for label, offline_s in (("redmine", A_MONTH_S), ("gitea", 3600.0)):
-        world.headscale.disconnect(a_workload(world, label))
+        world.headscale.disconnect(add_workload(world, label))
         world.clock.sleep(offline_s)
     world.clock.skew = skew
     prune(world).run()
@@ -486,6 +489,6 @@ def test_dns_owner_is_required(world: World) -> None:
         world.settings(PruneSettings, DNS_OWNER="")
 
 
-def test_pod_name_does_not_matter(world: World) -> None:
+def test_settings_need_no_pod_name(world: World) -> None:
     settings = world.settings(PruneSettings, DNS_OWNER=OWNER, HOSTNAME="prune-28391-x7k2p")
     assert settings.mark == OUR_COMMENT
