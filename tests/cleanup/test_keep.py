@@ -1,6 +1,7 @@
 """Tests of `cleanup` with NODE_POLICY=keep.
 
-Tailscale stores the id of its node in a Secret, the state Secret. `cleanup` keeps this node: it does not delete it. If the Secret cannot be read, `cleanup` deletes nothing.
+Tailscale stores the id of its node in a Secret, the state Secret. `cleanup` keeps this node: it does not delete it.
+If the Secret cannot be read, `cleanup` deletes nothing.
 """
 
 from __future__ import annotations

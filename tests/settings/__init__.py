@@ -1,1 +1,1 @@
-"""Settings: parsing, defaults, names, secrets, proxies."""
+"""Tests of the settings, which the commands read from environment variables and files."""

@@ -1,4 +1,4 @@
-"""A fixture with the required settings of every command."""
+"""The fixture that sets the required variables."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from tests.settings.environment import MINIMUM, Environment
 
 @pytest.fixture
 def env(monkeypatch: pytest.MonkeyPatch) -> Environment:
+    """The environment, in which the variables that every command requires are set."""
     environment = Environment(monkeypatch)
     environment.set(**MINIMUM)
     return environment

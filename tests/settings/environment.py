@@ -1,4 +1,4 @@
-"""Environment variables of one test, and the settings or problems that `load` returns for them."""
+"""Set environment variables for one test, and load the settings from these variables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lifecycle.domain.errors import ConfigError
 from lifecycle.settings.load import load
 from lifecycle.settings.models import DryRunSettings, Settings
 
-# The minimum for all commands, with the REST API of Headscale.
+# The variables that every command requires, if it uses the REST API of Headscale.
 MINIMUM = {
     "CLOUDFLARE_API_TOKEN": "cf-t0ken",
     "DOMAIN_NAME": "example.com",
@@ -19,17 +19,17 @@ MINIMUM = {
 ZONE_ID = "0123456789abcdef0123456789abcdef"
 
 # The user id of `nobody`.
-UNPRIVILEGED = 65534
+UNPRIVILEGED_USER_ID = 65534
 
 
 class Environment:
-    """Environment variables, restored after the test."""
+    """Sets environment variables, which pytest restores after the test."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
 
     def set(self, **variables: str | None) -> None:
-        """Set these variables; None unsets one."""
+        """Set these variables. None as the value unsets a variable."""
         for name, value in variables.items():
             if value is None:
                 self._monkeypatch.delenv(name, raising=False)
@@ -37,12 +37,12 @@ class Environment:
                 self._monkeypatch.setenv(name, value)
 
     def load(self, **variables: str | None) -> DryRunSettings:
-        """Set these variables and load the settings of a dry run."""
+        """Set these variables, and load the settings of a dry run, which are those of cleanup and dns-watch."""
         self.set(**variables)
         return load(DryRunSettings)
 
     def problems(self, **variables: str | None) -> dict[str, str]:
-        """Set these variables and return the problems by variable."""
+        """Set these variables, and return the message about each setting that is not valid."""
         self.set(**variables)
         error = problem_of(DryRunSettings)
         assert error is not None, "the settings are valid"
@@ -51,7 +51,7 @@ class Environment:
 
 
 def problem_of(command: type[Settings]) -> ConfigError | None:
-    """Return the error of loading a command's settings; None if they are valid."""
+    """Load the settings of a command, and return the error; None if the settings are valid."""
     try:
         load(command)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""How settings are read from the environment and `.env`, and which misspelt names are reported."""
+"""Test how settings are read from the environment and the file `.env`, and which misspelt names are reported."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from lifecycle.domain.errors import ConfigError
 from lifecycle.settings.load import environment, load, near_misses, service_links
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, DryRunSettings, command_variables
 from lifecycle.settings.reference import changed
-from tests.settings.environment import MINIMUM, UNPRIVILEGED, ZONE_ID, Environment
+from tests.settings.environment import MINIMUM, UNPRIVILEGED_USER_ID, ZONE_ID, Environment
 
 # --- White space and control characters ------------------------------------------------------------------------------
 
-VALID = {
+# Settings, each with a valid value.
+VALID_VALUES = {
     "HEADSCALE_NAMESPACE": "vpn",
     "CLOUDFLARE_ZONE_ID": ZONE_ID,
     "DOMAIN_NAME": "example.com",
@@ -47,49 +48,54 @@ VALID = {
 }
 
 
-@pytest.mark.parametrize("name", VALID)
+@pytest.mark.parametrize("name", VALID_VALUES)
 @pytest.mark.parametrize("padding", ["\n", "\r\n", " ", "\t", "\u00a0"], ids=repr)
 def test_surrounding_whitespace_is_stripped(env: Environment, name: str, padding: str) -> None:
     """Values from files of a Secret or ConfigMap often end with a line break."""
     env.set(TS_KUBE_SECRET="state")
-    expected = getattr(env.load(**{name: VALID[name]}), name.lower())
+    expected = getattr(env.load(**{name: VALID_VALUES[name]}), name.lower())
 
-    assert getattr(env.load(**{name: f"{padding}{VALID[name]}{padding}"}), name.lower()) == expected
+    assert getattr(env.load(**{name: f"{padding}{VALID_VALUES[name]}{padding}"}), name.lower()) == expected
 
 
-@pytest.mark.parametrize("name", VALID)
+@pytest.mark.parametrize("name", VALID_VALUES)
 @pytest.mark.parametrize("character", ["\n", "\x1b", "\x7f", "\x85", "\t"], ids=repr)
 def test_control_character_is_refused(env: Environment, name: str, character: str) -> None:
-    value = VALID[name]
+    value = VALID_VALUES[name]
 
     assert list(env.problems(**{name: value[:1] + character + value[1:]})) == [name]
 
 
 # --- Service links ------------------------------------------------------------------------------------
 
-LINKS = {"HEALTH_PORT": "tcp://10.43.7.7:80", "HEALTH_SERVICE_HOST": "10.43.7.7", "HEALTH_SERVICE_PORT": "80"}
+# Variables that Kubernetes sets in the pods of a namespace with a Service named `health`.
+SERVICE_VARIABLES = {
+    "HEALTH_PORT": "tcp://10.43.7.7:80",
+    "HEALTH_SERVICE_HOST": "10.43.7.7",
+    "HEALTH_SERVICE_PORT": "80",
+}
 
 
 def test_variable_of_a_service_is_not_a_setting(env: Environment) -> None:
-    """Kubernetes sets it in every pod of a namespace with a Service named `health`."""
-    assert env.load(**LINKS).health_port == 9003
+    """HEALTH_PORT is also the name of a setting."""
+    assert env.load(**SERVICE_VARIABLES).health_port == 9003
     assert service_links(environment()) == ["HEALTH_PORT"]
 
 
 @pytest.mark.parametrize("missing", ["HEALTH_SERVICE_HOST", "HEALTH_SERVICE_PORT"])
-def test_url_without_a_service_is_an_invalid_port(env: Environment, missing: str) -> None:
-    assert list(env.problems(**LINKS | {missing: None})) == ["HEALTH_PORT"]
+def test_url_without_the_other_service_variables_is_an_invalid_port(env: Environment, missing: str) -> None:
+    assert list(env.problems(**SERVICE_VARIABLES | {missing: None})) == ["HEALTH_PORT"]
 
 
-def test_port_is_a_setting_although_there_is_a_service(env: Environment) -> None:
-    assert env.load(**LINKS | {"HEALTH_PORT": "8080"}).health_port == 8080
+def test_number_is_a_setting_even_with_the_other_service_variables(env: Environment) -> None:
+    assert env.load(**SERVICE_VARIABLES | {"HEALTH_PORT": "8080"}).health_port == 8080
     assert service_links(environment()) == []
 
 
 # --- .env ---------------------------------------------------------------------------------------------
 
 
-def test_file_is_read(env: Environment) -> None:
+def test_env_file_is_read(env: Environment) -> None:
     Path(".env").write_text(
         "# a comment\nexport DNS_TTL=120\nTS_HOSTNAME='web'\nAUTHKEY_TAGS=tag:a,tag:b\nPOLL_INTERVAL=\n"
     )
@@ -146,8 +152,8 @@ def test_unknown_variable_in_the_file_is_ignored(env: Environment) -> None:
     assert env.load()
 
 
-def test_folder_named_like_the_file_is_ignored(env: Environment) -> None:
-    """A virtual environment may have this name."""
+def test_folder_named_env_is_ignored(env: Environment) -> None:
+    """The folder of a Python virtual environment may be named `.env`."""
     Path(".env").mkdir()
 
     assert env.load()
@@ -166,7 +172,7 @@ def test_unreachable_working_directory_is_ignored(env: Environment) -> None:
     """A container may run as a user without access to the image's working directory."""
     Path().absolute().chmod(0o000)
     if os.geteuid() == 0:
-        os.seteuid(UNPRIVILEGED)
+        os.seteuid(UNPRIVILEGED_USER_ID)
     try:
         assert env.load()
     finally:
@@ -182,7 +188,7 @@ def test_environment_includes_the_file(env: Environment) -> None:
     assert environment()["DNS_TTL"] == "300"
 
 
-# --- Near misses --------------------------------------------------------------------------------------
+# --- Near misses: variables whose names resemble the name of a setting ---------------------------------
 
 
 @pytest.mark.parametrize(
@@ -199,8 +205,6 @@ def test_environment_includes_the_file(env: Environment) -> None:
         ("DOMAIN_NAMES", "DOMAIN_NAME"),
         ("domain_name", "DOMAIN_NAME"),
         ("AUTH_KEY_OUTPUT_PATH", "AUTHKEY_OUTPUT_PATH"),
-        ("AUTHKEY_OUTPUT_FILE", None),
-        ("MAX_RETRY", None),
         ("MAX_RETRIE", "MAX_RETRIES"),
         ("RETRY_INTERVALL", "RETRY_INTERVAL"),
         ("TS_HOST_NAME", "TS_HOSTNAME"),
@@ -209,14 +213,17 @@ def test_environment_includes_the_file(env: Environment) -> None:
         ("LOGLEVEL", "LOG_LEVEL"),
     ],
 )
-def test_misspelt_variable_is_a_near_miss(variable: str, setting: str | None) -> None:
-    assert near_misses([variable]) == ([(variable, setting)] if setting else [])
+def test_misspelt_variable_is_a_near_miss(variable: str, setting: str) -> None:
+    assert near_misses([variable]) == [(variable, setting)]
 
 
 @pytest.mark.parametrize(
     "variable",
     [
         *command_variables(DryRunSettings),
+        # Too different from AUTHKEY_OUTPUT_PATH and MAX_RETRIES.
+        "AUTHKEY_OUTPUT_FILE",
+        "MAX_RETRY",
         "HOSTNAME",
         "PATH",
         "HOME",

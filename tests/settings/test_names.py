@@ -1,4 +1,4 @@
-"""The names of the node, its records and their owner, which settings determine."""
+"""Test which names the settings give to the node and its records, and which comment to the records."""
 
 from __future__ import annotations
 
@@ -63,6 +63,7 @@ from tests.settings.environment import MINIMUM, Environment, problem_of
     ],
 )
 def test_hostname_of_the_node(env: Environment, variables: dict[str, str | None], hostname: str) -> None:
+    """The hostname is TS_HOSTNAME. The first pod of a StatefulSet needs no TS_HOSTNAME."""
     assert env.load(**variables).node_hostname == hostname
 
 
@@ -94,9 +95,10 @@ def test_name_of_the_record(env: Environment, hostname: str, record: str) -> Non
         pytest.param({"POD_NAME": "web-2", "ORDINALS_START": "1"}, id="second ordinal without a name"),
         pytest.param({"POD_NAME": "web-0", "HOSTNAME": "worker-0"}, id="host network"),
         pytest.param({"POD_NAME": "web-0", "HOSTNAME": "web-0x.example.com"}, id="hostname with the same beginning"),
-        pytest.param({"TS_HOSTNAME": "web.example.com", "POD_NAME": "web-1"}, id="shared"),
+        pytest.param({"TS_HOSTNAME": "web.example.com", "POD_NAME": "web-1"}, id="name of the first replica"),
         pytest.param(
-            {"TS_HOSTNAME": "web.example.com", "POD_NAME": "web-2", "ORDINALS_START": "1"}, id="shared from ordinal 1"
+            {"TS_HOSTNAME": "web.example.com", "POD_NAME": "web-2", "ORDINALS_START": "1"},
+            id="name of the first replica, whose ordinal is 1",
         ),
         pytest.param({"TS_HOSTNAME": "web-1.example.com", "POD_NAME": "web-2"}, id="another ordinal"),
         pytest.param({"TS_HOSTNAME": "web-12.example.com", "POD_NAME": "web-2"}, id="end of another ordinal"),
@@ -152,6 +154,7 @@ def test_invalid_name_is_refused(env: Environment, variables: dict[str, str | No
     ],
 )
 def test_further_names(env: Environment, aliases: str | None, shared: str | None, names: dict[str, NameKind]) -> None:
+    """DNS_ALIASES and DNS_SHARED_NAMES add records at further names."""
     settings = env.load(DNS_ALIASES=aliases, DNS_SHARED_NAMES=shared, DNS_OWNER="monitoring")
 
     assert {record_identity.name: record_identity.kind for record_identity in settings.further_identities} == names
@@ -194,7 +197,10 @@ def test_alias_cannot_be_shared(env: Environment) -> None:
 
 
 def test_comment_of_further_names_must_fit(env: Environment) -> None:
-    """Cloudflare's Free plan accepts 100 characters: 22, the owner, a space, and the main name."""
+    """Cloudflare's Free plan limits a comment to 100 characters.
+
+    This comment consists of 22 characters, the owner, a space, and the main name.
+    """
     env.load(DNS_OWNER="o" * 58, DNS_ALIASES="docs")
     assert "101 characters" in env.problems(DNS_OWNER="o" * 59)["DNS_OWNER"]
     env.load(DNS_ALIASES=None)
@@ -212,8 +218,8 @@ def test_problem_names_each_cause_of_a_different_hostname(env: Environment) -> N
         assert cause in problem
 
 
-def test_first_ordinal_above_that_of_the_pod_is_refused(env: Environment) -> None:
-    """Two pods would share the name."""
+def test_ordinals_start_above_the_ordinal_of_the_pod_is_refused(env: Environment) -> None:
+    """With this setting, pods 0 and 1 would both accept the hostname."""
     problems = env.problems(POD_NAME="web-0", TS_HOSTNAME="web.example.com", ORDINALS_START="1")
 
     assert list(problems) == ["ORDINALS_START"]
@@ -230,7 +236,7 @@ def test_problem_of_a_replica_names_ordinals_start(env: Environment) -> None:
     template=st.sampled_from(["{pod}.example.com", "{pod}", "{base}.example.com", "{base}", "x.{pod}.example.com"]),
 )
 def test_replicas_never_share_a_name(base: str, ordinals: list[int], template: str) -> None:
-    """With one template in the manifest, at most one of two pods starts, unless the template contains the ordinal."""
+    """Two pods get TS_HOSTNAME from the same template. If it does not contain the ordinal, at most one pod starts."""
     names = []
     for ordinal in ordinals:
         pod = f"{base}-{ordinal}"
@@ -250,12 +256,12 @@ def test_replicas_never_share_a_name(base: str, ordinals: list[int], template: s
 
 
 @pytest.mark.parametrize(
-    ("variables", "mark"),
+    ("variables", "comment"),
     [
         ({}, "tailscale-lifecycle/1 default"),
         ({"POD_NAMESPACE": "apps"}, "tailscale-lifecycle/1 apps"),
         ({"POD_NAMESPACE": "apps", "DNS_OWNER": "Cluster-2/apps"}, "tailscale-lifecycle/1 Cluster-2/apps"),
     ],
 )
-def test_mark_contains_the_owner(env: Environment, variables: dict[str, str], mark: str) -> None:
-    assert env.load(**variables).mark == mark
+def test_comment_of_records_contains_the_owner(env: Environment, variables: dict[str, str], comment: str) -> None:
+    assert env.load(**variables).mark == comment

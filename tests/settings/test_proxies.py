@@ -1,4 +1,4 @@
-"""Settings of proxies and certificate authorities, and which URLs are requested through a proxy."""
+"""Tests of the settings of proxies and certificate authorities, and of the URLs that are requested through a proxy."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from lifecycle.settings.proxies import Proxies
 from lifecycle.settings.reference import changed
 from tests.settings.environment import Environment
 
-CLOUDFLARE = "https://api.cloudflare.com/client/v4"
-PROXY = "http://proxy.corp:3128"
+CLOUDFLARE_URL = "https://api.cloudflare.com/client/v4"
+PROXY_URL = "http://proxy.corp:3128"
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HEADSCALE_PROXY")
 
 
@@ -42,7 +42,7 @@ def proxy_url(proxy: Proxy | None) -> str | None:
         ("http://me:a@b@proxy:1", "http://me:a%40b@proxy:1"),
     ],
 )
-def test_proxy_is_accepted_with_its_port(env: Environment, name: str, text: str, url: str) -> None:
+def test_proxy_is_accepted_and_gets_a_port(env: Environment, name: str, text: str, url: str) -> None:
     proxy = getattr(env.load(**{name: text}), name.lower())
 
     assert proxy.get_secret_value() == url
@@ -99,7 +99,7 @@ def test_http_client_accepts_every_valid_proxy(text: str) -> None:
         pytest.param({"HTTPS_PROXY": "http://b:1"}, None, "http://b:1", id="https"),
         pytest.param({"ALL_PROXY": "http://c:1"}, "http://c:1", "http://c:1", id="all"),
         pytest.param(
-            {"ALL_PROXY": "http://c:1", "HTTP_PROXY": "http://a:1"}, "http://a:1", "http://c:1", id="specific"
+            {"ALL_PROXY": "http://c:1", "HTTP_PROXY": "http://a:1"}, "http://a:1", "http://c:1", id="all and http"
         ),
         pytest.param({"https_proxy": "http://d:1"}, None, "http://d:1", id="lower case"),
         pytest.param({"https_proxy": "http://d:1", "HTTPS_PROXY": "http://b:1"}, None, "http://b:1", id="both cases"),
@@ -116,23 +116,24 @@ def test_proxy_depends_on_the_scheme(
     assert proxy_url(proxies.for_url("https://x.org/")) == https
 
 
+# The value of NO_PROXY, a URL, and whether this URL is requested without the proxy.
 NO_PROXY = [
-    ("", CLOUDFLARE, False),
-    ("api.cloudflare.com", CLOUDFLARE, True),
-    ("API.Cloudflare.com", CLOUDFLARE, True),
-    ("cloudflare.com", CLOUDFLARE, True),
-    (".cloudflare.com", CLOUDFLARE, True),
-    ("*.cloudflare.com", CLOUDFLARE, True),
-    (".api.cloudflare.com", CLOUDFLARE, False),
-    ("flare.com", CLOUDFLARE, False),
-    ("*", CLOUDFLARE, True),
+    ("", CLOUDFLARE_URL, False),
+    ("api.cloudflare.com", CLOUDFLARE_URL, True),
+    ("API.Cloudflare.com", CLOUDFLARE_URL, True),
+    ("cloudflare.com", CLOUDFLARE_URL, True),
+    (".cloudflare.com", CLOUDFLARE_URL, True),
+    ("*.cloudflare.com", CLOUDFLARE_URL, True),
+    (".api.cloudflare.com", CLOUDFLARE_URL, False),
+    ("flare.com", CLOUDFLARE_URL, False),
+    ("*", CLOUDFLARE_URL, True),
     ("*", "https://10.0.0.1", True),
-    ("localhost, api.cloudflare.com", CLOUDFLARE, True),
-    (" localhost , api.cloudflare.com ", CLOUDFLARE, True),
-    ("localhost api.cloudflare.com", CLOUDFLARE, True),
-    (",,", CLOUDFLARE, False),
-    ("cloudflare.com:443", CLOUDFLARE, True),
-    ("cloudflare.com:8443", CLOUDFLARE, False),
+    ("localhost, api.cloudflare.com", CLOUDFLARE_URL, True),
+    (" localhost , api.cloudflare.com ", CLOUDFLARE_URL, True),
+    ("localhost api.cloudflare.com", CLOUDFLARE_URL, True),
+    (",,", CLOUDFLARE_URL, False),
+    ("cloudflare.com:443", CLOUDFLARE_URL, True),
+    ("cloudflare.com:8443", CLOUDFLARE_URL, False),
     ("cloudflare.com:8443", "https://api.cloudflare.com:8443", True),
     ("10.43.0.1", "https://10.43.0.1", True),
     ("10.43.0.1", "https://10.43.0.10", False),
@@ -148,22 +149,22 @@ NO_PROXY = [
     ("[fd00::7]:8080", "https://[fd00::7]:8080", True),
     ("[fd00::7]:8081", "https://[fd00::7]:8080", False),
     ("[fd00::]/8", "https://[fd00::7]", True),
-    ("fd00::/129,http://x,[,:,99999:99999", CLOUDFLARE, False),
+    ("fd00::/129,http://x,[,:,99999:99999", CLOUDFLARE_URL, False),
     ("10.0.0.1", "https://x.10.0.0.1.example.com", False),
 ]
 
 
 @pytest.mark.parametrize(("no_proxy", "url", "is_direct"), NO_PROXY)
 def test_no_proxy_exempts_hosts(env: Environment, no_proxy: str, url: str, is_direct: bool) -> None:
-    settings = env.load(HTTPS_PROXY=PROXY, NO_PROXY=no_proxy)
+    settings = env.load(HTTPS_PROXY=PROXY_URL, NO_PROXY=no_proxy)
 
-    assert proxy_url(settings.proxies.for_url(url)) == (None if is_direct else PROXY)
+    assert proxy_url(settings.proxies.for_url(url)) == (None if is_direct else PROXY_URL)
 
 
 @given(st.text("aZ019.-_:/[]*, \u00e9", max_size=30))
-def test_any_no_proxy_is_accepted(no_proxy: str) -> None:
-    for url in (CLOUDFLARE, "http://10.0.0.1", "https://[fd00::1]:8080"):
-        proxy = Proxy(PROXY, "ALL_PROXY")
+def test_every_value_of_no_proxy_is_accepted(no_proxy: str) -> None:
+    for url in (CLOUDFLARE_URL, "http://10.0.0.1", "https://[fd00::1]:8080"):
+        proxy = Proxy(PROXY_URL, "ALL_PROXY")
         assert Proxies({"http": proxy, "https": proxy}, no_proxy).for_url(url) in {None, proxy}
 
 
@@ -179,28 +180,28 @@ def test_any_no_proxy_is_accepted(no_proxy: str) -> None:
         "http://[::1]:8080",
     ],
 )
-def test_internal_address_is_reached_directly(env: Environment, url: str) -> None:
-    settings = env.load(ALL_PROXY=PROXY, HEADSCALE_URL=url)
+def test_headscale_at_an_internal_address_is_reached_directly(env: Environment, url: str) -> None:
+    settings = env.load(ALL_PROXY=PROXY_URL, HEADSCALE_URL=url)
 
     assert settings.proxies.for_url(url) is None
     assert settings.proxy_of_headscale is None
 
 
 def test_default_url_of_headscale_is_reached_directly(env: Environment) -> None:
-    assert env.load(ALL_PROXY=PROXY).proxy_of_headscale is None
+    assert env.load(ALL_PROXY=PROXY_URL).proxy_of_headscale is None
 
 
 def test_explicit_proxy_of_headscale_takes_precedence(env: Environment) -> None:
-    settings = env.load(HEADSCALE_PROXY="http://inside:1", HTTPS_PROXY=PROXY, NO_PROXY="*")
+    settings = env.load(HEADSCALE_PROXY="http://inside:1", HTTPS_PROXY=PROXY_URL, NO_PROXY="*")
 
     assert settings.proxy_of_headscale == Proxy("http://inside:1", "HEADSCALE_PROXY")
-    assert settings.proxies.for_url(CLOUDFLARE) is None
+    assert settings.proxies.for_url(CLOUDFLARE_URL) is None
 
 
-def test_external_headscale_uses_the_proxy_of_the_environment(env: Environment) -> None:
-    settings = env.load(ALL_PROXY=PROXY, HEADSCALE_URL="https://hs.example.com")
+def test_headscale_at_an_external_address_is_reached_through_the_proxy(env: Environment) -> None:
+    settings = env.load(ALL_PROXY=PROXY_URL, HEADSCALE_URL="https://hs.example.com")
 
-    assert settings.proxy_of_headscale == Proxy(PROXY, "ALL_PROXY")
+    assert settings.proxy_of_headscale == Proxy(PROXY_URL, "ALL_PROXY")
 
 
 def test_log_shows_proxies_without_credentials(env: Environment) -> None:

@@ -1,4 +1,4 @@
-"""Settings that are required, that exclude each other, or that come from files. No message contains a value."""
+"""Tests of settings that are required, exclude each other, or come from files. Messages must not contain values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lifecycle.settings.models import (
     command_variables,
 )
 from lifecycle.settings.reference import changed
-from tests.settings.environment import MINIMUM, UNPRIVILEGED, Environment, problem_of
+from tests.settings.environment import MINIMUM, UNPRIVILEGED_USER_ID, Environment, problem_of
 
 # --- Required -----------------------------------------------------------------------------------------
 
@@ -38,12 +38,12 @@ def test_all_missing_settings_are_reported_together(command: type[Settings]) -> 
     assert error.exit_status == EXIT_USAGE
 
 
-def test_rest_access_requires_a_key(env: Environment) -> None:
+def test_access_by_the_rest_api_requires_a_key(env: Environment) -> None:
     assert list(env.problems(HEADSCALE_API_KEY=None, HEADSCALE_URL="http://headscale:8080")) == ["HEADSCALE_API_KEY"]
     assert list(env.problems(HEADSCALE_URL=None, HEADSCALE_ACCESS="api")) == ["HEADSCALE_API_KEY"]
 
 
-def test_keeping_the_node_requires_its_secret(env: Environment) -> None:
+def test_node_policy_keep_requires_the_state_secret(env: Environment) -> None:
     assert list(env.problems(NODE_POLICY="keep")) == ["TS_KUBE_SECRET"]
     assert env.load(NODE_POLICY="keep", TS_KUBE_SECRET="grafana-state").node_policy == "keep"
 
@@ -72,7 +72,9 @@ def test_settings_of_another_command_are_not_checked(env: Environment) -> None:
         pytest.param({"HEADSCALE_ACCESS": "api", "HEADSCALE_API_KEY": "k"}, "api", id="explicit api"),
     ],
 )
-def test_access_is_resolved(env: Environment, tmp_path: Path, variables: dict[str, str], access: str) -> None:
+def test_access_to_headscale_is_selected(
+    env: Environment, tmp_path: Path, variables: dict[str, str], access: str
+) -> None:
     file = tmp_path / "key"
     file.write_text("k")
     env.set(HEADSCALE_API_KEY=None)
@@ -148,7 +150,7 @@ def test_file_without_a_secret_is_refused(env: Environment, tmp_path: Path, name
 
 
 @pytest.mark.parametrize("name", SECRETS)
-def test_secret_and_its_file_are_refused(env: Environment, tmp_path: Path, name: str) -> None:
+def test_secret_and_its_file_are_refused_together(env: Environment, tmp_path: Path, name: str) -> None:
     file = tmp_path / "secret"
     file.write_text("t0ken")
 
@@ -158,7 +160,7 @@ def test_secret_and_its_file_are_refused(env: Environment, tmp_path: Path, name:
 @pytest.mark.parametrize("name", [*(f"{name}_FILE" for name in SECRETS), "HEADSCALE_CA_FILE", "SSL_CERT_FILE"])
 @pytest.mark.parametrize("path", ["no-such-file", ".", "no/such/folder", "x" * 300, "file/below", "loop", "fifo"])
 def test_unusable_file_is_reported_once(env: Environment, name: str, path: str) -> None:
-    """The secret itself is not reported as missing."""
+    """The setting that the file replaces must not be reported as missing, too."""
     Path("file").touch()
     Path("loop").symlink_to("loop")
     os.mkfifo("fifo")
@@ -170,14 +172,14 @@ def test_unusable_file_is_reported_once(env: Environment, name: str, path: str) 
 @pytest.mark.parametrize("name", ["CLOUDFLARE_API_TOKEN_FILE", "HEADSCALE_CA_FILE", "SSL_CERT_FILE"])
 @pytest.mark.parametrize("unreadable", ["file", "folder"])
 def test_unreadable_file_is_reported_once(env: Environment, tmp_path: Path, unreadable: str, name: str) -> None:
-    """Permission bits do not apply to root, so it becomes another user."""
+    """Permission bits do not apply to root. If the test runs as root, it changes its effective user."""
     file = tmp_path / "folder" / "file"
     file.parent.mkdir()
     file.write_text("t0ken")
     env.set(**{name.removesuffix("_FILE"): None, name: str(file)})
     (file if unreadable == "file" else file.parent).chmod(0o000)
     if os.geteuid() == 0:
-        os.seteuid(UNPRIVILEGED)
+        os.seteuid(UNPRIVILEGED_USER_ID)
     try:
         problems = env.problems()
     finally:
@@ -188,7 +190,7 @@ def test_unreadable_file_is_reported_once(env: Environment, tmp_path: Path, unre
 
 
 def test_secret_file_is_read_again(env: Environment, tmp_path: Path) -> None:
-    """Tokens are rotated in their files."""
+    """If a token is rotated, the new token is written to the same file."""
     file = tmp_path / "secret"
     file.write_text("first")
     settings = env.load(CLOUDFLARE_API_TOKEN=None, CLOUDFLARE_API_TOKEN_FILE=str(file))
@@ -215,7 +217,7 @@ def test_secrets_are_never_shown(env: Environment) -> None:
     assert not {name.lower() for name in SECRETS} & changed(settings).keys()
 
 
-def test_uncaught_error_shows_no_value(env: Environment) -> None:
+def test_validation_error_of_pydantic_shows_no_value(env: Environment) -> None:
     with pytest.raises(ValidationError) as raised:
         DryRunSettings.model_validate(MINIMUM | {"DOMAIN_NAME": "s3cr3t", "HEADSCALE_URL": "s3cr3t"})
 
@@ -263,8 +265,8 @@ def test_no_problem_shows_a_value(data: st.DataObject) -> None:
     names = data.draw(st.lists(st.sampled_from([*command_variables(DryRunSettings), "HOSTNAME"]), unique=True))
     value = "Zq" + data.draw(texts)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        for name, value in MINIMUM.items():
-            monkeypatch.setenv(name, value)
+        for name, required in MINIMUM.items():
+            monkeypatch.setenv(name, required)
         for name in names:
             monkeypatch.setenv(name, data.draw(formats).format(value))
 
@@ -272,7 +274,7 @@ def test_no_problem_shows_a_value(data: st.DataObject) -> None:
 
     settings = {*command_variables(DryRunSettings)}
     assert {line.partition(":")[0] for line in str(error or "").split("\n")} <= settings | {""}
-    # A traceback shows the causes too.
+    # A traceback also shows the causes of an error.
     while error is not None:
         assert "Zq" not in str(error)
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

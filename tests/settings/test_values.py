@@ -1,4 +1,4 @@
-"""Which values each setting accepts and refuses."""
+"""Test which values each setting accepts and refuses."""
 
 from __future__ import annotations
 
@@ -49,11 +49,12 @@ def test_empty_variable_counts_as_unset(env: Environment, name: str) -> None:
 
 
 def test_empty_interface_is_not_the_default(env: Environment) -> None:
+    """An empty value means that the pod has no network interface of the VPN."""
     assert env.load(TAILSCALE_INTERFACE="").tailscale_interface == ""
 
 
 def test_minimal_manifest_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These variables alone, and the pod's name from HOSTNAME."""
+    """Only these settings are required. Kubernetes sets HOSTNAME to the name of the pod."""
     environment = Environment(monkeypatch)
     environment.set(
         HEADSCALE_NAMESPACE="vpn",
@@ -206,11 +207,12 @@ def test_valid_value_is_accepted(env: Environment, name: str, text: str, value: 
         ("LOG_FORMAT", ["text"]),
     ],
 )
-def test_invalid_value_is_refused_by_name_only(env: Environment, name: str, texts: list[str]) -> None:
+def test_invalid_value_is_refused_and_not_shown(env: Environment, name: str, texts: list[str]) -> None:
     for text in texts:
         problems = env.problems(**{name: text})
 
         assert list(problems) == [name], text
+        # A short text can also be a part of the message.
         assert len(text) < 9 or text not in problems[name]
 
 
@@ -276,7 +278,7 @@ def test_duration_is_the_sum_of_its_parts(days: int, hours: int, minutes: int, s
 
 
 @given(st.text())
-def test_any_text_is_parsed_or_refused(text: str) -> None:
+def test_every_text_is_a_duration_or_refused(text: str) -> None:
     with suppress(ValueError):
         assert isinstance(parse_duration(text), timedelta)
 

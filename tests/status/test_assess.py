@@ -1,4 +1,4 @@
-"""Which state `status` reports for each workload, and whether it needs manual action."""
+"""Test which state `status` reports for each workload, and whether it gives advice for manual action."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ UNRELATED_NODE = a_node(99, hostname="x.example.org")
 
 
 def observed(nodes: Sequence[Node], records: Sequence[Record]) -> Observation:
+    """Return what `status` has read: two users, a node that belongs to no workload, and these nodes and records."""
     return Observation((SVC, ANN), SVC, (UNRELATED_NODE, *nodes), records, "example.com")
 
 
 def states(
     nodes: Sequence[Node], records: Sequence[Record], config: StatusConfig = CONFIG
 ) -> list[tuple[str, str | None, bool]]:
-    """Return the state of each row, the id of its node, and whether it has advice."""
+    """Return the state of each row of the report, the id of its node, and whether it has advice."""
     rows, problems = assess_workloads(observed(nodes, records), config=config, now=NOW)
     assert rows == assess_workloads(observed(nodes[::-1], records[::-1]), config=config, now=NOW)[0]
     assert rows or problems
@@ -74,7 +75,10 @@ def states(
             [a_node(user=ANN, key_user=ANN)], [a_record()], [("foreign node", None, True)], id="node of another user"
         ),
         pytest.param(
-            [a_node(registered_by=RegisterMethod.CLI)], [a_record()], [("foreign node", None, True)], id="by CLI"
+            [a_node(registered_by=RegisterMethod.CLI)],
+            [a_record()],
+            [("foreign node", None, True)],
+            id="node registered by CLI",
         ),
         pytest.param([a_node()], [], [("no record", "1", True)], id="no record"),
         pytest.param([a_node(online=False)], [], [("no record", "1", False)], id="leftover node"),
@@ -86,7 +90,7 @@ def states(
             [a_node(), a_node(2)],
             [a_record(content="100.64.0.2")],
             [("in sync", "2", False), ("superseded", "1", True)],
-            id="two pods",
+            id="two pods are online",
         ),
         pytest.param(
             [a_node(online=False), a_node(2)],
@@ -106,7 +110,7 @@ def states(
         pytest.param(
             [a_node(hostname="grafana")],
             [a_record(name="grafana.b.example.com")],
-            # With our domain, the hostname may be that of another machine.
+            # Another machine of the VPN may have the hostname `grafana`, so this row has no advice.
             [("in sync", "1", False), ("no record", "1", False)],
             id="pod with another DOMAIN_NAME",
         ),
@@ -117,12 +121,14 @@ def states(
             id="longer hostname",
         ),
         pytest.param([a_node()], [a_record(comment=COMMENT_OF_OTHER_OWNER)], [], id="workload of another owner"),
-        pytest.param([a_node(user=ANN, key_user=ANN)], [], [], id="foreign node alone"),
+        pytest.param([a_node(user=ANN, key_user=ANN)], [], [], id="foreign node without a record"),
         pytest.param([a_node(hostname="grafana.example.org")], [], [], id="node of another domain"),
-        pytest.param([], [CNAME, a_record(comment="")], [], id="records without our mark"),
+        pytest.param([], [CNAME, a_record(comment="")], [], id="records without our comment"),
     ],
 )
-def test_state(nodes: list[Node], records: list[Record], expected: list[tuple[str, str | None, bool]]) -> None:
+def test_state_of_a_workload(
+    nodes: list[Node], records: list[Record], expected: list[tuple[str, str | None, bool]]
+) -> None:
     assert states(nodes, records) == expected
 
 
@@ -143,8 +149,8 @@ def test_state_with_ipv6(nodes: list[Node], records: list[Record], state: str) -
 @pytest.mark.parametrize(
     "observation",
     [
-        pytest.param(Observation(records=(a_record(),), problems=("x",)), id="Headscale"),
-        pytest.param(Observation((SVC,), SVC, (a_node(),), problems=("x",)), id="Cloudflare"),
+        pytest.param(Observation(records=(a_record(),), problems=("x",)), id="Headscale cannot be read"),
+        pytest.param(Observation((SVC,), SVC, (a_node(),), problems=("x",)), id="Cloudflare cannot be read"),
         pytest.param(Observation((SVC,), SVC, (), (a_record(),)), id="empty list of nodes"),
     ],
 )
@@ -155,7 +161,7 @@ def test_row_has_advice_if_its_state_is_unknown(observation: Observation) -> Non
 
 
 @pytest.mark.parametrize("problems", [(), ("Headscale did not respond",)])
-def test_an_empty_table_has_a_problem(problems: tuple[str, ...]) -> None:
+def test_report_without_rows_has_a_problem(problems: tuple[str, ...]) -> None:
     rows, reported_problems = assess_workloads(replace(observed([], []), problems=problems), config=CONFIG, now=NOW)
     assert (rows, len(reported_problems)) == ([], 1)
 
@@ -168,20 +174,24 @@ def test_api_key_that_expires_soon_is_a_problem(days: int, count: int) -> None:
 
 def test_each_of_a_thousand_workloads_has_a_row() -> None:
     numbers = random.Random(1).sample(range(1, 1001), 1000)
-    nodes = [a_node(n, hostname=f"s{n}.example.com", addresses=[f"100.64.{n // 250}.{n % 250}"]) for n in numbers]
+    nodes = [
+        a_node(number, hostname=f"s{number}.example.com", addresses=[f"100.64.{number // 250}.{number % 250}"])
+        for number in numbers
+    ]
     records = [
-        a_record(f"{n:x}", name=f"s{n}.example.com", content=f"100.64.{n // 250}.{n % 250}") for n in sorted(numbers)
+        a_record(f"{number:x}", name=f"s{number}.example.com", content=f"100.64.{number // 250}.{number % 250}")
+        for number in sorted(numbers)
     ]
     assert {state for state, _, _ in states(nodes, records)} == {"in sync"}
     assert len(states(nodes, records)) == 1000
 
 
 def further_records(main_name: str = NAME) -> list[Record]:
-    """Return the records of a workload under two further names."""
-    mark = f"{OUR_COMMENT} {main_name}"
+    """Return the records of a workload at two further names: an alias, and a name that several workloads share."""
+    comment = f"{OUR_COMMENT} {main_name}"
     return [
-        a_record(f"{main_name[0]}1", name=f"x{main_name}", type_="CNAME", content=main_name, comment=mark),
-        a_record(f"{main_name[0]}2", name=SHARED_NAME, comment=mark),
+        a_record(f"{main_name[0]}1", name=f"x{main_name}", type_="CNAME", content=main_name, comment=comment),
+        a_record(f"{main_name[0]}2", name=SHARED_NAME, comment=comment),
     ]
 
 
@@ -217,7 +227,7 @@ def test_state_of_an_alias(change: dict[str, Any], state: str) -> None:
     assert states_by_name([a_node()], [a_record(), alias]) == [(NAME, "in sync"), (alias.name, state)]
 
 
-def test_foreign_record_at_a_shared_name() -> None:
+def test_foreign_record_at_a_shared_name_is_reported() -> None:
     shared = further_records()[1]
     records = [a_record(), shared, a_record("f", name=SHARED_NAME, content="198.51.100.7", comment="")]
     assert states_by_name([a_node()], records) == [(SHARED_NAME, "foreign record"), (NAME, "in sync")]

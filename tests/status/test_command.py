@@ -1,4 +1,4 @@
-"""`lifecycle status`: its report and exit status. It changes nothing, and the report contains no secrets."""
+"""Test the report and the exit status of `lifecycle status`, which must change nothing and show no secrets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.world import USER, World
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
-    """Two users, and a workload that is in sync."""
+    """Simulated servers with two users, and with a workload whose node and record match."""
     world = World(monkeypatch, tmp_path)
     world.headscale.add_user("annabel")
     world.add_record(world.headscale.add_node(NAME, user=USER).address, ttl=60, comment=OUR_COMMENT)
@@ -31,7 +31,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
 
 
 def add_foreign_objects(world: World) -> None:
-    """Add a workload with a foreign record, and one with a foreign node."""
+    """Add a workload with a record of another tool, and a workload with a node of another user."""
     world.headscale.add_node("wiki.example.com", user=USER)
     world.add_record("192.0.2.55", name="wiki.example.com", comment="by opentofu: annabel")
     world.add_record(
@@ -40,6 +40,7 @@ def add_foreign_objects(world: World) -> None:
 
 
 def report_on(world: World, variables: Mapping[str, str] | None = None, *, redact: bool = False) -> dict[str, Any]:
+    """Return the report. Check that it contains no secret, and that nothing was changed."""
     defaults = {"HEADSCALE_USER": USER, "DNS_OWNER": OUR_COMMENT.partition(" ")[2]}
     settings = world.settings(StatusSettings, **(defaults | dict(variables or {})))
     sources = world.writers(settings, no_retries())
@@ -125,6 +126,7 @@ def test_foreign_text_cannot_control_the_terminal(character: str) -> None:
 
 @pytest.fixture
 def pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[Pod]:
+    """A pod that can reach simulators of Headscale and Cloudflare, with one workload whose node and record match."""
     with served_pod(clean_environment, tmp_path, HeadscaleSimulator()) as pod:
         pod.headscale.add_user(USER)
         node = pod.headscale.add_node(NAME, user=USER)
@@ -132,20 +134,20 @@ def pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[Pod]:
         yield pod
 
 
-# The variables that containers.yaml gives dns-watch.
-WATCH = {"POD_NAME": "grafana-0", "POD_NAMESPACE": "default"}
+# The pod's own name and namespace, which the manifests set in the container of dns-watch.
+POD_VARIABLES = {"POD_NAME": "grafana-0", "POD_NAMESPACE": "default"}
 
 
 def test_exit_status_shows_whether_manual_action_is_needed(pod: Pod) -> None:
-    in_sync = pod.run("status", "--output", "json", **WATCH)
+    in_sync = pod.run("status", "--output", "json", **POD_VARIABLES)
     assert (in_sync.status, in_sync.stderr) == (0, ""), in_sync.stdout
     assert states(json.loads(in_sync.stdout)) == {NAME: "in sync"}
 
     pod.headscale.delete_node(pod.headscale.nodes[0].id)
-    lost = pod.run("status", "--redact", **WATCH)
-    assert (lost.status, lost.stderr) == (1, ""), lost.stdout
-    assert "NAME" in lost.stdout
-    assert NAME not in lost.stdout
+    without_node = pod.run("status", "--redact", **POD_VARIABLES)
+    assert (without_node.status, without_node.stderr) == (1, ""), without_node.stdout
+    assert "NAME" in without_node.stdout
+    assert NAME not in without_node.stdout
     assert pod.has_no_writes
 
 
@@ -153,5 +155,5 @@ def test_exit_status_shows_whether_manual_action_is_needed(pod: Pod) -> None:
     ("arguments", "variables"), [((), {"POD_NAMESPACE": ""}), (("--dry-run",), {}), (("--once",), {})]
 )
 def test_invalid_request_is_a_usage_error(pod: Pod, arguments: tuple[str, ...], variables: dict[str, str]) -> None:
-    assert pod.run("status", *arguments, **(WATCH | variables)).status == 2
+    assert pod.run("status", *arguments, **(POD_VARIABLES | variables)).status == 2
     assert pod.has_no_writes
