@@ -23,9 +23,9 @@ from tests.inject.samples import (
     SETTINGS,
     SITE,
     effective,
+    in_required_order,
     injected,
     literals_of,
-    own_first,
     prepared_for_component,
     with_component,
     workloads,
@@ -71,7 +71,7 @@ def test_policy_command_and_component_create_the_same_pod(api_server: ApiServer,
     rendered = with_component(prepared_for_component(workloads()[name]), tmp_path, "with-tailscale", literals)
     (result,) = [document for document in rendered if document["kind"] == workload["kind"]]
     # The component ignores the annotation for the order of init containers, so the order is changed here.
-    own_first(workload, template_of(result)["spec"])
+    in_required_order(workload, template_of(result)["spec"])
     by_component = admitted(api_server, pod_of(result), literals)
 
     names = [container["name"] for container in by_policy["initContainers"]]

@@ -1,6 +1,6 @@
-"""Workloads that are refused, each with parts of the message, and workloads that are accepted.
+"""Workloads that `lifecycle inject` and the admission policies must refuse, and workloads that they must accept.
 
-Tests use them for `lifecycle inject` and, on a cluster, for the admission policies, which must agree.
+The functions build workloads with the label, for these and other tests.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def stateful_set(**spec: Any) -> Document:
 
 
 def daemon_set() -> Document:
-    """Return a DaemonSet whose hostname lacks the name of the cluster node."""
+    """Return a DaemonSet that is refused, because its hostname does not contain the name of the cluster node."""
     return _workload("apps/v1", "DaemonSet")
 
 
@@ -82,7 +82,7 @@ def _workload(version: str, kind: str, **spec: Any) -> Document:
 
 
 def template_of(document: Document) -> Document:
-    """Return the pod template of a workload; a Pod is its own."""
+    """Return the pod template of a workload, or a Pod itself."""
     if document["kind"] == "Pod":
         return document
     spec = document["spec"]
@@ -91,7 +91,7 @@ def template_of(document: Document) -> Document:
 
 
 def annotated(document: Document, **annotations: str | None) -> Document:
-    """Change annotations; None removes one. `state_secret` means tailscale-lifecycle/state-secret."""
+    """Set annotations, such as `state_secret` for tailscale-lifecycle/state-secret. None removes an annotation."""
     metadata = template_of(document)["metadata"]
     for name, value in annotations.items():
         key = f"tailscale-lifecycle/{name.replace('_', '-')}"
@@ -103,7 +103,7 @@ def annotated(document: Document, **annotations: str | None) -> Document:
 
 
 def labelled(document: Document, **labels: str) -> Document:
-    """Set labels; `inject` means tailscale-lifecycle/inject."""
+    """Set labels, such as `inject` for tailscale-lifecycle/inject."""
     metadata = template_of(document)["metadata"]
     metadata["labels"] |= {f"tailscale-lifecycle/{name}": value for name, value in labels.items()}
     return document
@@ -133,14 +133,18 @@ KINDS: dict[str, Callable[[], Document]] = {
     "pod": pod,
 }
 
-_AUTH = {"name": "tailscale-lifecycle-auth", "emptyDir": {}}
-_KNOWN = "are tailscale-lifecycle/hostname, "
+_KEY_VOLUME = {"name": "tailscale-lifecycle-auth", "emptyDir": {}}
+# The start of the list of annotations in a message.
+_ANNOTATIONS_TEXT = "are tailscale-lifecycle/hostname, "
 
 REFUSED: dict[str, tuple[Document, tuple[str, ...]]] = {
     "label-yes": (labelled(deployment(), inject="yes"), (LABEL, "yes")),
     "label-upper-case": (labelled(pod(), inject="True"), (LABEL, "True")),
-    "unknown-label": (labelled(deployment(), hostname="web"), ("label tailscale-lifecycle/hostname", _KNOWN)),
-    "unknown-annotation": (annotated(deployment(), ttl="60"), ("tailscale-lifecycle/ttl", _KNOWN)),
+    "unknown-label": (
+        labelled(deployment(), hostname="web"),
+        ("label tailscale-lifecycle/hostname", _ANNOTATIONS_TEXT),
+    ),
+    "unknown-annotation": (annotated(deployment(), ttl="60"), ("tailscale-lifecycle/ttl", _ANNOTATIONS_TEXT)),
     "near-miss": (
         annotated(deployment(), host_name="web"),
         ("host-name (did you mean tailscale-lifecycle/hostname?)",),
@@ -181,13 +185,13 @@ REFUSED: dict[str, tuple[Document, tuple[str, ...]]] = {
     "own-tailscale": (with_pod_fields(deployment(), containers=_containers("web", "tailscale")), ('"tailscale"',)),
     "own-cleanup": (with_pod_fields(pod(), initContainers=_containers("cleanup")), ('"cleanup"',)),
     "own-dns-watch": (with_pod_fields(stateful_set(), containers=_containers("dns-watch")), ('"dns-watch"',)),
-    "only-volume": (with_pod_fields(deployment(), volumes=[_AUTH]), ("tailscale-lifecycle-auth", "part")),
+    "only-volume": (with_pod_fields(deployment(), volumes=[_KEY_VOLUME]), ("tailscale-lifecycle-auth", "part")),
     "only-token-volume": (
         with_pod_fields(deployment(), volumes=[{"name": "tailscale-lifecycle-token", "emptyDir": {}}]),
         ("tailscale-lifecycle-token", "part"),
     ),
     "volume-and-container": (
-        with_pod_fields(pod(), volumes=[_AUTH], initContainers=_containers("cleanup")),
+        with_pod_fields(pod(), volumes=[_KEY_VOLUME], initContainers=_containers("cleanup")),
         ("tailscale-lifecycle-auth, cleanup",),
     ),
     "port": (
@@ -216,7 +220,7 @@ REFUSED: dict[str, tuple[Document, tuple[str, ...]]] = {
         ("DaemonSet", STATE_SECRET),
     ),
 }
-"""By name: the workload, and parts of the message that refuses it, such as the annotation and the value."""
+"""The refused workloads by name, each with parts of the message, such as the annotation and the value."""
 
 ACCEPTED: dict[str, Document] = {
     "deployment": deployment(),
@@ -232,3 +236,4 @@ ACCEPTED: dict[str, Document] = {
     "label-false": labelled(with_pod_fields(deployment(replicas=2), hostNetwork=True), inject="false"),
     "arguments": annotated(deployment(), tailscale_args="--ssh --hostname-like=x"),
 }
+"""The accepted workloads by name. The workload label-false is accepted without getting the containers."""

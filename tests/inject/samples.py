@@ -1,4 +1,4 @@
-"""The workloads of workloads.yaml, and functions that add the containers and compare the resulting pods."""
+"""Read the workloads of workloads.yaml, add the containers to them, and compare the resulting pods."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _workloads() -> tuple[Document, ...]:
 
 
 def workloads() -> dict[str, Document]:
-    """Return the twenty workloads by name."""
+    """Return the workloads of workloads.yaml by name."""
     return {document["metadata"]["name"]: deepcopy(document) for document in _workloads()}
 
 
@@ -49,7 +49,7 @@ NAMES = sorted(workloads())
 
 
 def injected(document: Document, site: Site = SITE) -> Document:
-    """Return a manifest with the containers added."""
+    """Return a manifest to which `lifecycle inject` has added the containers."""
     result: Document = json.loads(inject(json.dumps(document), site))
     return result
 
@@ -60,8 +60,8 @@ def with_component(document: Document, folder: Path, variant: str, literals: dic
     Args:
         document: the workload.
         folder: an empty folder.
-        variant: folder name of the component.
-        literals: content of the ConfigMap "lifecycle".
+        variant: the name of the folder of this variant.
+        literals: the content of the ConfigMap `lifecycle`, which has the settings.
     """
     (folder / "workload.yaml").write_text(json.dumps(document))
     (folder / "components").symlink_to(COMPONENTS)
@@ -79,12 +79,12 @@ def with_component(document: Document, folder: Path, variant: str, literals: dic
 def effective(spec: Document, config: dict[str, str] | None = None) -> Document:
     """Return a pod's spec in a form in which equal pods compare equal.
 
-    Variables from a ConfigMap are resolved as the kubelet does, and only those that the programs read are kept. The
-    order of variables, mounts and volumes has no effect and is removed. The order of containers is kept.
+    Variables from a ConfigMap get their values, as the kubelet does it. Variables that no program reads are removed.
+    Variables, mounts and volumes are sorted, because their order has no effect. The order of containers is kept.
 
     Args:
-        spec: of a pod or pod template.
-        config: the content of the ConfigMap "lifecycle".
+        spec: the spec of a pod or pod template.
+        config: the content of the ConfigMap `lifecycle`.
     """
     spec = deepcopy(spec)
     for container in [*spec.get("initContainers", []), *spec["containers"]]:
@@ -118,7 +118,7 @@ def _variables(container: Document, config: dict[str, str]) -> list[Document]:
 
 
 def literals_of(document: Document) -> dict[str, str]:
-    """Return the ConfigMap that gives a component the same values as the annotations."""
+    """Return the content of the ConfigMap with which the component does the same as the annotations of a workload."""
     annotations = template_of(document)["metadata"]["annotations"]
     values = {name.partition("/")[2]: value for name, value in annotations.items() if name.startswith("tailscale-")}
     hostname = values["hostname"]
@@ -145,8 +145,8 @@ def literals_of(document: Document) -> dict[str, str]:
 def prepared_for_component(document: Document) -> Document:
     """Return a workload as its owner prepares it for the component.
 
-    The component adds the containers before the pod's own, and mounts the service account's token in cleanup only if
-    the owner does (docs/add-a-service.md).
+    With a state Secret, cleanup needs the token of the service account. The component does not mount the token, so the
+    owner has to do so (docs/add-a-service.md).
     """
     annotations = template_of(document)["metadata"]["annotations"]
     if STATE_SECRET in annotations:
@@ -160,7 +160,7 @@ def prepared_for_component(document: Document) -> Document:
     return document
 
 
-def own_first(document: Document, spec: Document) -> Document:
+def in_required_order(document: Document, spec: Document) -> Document:
     """Return the spec with the containers in the order that the annotation init-containers requires."""
     annotations = template_of(document)["metadata"]["annotations"]
     if annotations.get("tailscale-lifecycle/init-containers") == "before":

@@ -1,4 +1,4 @@
-"""The workloads of shapes.yaml, which have their own tailscale container, rendered with the Kustomize components."""
+"""Read the workloads of shapes.yaml, which have their own tailscale container, and render them with the components."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _shapes() -> tuple[Document, ...]:
 
 
 def shapes() -> dict[str, Document]:
-    """Return the workloads by name."""
+    """Return the workloads of shapes.yaml by name."""
     return {document["metadata"]["name"]: deepcopy(document) for document in _shapes()}
 
 
@@ -34,6 +34,11 @@ def is_native(document: Document) -> bool:
 
 
 def _suitable_variants(document: Document) -> tuple[str, ...]:
+    """Return the variants of the component that are suitable for a workload.
+
+    `sidecar` needs a tailscale container that is a native sidecar. `native` and `plain` need a tailscale container that
+    is none; `native` makes it a native sidecar.
+    """
     if is_native(document):
         return ("sidecar",)
     # A pod needs a container that is not an init container.
@@ -45,7 +50,7 @@ CASES = [(name, variant) for name, document in shapes().items() for variant in _
 
 
 def write_kustomization(folder: Path, documents: list[Document], variant: str) -> None:
-    """Write a kustomization of workloads with a variant of the component, below a folder with link_components()."""
+    """Write a kustomization of workloads with a variant of the component. First call link_components(folder.parent)."""
     folder.mkdir()
     (folder / "workloads.yaml").write_text("---\n".join(json.dumps(document) + "\n" for document in documents))
     kustomization = {"resources": ["workloads.yaml"], "components": [f"../components/{variant}"]}
@@ -53,7 +58,7 @@ def write_kustomization(folder: Path, documents: list[Document], variant: str) -
 
 
 def link_components(folder: Path) -> None:
-    """Make the components available below a folder."""
+    """Make the components available to the kustomizations in the folders of this folder."""
     (folder / "components").symlink_to(COMPONENTS)
 
 

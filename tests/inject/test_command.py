@@ -1,4 +1,4 @@
-"""The command line of `lifecycle inject`: its input, settings, output and exit status."""
+"""Test the command line of `lifecycle inject`: its input, settings, output and exit status."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ from lifecycle.inject.template import CONTAINERS
 from tests.inject.refused import annotated, deployment, template_of
 from tests.inject.samples import LOGIN_SERVER, Document
 
-ENV = f"DOMAIN_NAME=example.com\nLOGIN_SERVER={LOGIN_SERVER}\nHEADSCALE_USER=services\n"
+ENV_FILE = f"DOMAIN_NAME=example.com\nLOGIN_SERVER={LOGIN_SERVER}\nHEADSCALE_USER=services\n"
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with settings in `.env` and a manifest."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / ".env").write_text(ENV)
+    (tmp_path / ".env").write_text(ENV_FILE)
     (tmp_path / "web.yaml").write_text(yaml.safe_dump(deployment()))
     return tmp_path
 
 
 def variables(document: Document, container: str) -> dict[str, str]:
+    """Return the variables of a container that was added."""
     containers = {item["name"]: item for item in template_of(document)["spec"]["initContainers"]}
     return {variable["name"]: variable.get("value", "") for variable in containers[container]["env"]}
 
 
 def inject_files(capfd: pytest.CaptureFixture[str], *arguments: str) -> list[Document]:
+    """Run the command, and return the documents that it prints."""
     assert cli.run(cli.parse_arguments(["inject", *arguments])) == 0
     return list(yaml.safe_load_all(capfd.readouterr().out))
 
@@ -57,7 +59,9 @@ def test_standard_input_is_read(
     assert variables(document, "cleanup")["TS_HOSTNAME"] == "web.example.com"
 
 
-def test_settings_are_passed_on(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_settings_are_written_into_the_manifest(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("AUTHKEY_TAGS", "tag:from-environment")
     monkeypatch.setenv("LIFECYCLE_IMAGE", "registry.example.com/lifecycle:1")
     monkeypatch.setenv("HEADSCALE_API_KEY_FILE", "/run/secrets/lifecycle/other")
@@ -72,7 +76,7 @@ def test_settings_are_passed_on(monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
     assert images["cleanup"] == images["dns-watch"] == "registry.example.com/lifecycle:1"
 
 
-def test_secrets_and_proxies_of_this_machine_are_not_passed_on(
+def test_secrets_and_proxies_of_this_machine_are_not_written_into_the_manifest(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CLOUDFLARE_API_TOKEN", "made-up-token")
@@ -82,7 +86,7 @@ def test_secrets_and_proxies_of_this_machine_are_not_passed_on(
     (document,) = inject_files(capfd, "web.yaml")
     assert not {"CLOUDFLARE_API_TOKEN", "HEADSCALE_API_KEY", "HTTPS_PROXY"} & variables(document, "cleanup").keys()
     assert variables(document, "cleanup")["TS_HOSTNAME"] == "web.example.com"
-    (folder / ".env").write_text(f"{ENV}HTTPS_PROXY=http://cluster:3128\n")
+    (folder / ".env").write_text(f"{ENV_FILE}HTTPS_PROXY=http://cluster:3128\n")
     (document,) = inject_files(capfd, "web.yaml")
     assert variables(document, "cleanup")["HTTPS_PROXY"] == "http://cluster:3128"
 
@@ -91,7 +95,7 @@ def test_secrets_and_proxies_of_this_machine_are_not_passed_on(
 def test_access_through_kubernetes_needs_the_token_and_no_key_file(
     access: str, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / ".env").write_text(f"{ENV}{access}\n")
+    (folder / ".env").write_text(f"{ENV_FILE}{access}\n")
     (document,) = inject_files(capfd, "web.yaml")
     for container in template_of(document)["spec"]["initContainers"]:
         assert "tailscale-lifecycle-token" in {mount["name"] for mount in container["volumeMounts"]}
@@ -99,8 +103,10 @@ def test_access_through_kubernetes_needs_the_token_and_no_key_file(
 
 
 @pytest.mark.parametrize(("value", "has_token"), [("true", True), ("True", True), ("false", False), ("", False)])
-def test_events_need_the_token(value: str, has_token: bool, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (folder / ".env").write_text(f"{ENV}KUBERNETES_EVENTS={value}\n")
+def test_kubernetes_events_need_the_token(
+    value: str, has_token: bool, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / ".env").write_text(f"{ENV_FILE}KUBERNETES_EVENTS={value}\n")
     (document,) = inject_files(capfd, "web.yaml")
     mounts = {
         container["name"]: {mount["name"] for mount in container["volumeMounts"]}
@@ -123,7 +129,7 @@ def test_events_need_the_token(value: str, has_token: bool, folder: Path, capfd:
     ],
 )
 def test_invalid_setting_is_reported(name: str, value: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    lines = [line for line in ENV.splitlines() if not line.startswith(name)]
+    lines = [line for line in ENV_FILE.splitlines() if not line.startswith(name)]
     (folder / ".env").write_text("\n".join([*lines, f"{name}={value}"]))
     assert cli.run(cli.parse_arguments(["inject", "web.yaml"])) == EXIT_USAGE
     output = capfd.readouterr()
@@ -159,7 +165,7 @@ def test_dry_run_is_a_usage_error(capfd: pytest.CaptureFixture[str]) -> None:
     assert "inject" in capfd.readouterr().err
 
 
-def test_process_works_in_a_pipe(folder: Path) -> None:
+def test_process_reads_and_writes_pipes(folder: Path) -> None:
     command = [sys.executable, "-m", "lifecycle", "inject"]
     text = (folder / "web.yaml").read_text()
     once = subprocess.run(command, input=text, capture_output=True, text=True, check=True, cwd=folder).stdout

@@ -1,4 +1,4 @@
-"""The Kustomize components add the same containers as `lifecycle inject`."""
+"""Test that the Kustomize components add the same containers as `lifecycle inject`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tests.inject.samples import (
     NAMES,
     SITE,
     effective,
+    in_required_order,
     injected,
     literals_of,
-    own_first,
     prepared_for_component,
     with_component,
     workloads,
 )
 from tests.pod.rendering import WORKLOADS, config_map_data, rendered, workload_resource
 
-VARIABLES = command_variables(DryRunSettings)
+SETTING_NAMES = command_variables(DryRunSettings)
 
 
 @pytest.mark.default_cases(6)
@@ -34,22 +34,22 @@ def test_component_adds_the_same_containers_as_inject(name: str, tmp_path: Path)
     literals = literals_of(workload)
     rendered = with_component(prepared_for_component(workloads()[name]), tmp_path, "with-tailscale", literals)
     (result,) = [document for document in rendered if document["kind"] == workload["kind"]]
-    spec = own_first(workload, template_of(result)["spec"])
+    spec = in_required_order(workload, template_of(result)["spec"])
     assert effective(spec, literals) == effective(template_of(injected(workload))["spec"])
 
 
 @pytest.mark.parametrize("name", sorted({*WORKLOADS} - {"freeipa"}))
-def test_inject_makes_the_same_pod_as_the_manifests_of_a_service(name: str) -> None:
+def test_inject_creates_the_same_pod_as_the_manifests_in_deploy_services(name: str) -> None:
     """FreeIPA is excluded, because its tailscale container gets its network device from a device plugin."""
     documents = rendered(name)
     literals, workload = config_map_data(documents, "lifecycle"), workload_resource(documents)
-    settings = {key: value for key, value in literals.items() if key in VARIABLES}
+    settings = {key: value for key, value in literals.items() if key in SETTING_NAMES}
     expected = effective(template_of(workload)["spec"], literals)
     template = template_of(workload)
     for field, names in (("initContainers", CONTAINERS), ("volumes", VOLUMES)):
         template["spec"][field] = [item for item in template["spec"][field] if item["name"] not in names]
     template["metadata"]["labels"][LABEL] = "true"
-    # The init container of Open WebUI comes before ours.
+    # The init container of Open WebUI runs before our containers.
     template["metadata"]["annotations"] = {
         HOSTNAME: name,
         STATE_SECRET: literals["TS_KUBE_SECRET"],

@@ -1,4 +1,4 @@
-"""docs/inject.md has a valid example, and describes every annotation and every required setting."""
+"""Test that docs/inject.md has a valid example and describes every annotation, and that the site has the settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.pages import ROOT, blocks, quoted, rows
 PAGE = (ROOT / "docs/inject.md").read_text()
 
 
-def test_example_gets_the_hostname_of_its_comment() -> None:
+def test_example_gets_the_hostname_in_its_comment() -> None:
     (block,) = blocks(PAGE, "yaml")
     example = yaml.safe_load(block.text)["template"]["metadata"]
     document = deployment()
@@ -26,7 +26,7 @@ def test_example_gets_the_hostname_of_its_comment() -> None:
     assert f"# {hostname}" in block.text
 
 
-def test_every_annotation_has_a_row() -> None:
+def test_every_annotation_has_a_row_in_a_table() -> None:
     documented = [name for row in rows(PAGE) for name in quoted(row.get("annotation", ""))]
     assert documented == list(ANNOTATIONS)
 

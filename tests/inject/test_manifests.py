@@ -1,4 +1,4 @@
-"""How `inject` reads and writes manifests: it keeps what it does not change, and reports malformed input."""
+"""Test how `lifecycle inject` reads and writes manifests. It keeps every other text, and reports malformed input."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from lifecycle.inject.template import CONTAINERS
 from tests.inject.refused import annotated, deployment, pod, stateful_set, template_of
 from tests.inject.samples import NAMES, SITE, Document, injected, workloads
 
-TEXT = Path(__file__).with_name("workloads.yaml").read_text()
+WORKLOADS_TEXT = Path(__file__).with_name("workloads.yaml").read_text()
 
+# Documents without a workload that has the label.
 UNLABELLED = """\
 # A comment
 kind:   ConfigMap   # and another
@@ -38,6 +39,7 @@ metadata:
     name: "x"
 """
 
+# A Deployment with the label.
 LABELLED = f"""\
 ---
 # Source: chart/templates/deployment.yaml
@@ -57,7 +59,7 @@ spec:
 """
 
 
-def test_text_without_labelled_workloads_is_returned_as_it_is() -> None:
+def test_text_without_labelled_workloads_is_returned_unchanged() -> None:
     assert inject(UNLABELLED, SITE) == UNLABELLED
 
 
@@ -75,13 +77,15 @@ def test_values_keep_their_spelling() -> None:
 
 
 def test_time_of_day_is_written_as_text() -> None:
+    """Without quotes, some YAML parsers read 12:30:45 as a number."""
     changed = inject(f"{LABELLED}        env: [{{name: A, value: 12:30:45}}]\n", SITE)
     assert "value: '12:30:45'" in changed
 
 
 @cache
 def injected_workloads() -> dict[str, Document]:
-    return {document["metadata"]["name"]: document for document in yaml.safe_load_all(inject(TEXT, SITE))}
+    """Return the workloads of workloads.yaml with the containers, by name."""
+    return {document["metadata"]["name"]: document for document in yaml.safe_load_all(inject(WORKLOADS_TEXT, SITE))}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -104,11 +108,11 @@ def test_only_containers_and_volumes_are_added(name: str) -> None:
 
 
 def test_second_run_changes_nothing() -> None:
-    once = inject(TEXT, SITE)
+    once = inject(WORKLOADS_TEXT, SITE)
     assert inject(once, SITE) == once
 
 
-def test_lists_are_changed_in_place() -> None:
+def test_workloads_in_a_list_are_changed() -> None:
     document = {"apiVersion": "v1", "kind": "List", "items": [deployment(), {"kind": "Secret"}, pod()]}
     first, secret, second = json.loads(inject(json.dumps(document), SITE))["items"]
     assert (first, secret, second) == (injected(deployment()), {"kind": "Secret"}, injected(pod()))
@@ -183,6 +187,7 @@ def test_malformed_text_is_reported(text: str, expected: str) -> None:
 def test_workload_with_unexpected_values_is_refused_or_unchanged(text: str) -> None:
     try:
         assert inject(text, SITE) == text
+        # Only this text has no workload with the label.
         assert "labels: 5" in text
     except ManifestError as error:
         assert "web" in str(error)  # noqa: PT017 - both outcomes are valid
@@ -213,6 +218,7 @@ def test_thousands_of_blank_lines_are_read_quickly() -> None:
 
 
 def test_files_are_read_one_by_one() -> None:
+    """The result separates the texts, so that each is read as before."""
     texts = [
         '{"kind": "ConfigMap", "data": {"a": "\\ud83d\\ude00"}}',
         "%YAML 1.1\n---\nkind: Secret",
@@ -227,6 +233,7 @@ def test_equals_sign_is_text() -> None:
 
 
 def test_aliases_that_multiply_are_refused() -> None:
+    """Nine aliases of nine aliases, and so on, would need too much memory."""
     lines = [f"a0: &a0 [{LABEL}]"]
     lines += [f"a{number}: &a{number} [{', '.join([f'*a{number - 1}'] * 9)}]" for number in range(1, 30)]
     with pytest.raises(ManifestError, match="aliases"):
@@ -269,7 +276,7 @@ def manifests(draw: st.DrawFn) -> Document:
 
 @settings(max_examples=30)
 @given(manifests(), st.sampled_from(["block", "flow", "json"]))
-def test_round_trip_and_second_run(document: Document, style: str) -> None:
+def test_arbitrary_workload_is_changed_once_and_keeps_its_fields(document: Document, style: str) -> None:
     if style == "json":
         text = json.dumps(document)
     else:
@@ -339,7 +346,7 @@ def test_state_secret_needs_a_namespace() -> None:
         inject(json.dumps(document), SITE, with_state_secrets=True)
 
 
-def test_state_secrets_whose_names_are_not_known_are_refused() -> None:
+def test_state_secret_whose_name_is_not_known_is_refused() -> None:
     document = annotated(stateful_set(), hostname="$(POD_NAME)", state_secret="$(POD_NAMESPACE)-state")
     with pytest.raises(ManifestError, match="StatefulSet web"):
         inject(json.dumps(document), SITE, with_state_secrets=True)

@@ -1,4 +1,7 @@
-"""`lifecycle inject` refuses the same workloads as the admission policies. tests/cluster tests the policies."""
+"""Test which workloads `lifecycle inject` refuses.
+
+The admission policies must refuse the same workloads. tests/cluster tests this.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from tests.inject.samples import SITE
 
 
 def to_text(*documents: object) -> str:
+    """Return a text with several documents."""
     return "---\n".join(f"{json.dumps(document)}\n" for document in documents)
 
 
@@ -35,7 +39,7 @@ def test_workload_is_accepted(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_kind_gets_the_containers(kind: str) -> None:
+def test_each_kind_of_workload_gets_the_containers(kind: str) -> None:
     result = json.loads(inject(to_text(KINDS[kind]()), SITE))
     template = result if kind == "pod" else result["spec"].get("jobTemplate", result)["spec"]["template"]
     assert [container["name"] for container in template["spec"]["initContainers"]] == list(CONTAINERS)
@@ -43,13 +47,14 @@ def test_kind_gets_the_containers(kind: str) -> None:
 
 
 def test_every_refusal_has_a_case() -> None:
-    # Only the policy refuses a pod with "missing", because only it receives pods that were not changed.
+    # The refusal "missing" is only for policies: it means that no containers were added to a pod.
     reported = set()
     for document, _ in REFUSED.values():
         with pytest.raises(ManifestError) as refused:
             inject(to_text(document), SITE)
         lines = str(refused.value).splitlines()
         for refusal, text in REFUSALS.items():
+            # The parts of the message between the placeholders.
             parts = [part.partition("}")[2] or part for part in text.split("{")]
             if any(all(part in line for part in parts) for line in lines):
                 reported.add(refusal)

@@ -1,4 +1,4 @@
-"""The Kustomize components work for pods that have a tailscale container of their own, in many variants."""
+"""Test the Kustomize components with many kinds of pods that have their own tailscale container."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Document = dict[str, Any]
 
 PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
 PROBE_HANDLERS = {"exec", "grpc", "httpGet", "tcpSocket"}
-HANDLERS = {"exec", "httpGet", "sleep", "tcpSocket"}
+LIFECYCLE_HANDLERS = {"exec", "httpGet", "sleep", "tcpSocket"}
 VARIANTS = ("native", "plain", "sidecar")
-TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
+TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 REQUIRED = template()["tailscale"]
-"""What cleanup and dns-watch rely on in the tailscale container."""
+"""The fields of the tailscale container that cleanup and dns-watch need."""
 
 CHANGED = {"env", "securityContext", "volumeMounts", *PROBES}
 """Fields of the tailscale container that the component may change."""
 
 CONFLICTING = {"TS_AUDIENCE", "TS_CLIENT_ID", "TS_CLIENT_SECRET", "TS_HEALTHCHECK_ADDR_PORT", "TS_ID_TOKEN"}
-"""Variables with which the container refuses to start, if those of the component are set."""
+"""Variables that the component removes, because with its own variables, tailscale would not start."""
 
 each_case = pytest.mark.parametrize(("name", "variant"), CASES, ids=["-".join(case) for case in CASES])
 
@@ -43,20 +43,20 @@ def spec_of(document: Document) -> Document:
 
 
 def own_and_result(name: str, variant: str) -> tuple[Document, Document]:
-    """Return the tailscale container without and with the component."""
+    """Return the tailscale container of the workload, and the tailscale container after the component was applied."""
     own, result = shapes()[name], rendered_shape(name, variant)
     return containers(spec_of(own))["tailscale"], containers(spec_of(result))["tailscale"]
 
 
 def by_field(key: str, items: list[Document] | None) -> dict[str, Document]:
-    """Return the items of a list by a field that no two of them share."""
+    """Return the items of a list by the value of a field. Fail if two items have the same value."""
     by_key = {item[key]: item for item in items or []}
     assert len(by_key) == len(items or [])
     return by_key
 
 
 def without(items: list[Document] | None, *names: str) -> list[Document]:
-    """Return the items of a list without those of these names."""
+    """Return the items of a list, except the items with these names."""
     return [item for item in items or [] if item["name"] not in names]
 
 
@@ -83,7 +83,7 @@ def test_each_variable_probe_handler_and_volume_has_one_source(name: str, varian
         for probe in (container[field] for field in PROBES if field in container):
             assert len(probe.keys() & PROBE_HANDLERS) == 1, probe
         for handler in container.get("lifecycle", {}).values():
-            assert len(handler.keys() & HANDLERS) == 1, handler
+            assert len(handler.keys() & LIFECYCLE_HANDLERS) == 1, handler
     for volume in spec["volumes"]:
         assert len(volume) == 2, volume
 
@@ -106,7 +106,7 @@ def test_names_and_paths_are_unique(name: str, variant: str) -> None:
 
 @each_case
 def test_tailscale_keeps_its_fields(name: str, variant: str) -> None:
-    """They include its image, command, arguments, ports and lifecycle handlers."""
+    """These fields include the image, command, arguments, ports and lifecycle handlers."""
     own, result = own_and_result(name, variant)
     unchanged = {field: value for field, value in result.items() if field not in CHANGED}
     expected = {field: value for field, value in own.items() if field not in CHANGED}
@@ -116,36 +116,36 @@ def test_tailscale_keeps_its_fields(name: str, variant: str) -> None:
 
 
 @each_case
-def test_variables_are_set_and_the_others_kept(name: str, variant: str) -> None:
-    """The others include the hostname, the arguments of `tailscale up` and the state Secret."""
+def test_required_variables_are_set_and_other_variables_are_kept(name: str, variant: str) -> None:
+    """The other variables include the hostname, the arguments of `tailscale up` and the state Secret."""
     own, result = own_and_result(name, variant)
     required = by_field("name", REQUIRED["env"])
     kept = without(own.get("env"), *required, *CONFLICTING)
     assert by_field("name", result["env"]) == by_field("name", kept) | required
-    # The order is kept, because a variable can refer to variables before it.
+    # The order must stay, because a variable can refer to variables before it.
     assert without(result["env"], *required) == kept
 
 
 @each_case
 def test_probes_are_replaced(name: str, variant: str) -> None:
-    """Times of a probe that the component does not set are kept."""
+    """The component keeps the times of a probe that it does not set itself, such as timeoutSeconds."""
     own, result = own_and_result(name, variant)
     for probe in ("livenessProbe", "startupProbe"):
         times = {field: value for field, value in (own.get(probe) or {}).items() if field not in PROBE_HANDLERS}
         assert result[probe] == times | REQUIRED[probe]
-    # A readiness probe of the health endpoint would never succeed, because that has a loopback address.
+    # A readiness probe would never succeed, because the health endpoint listens only on loopback.
     assert "readinessProbe" not in result
 
 
 @each_case
-def test_only_the_group_of_the_security_context_is_set(name: str, variant: str) -> None:
+def test_other_fields_of_the_security_context_are_kept(name: str, variant: str) -> None:
     own, result = own_and_result(name, variant)
     assert result["securityContext"] == (own.get("securityContext") or {}) | REQUIRED["securityContext"]
 
 
 @each_case
-def test_mounts_are_added_or_replace_those_at_their_paths(name: str, variant: str) -> None:
-    """Kustomize merges two mounts at one path into one, which must have no option of the other, such as subPath."""
+def test_mounts_are_added_or_replace_mounts_at_the_same_path(name: str, variant: str) -> None:
+    """Kustomize merges mounts at the same path. The result must have no option of the pod's mount, such as subPath."""
     own, result = own_and_result(name, variant)
     mounts = by_field("mountPath", result["volumeMounts"])
     assert mounts == by_field("mountPath", own.get("volumeMounts")) | by_field("mountPath", REQUIRED["volumeMounts"])
@@ -165,7 +165,7 @@ def test_containers_start_in_order(name: str, variant: str) -> None:
 
 
 @each_case
-def test_cleanup_and_dns_watch_are_complete(name: str, variant: str) -> None:
+def test_cleanup_and_dns_watch_have_every_field_of_the_template(name: str, variant: str) -> None:
     all_containers = containers(spec_of(rendered_shape(name, variant)))
     for command in ("cleanup", "dns-watch"):
         ours, expected = all_containers[command], template()[command]
@@ -181,19 +181,19 @@ def test_cleanup_and_dns_watch_are_complete(name: str, variant: str) -> None:
 
 @each_case
 def test_only_tailscale_gets_the_token(name: str, variant: str) -> None:
-    """cleanup and dns-watch do not need it by default."""
+    """By default, cleanup and dns-watch do not need the token of the service account."""
     all_containers = containers(spec_of(rendered_shape(name, variant)))
     with_token = {
         container_name
         for container_name, container in all_containers.items()
-        if any(mount["mountPath"] == TOKEN for mount in container.get("volumeMounts", []))
+        if any(mount["mountPath"] == TOKEN_PATH for mount in container.get("volumeMounts", []))
     }
     assert with_token == {"tailscale"}
 
 
 @each_case
 def test_rest_of_the_workload_is_unchanged(name: str, variant: str) -> None:
-    """It includes the securityContext of the pod, other containers, volumes and the number of replicas."""
+    """The rest includes the securityContext of the pod, other containers, volumes and the number of replicas."""
     own, result = shapes()[name], rendered_shape(name, variant)
     added = [volume["name"] for volume in template()["volumes"]]
     assert [volume for volume in spec_of(result)["volumes"] if volume["name"] in added] == template()["volumes"]
@@ -219,17 +219,19 @@ UNSUITABLE = {
     "no-container-in-a-statefulset": stateful_set(),
 }
 SUITABLE = {"plain": "documented-sidecar", "native": "documented-sidecar", "sidecar": "native"}
-"""One workload for each variant."""
+"""A suitable workload for each variant."""
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("document", UNSUITABLE.values(), ids=list(UNSUITABLE))
-def test_workload_without_the_container_fails_the_build(document: Document, variant: str, tmp_path: Path) -> None:
+def test_workload_without_a_tailscale_container_fails_the_build(
+    document: Document, variant: str, tmp_path: Path
+) -> None:
     assert_not_rendered(document, tmp_path, variant)
 
 
 @pytest.mark.parametrize(("name", "variant"), [("native", "plain"), ("native", "native"), ("key-as-value", "sidecar")])
-def test_variant_for_the_other_form_fails_the_build(name: str, variant: str, tmp_path: Path) -> None:
+def test_unsuitable_variant_fails_the_build(name: str, variant: str, tmp_path: Path) -> None:
     assert_not_rendered(shapes()[name], tmp_path, variant)
 
 
@@ -243,13 +245,13 @@ def assert_not_rendered(document: Document, folder: Path, variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_workloads_with_the_label_off_are_not_changed(variant: str, tmp_path: Path) -> None:
-    """They are in the same kustomization as a workload that has a tailscale container."""
+    """The label tailscale-lifecycle=off excludes workloads of a kustomization from the component."""
     excluded = [deployment(), stateful_set(), with_container_named("ts-sidecar"), with_container_named("tailscale")]
     for number, document in enumerate(excluded):
         document["metadata"] |= {"name": f"excluded-{number}", "labels": {"tailscale-lifecycle": "off"}}
     link_components(tmp_path)
-    write_kustomization(tmp_path / "together", [*excluded, shapes()[SUITABLE[variant]]], variant)
-    documents = by_name(render(tmp_path / "together"))
+    write_kustomization(tmp_path / "all", [*excluded, shapes()[SUITABLE[variant]]], variant)
+    documents = by_name(render(tmp_path / "all"))
     assert documents == by_name(excluded) | {SUITABLE[variant]: rendered_shape(SUITABLE[variant], variant)}
 
 
