@@ -111,11 +111,12 @@ def test_tagged_node_without_a_user_is_not_kept_on_0_28(version: str, key_user: 
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterWorld:
+    """Simulators of Headscale in a pod, Cloudflare and Kubernetes, and a simulated clock."""
     return ClusterWorld(monkeypatch, tmp_path)
 
 
 def add_kept_node(world: ClusterWorld) -> SimulatedNode:
-    """Add two nodes of the workload. The second has a record, and its id is in the state Secret. Return it."""
+    """Add two nodes of the workload. Return the second: its id is in the state Secret, and a record has its address."""
     world.headscale.add_node(NAME, user=USER, online=False)
     node = world.headscale.add_node(NAME, user=USER, online=False)
     world.add_record(node.address, ttl=60, comment=OUR_COMMENT)
@@ -167,7 +168,7 @@ def test_dns_watch_finds_the_kept_node_and_writes_nothing(has_interface: bool, w
 
 
 def test_stale_duplicate_of_the_kept_nodes_record_is_deleted(world: ClusterWorld) -> None:
-    """DNS_CLEANUP=keep leaves no stale record beside a valid one."""
+    """DNS_CLEANUP=keep leaves no stale record beside a valid record."""
     node = add_kept_node(world)
     world.add_record("100.64.99.1", ttl=60, comment=OUR_COMMENT)
     cleanup(world, DNS_CLEANUP="keep").run()
@@ -323,7 +324,7 @@ def test_node_is_kept_if_its_machine_key_is_unknown() -> None:
 
 
 def test_restored_database_does_not_keep_the_node_of_another_machine(world: ClusterWorld, events: Events) -> None:
-    """The pod's node was created after the backup. Since then, another pod's node of the same name got its id."""
+    """The backup is older than the pod's node. After the restore, another pod's node gets the same id."""
     backup = world.headscale.backup()
     node = world.headscale.add_node(NAME, user=USER, online=False, machine_key=PUBLIC_KEY)
     world.add_record(node.address, ttl=60, comment=OUR_COMMENT)

@@ -62,7 +62,7 @@ def deleted_nodes(nodes: Iterable[Node], *, kept: str | None = None) -> list[str
 
 
 class TestNodes:
-    """Our nodes are deleted. Foreign nodes stay: nodes that have our hostname, but are not ours."""
+    """Our nodes are deleted: the nodes of earlier pods. Foreign nodes stay, even if they have the hostname."""
 
     @pytest.mark.parametrize(
         "node",
@@ -121,7 +121,14 @@ def record_deletions(
     other_addresses: Iterable[IpAddress] = (),
     leave_one: bool = False,
 ) -> list[DeleteRecord]:
-    """Return the planned deletions. Node 1 is ours and has `our_addresses`; node 2 has `other_addresses`."""
+    """Return the planned deletions.
+
+    Args:
+        records: the existing records.
+        our_addresses: the addresses of a node of ours.
+        other_addresses: the addresses of a node of another user.
+        leave_one: whether one stale record of each type stays, so that the name resolves until `dns-watch` starts.
+    """
     nodes = [
         a_node(1, addresses=map(str, our_addresses)),
         a_node(2, user=ANN, addresses=map(str, other_addresses)),
@@ -221,7 +228,7 @@ class TestRecords:
     def test_one_stale_record_can_be_left_for_dns_watch(
         self, records: list[Record], other_addresses: list[str], expected: list[str]
     ) -> None:
-        """Then the name still resolves until `dns-watch` updates the record. It must not resolve to another machine."""
+        """The name then resolves until `dns-watch` starts. A record with another node's address is still deleted."""
         assert deleted_records(*records, other_addresses=addresses(*other_addresses), leave_one=True) == expected
 
     @pytest.mark.parametrize("order", [1, -1], ids=["stale-first", "valid-first"])
@@ -384,7 +391,10 @@ class TestProperties:
 
     @given(RECORDS, OTHER_ARGUMENTS)
     def test_every_stale_record_is_deleted(self, records: list[Record], options: dict[str, Any]) -> None:
-        """At most one of each type is left: none if a valid record exists, and none with another node's address."""
+        """With `leave_one`, one stale record of each type stays, unless a valid record of this type exists.
+
+        A record with the address of another node is always deleted.
+        """
         our_addresses, other_addresses = options["our_addresses"], options["other_addresses"]
         deletions = deleted_records(*records, **options)
 

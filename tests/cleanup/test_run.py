@@ -49,6 +49,7 @@ def _no_output(events: Events) -> None:
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    """Simulators of Headscale and Cloudflare, and a simulated clock."""
     return World(monkeypatch, tmp_path)
 
 
@@ -156,7 +157,7 @@ def test_online_node_is_deleted_with_a_warning(world: World, events: Events) -> 
 
 
 def test_old_keys_are_never_deleted_or_expired(world: World) -> None:
-    """A container of another pod can restart and need its key again."""
+    """Another pod may need its key again after a restart of its container."""
     old = world.headscale.create_key(USER, reusable=True)
     world.cleanup().run()
     world.cleanup().run()
@@ -202,6 +203,7 @@ def test_user_from_oidc_with_the_name_of_a_local_user_can_be_selected(world: Wor
 
 
 def test_foreign_node_of_our_name_is_reported(world: World, events: Events) -> None:
+    """A foreign node has the hostname of the workload, but belongs to another user or was registered without a key."""
     world.headscale.add_user("ann")
     world.headscale.add_node(NAME, user="ann", registered_by="oidc")
     world.headscale.add_node(NAME, user="ann")
@@ -424,7 +426,7 @@ def test_missing_token_file_does_not_block_the_start(world: World, tmp_path: Pat
 def test_zone_read_that_outlasts_the_run_logs_no_traceback(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """`cleanup` reads the zone in another thread. Here, it closes the connections before this thread uses one."""
+    """`cleanup` reads the zone in a background thread. Here, the connections are closed before the thread uses them."""
     errors: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", errors.append)
     token = tmp_path / "token"
@@ -544,7 +546,7 @@ def test_failed_node_deletion_ends_the_run_without_a_key(world: World, fault: Fa
 # --- The key cannot be written ------------------------------------------------------------------------
 
 
-# Each function prepares a folder, and returns a path in it at which the key cannot be written.
+# Each of these functions prepares a folder, and returns the path of a key file that cannot be written.
 
 
 def missing_folder(folder: Path) -> Path:

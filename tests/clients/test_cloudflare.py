@@ -354,7 +354,7 @@ def wrong_zone(account: Account) -> str:
 
 
 def test_nothing_is_created_in_the_zone_of_another_name(account: Account) -> None:
-    """In a zone that does not contain the record's name, Cloudflare appends the zone's name to it."""
+    """Otherwise, Cloudflare would create a record at grafana.example.com.example.org."""
     wrong = account.add_zone("example.org")
     with pytest.raises(ResponseError, match=r"CLOUDFLARE_ZONE_ID.*example\.org.*grafana\.example\.com"):
         client_of(account, wrong).change(creates=[a_spec()])
@@ -390,7 +390,7 @@ def test_name_of_the_zone_is_read_once_for_all_changes(account: Account, cloudfl
 
 
 def test_records_at_another_name_are_deleted_and_not_created_again(account: Account, wrong_zone: str) -> None:
-    """Cloudflare creates them at grafana.example.com.example.org."""
+    """Cloudflare creates the records at grafana.example.com.example.org."""
     cloudflare = client_of(account, wrong_zone)
     for _ in range(3):
         with pytest.raises(ResponseError, match=r"grafana\.example\.com\.example\.org.*CLOUDFLARE_ZONE_ID"):
@@ -434,7 +434,7 @@ def test_name_of_a_workers_domain_is_a_conflict(account: Account, cloudflare: Cl
 def test_record_that_was_renamed_before_its_update_is_not_deleted(
     account: Account, cloudflare: CloudflareWriter
 ) -> None:
-    """The response to an update also shows the other name, but this record was not created there by mistake."""
+    """The client deletes a record that it created at another name by mistake. This record is not such a record."""
     record_id = account.add("100.64.0.9")
     [record] = cloudflare.records(NAME)
     account.change_record(record_id, name="wiki.example.com")

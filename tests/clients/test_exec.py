@@ -562,7 +562,7 @@ def test_key_that_cannot_be_expired_by_id_is_logged(
 def test_lost_response_is_resolved_despite_clock_skew(
     skew: timedelta, server: HeadscaleSimulator, kubernetes: KubernetesSimulator, connect: Connect, clock: Clock
 ) -> None:
-    """The `headscale` command computes the time at which a key expires with the clock of Headscale's pod."""
+    """To compute when a key expires, the `headscale` command uses the clock of its pod."""
     transport = connect()
     headscale = HeadscaleWriter(ExecTransport(transport._pod, now=lambda: clock.now() + skew), retrying_on(clock))  # noqa: SLF001
     user = the_user(headscale)

@@ -299,7 +299,7 @@ def test_key_has_the_requested_lifetime_despite_clock_skew(
 def test_key_with_another_lifetime_is_expired_and_refused(
     skew: timedelta, server: HeadscaleSimulator, clock: Clock
 ) -> None:
-    """The client did not measure the skew, so the server computes another lifetime than the requested one."""
+    """The client does not know the skew, so the key has another lifetime than the requested lifetime."""
     headscale = client_of(server)
     user = the_user(headscale)
     with pytest.raises(ResponseError, match="clock"):
@@ -747,7 +747,7 @@ def test_node_is_read_again_before_a_deletion_is_retried(
 
 # --- Upgrades at run time ------------------------------------------------------------------------------
 
-# An API key that every release accepts. The keys that 0.23 and 0.24 create are longer; 0.28 and newer refuse those.
+# An API key in a format that every release accepts. From 0.28 on, Headscale refuses the longer keys of 0.23 and 0.24.
 PORTABLE_KEY = f"{'a' * 7}.{'b' * 32}"
 
 

@@ -76,7 +76,7 @@ def test_parsed_items_are_removed_from_the_body() -> None:
 )
 @pytest.mark.parametrize("piece_size", [1, 5, 1000])
 def test_rest_of_malformed_json_is_malformed(text: bytes, piece_size: int) -> None:
-    """So the response is refused, although some of its items were parsed."""
+    """Therefore the response is refused, although some of its items were already parsed."""
     with pytest.raises(ValueError, match="column"):
         parse_in_pieces(text, *range(piece_size, len(text), piece_size))
 

@@ -1,4 +1,7 @@
-"""Tests of the JSON client: responses, errors, and tokens, which no error may contain."""
+"""Tests of the client of a JSON API: responses, errors, and tokens, which no error may contain.
+
+The API is called the upstream.
+"""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ def test_token_is_read_by_the_name_of_the_secret_or_of_its_key(
 def test_missing_or_malformed_token_is_an_auth_error(
     values: dict[str, str] | None, reference: str, problem: str, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
-    """The error is no NotFoundError, which callers would take for a missing node."""
+    """The error must not be a NotFoundError, which means that a node is missing."""
     if values is not None:
         kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", values)
     error = failure(lambda: cluster.token(HEADSCALE_NAMESPACE, reference))
@@ -356,7 +356,7 @@ def test_missing_container_is_a_permanent_error(cluster: Cluster) -> None:
 
 
 def test_replaced_pod_does_not_mean_a_missing_node(kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
-    """The error is no NotFoundError, which callers would take for a missing node."""
+    """The error must not be a NotFoundError, which means that a node is missing."""
     pod = the_pod(cluster)
     kubernetes.delete_pod(kubernetes.pods[0])
     error = failure(lambda: cluster.run(pod, "headscale", ["echo"]))
@@ -607,7 +607,7 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_no_cluster")
 def test_command_that_writes_never_uses_a_kubeconfig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Otherwise, a command on a laptop could change the cluster of its current context by accident."""
+    """Otherwise, a command on a laptop could change the cluster that the kubeconfig happens to select."""
     use_kubeconfig(monkeypatch, tmp_path / "config")
     assert access(may_use_kubeconfig=True).url == "https://127.0.0.1:1"
     with pytest.raises(ConfigError, match="--dry-run"):

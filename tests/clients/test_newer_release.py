@@ -43,7 +43,7 @@ def renamed(field: str, *, within: str) -> Change:
 
 
 def replaced(old: Any, new: Any, *, field: str) -> Change:
-    """Return a function that replaces the value of a member in a JSON response, if it is the old value."""
+    """Return a function that replaces the old value of a member by the new value in a JSON response."""
 
     def change(value: Any) -> Any:
         match value:
@@ -120,7 +120,7 @@ def test_cleanup_refuses_a_changed_response_and_changes_nothing(world: World, ch
 def test_dns_watch_refuses_a_changed_response_and_changes_nothing(
     world: World, events: list[Any], change: Change
 ) -> None:
-    """It does not report that the node is missing or was replaced."""
+    """`dns-watch` must not report that the node is missing or was replaced."""
     world.cleanup().run()
     node = world.headscale.register(key=world.key, hostname=NAME)
     world.headscale.connect(node.id)

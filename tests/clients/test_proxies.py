@@ -1,4 +1,7 @@
-"""Tests of requests through an HTTP proxy. Errors must name the proxy's setting, and must not contain its password."""
+"""Tests of requests through an HTTP proxy to an upstream: Headscale, Cloudflare or the Kubernetes API.
+
+Errors must name the proxy's setting, and must not contain the password of the proxy.
+"""
 
 from __future__ import annotations
 

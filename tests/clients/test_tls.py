@@ -1,4 +1,7 @@
-"""Test with TLS servers which certificates are trusted, and which settings the errors name."""
+"""Test with TLS servers which certificates are trusted, and which settings the errors name.
+
+An upstream is an API to which the program sends requests: Headscale or Cloudflare.
+"""
 
 from __future__ import annotations
 

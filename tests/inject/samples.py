@@ -118,7 +118,7 @@ def _variables(container: Document, config: dict[str, str]) -> list[Document]:
 
 
 def literals_of(document: Document) -> dict[str, str]:
-    """Return the content of the ConfigMap with which the component does the same as the annotations of a workload."""
+    """Return the settings of the component that correspond to the annotations of a workload."""
     annotations = template_of(document)["metadata"]["annotations"]
     values = {name.partition("/")[2]: value for name, value in annotations.items() if name.startswith("tailscale-")}
     hostname = values["hostname"]
@@ -143,7 +143,7 @@ def literals_of(document: Document) -> dict[str, str]:
 
 
 def prepared_for_component(document: Document) -> Document:
-    """Return a workload as its owner prepares it for the component.
+    """Add to a workload what its owner has to add before the component is used.
 
     With a state Secret, cleanup needs the token of the service account. The component does not mount the token, so the
     owner has to do so (docs/add-a-service.md).

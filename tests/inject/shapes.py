@@ -36,8 +36,8 @@ def is_native(document: Document) -> bool:
 def _suitable_variants(document: Document) -> tuple[str, ...]:
     """Return the variants of the component that are suitable for a workload.
 
-    `sidecar` needs a tailscale container that is a native sidecar. `native` and `plain` need a tailscale container that
-    is none; `native` makes it a native sidecar.
+    `sidecar` is for tailscale containers that are native sidecars; `native` and `plain` are for the others. `native`
+    turns the container into a native sidecar.
     """
     if is_native(document):
         return ("sidecar",)
@@ -46,7 +46,7 @@ def _suitable_variants(document: Document) -> tuple[str, ...]:
 
 
 CASES = [(name, variant) for name, document in shapes().items() for variant in _suitable_variants(document)]
-"""Each workload with each variant of the component that is suitable for it."""
+"""All pairs of a workload and a variant of the component that is suitable for this workload."""
 
 
 def write_kustomization(folder: Path, documents: list[Document], variant: str) -> None:

@@ -1,4 +1,4 @@
-"""Test how `lifecycle inject` reads and writes manifests. It keeps every other text, and reports malformed input."""
+"""Test how `lifecycle inject` reads and writes manifests. The rest of a text stays as it is."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_thousands_of_blank_lines_are_read_quickly() -> None:
 
 
 def test_files_are_read_one_by_one() -> None:
-    """The result separates the texts, so that each is read as before."""
+    """In the result, the texts of the files are separate YAML documents."""
     texts = [
         '{"kind": "ConfigMap", "data": {"a": "\\ud83d\\ude00"}}',
         "%YAML 1.1\n---\nkind: Secret",

@@ -30,6 +30,7 @@ A_MONTH_S = timedelta(days=30).total_seconds()
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    """Simulators of Headscale and Cloudflare, and a simulated clock."""
     return World(monkeypatch, tmp_path)
 
 
@@ -42,7 +43,7 @@ def add_workload(world: World, label: str, *, comment: str = OUR_COMMENT) -> int
     return node.id
 
 
-def one_online_and_one_gone(world: World) -> int:
+def add_online_and_gone_workload(world: World) -> int:
     """Add a workload that is online, and a workload that has been offline for a month. Return the offline node's id."""
     add_workload(world, "grafana")
     node_id = add_workload(world, "redmine")
@@ -107,7 +108,7 @@ def test_further_names_of_a_workload_that_is_gone_are_removed(world: World) -> N
 
 def test_workload_that_is_online_again_during_the_wait_stays(world: World) -> None:
     """After a restart of Headscale, every node is offline until it reconnects."""
-    node_id = one_online_and_one_gone(world)
+    node_id = add_online_and_gone_workload(world)
     world.clock.schedule(world.clock.elapsed_s + CONFIRMATION_DELAY_S / 2, lambda: world.headscale.connect(node_id))
     prune(world).run()
     assert len(world.headscale.nodes) == 2
@@ -116,7 +117,7 @@ def test_workload_that_is_online_again_during_the_wait_stays(world: World) -> No
 
 
 def test_run_waits_once(world: World) -> None:
-    node_id = one_online_and_one_gone(world)
+    node_id = add_online_and_gone_workload(world)
     started = world.clock.elapsed_s
     prune(world).run()
     assert CONFIRMATION_DELAY_S <= world.clock.elapsed_s - started < CONFIRMATION_DELAY_S + 60
@@ -167,7 +168,7 @@ def test_name_without_our_comment_is_refused(world: World, name: str) -> None:
 
 def test_interrupted_removal_is_resumed_by_the_next_run(world: World) -> None:
     """Nodes are deleted before the record, so that the next run still finds the record."""
-    one_online_and_one_gone(world)
+    add_online_and_gone_workload(world)
     world.cloudflare.faults.add(faults.html(503), method="DELETE")
     with pytest.raises(ApiError):
         prune(world).run()
@@ -214,9 +215,9 @@ READS = [
 ]
 
 
-def add_gone_and_foreign(world: World) -> Callable[[], tuple[list[int], list[str]]]:
-    """Add a workload that is gone, and objects that are not ours. Return a function that lists the latter."""
-    one_online_and_one_gone(world)
+def add_gone_and_foreign_objects(world: World) -> Callable[[], tuple[list[int], list[str]]]:
+    """Add a workload that is gone, and foreign objects. Return a function that lists the remaining foreign objects."""
+    add_online_and_gone_workload(world)
     world.headscale.add_user("ann")
     others = [
         world.headscale.add_node("laptop", user="ann").id,
@@ -237,26 +238,26 @@ def add_gone_and_foreign(world: World) -> Callable[[], tuple[list[int], list[str
         world.headscale.disconnect(node_id)
     world.clock.sleep(A_MONTH_S)
 
-    def left() -> tuple[list[int], list[str]]:
+    def remaining() -> tuple[list[int], list[str]]:
         return (
             [node_id for node_id in others if world.headscale.node(node_id)],
             [record.id for record in world.cloudflare.records(world.zone_id) if record.id in records],
         )
 
-    return left
+    return remaining
 
 
 def writes(world: World) -> list[str]:
-    """Return the writing requests to both upstreams."""
+    """Return the requests that change something in Headscale or Cloudflare."""
     return [f"{write.method} {write.path}" for write in (*world.headscale.writes, *world.cloudflare.writes)]
 
 
 @pytest.mark.parametrize(("path", "after"), READS)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_failed_read_removes_nothing(world: World, fault: Fault, path: str, after: int) -> None:
-    """The next run, which can read everything, removes only what is ours."""
-    foreign_left = add_gone_and_foreign(world)
-    before = foreign_left()
+    """The next run, which can read everything, removes only our objects."""
+    remaining_foreign_objects = add_gone_and_foreign_objects(world)
+    before = remaining_foreign_objects()
     upstream = world.cloudflare if path is RECORDS else world.headscale
     upstream.faults.add(fault, path=path, after=after, times=None)
     with pytest.raises(ApiError):
@@ -265,7 +266,7 @@ def test_failed_read_removes_nothing(world: World, fault: Fault, path: str, afte
     upstream.faults.clear()
     prune(world).run()
     assert "redmine.example.com" not in record_names(world)
-    assert foreign_left() == before
+    assert remaining_foreign_objects() == before
     assert len(writes(world)) == 2
 
 
@@ -284,7 +285,7 @@ def test_failed_read_removes_nothing(world: World, fault: Fault, path: str, afte
 )
 def test_empty_list_removes_nothing(world: World, path: str, response: dict[str, Any], after: int) -> None:
     """A Headscale with a new database has no nodes. A token for another zone sees no records."""
-    add_gone_and_foreign(world)
+    add_gone_and_foreign_objects(world)
     upstream = world.cloudflare if path is RECORDS else world.headscale
     upstream.faults.add(faults.answer(200, json.dumps(response)), path=path, after=after, times=None)
     if path is USERS:
@@ -308,17 +309,17 @@ def test_temporary_failure_after_the_wait_is_retried(
     world: World, events: list[dict[str, Any]], method: str, path: str, after: int
 ) -> None:
     """The wait is longer than the retry budget, so a new retry budget starts after the wait."""
-    foreign_left = add_gone_and_foreign(world)
-    before = foreign_left()
+    remaining_foreign_objects = add_gone_and_foreign_objects(world)
+    before = remaining_foreign_objects()
     world.headscale.faults.add(faults.html(502), method=method, path=path, after=after)
     prune(world).run()
     assert len(named(events, "retry.scheduled")) == 1
     assert "redmine.example.com" not in record_names(world)
-    assert foreign_left() == before
+    assert remaining_foreign_objects() == before
 
 
 def test_permanent_failure_after_the_wait_ends_the_run(world: World) -> None:
-    add_gone_and_foreign(world)
+    add_gone_and_foreign_objects(world)
     started = world.clock.elapsed_s
     world.headscale.faults.add(faults.html(502), path=NODES, after=1, times=None)
     with pytest.raises(ApiError):
@@ -350,7 +351,7 @@ def test_record_that_resembles_ours_stays(
     assert writes(world) == []
 
 
-def just_before(world: World, path: str, action: Callable[[], object]) -> None:
+def run_before_request(world: World, path: str, action: Callable[[], object]) -> None:
     """Run an action once, directly before the upstream handles a request for this path."""
     actions = [action]
 
@@ -384,8 +385,8 @@ def test_node_that_changed_directly_before_its_deletion_stays(
     # The newest release that can move a node to another user.
     world = World(monkeypatch, tmp_path, "0.27.1")
     world.headscale.add_user("ann")
-    node_id = one_online_and_one_gone(world)
-    just_before(
+    node_id = add_online_and_gone_workload(world)
+    run_before_request(
         world,
         f"/api/v1/node/{node_id}",
         lambda: world.headscale.connect(node_id) if is_online_again else world.headscale.move_node(node_id, "ann"),
@@ -419,8 +420,8 @@ def publish_a_later_pod(world: World) -> None:
 def test_record_that_changes_while_nodes_are_deleted_stays(
     world: World, name: str | None, change: Callable[[World], None]
 ) -> None:
-    node_id = one_online_and_one_gone(world)
-    just_before(world, f"/api/v1/node/{node_id}", lambda: change(world))
+    node_id = add_online_and_gone_workload(world)
+    run_before_request(world, f"/api/v1/node/{node_id}", lambda: change(world))
     if name is None:
         prune(world).run()
     else:
@@ -438,7 +439,7 @@ def test_workload_that_changes_while_another_is_removed_stays(world: World, chan
     for node_id in (first, second):
         world.headscale.disconnect(node_id)
     world.clock.sleep(A_MONTH_S)
-    just_before(world, f"/api/v1/node/{first}", lambda: change(world))
+    run_before_request(world, f"/api/v1/node/{first}", lambda: change(world))
     prune(world).run()
     assert world.headscale.node(first) is None
     assert world.headscale.node(second) is not None
@@ -478,7 +479,7 @@ def test_offline_time_is_measured_by_the_clock_of_headscale(world: World, skew: 
 
 
 def test_stop_during_the_wait_removes_nothing(world: World) -> None:
-    one_online_and_one_gone(world)
+    add_online_and_gone_workload(world)
     with pytest.raises(StoppedError):
         prune(world, stop=StopAt(world.clock, world.clock.elapsed_s)).run()
     assert len(world.headscale.nodes) == 2

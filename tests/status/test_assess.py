@@ -129,6 +129,7 @@ def states(
 def test_state_of_a_workload(
     nodes: list[Node], records: list[Record], expected: list[tuple[str, str | None, bool]]
 ) -> None:
+    """A node is superseded if a later node of the workload is online. An orphaned record has no node."""
     assert states(nodes, records) == expected
 
 
