@@ -256,6 +256,7 @@ def test_expiration_is_sent_in_whole_seconds_of_utc(
     clock.sleep(0.123456)
     a_key(headscale, clock)
     body = json.loads(server.writes[-1].body)
+    # The simulated clock starts at 12:00.
     assert body["expiration"].startswith("2026-03-01T13:0")
     assert body["expiration"].endswith("Z")
     assert "." not in body["expiration"]

@@ -36,6 +36,7 @@ def renamed(field: str, *, within: str) -> Change:
                     for name, member in value.items()
                 }
             case list():
+                # The list "nodes" contains objects of the kind "node".
                 return [change(item, parent.removesuffix("s")) for item in value]
         return value
 

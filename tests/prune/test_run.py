@@ -204,6 +204,7 @@ FAULTS = [
     ),
 ]
 
+# Paths of requests, each with the number of requests for this path that succeed before the fault.
 READS = [
     pytest.param(USERS, 0, id="users before the wait"),
     pytest.param(NODES, 0, id="nodes before the wait"),
@@ -267,6 +268,7 @@ def test_failed_read_removes_nothing(world: World, fault: Fault, path: str, afte
     prune(world).run()
     assert "redmine.example.com" not in record_names(world)
     assert remaining_foreign_objects() == before
+    # One node and one record were deleted.
     assert len(writes(world)) == 2
 
 

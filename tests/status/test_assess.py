@@ -45,6 +45,7 @@ def states(
 ) -> list[tuple[str, str | None, bool]]:
     """Return the state of each row of the report, the id of its node, and whether it has advice."""
     rows, problems = assess_workloads(observed(nodes, records), config=config, now=NOW)
+    # The order of nodes and records must not matter.
     assert rows == assess_workloads(observed(nodes[::-1], records[::-1]), config=config, now=NOW)[0]
     assert rows or problems
     return [(row.state, row.node.id if row.node else None, bool(row.advice)) for row in rows]
