@@ -12,8 +12,8 @@ from tests.in_cluster import ClusterWorld
 # The tests that need the REST API of Headscale, each with the reason.
 EXCLUDED = {
     "test_leftovers_are_removed_and_a_fresh_key_is_written": "it creates its own simulators",
-    "test_nodes_are_deleted_one_by_one": "to read one node, the command lists all nodes",
-    "test_node_whose_id_was_assigned_to_another_machine_stays": "to read one node, the command lists all nodes",
+    "test_nodes_are_deleted_one_by_one": "the command cannot read a single node",
+    "test_node_whose_id_was_assigned_to_another_machine_stays": "the command cannot read a single node",
     "test_unreadable_headscale_changes_nothing": "it is about proxies and API keys",
     "test_unreachable_address_is_reported_with_its_setting": "the command has no address",
     "test_key_that_can_be_neither_written_nor_expired_is_reported": "it contains a response of the REST API",
@@ -26,7 +26,7 @@ globals().update({name: test for name, test in TESTS.items() if name not in EXCL
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterWorld:
-    """Simulated servers, with Headscale in a pod. It replaces the fixture of test_run.py."""
+    """Simulators, with Headscale in a pod. This fixture replaces the fixture of test_run.py."""
     return ClusterWorld(monkeypatch, tmp_path)
 
 

@@ -9,12 +9,12 @@ import pytest
 
 from tests.cluster.api_server import ApiServer
 from tests.inject.refused import template_of
-from tests.inject.shapes import CASES, rendered_shape, shapes
+from tests.inject.with_tailscale import CASES, rendered_workload, workloads_with_tailscale
 from tests.pod.rendering import containers
 
 
 @pytest.mark.parametrize(("name", "variant"), CASES, ids=["-".join(case) for case in CASES])
 def test_workload_is_accepted_with_the_component(api_server: ApiServer, name: str, variant: str) -> None:
-    created = api_server.create_dry_run(rendered_shape(name, variant))
-    expected = {"cleanup", "dns-watch", *containers(template_of(shapes()[name])["spec"])}
+    created = api_server.create_dry_run(rendered_workload(name, variant))
+    expected = {"cleanup", "dns-watch", *containers(template_of(workloads_with_tailscale()[name])["spec"])}
     assert containers(template_of(created)["spec"]).keys() == expected

@@ -53,6 +53,7 @@ def add_online_and_gone_workload(world: World) -> int:
 
 
 def prune(world: World, name: str | None = None, *, stop: StopAt | None = None, **variables: str) -> Prune:
+    """Return `prune` with these settings. With a name, it removes the workload of this name."""
     settings = world.settings(PruneSettings, **({"DNS_OWNER": OWNER, "HEADSCALE_USER": "svc"} | variables))
     stop = stop or StopAt(world.clock)
     budget = RetryBudget(PRUNE_RETRY_BUDGET, clock=world.clock.monotonic)

@@ -1,4 +1,4 @@
-"""Read the workloads of shapes.yaml, which have their own tailscale container, and render them with the components."""
+"""Read the workloads of with_tailscale.yaml, which have a tailscale container, and render them with the components."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Document = dict[str, Any]
 
 
 @cache
-def _shapes() -> tuple[Document, ...]:
-    return tuple(yaml.safe_load_all(Path(__file__).with_name("shapes.yaml").read_text()))
+def _workloads() -> tuple[Document, ...]:
+    return tuple(yaml.safe_load_all(Path(__file__).with_name("with_tailscale.yaml").read_text()))
 
 
-def shapes() -> dict[str, Document]:
-    """Return the workloads of shapes.yaml by name."""
-    return {document["metadata"]["name"]: deepcopy(document) for document in _shapes()}
+def workloads_with_tailscale() -> dict[str, Document]:
+    """Return the workloads of with_tailscale.yaml by name."""
+    return {document["metadata"]["name"]: deepcopy(document) for document in _workloads()}
 
 
 def is_native(document: Document) -> bool:
@@ -45,7 +45,9 @@ def _suitable_variants(document: Document) -> tuple[str, ...]:
     return ("plain",) if len(template_of(document)["spec"]["containers"]) == 1 else ("native", "plain")
 
 
-CASES = [(name, variant) for name, document in shapes().items() for variant in _suitable_variants(document)]
+CASES = [
+    (name, variant) for name, document in workloads_with_tailscale().items() for variant in _suitable_variants(document)
+]
 """All pairs of a workload and a variant of the component that is suitable for this workload."""
 
 
@@ -69,12 +71,12 @@ def _rendered(variant: str) -> str:
         folder = Path(temporary)
         link_components(folder)
         for name in names:
-            write_kustomization(folder / name, [shapes()[name]], variant)
+            write_kustomization(folder / name, [workloads_with_tailscale()[name]], variant)
         (folder / "kustomization.yaml").write_text(yaml.safe_dump({"resources": names}))
         return json.dumps({document["metadata"]["name"]: document for document in render(folder)})
 
 
-def rendered_shape(name: str, variant: str) -> Document:
+def rendered_workload(name: str, variant: str) -> Document:
     """Return a workload with the component. All workloads of a variant are rendered as parts of one kustomization."""
     document: Document = json.loads(_rendered(variant))[name]
     return document

@@ -11,7 +11,14 @@ import pytest
 from lifecycle.inject.template import DOMAIN, template
 from tests.inject.refused import deployment, stateful_set, template_of
 from tests.inject.samples import SITE, with_component
-from tests.inject.shapes import CASES, is_native, link_components, rendered_shape, shapes, write_kustomization
+from tests.inject.with_tailscale import (
+    CASES,
+    is_native,
+    link_components,
+    rendered_workload,
+    workloads_with_tailscale,
+    write_kustomization,
+)
 from tests.pod.rendering import NEWEST, containers, render
 
 pytestmark = pytest.mark.default_cases(10)
@@ -44,7 +51,7 @@ def spec_of(document: Document) -> Document:
 
 def own_and_result(name: str, variant: str) -> tuple[Document, Document]:
     """Return the tailscale container of the workload, and the tailscale container after the component was applied."""
-    own, result = shapes()[name], rendered_shape(name, variant)
+    own, result = workloads_with_tailscale()[name], rendered_workload(name, variant)
     return containers(spec_of(own))["tailscale"], containers(spec_of(result))["tailscale"]
 
 
@@ -60,20 +67,20 @@ def without(items: list[Document] | None, *names: str) -> list[Document]:
     return [item for item in items or [] if item["name"] not in names]
 
 
-def test_shapes_include_each_kind_with_and_without_native_sidecars() -> None:
-    assert len(shapes()) >= 22
-    forms = {(document["kind"], is_native(document)) for document in shapes().values()}
+def test_workloads_include_each_kind_with_and_without_native_sidecars() -> None:
+    assert len(workloads_with_tailscale()) >= 22
+    forms = {(document["kind"], is_native(document)) for document in workloads_with_tailscale().values()}
     assert forms == {(kind, native) for kind in ("Deployment", "StatefulSet") for native in (True, False)}
 
 
 @each_case
 def test_result_matches_the_schema(name: str, variant: str) -> None:
-    kubernetes_validate.validate(rendered_shape(name, variant), NEWEST, strict=True)
+    kubernetes_validate.validate(rendered_workload(name, variant), NEWEST, strict=True)
 
 
 @each_case
 def test_each_variable_probe_handler_and_volume_has_one_source(name: str, variant: str) -> None:
-    spec = spec_of(rendered_shape(name, variant))
+    spec = spec_of(rendered_workload(name, variant))
     for container in [*spec["initContainers"], *spec["containers"]]:
         assert container["image"]
         for variable in container.get("env", []):
@@ -90,11 +97,11 @@ def test_each_variable_probe_handler_and_volume_has_one_source(name: str, varian
 
 @each_case
 def test_names_and_paths_are_unique(name: str, variant: str) -> None:
-    spec = spec_of(rendered_shape(name, variant))
+    spec = spec_of(rendered_workload(name, variant))
     all_containers = [*spec["initContainers"], *spec["containers"]]
     assert len(by_field("name", all_containers)) == len(containers(spec))
     volumes = by_field("name", spec["volumes"]).keys()
-    claims = rendered_shape(name, variant)["spec"].get("volumeClaimTemplates", [])
+    claims = rendered_workload(name, variant)["spec"].get("volumeClaimTemplates", [])
     for container in all_containers:
         by_field("name", container.get("env"))
         mounts = by_field("mountPath", container.get("volumeMounts"))
@@ -158,15 +165,15 @@ def test_mounts_are_added_or_replace_mounts_at_the_same_path(name: str, variant:
 
 @each_case
 def test_containers_start_in_order(name: str, variant: str) -> None:
-    own = spec_of(shapes()[name])
-    names = [container["name"] for container in spec_of(rendered_shape(name, variant))["initContainers"]]
+    own = spec_of(workloads_with_tailscale()[name])
+    names = [container["name"] for container in spec_of(rendered_workload(name, variant))["initContainers"]]
     first = ["cleanup"] if variant == "plain" else ["cleanup", "tailscale", "dns-watch"]
     assert names == [*first, *(container["name"] for container in without(own.get("initContainers"), "tailscale"))]
 
 
 @each_case
 def test_cleanup_and_dns_watch_have_every_field_of_the_template(name: str, variant: str) -> None:
-    all_containers = containers(spec_of(rendered_shape(name, variant)))
+    all_containers = containers(spec_of(rendered_workload(name, variant)))
     for command in ("cleanup", "dns-watch"):
         ours, expected = all_containers[command], template()[command]
         assert ours["image"] == SITE.lifecycle_image
@@ -182,7 +189,7 @@ def test_cleanup_and_dns_watch_have_every_field_of_the_template(name: str, varia
 @each_case
 def test_only_tailscale_gets_the_token(name: str, variant: str) -> None:
     """By default, cleanup and dns-watch do not need the token of the service account."""
-    all_containers = containers(spec_of(rendered_shape(name, variant)))
+    all_containers = containers(spec_of(rendered_workload(name, variant)))
     with_token = {
         container_name
         for container_name, container in all_containers.items()
@@ -194,7 +201,7 @@ def test_only_tailscale_gets_the_token(name: str, variant: str) -> None:
 @each_case
 def test_rest_of_the_workload_is_unchanged(name: str, variant: str) -> None:
     """The rest includes the securityContext of the pod, other containers, volumes and the number of replicas."""
-    own, result = shapes()[name], rendered_shape(name, variant)
+    own, result = workloads_with_tailscale()[name], rendered_workload(name, variant)
     added = [volume["name"] for volume in template()["volumes"]]
     assert [volume for volume in spec_of(result)["volumes"] if volume["name"] in added] == template()["volumes"]
     assert all(volume.startswith(f"{DOMAIN}-") for volume in added)
@@ -208,7 +215,7 @@ def test_rest_of_the_workload_is_unchanged(name: str, variant: str) -> None:
 
 def with_container_named(name: str) -> Document:
     """Return a Deployment whose tailscale container has another name."""
-    document = shapes()["documented-sidecar"]
+    document = workloads_with_tailscale()["documented-sidecar"]
     containers(spec_of(document))["tailscale"]["name"] = name
     return document
 
@@ -232,7 +239,7 @@ def test_workload_without_a_tailscale_container_fails_the_build(
 
 @pytest.mark.parametrize(("name", "variant"), [("native", "plain"), ("native", "native"), ("key-as-value", "sidecar")])
 def test_unsuitable_variant_fails_the_build(name: str, variant: str, tmp_path: Path) -> None:
-    assert_not_rendered(shapes()[name], tmp_path, variant)
+    assert_not_rendered(workloads_with_tailscale()[name], tmp_path, variant)
 
 
 def assert_not_rendered(document: Document, folder: Path, variant: str) -> None:
@@ -250,9 +257,9 @@ def test_workloads_with_the_label_off_are_not_changed(variant: str, tmp_path: Pa
     for number, document in enumerate(excluded):
         document["metadata"] |= {"name": f"excluded-{number}", "labels": {"tailscale-lifecycle": "off"}}
     link_components(tmp_path)
-    write_kustomization(tmp_path / "all", [*excluded, shapes()[SUITABLE[variant]]], variant)
+    write_kustomization(tmp_path / "all", [*excluded, workloads_with_tailscale()[SUITABLE[variant]]], variant)
     documents = by_name(render(tmp_path / "all"))
-    assert documents == by_name(excluded) | {SUITABLE[variant]: rendered_shape(SUITABLE[variant], variant)}
+    assert documents == by_name(excluded) | {SUITABLE[variant]: rendered_workload(SUITABLE[variant], variant)}
 
 
 def by_name(documents: list[Document]) -> dict[str, Document]:
