@@ -62,7 +62,7 @@ def deleted_nodes(nodes: Iterable[Node], *, kept: str | None = None) -> list[str
 
 
 class TestNodes:
-    """Our nodes are deleted: the nodes of earlier pods. Foreign nodes stay, even if they have the hostname."""
+    """Our nodes are deleted: the nodes of earlier pods. Other nodes stay, and are foreign if they have the hostname."""
 
     @pytest.mark.parametrize(
         "node",

@@ -256,7 +256,7 @@ def test_response_beyond_the_limit_is_refused(client: JsonClient, api: Api) -> N
 
 
 def test_list_of_twenty_thousand_nodes_is_read(api: Api) -> None:
-    """A node takes less than 1250 bytes."""
+    """The test assumes 1250 bytes for each node."""
     size = 20_000 * 1_250
     api.faults.add(faults.oversize(size))
     assert len(client_of(api).send("GET", "/thing").text) == size

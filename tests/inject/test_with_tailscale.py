@@ -135,7 +135,7 @@ def test_required_variables_are_set_and_other_variables_are_kept(name: str, vari
 
 @each_case
 def test_probes_are_replaced(name: str, variant: str) -> None:
-    """The component keeps the times of a probe that it does not set itself, such as timeoutSeconds."""
+    """The component keeps the times of a probe that it does not set itself, such as initialDelaySeconds."""
     own, result = own_and_result(name, variant)
     for probe in ("livenessProbe", "startupProbe"):
         times = {field: value for field, value in (own.get(probe) or {}).items() if field not in PROBE_HANDLERS}

@@ -43,7 +43,7 @@ def test_arguments_are_valid(container: dict[str, Any]) -> None:
 def test_deadline_covers_the_wait_and_the_retries(documents: list[Document]) -> None:
     (job,) = of_kind(documents, "CronJob")
     longest_s = CONFIRMATION_DELAY_S + 2 * PRUNE_RETRY_BUDGET.total_seconds()
-    # Five minutes more, for pulling the image and for slow requests.
+    # Five more minutes for everything else, such as the download of the image.
     assert job["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"] > longest_s + 300
 
 

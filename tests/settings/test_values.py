@@ -54,7 +54,7 @@ def test_empty_interface_is_not_the_default(env: Environment) -> None:
 
 
 def test_minimal_manifest_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only these settings are required. Kubernetes sets HOSTNAME to the name of the pod."""
+    """No other settings are needed. Kubernetes sets HOSTNAME to the name of the pod."""
     environment = Environment(monkeypatch)
     environment.set(
         HEADSCALE_NAMESPACE="vpn",
