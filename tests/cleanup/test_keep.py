@@ -126,8 +126,8 @@ def add_kept_node(world: ClusterWorld) -> SimulatedNode:
 
 def metadata(world: ClusterWorld) -> dict[str, Any]:
     """Return the content of the file beside the key file."""
-    text: dict[str, Any] = json.loads(world.key_file.with_name("authkey.id").read_text())
-    return text
+    values: dict[str, Any] = json.loads(world.key_file.with_name("authkey.id").read_text())
+    return values
 
 
 def cleanup(world: ClusterWorld, access: str = "exec", **variables: str) -> Cleanup:

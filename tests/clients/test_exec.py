@@ -24,9 +24,10 @@ from tests.clients.servers import revealed_by
 from tests.clients.test_headscale import (  # noqa: F401 - pytest collects the imported tests
     CREATE,
     HOUR,
-    a_key,
     add_fault,
     always_ours,
+    create_key,
+    find_user,
     retrying_on,
     server_of,
     test_create_without_a_response_is_logged,
@@ -45,7 +46,6 @@ from tests.clients.test_headscale import (  # noqa: F401 - pytest collects the i
     test_tagged_node_has_tags_and_key,
     test_user_of_an_oidc_provider_that_reports_no_name,
     test_users_have_id_and_name,
-    the_user,
     unexpired_keys,
 )
 from tests.in_cluster import (
@@ -145,7 +145,7 @@ def test_release_of_a_custom_build_is_detected_by_the_options_of_its_command(
     minor = int(server.version.split(".")[1])
     detected = "0.23 to 0.25" if minor <= 25 else "0.26 or 0.27" if minor <= 27 else "0.28 or newer"
     assert headscale.version() == detected
-    a_key(headscale, clock)
+    create_key(headscale, clock)
     assert [key.user_id for key in server.keys] == [2]
 
 
@@ -172,7 +172,7 @@ def test_version_is_detected_again_in_another_pod(
     kubernetes.delete_pod(pod)
     server.upgrade("0.30.0")
     add_headscale(kubernetes, cli)
-    key = a_key(headscale, clock)
+    key = create_key(headscale, clock)
     assert headscale.version() == "0.30.0"
     assert unexpired_keys(server, clock) == [key.secret.get_secret_value()]
 
@@ -183,7 +183,7 @@ def test_version_is_detected_again_in_another_pod(
 def test_arguments_of_each_command(
     server: HeadscaleSimulator, headscale: HeadscaleWriter, cli: HeadscaleCli, clock: Clock
 ) -> None:
-    user = the_user(headscale)
+    user = find_user(headscale)
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
     headscale.create_pre_auth_key(
@@ -213,9 +213,9 @@ def test_no_secret_is_in_an_argument(
 ) -> None:
     """Arguments are visible in URLs, in audit logs, and in the process table of the machine."""
     add_fault(server, CREATE, faults.drop(committed=True))
-    key = a_key(headscale, clock)
+    key = create_key(headscale, clock)
     with suppress(ResponseError):
-        headscale.expire_pre_auth_key(key, the_user(headscale))
+        headscale.expire_pre_auth_key(key, find_user(headscale))
     urls = " ".join(f"{exchange.path}?{exchange.query}" for exchange in kubernetes.requests)
     assert "preauthkeys" in urls
     assert not [secret for secret in server.secrets() if secret in urls]
@@ -519,7 +519,7 @@ def test_lost_response_leaves_one_usable_key(
 ) -> None:
     clock.sleep(0.123456)
     kubernetes.add_exec_fault(fault, "preauthkeys create", times=times)
-    key = a_key(headscale, clock)
+    key = create_key(headscale, clock)
     assert len(server.keys) == times + 1
     assert unexpired_keys(server, clock) == [key.secret.get_secret_value()]
 
@@ -546,7 +546,7 @@ def test_key_that_cannot_be_expired_by_id_is_logged(
 ) -> None:
     """These versions need the secret to expire a key, and the secret was in the lost response."""
     kubernetes.add_exec_fault(ExecFault(cut_after=1), "preauthkeys create")
-    key = a_key(headscale, clock)
+    key = create_key(headscale, clock)
     lost, created = server.keys
     assert (key.id, key.secret.get_secret_value()) == (str(created.id), created.key)
     [event] = named(events, "pre_auth_key.expire_failed")
@@ -565,7 +565,7 @@ def test_lost_response_is_resolved_despite_clock_skew(
     """To compute when a key expires, the `headscale` command uses the clock of its pod."""
     transport = connect()
     headscale = HeadscaleWriter(ExecTransport(transport._pod, now=lambda: clock.now() + skew), retrying_on(clock))  # noqa: SLF001
-    user = the_user(headscale)
+    user = find_user(headscale)
     kubernetes.add_exec_fault(ExecFault(cut_after=1), "preauthkeys create")
     key = headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now() + skew)
     assert unexpired_keys(server, clock) == [key.secret.get_secret_value()]
@@ -580,7 +580,7 @@ def test_clock_of_the_cluster_is_used(skew: timedelta, server: HeadscaleSimulato
     kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
     headscale = HeadscaleWriter(exec_transport(MemoryCluster(kubernetes, clock.now), clock.now), retrying_on(clock))
     clock.skew = skew
-    user = the_user(headscale)
+    user = find_user(headscale)
     assert headscale.server_time(clock.now()) == clock.true_now()
     headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
     [created] = server.keys
@@ -592,7 +592,7 @@ def test_key_of_another_pod_is_not_expired(
     server: HeadscaleSimulator, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     """The command that creates our key is lost. Then another pod creates a key with almost the same lifetime."""
-    user = the_user(headscale)
+    user = find_user(headscale)
     kubernetes.add_exec_fault(ExecFault(instead=Finished(), cut_after=0), "preauthkeys create")
     lifetimes: list[timedelta] = []
 

@@ -83,13 +83,15 @@ def headscale(server: HeadscaleSimulator, clock: Clock) -> HeadscaleWriter:
     return client_of(server, policy=retrying_on(clock))
 
 
-def the_user(headscale: HeadscaleWriter, name: str = "svc") -> User:
+def find_user(headscale: HeadscaleWriter, name: str = "svc") -> User:
+    """Return the user that Headscale lists with this name."""
     [user] = [user for user in headscale.users() if user.name == name]
     return user
 
 
-def a_key(headscale: HeadscaleWriter, clock: Clock, **spec: object) -> PreAuthKey:
-    key_spec = replace(KeySpec(the_user(headscale), HOUR), **spec)  # type: ignore[arg-type]
+def create_key(headscale: HeadscaleWriter, clock: Clock, **spec: object) -> PreAuthKey:
+    """Create a pre-auth key, by default with a lifetime of an hour, for the user `svc`."""
+    key_spec = replace(KeySpec(find_user(headscale), HOUR), **spec)  # type: ignore[arg-type]
     return headscale.create_pre_auth_key(key_spec, now=clock.now())
 
 
@@ -137,8 +139,8 @@ def test_release_of_a_custom_build_is_detected_by_its_api(
     server = server_of(version, clock, reported_version=reported)
     headscale = client_of(server)
     assert headscale.version() == detected
-    key = a_key(headscale, clock)
-    headscale.expire_pre_auth_key(key, the_user(headscale))
+    key = create_key(headscale, clock)
+    headscale.expire_pre_auth_key(key, find_user(headscale))
     assert unexpired_keys(server, clock) == []
 
 
@@ -186,8 +188,8 @@ def test_version_behind_a_proxy_is_detected_by_the_api(server: HeadscaleSimulato
     """An Ingress may route only /api/v1 to Headscale, so the path /version is not available."""
     server.faults.add(faults.html(404), path="^/(version|swagger)", times=None)
     headscale = client_of(server)
-    key = a_key(headscale, clock)
-    headscale.expire_pre_auth_key(key, the_user(headscale))
+    key = create_key(headscale, clock)
+    headscale.expire_pre_auth_key(key, find_user(headscale))
     assert unexpired_keys(server, clock) == []
 
 
@@ -195,12 +197,12 @@ def test_wrongly_detected_version_is_corrected(
     server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     """A proxy responds to the requests that detect the version, in the same way as release 0.28."""
-    key = a_key(client_of(server), clock)
+    key = create_key(client_of(server), clock)
     server.faults.add(faults.answer(200, '{"preAuthKeys": []}'), path=DETECTION, times=4)
     assert headscale.version() == "0.28 or newer"
     assert server.faults.pending == 0
-    assert [listed.id for listed in headscale.pre_auth_keys(the_user(headscale))] == [key.id]
-    headscale.expire_pre_auth_key(key, the_user(headscale))
+    assert [listed.id for listed in headscale.pre_auth_keys(find_user(headscale))] == [key.id]
+    headscale.expire_pre_auth_key(key, find_user(headscale))
     assert unexpired_keys(server, clock) == []
 
 
@@ -225,7 +227,7 @@ def test_user_of_an_oidc_provider_that_reports_no_name(server: HeadscaleSimulato
 def test_key_belongs_to_the_user_and_is_valid(
     server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
-    key = a_key(headscale, clock)
+    key = create_key(headscale, clock)
     [created] = server.keys
     assert key.secret.get_secret_value() == created.key
     assert (key.id, created.user_id, created.reusable, created.ephemeral, created.tags) == (
@@ -242,7 +244,7 @@ def test_key_belongs_to_the_user_and_is_valid(
 
 def test_key_has_the_requested_properties(server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
     tags = frozenset({"tag:web", "tag:prod"})
-    key = a_key(headscale, clock, lifetime=timedelta(days=3), reusable=True, ephemeral=True, tags=tags)
+    key = create_key(headscale, clock, lifetime=timedelta(days=3), reusable=True, ephemeral=True, tags=tags)
     [created] = server.keys
     assert (created.reusable, created.ephemeral, created.user_id, set(created.tags)) == (True, True, 2, set(tags))
     # Release 0.23 omits the tags in its response to a creation.
@@ -254,7 +256,7 @@ def test_expiration_is_sent_in_whole_seconds_of_utc(
     server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     clock.sleep(0.123456)
-    a_key(headscale, clock)
+    create_key(headscale, clock)
     body = json.loads(server.writes[-1].body)
     # The simulated clock starts at 12:00.
     assert body["expiration"].startswith("2026-03-01T13:0")
@@ -266,7 +268,7 @@ def test_expiration_is_sent_in_whole_seconds_of_utc(
 def test_ambiguous_user_name_is_not_retried(version: str, clock: Clock) -> None:
     """Up to 0.25, requests identify the owner of a key only by name, so a second user of this name is an error."""
     server = server_of(version, clock)
-    user = the_user(client_of(server))
+    user = find_user(client_of(server))
     server.add_user("svc", provider="oidc")
     headscale = client_of(server, policy=retrying_on(clock))
     for request in (
@@ -281,7 +283,7 @@ def test_ambiguous_user_name_is_not_retried(version: str, clock: Clock) -> None:
 def test_numeric_user_name_is_not_used_as_an_id(clock: Clock, server: HeadscaleSimulator) -> None:
     server.add_user("1")
     headscale = client_of(server)
-    headscale.create_pre_auth_key(KeySpec(the_user(headscale, "1"), HOUR), now=clock.now())
+    headscale.create_pre_auth_key(KeySpec(find_user(headscale, "1"), HOUR), now=clock.now())
     assert [key.user_id for key in server.keys] == [3]
 
 
@@ -291,7 +293,7 @@ def test_key_has_the_requested_lifetime_despite_clock_skew(
 ) -> None:
     clock.skew = skew
     headscale = client_of(server, now=clock.now)
-    headscale.create_pre_auth_key(KeySpec(the_user(headscale), HOUR), now=clock.now())
+    headscale.create_pre_auth_key(KeySpec(find_user(headscale), HOUR), now=clock.now())
     [created] = server.keys
     assert HOUR - timedelta(seconds=1) <= created.expires_at - clock.true_now() < HOUR + timedelta(minutes=1)
 
@@ -302,7 +304,7 @@ def test_key_with_another_lifetime_is_expired_and_refused(
 ) -> None:
     """The client does not know the skew, so the key has another lifetime than the requested lifetime."""
     headscale = client_of(server)
-    user = the_user(headscale)
+    user = find_user(headscale)
     with pytest.raises(ResponseError, match="clock"):
         headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now() + skew)
     assert len(server.keys) == 1
@@ -312,7 +314,7 @@ def test_key_with_another_lifetime_is_expired_and_refused(
 def test_small_clock_skew_is_tolerated(server: HeadscaleSimulator, clock: Clock) -> None:
     """A lifetime may be half as long as requested, or five minutes longer."""
     headscale = client_of(server)
-    user = the_user(headscale)
+    user = find_user(headscale)
     for skew in (timedelta(minutes=4), timedelta(minutes=-29)):
         headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now() + skew)
     assert len(unexpired_keys(server, clock)) == 2
@@ -357,7 +359,7 @@ def test_lost_response_leaves_one_usable_key(
     fault: Fault, times: int, server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     add_fault(server, CREATE, fault, times=times)
-    key = a_key(headscale, clock)
+    key = create_key(headscale, clock)
     assert unexpired_keys(server, clock) == [key.secret.get_secret_value()]
 
 
@@ -370,7 +372,7 @@ def test_lost_response_is_resolved_despite_further_faults(
 ) -> None:
     add_fault(server, CREATE, faults.drop(committed=True))
     add_fault(server, failing, fault, times=2)
-    key = a_key(headscale, clock)
+    key = create_key(headscale, clock)
     assert unexpired_keys(server, clock) == [key.secret.get_secret_value()]
 
 
@@ -397,14 +399,14 @@ def test_other_keys_are_not_expired_after_a_lost_response(
         server.create_key("svc", expires_in=HOUR - timedelta(seconds=1)),
     ]
     add_fault(server, CREATE, faults.drop(committed=True))
-    key = a_key(headscale, clock)
+    key = create_key(headscale, clock)
     assert unexpired_keys(server, clock) == [*(key.key for key in other_keys), key.secret.get_secret_value()]
 
 
 def test_create_without_a_response_is_logged(
     server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock, events: list[dict[str, object]]
 ) -> None:
-    user = the_user(headscale)
+    user = find_user(headscale)
     add_fault(server, CREATE, faults.drop(), times=None)
     with pytest.raises(TransientError):
         headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
@@ -424,7 +426,7 @@ def test_create_without_a_response_is_logged(
 def test_create_with_a_malformed_response_is_not_repeated(
     fault: Fault, server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
-    user = the_user(headscale)
+    user = find_user(headscale)
     add_fault(server, CREATE, fault)
     with pytest.raises(ResponseError):
         headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
@@ -443,7 +445,7 @@ def test_key_of_a_malformed_response_is_expired_by_the_next_call(
 
     If the key's lifetime has ended before the next call, some releases refuse to expire the key. That is no error.
     """
-    user = the_user(headscale)
+    user = find_user(headscale)
     add_fault(server, CREATE, faults.wrong_content_type(committed=True))
     with pytest.raises(ResponseError):
         headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
@@ -460,8 +462,8 @@ def test_key_of_a_malformed_response_is_expired_by_the_next_call(
 
 def test_created_key_can_be_expired(server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
     other = server.create_key("svc")
-    key = a_key(headscale, clock)
-    headscale.expire_pre_auth_key(key, the_user(headscale))
+    key = create_key(headscale, clock)
+    headscale.expire_pre_auth_key(key, find_user(headscale))
     assert unexpired_keys(server, clock) == [other.key]
 
 
@@ -469,24 +471,24 @@ def test_created_key_can_be_expired(server: HeadscaleSimulator, headscale: Heads
 def test_expiry_with_a_lost_response_succeeds(
     fault: Fault, server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
-    key = a_key(headscale, clock)
+    key = create_key(headscale, clock)
     add_fault(server, EXPIRE, fault)
-    headscale.expire_pre_auth_key(key, the_user(headscale))
+    headscale.expire_pre_auth_key(key, find_user(headscale))
     assert unexpired_keys(server, clock) == []
     assert clock.elapsed_s < 10
 
 
 def test_used_key_can_be_expired(server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
-    key = a_key(headscale, clock)
+    key = create_key(headscale, clock)
     server.register(key=key.secret.get_secret_value(), hostname=NAME)
-    headscale.expire_pre_auth_key(key, the_user(headscale))
+    headscale.expire_pre_auth_key(key, find_user(headscale))
     assert clock.elapsed_s < 10
 
 
 def test_missing_key_counts_as_expired(server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
-    key = a_key(headscale, clock)
+    key = create_key(headscale, clock)
     server.delete_key(int(key.id))
-    headscale.expire_pre_auth_key(key, the_user(headscale))
+    headscale.expire_pre_auth_key(key, find_user(headscale))
     assert clock.elapsed_s == 0
 
 
@@ -494,7 +496,7 @@ def test_only_the_users_keys_are_listed(server: HeadscaleSimulator, headscale: H
     server.create_key("ann")
     reusable = server.create_key("svc", reusable=True, tags=("tag:web",))
     server.register(key=server.create_key("svc").key, hostname=NAME)
-    listed = headscale.pre_auth_keys(the_user(headscale))
+    listed = headscale.pre_auth_keys(find_user(headscale))
     assert [(key.id, key.reusable, key.used) for key in listed] == [("2", True, False), ("3", False, True)]
     assert listed[0].expires_at == reusable.expires_at
     assert [key.is_usable(clock.now()) for key in listed] == [True, False]
@@ -759,8 +761,8 @@ PORTABLE_KEY = f"{'a' * 7}.{'b' * 32}"
 def test_client_adapts_to_an_upgrade(old: str, new: str, breaks_connection: bool, clock: Clock) -> None:
     server = server_of(old, clock, api_key=PORTABLE_KEY)
     headscale = client_of(server, policy=retrying_on(clock))
-    user = the_user(headscale)
-    old_key = a_key(headscale, clock)
+    user = find_user(headscale)
+    old_key = create_key(headscale, clock)
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
 
@@ -782,7 +784,7 @@ def test_client_adapts_to_an_upgrade(old: str, new: str, breaks_connection: bool
 def test_key_is_created_after_an_upgrade(old: str, new: str, clock: Clock) -> None:
     server = server_of(old, clock, api_key=PORTABLE_KEY)
     headscale = client_of(server)
-    user = the_user(headscale)
+    user = find_user(headscale)
     headscale.version()
     server.upgrade(new)
     headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
@@ -795,9 +797,9 @@ def test_key_is_created_after_an_upgrade(old: str, new: str, clock: Clock) -> No
 def test_no_repr_contains_a_secret(server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
     """Up to 0.27, lists of nodes contain pre-auth keys."""
     server.add_node(NAME, user="svc")
-    key = a_key(headscale, clock)
-    shown = repr([headscale, headscale.nodes(), headscale.node("1"), headscale.pre_auth_keys(the_user(headscale)), key])
-    assert not [secret for secret in server.secrets() if secret in shown]
+    key = create_key(headscale, clock)
+    text = repr([headscale, headscale.nodes(), headscale.node("1"), headscale.pre_auth_keys(find_user(headscale)), key])
+    assert not [secret for secret in server.secrets() if secret in text]
 
 
 @pytest.mark.parametrize(
@@ -821,7 +823,7 @@ def test_no_error_contains_a_secret(field: str, value: object, clock: Clock) -> 
 
 def test_no_secret_is_in_a_url(server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
     add_fault(server, CREATE, faults.drop(committed=True))
-    key = a_key(headscale, clock)
-    headscale.expire_pre_auth_key(key, the_user(headscale))
+    key = create_key(headscale, clock)
+    headscale.expire_pre_auth_key(key, find_user(headscale))
     urls = " ".join(f"{exchange.path}?{exchange.query}" for exchange in server.requests)
     assert not [secret for secret in server.secrets() if secret in urls]

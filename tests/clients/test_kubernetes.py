@@ -88,14 +88,15 @@ def short_timeout_cluster(kubernetes: KubernetesSimulator, url: str) -> Iterator
         yield cluster
 
 
-def the_pod(cluster: Cluster) -> Pod:
+def headscale_pod(cluster: Cluster) -> Pod:
+    """Return the pod of the StatefulSet."""
     [pod] = cluster.pods(HEADSCALE_NAMESPACE, "app.kubernetes.io/name=headscale")
     return pod
 
 
 def run(cluster: Cluster, *argv: str) -> Any:
     """Run a command in the container `headscale` of the pod."""
-    return cluster.run(the_pod(cluster), "headscale", argv)
+    return cluster.run(headscale_pod(cluster), "headscale", argv)
 
 
 Call = Callable[[Cluster], object]
@@ -349,7 +350,7 @@ def test_missing_program_is_a_permanent_error(cluster: Cluster) -> None:
 
 
 def test_missing_container_is_a_permanent_error(cluster: Cluster) -> None:
-    pod = the_pod(cluster)
+    pod = headscale_pod(cluster)
     error = failure(lambda: cluster.run(pod, "other", ["echo"]))
     assert type(error) is ResponseError
     assert "container other" in str(error)
@@ -357,7 +358,7 @@ def test_missing_container_is_a_permanent_error(cluster: Cluster) -> None:
 
 def test_replaced_pod_does_not_mean_a_missing_node(kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
     """The error must not be a NotFoundError, which means that a node is missing."""
-    pod = the_pod(cluster)
+    pod = headscale_pod(cluster)
     kubernetes.delete_pod(kubernetes.pods[0])
     error = failure(lambda: cluster.run(pod, "headscale", ["echo"]))
     assert type(error) is TransientError
@@ -477,7 +478,7 @@ def test_refused_token_is_a_transient_error_if_the_readiness_check_fails(
 ) -> None:
     kubernetes.rotate_token()
     kubernetes.faults.add(fault, path="/readyz")
-    assert type(failure(lambda: the_pod(cluster))) is TransientError
+    assert type(failure(lambda: headscale_pod(cluster))) is TransientError
 
 
 @pytest.mark.parametrize("fault", [faults.answer(401), faults.answer(403), faults.html(404)], ids=["401", "403", "404"])
@@ -486,7 +487,7 @@ def test_refused_token_is_an_auth_error_if_the_readiness_check_is_not_allowed(
 ) -> None:
     kubernetes.rotate_token()
     kubernetes.faults.add(fault, path="/readyz")
-    assert type(failure(lambda: the_pod(cluster))) is AuthError
+    assert type(failure(lambda: headscale_pod(cluster))) is AuthError
 
 
 @pytest.mark.parametrize(("call", "path"), CALLS)
@@ -722,8 +723,8 @@ def test_credential_plugin_provides_the_token(monkeypatch: pytest.MonkeyPatch, t
 def modules_after(code: str) -> set[str]:
     """Return the names of the modules that this code imports in a new interpreter."""
     code += "; import sys; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(completed.stdout.split())
 
 
 def test_websockets_and_yaml_are_imported_only_if_needed() -> None:
