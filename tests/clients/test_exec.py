@@ -166,7 +166,7 @@ def test_version_is_detected_again_in_another_pod(
     headscale: HeadscaleWriter,
     clock: Clock,
 ) -> None:
-    """An upgrade of Headscale replaces its pod."""
+    """An upgrade of Headscale replaces the pod, so the other pod can run another version."""
     assert headscale.version() == server.version
     [pod] = kubernetes.pods
     kubernetes.delete_pod(pod)

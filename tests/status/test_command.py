@@ -99,6 +99,7 @@ def test_workload_is_shown_if_an_upstream_fails(world: World, upstream: str) -> 
 
 def test_redacted_report_contains_no_name_and_no_address(world: World) -> None:
     add_foreign_objects(world)
+    # With each of these settings, the report contains other advice or problems.
     for name, value in (
         ("DNS_IPV6", "true"),
         ("HEADSCALE_USER", "x"),
