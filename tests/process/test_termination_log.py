@@ -31,7 +31,7 @@ def log(pod: Pod) -> Path:
 
 
 @pytest.mark.parametrize("mode", ["rw", "ro"])
-def test_message_is_written_to_the_default_path_unless_it_is_read_only(pod: Pod, log: Path, mode: str) -> None:
+def test_message_is_written_to_the_default_path_unless_the_file_is_read_only(pod: Pod, log: Path, mode: str) -> None:
     require_mount_namespace()
     log.write_text("before")
     command = [*IN_NEW_MOUNT_NAMESPACE, "sh", "-ec", _WITH_TERMINATION_LOG, "sh", str(log), mode, PROGRAM, "cleanup"]
@@ -79,7 +79,7 @@ def test_incomplete_dry_run_writes_the_reason(pod: Pod, log: Path) -> None:
 
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
-    ("arguments", "logged"),
+    ("arguments", "event_names"),
     [
         pytest.param(["cleanup"], ["settings.loaded", "stop.requested"], id="cleanup"),
         pytest.param(["prune", "--yes"], ["settings.loaded", "stop.requested"], id="prune"),
@@ -88,19 +88,20 @@ def test_incomplete_dry_run_writes_the_reason(pod: Pod, log: Path) -> None:
     ],
 )
 def test_termination_message_contains_the_signal_that_stopped_the_command(
-    pod: Pod, log: Path, arguments: list[str], logged: list[str]
+    pod: Pod, log: Path, arguments: list[str], event_names: list[str]
 ) -> None:
     pod.headscale.faults.add(faults.hang(limit_s=3600), times=None)
     running = pod.start(*arguments, HTTP_TIMEOUT="1h", DNS_OWNER="monitoring")
     assert pod.headscale_requested.wait(HANGS_AFTER_S)
     result = running.stop()
     assert result.status == 1
-    assert [event["event"] for event in result.events] == logged
+    assert [event["event"] for event in result.events] == event_names
     assert log.read_text() == "stopped by SIGTERM before the work was done; no manual cleanup is needed"
     assert pod.has_no_writes
 
 
 def test_termination_message_is_cut_to_the_limit_of_the_kubelet(pod: Pod, log: Path) -> None:
+    # Without HEADSCALE_USER, the message lists all users of Headscale.
     for number in range(400):
         pod.headscale.add_user(f"user-{number:04d}")
     result = pod.run("cleanup")
