@@ -1,4 +1,4 @@
-"""Derive the public machine key, which Headscale shows, from the private one in tailscale's state."""
+"""Derive the public machine key, which Headscale shows, from the private machine key in tailscale's state."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 _PRIVATE_KEY = re.compile(r"privkey:([0-9a-f]{64})", re.ASCII)
 
-# Source: RFC 7748, X25519.
+# Source: RFC 7748, section 5: X25519. `_x25519` follows the pseudocode there.
 _PRIME = 2**255 - 19
 _A24 = 121665
 _BASE_POINT = 9
@@ -23,7 +23,7 @@ def public_machine_key(private: bytes) -> str | None:
 def _x25519(scalar: bytes) -> bytes:
     """Return the public key for a private key.
 
-    This does not run in constant time. That is safe here, because no other program can measure its duration.
+    The duration depends on the key. This is safe here, because no other program can measure it.
     """
     clamped = bytearray(scalar)
     clamped[0] &= 248

@@ -1,4 +1,4 @@
-"""Read everything that cleanup's plan needs; nothing is changed."""
+"""Read everything that cleanup needs for its plan. Nothing is changed."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def observe(
     cloudflare: CloudflareReader,
     read_state: ReadState | None,
 ) -> Observation:
-    """Read Headscale, with retries, and concurrently Cloudflare, once and for at most HTTP_TIMEOUT.
+    """Read Headscale, with retries. At the same time, read Cloudflare once, for at most HTTP_TIMEOUT.
 
     Args:
-        read_state: None unless a node is to be kept.
+        read_state: reads tailscale's state Secret; None unless NODE_POLICY=keep.
 
     Raises:
         ApiError: Headscale or the state Secret could not be read, after all retries.
@@ -56,7 +56,7 @@ def observe(
         with time_budget(timeout_s):
             return tuple(cloudflare.records(settings.record_name, comment=settings.workload_mark))
 
-    # Read in a thread, because reading the token's file can block, which no time budget limits.
+    # Cloudflare's token is read from a file. The read can block, and no time budget limits it, so a thread does it.
     zone = in_background(read_zone, name="zone")
     detection = in_background(headscale.detect_version, name="version")
     try:
@@ -66,7 +66,7 @@ def observe(
         # If the server is not Headscale or has an unsupported release, `version` raises an error that says so.
         headscale.version()
         raise
-    # Wait for the end of the detection. If it failed, `version` detects again.
+    # Wait for the end of the detection. If it failed, `version` detects the version again.
     detection.exception()
     version = headscale.version()
     state = saved_state(read_state()) if read_state is not None else None

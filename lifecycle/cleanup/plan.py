@@ -1,4 +1,4 @@
-"""Decide what cleanup changes; pure."""
+"""Pure functions that decide what cleanup changes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class CleanupConfig:
         further_identities: criteria for owning a record at each further name.
         key_spec: returns the pre-auth key to create for a user.
         keep_node: keep the node that the state Secret names.
-        leave_one_record: leave one stale record of each type, so that the name continues to resolve.
+        leave_one_record: keep one stale record of each type, so that the name continues to resolve.
     """
 
     hostname: str
@@ -53,12 +53,15 @@ class SavedState:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What was read: all nodes of the tailnet, and all records at our name or with the workload's mark.
+    """What was read.
 
     Attributes:
-        version: of Headscale.
+        version: Headscale's version.
         user: the owner of our nodes and keys.
-        records: None if Cloudflare could not be read.
+        nodes: all nodes in Headscale.
+        records: all records at the main name (the hostname), and all that have the workload's mark, which is the
+            comment of our records at further names (DNS_ALIASES and DNS_SHARED_NAMES); None if they could not be read.
+        records_error: why the records could not be read.
         state: None if the state Secret does not exist or is not needed.
     """
 
@@ -72,7 +75,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class NoKeptNode:
-    """Why no node is kept although NODE_POLICY is `keep`. In this case, every node of ours is deleted."""
+    """The reason why no node is kept although NODE_POLICY is `keep`. In this case, every node of ours is deleted."""
 
     reason: str
 
@@ -82,8 +85,8 @@ class Plan:
     """What cleanup changes, in this order.
 
     Attributes:
-        records: planned again from a new list of nodes directly before they are deleted.
-        kept: the kept node, or why there is none; None unless NODE_POLICY=keep.
+        records: the stale records. Directly before their deletion, they are planned again from a new list of nodes.
+        kept: the kept node, or the reason why there is none; None unless NODE_POLICY=keep.
         foreign: nodes with our hostname that are not ours; they stay.
     """
 
@@ -115,7 +118,8 @@ def plan_cleanup(observation: Observation, *, config: CleanupConfig, now: dateti
             now=now,
         )
     kept_node = kept if isinstance(kept, Node) else None
-    deletions = plan_nodes(observation.nodes, node_identity=node_identity, kept=kept_node.id if kept_node else None)
+    kept_id = kept_node.id if kept_node else None
+    deletions = plan_nodes(observation.nodes, node_identity=node_identity, kept_id=kept_id)
     deleted = {change.node.id for change in deletions}
     remaining = [node for node in observation.nodes if node.id not in deleted]
     return Plan(
@@ -123,7 +127,7 @@ def plan_cleanup(observation: Observation, *, config: CleanupConfig, now: dateti
         key=WriteFreshKey(
             config.key_spec(observation.user),
             reason="every start of the pod needs a fresh key",
-            kept_node_id=kept_node.id if kept_node else None,
+            kept_node_id=kept_id,
             kept_machine_key=kept_node.machine_key if kept_node else None,
         ),
         records=tuple(plan_records(observation.records or (), remaining, config=config, user=observation.user)),
@@ -135,7 +139,7 @@ def plan_cleanup(observation: Observation, *, config: CleanupConfig, now: dateti
 def find_kept_node(
     nodes: Iterable[Node], *, node_identity: NodeIdentity, state: SavedState | None, version: str, now: datetime
 ) -> Node | NoKeptNode:
-    """Find the node that tailscale will use again: its state Secret contains the id and the keys of this node."""
+    """Find the node that tailscale will use again, which is the node whose id and keys are in its state Secret."""
     if state is None:
         return NoKeptNode("the Secret does not exist")
     if not state.node_id:
@@ -161,15 +165,15 @@ def _why_not_kept(node: Node, *, node_identity: NodeIdentity, version: str, now:
     if not node_identity.owns_node(node):
         return f"does not belong to user {node_identity.user.label}, or was not registered with a pre-auth key"
     if node.is_expired(now):
-        return "has expired, and not every kind of node can log in again after that"
+        return "has expired, and some expired nodes cannot log in again"
     if version.startswith("0.28") and node.owner is None:
         return "registered with a key that has no user, and Headscale 0.28 does not let such a node log in again"
     return ""
 
 
-def plan_nodes(nodes: Iterable[Node], *, node_identity: NodeIdentity, kept: str | None = None) -> list[DeleteNode]:
-    """Find the nodes that earlier pods of this workload left behind, except the kept one, in ascending order of id."""
-    stale = [node for node in nodes if node_identity.owns_node(node) and node.id != kept]
+def plan_nodes(nodes: Iterable[Node], *, node_identity: NodeIdentity, kept_id: str | None = None) -> list[DeleteNode]:
+    """Find the nodes that earlier pods of this workload left behind, except the kept node, in ascending order of id."""
+    stale = [node for node in nodes if node_identity.owns_node(node) and node.id != kept_id]
     return [
         DeleteNode(node, reason="it was left by an earlier pod")
         for node in sorted(stale, key=lambda node: node.sequence)
@@ -183,10 +187,10 @@ def foreign_nodes(nodes: Iterable[Node], *, node_identity: NodeIdentity) -> list
 
 
 def refuse_taken_name(records: Iterable[Record], *, record_identity: RecordIdentity) -> None:
-    """Stop before anything is changed if another instance of this program, with another DNS_OWNER, uses the name.
+    """Check that no other instance of this program, with another DNS_OWNER, uses the name.
 
     Raises:
-        NameTakenError: the message names the record and the other owner.
+        NameTakenError: a record at the name has the comment of another owner.
     """
     for record in sorted(records, key=lambda record: record.id):
         if record_identity.is_marked_by_another(record):
@@ -201,13 +205,13 @@ def refuse_taken_name(records: Iterable[Record], *, record_identity: RecordIdent
 def plan_records(
     records: Iterable[Record], nodes: Iterable[Node], *, config: CleanupConfig, user: User
 ) -> list[DeleteRecord]:
-    """Find our stale records: no node of ours has the address, or the workload no longer has the name.
+    """Find our stale records. A record is stale if no node of ours has its address, or if its name was removed.
 
-    If `leave_one_record` is set, one stale record of each type stays for dns-watch to update. A record whose address
-    belongs to another node is never left.
+    With `leave_one_record`, one stale record of each type is kept, and dns-watch updates it. A record whose address
+    belongs to a node that is not ours is never kept.
 
     Args:
-        nodes: every node of the tailnet that is not deleted.
+        nodes: every node in Headscale that is not deleted.
         user: the owner of our nodes.
     """
     records = sorted(records, key=lambda record: record.id)
@@ -219,7 +223,7 @@ def plan_records(
     changes = []
     for record_identity in (config.main_identity, *config.further_identities):
         ours = [record for record in records if record_identity.owns_record(record)]
-        # If a valid record stays, the name resolves without a stale one. A shared name has the records of other pods.
+        # A name needs no stale record to resolve if it has a valid one. A shared name has the records of other pods.
         resolving = {record.type for record in ours if record.address in our_addresses}
         may_leave_one = config.leave_one_record and record_identity.kind is not NameKind.SHARED
         for record in ours:

@@ -1,4 +1,4 @@
-"""One run of cleanup: observe, plan, apply."""
+"""Run cleanup: observe, plan, and apply the plan."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Cleanup:
     """The cleanup of one workload.
 
     Attributes:
-        now: returns the current time, aware, in UTC.
+        now: returns the current time in UTC, with its time zone.
         stop: is set by SIGTERM and SIGINT. No further step starts after that.
-        read_state: None unless NODE_POLICY=keep.
+        read_state: reads tailscale's state Secret; None unless NODE_POLICY=keep.
     """
 
     settings: CleanupSettings

@@ -1,1 +1,1 @@
-"""What the process reports about itself."""
+"""The health port of dns-watch."""

@@ -12,7 +12,7 @@ from lifecycle.runtime.logs import dropped_lines
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-# The server's version is the value of a label. Headscale could return a text of any length.
+# The version of Headscale is the value of a label. Headscale could return a text of any length.
 _MAX_VERSION_LENGTH = 64
 
 

@@ -41,7 +41,7 @@ def serve(status: Status, *, address: str | None, port: int) -> Callable[[], Non
     Args:
         status: the status to report; it is read at each request.
         address: the address to listen on; None = all addresses, IPv4 and IPv6.
-        port: the port to listen on; 0 = none. If another container of the pod uses it, an error is logged.
+        port: the port to listen on; 0 = none. If the port is in use, an error is logged, and nothing is served.
 
     Returns:
         A function that closes the port.
@@ -79,7 +79,7 @@ def serve(status: Status, *, address: str | None, port: int) -> Callable[[], Non
 
 
 class _Server(ThreadingHTTPServer):
-    """A server with one thread for each client, and few clients at a time, so that no client can block a probe."""
+    """A server with one thread for each client and a limited number of clients, so that no client can block a probe."""
 
     daemon_threads = True
     block_on_close = False
@@ -115,7 +115,7 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the library's signature
-        """Ignore a client that disconnects. A bug keeps its traceback, and the server continues."""
+        """Ignore an error of the connection. Any other error is a bug, and its traceback is printed."""
         error = sys.exception()
         if error is not None and not isinstance(error, OSError):
             raise error

@@ -19,9 +19,9 @@ _DOCUMENT = re.compile(r"^(?=---(?:\s|$))", re.MULTILINE)
 _INDENTATION = re.compile(r"^[-? ]+", re.MULTILINE)
 # Directives (%) and comments without a document. They belong to the document that follows.
 _DIRECTIVES = re.compile(r"(?:[ \t\r]*(?:#.*)?\n)*%.*\n(?:[ \t\r]*(?:[%#].*)?\n)*")
-# What stays at the beginning of a changed document: --- and comments, such as Helm's "# Source:".
+# What is kept at the beginning of a changed document: ---, directives, and comments such as Helm's "# Source:".
 _HEAD = re.compile(r"(?:(?:---[ \t]*|[ \t]*)(?:#.*)?\n|%.*\n)*")
-# Texts that every parser of YAML reads as text, even without quotes.
+# Texts that every YAML parser reads as text even if they have no quotes.
 _PLAIN = re.compile(r"(?!(?:true|false|yes|no|on|off|null|y|n)$)[A-Za-z/][-\w./]*", re.ASCII | re.IGNORECASE)
 
 _RESOLVER: Any = yaml.resolver.Resolver()
@@ -39,7 +39,7 @@ def _resolved(kind: Any, value: str, implicit: tuple[bool, bool]) -> str:
 
 
 class _Resolver:
-    """Finds the type of a value by its text. Each text is resolved once, because this takes most of the time."""
+    """Finds the type of a value by its text. The result is cached, because parsing spends most of its time here."""
 
     def resolve(self, kind: Any, value: str | None, implicit: tuple[bool, bool]) -> str:
         return _resolved(kind, value if kind is yaml.ScalarNode else "", implicit)
@@ -54,7 +54,7 @@ class _Dumper(_Resolver, _BaseDumper):  # type: ignore[misc] # see above
 
 
 def split_documents(text: str) -> list[str]:
-    """Split a text into its documents. Joined, they are the text again."""
+    """Split a text into its documents, without losing a character."""
     documents: list[str] = []
     for part in _DOCUMENT.split(text):
         if documents and _DIRECTIVES.fullmatch(documents[-1]):
@@ -74,10 +74,10 @@ def parse_document(document: str) -> tuple[yaml.Node | None, bool]:
     """Parse a document.
 
     Returns:
-        The root node, or None if the document is empty; and True if the document is JSON.
+        The root node, or None if the document is empty; and whether the document is JSON.
 
     Raises:
-        ManifestError: it is neither valid YAML nor valid JSON, or nested too deeply.
+        ManifestError: the document is neither valid YAML nor valid JSON, or is nested too deeply.
     """
     if document.lstrip().startswith("{"):
         try:
@@ -100,9 +100,9 @@ def parse_document(document: str) -> tuple[yaml.Node | None, bool]:
 
 
 def _check_depth(document: str) -> None:
-    """Raise an error for nesting that would exhaust the stack of the parser."""
-    # Each level of nesting needs a bracket or further indentation. A list can have the indentation of its parent, so a
-    # column can start two levels.
+    """Raise an error if the document is nested so deeply that it would exhaust the stack of the parser."""
+    # The sum is never lower than the depth, and is computed quickly. Each level of nesting needs a bracket or further
+    # indentation. A list can have the indentation of its parent, so one column of indentation can begin two levels.
     columns = max(map(len, _INDENTATION.findall(document)), default=0)
     if document.count("[") + document.count("{") + 2 * columns < MAX_DEPTH:
         return
@@ -117,10 +117,10 @@ def write_document(document: str, root: yaml.Node, added: Sequence[ItemsAsText],
     """Write a document again, after its nodes were changed.
 
     Args:
-        document: its old text.
-        root: its new nodes.
+        document: the old text of the document.
+        root: the new root node.
         added: the items to write in place of their placeholders.
-        is_json: write JSON.
+        is_json: the document is JSON.
     """
     if is_json:
         return f"{_json(root, '')}\n"

@@ -1,4 +1,4 @@
-"""Add the containers to the workloads in a text of Kubernetes manifests."""
+"""Add the containers cleanup, tailscale and dns-watch to the labelled workloads in Kubernetes manifests."""
 
 from __future__ import annotations
 
@@ -36,8 +36,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "CronJob": ("spec", "jobTemplate", "spec", "template"),
 }
 
-
-# The prefix of our label and annotations in a line, before any comment.
+# A line with the prefix of our label and annotations, before any comment.
 _PREFIX = re.compile(rf"^[^#\n]*{DOMAIN}/", re.MULTILINE)
 
 _VERSIONS = frozenset({"v1", "apps/v1", "batch/v1"})
@@ -48,7 +47,7 @@ _MAX_LIST_DEPTH = 3
 
 @dataclass(frozen=True, slots=True)
 class _Object:
-    """One Kubernetes object: its nodes, which can be changed, and its values."""
+    """One Kubernetes object: its YAML nodes, which can be changed, and its values."""
 
     node: yaml.MappingNode
     data: dict[str, Any]
@@ -71,12 +70,12 @@ def inject(text: str | Sequence[str], site: Site, *, with_state_secrets: bool = 
     comments and the layout are lost.
 
     Args:
-        text: YAML documents or one JSON document, of one file or of several.
-        site: what is the same for all workloads.
-        with_state_secrets: append each state Secret that is missing, with the Role that lets its pod use it.
+        text: YAML documents or one JSON document, from one file or several files.
+        site: the values that are the same for all workloads.
+        with_state_secrets: append each missing Secret for tailscale's state, with the Role that permits its use.
 
     Raises:
-        ManifestError: lists every object that cannot be changed, and why.
+        ManifestError: lists every object that cannot be changed, with the reason.
     """
     problems: list[str] = []
     results: list[str] = []
@@ -106,7 +105,7 @@ def inject(text: str | Sequence[str], site: Site, *, with_state_secrets: bool = 
 
 
 def _separated(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield each document of several files, and the separator between it and the previous file, or ""."""
+    """Yield each document of several files, and the separator that has to be written before the document, or ""."""
     for index, text in enumerate(texts):
         for position, document in enumerate(split_documents(text)):
             needs_separator = index > 0 and position == 0 and not document.startswith("---")
@@ -115,10 +114,10 @@ def _separated(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _objects(root: yaml.Node, document: str) -> Iterator[_Object]:
-    """Yield the objects of a document, also those inside lists; none if it has no label or annotation of ours."""
-    # The search of lines does not find a name with escapes, or after a # that is part of a text.
-    is_possible = DOMAIN in document or "\\" in document
-    if not _PREFIX.search(document) and not (is_possible and DOMAIN in scalar_text(root)):
+    """Yield the objects of a document, also those in lists. A document without our label and annotations has none."""
+    # `_PREFIX` does not find a name with escapes, or after a # that is not the start of a comment.
+    may_have_name = DOMAIN in document or "\\" in document
+    if not _PREFIX.search(document) and not (may_have_name and DOMAIN in scalar_text(root)):
         return
     resolve_aliases(root)
     yield from _members(root)
@@ -140,10 +139,13 @@ def _members(node: yaml.Node) -> Iterator[_Object]:
 
 
 def _add_containers(obj: _Object, site: Site, problems: list[str]) -> list[ItemsAsText] | None:
-    """Add the containers to one object if it has the label, or append to the problems why they cannot be added.
+    """Add the containers to one object if it has the label.
+
+    Args:
+        problems: gets the reasons why the containers cannot be added.
 
     Returns:
-        The added items that are still to be written as text; None if nothing was added.
+        The added items that have to be written as text; None if nothing was added.
     """
     workload = _workload(obj)
     if workload is None:
@@ -184,7 +186,7 @@ def _workload(obj: _Object) -> Workload | None:
 
 
 def _has_label(data: Any) -> bool:
-    """Return True if any labels below a value ask for the containers."""
+    """Return True if a value contains an object that has the label."""
     if isinstance(data, list):
         return any(map(_has_label, data))
     if not isinstance(data, dict):
@@ -193,7 +195,7 @@ def _has_label(data: Any) -> bool:
 
 
 def _check_shape(obj: _Object, workload: Workload) -> None:
-    """Raise an error if a field that is read has another type than in Kubernetes."""
+    """Raise an error if a field that this program reads does not have the type that Kubernetes requires."""
     wrong = [name for name in ("labels", "annotations") if not isinstance(workload.metadata.get(name) or {}, dict)]
     for group in ("containers", "initContainers", "volumes"):
         members = workload.spec.get(group)
@@ -214,7 +216,7 @@ def _is_list_of_objects(value: Any) -> bool:
 
 
 def _pod_count(obj: _Object) -> int:
-    """Return how many pods of an object run at the same time, as `replicas` or `parallelism` specifies."""
+    """Return how many pods of an object run at the same time, according to `replicas` or `parallelism`."""
     spec = _object_at(obj.data, *(("spec", "jobTemplate", "spec") if obj.kind == "CronJob" else ("spec",)))
     field = "parallelism" if obj.kind in ("Job", "CronJob") else "replicas"
     count = spec.get(field)
@@ -259,7 +261,7 @@ def _state_documents(objects: Sequence[_Object], roots: Sequence[yaml.Node], pro
 
 
 def _identities(node: yaml.Node, depth: int = 0) -> Iterator[tuple[str, str, str]]:
-    """Yield kind, namespace and name of each object of a document, also in lists within lists."""
+    """Yield the kind, namespace and name of each object in a document, also of objects in lists within lists."""
     items = field_of(node, "items")
     if isinstance(items, yaml.SequenceNode) and depth < _MAX_LIST_DEPTH:
         for item in items.value:

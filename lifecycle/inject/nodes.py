@@ -1,4 +1,7 @@
-"""The nodes of PyYAML, which keep the order of fields and the spelling of values when a document is written again."""
+"""Create, read and change the nodes of PyYAML (the parsed values of a document, not the nodes of the VPN).
+
+Nodes keep the order of fields and the spelling of values when a document is written again.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ import yaml
 
 from lifecycle.domain.errors import ManifestError
 
-# More nodes than any real manifest has. The limit is for aliases within aliases, which can multiply without limit.
+# More nodes than any real manifest has. Aliases within aliases could otherwise be resolved to any number of nodes.
 _MAX_NODES = 200_000
 MAX_DEPTH = 200
 """How deep a document can be nested: more than any manifest, and less than exhausts the stack of the parser."""
-# The tags (types in YAML) of the values that a manifest can have. Others have no counterpart in JSON.
+# The tags (YAML's word for types) of the values that a manifest can have. Other tags have no counterpart in JSON.
 STRING, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 _MAPPING, _SEQUENCE = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
 _NUMBER, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
@@ -48,7 +51,7 @@ def node_from_value(value: Any, style: str | None = None, depth: int = 0) -> yam
     Args:
         value: the value; its objects and numbers can also be `Fields` and `Number`.
         style: the quotation mark of every text; None = only texts that need quotes have them.
-        depth: how many values contain this one.
+        depth: how many values contain this value.
 
     Raises:
         ManifestError: the value is nested too deeply.
@@ -96,11 +99,11 @@ def field_of(node: yaml.Node | None, *path: str) -> yaml.Node | None:
 
 @dataclass(frozen=True, slots=True)
 class ItemsAsText:
-    """Items of a list that are written as text, which is much faster than to let PyYAML write their nodes.
+    """Items of a list that are written as text, because PyYAML writes nodes much more slowly.
 
     Attributes:
         values: the items.
-        placeholder: the unique text of the node that is in their place until then.
+        placeholder: the unique text of a node that is replaced by the items when the document is written.
     """
 
     values: list[Any]
@@ -108,11 +111,17 @@ class ItemsAsText:
 
 
 def add_items(spec: yaml.MappingNode, name: str, values: list[Any], *, at_end: bool) -> ItemsAsText | None:
-    """Add items to a list of an object, which gets the list if it has none.
+    """Add items to the list in a field of an object. If the object does not have the field, it is created.
+
+    Args:
+        spec: the object.
+        name: the name of the field.
+        values: the items.
+        at_end: add the items after the existing ones, and not before them.
 
     Returns:
-        The items that are still to be written as text, in place of one node; None if each item has a node, because the
-        object is written on one line.
+        The items that have to be written as text, in place of the placeholder that was added. None if a node was added
+        for each item, because the object is written on one line.
     """
     items = None if spec.flow_style else ItemsAsText(values)
     nodes = [yaml.ScalarNode(STRING, items.placeholder)] if items else [node_from_value(value) for value in values]
@@ -132,7 +141,7 @@ def resolve_aliases(root: yaml.Node) -> None:
     """Replace aliases and merge keys (<<) by copies, so that a change of one place has no effect elsewhere.
 
     Raises:
-        ManifestError: they cannot be resolved, or a value is not one of a manifest.
+        ManifestError: an alias or merge key cannot be resolved, or a manifest cannot contain a value of this type.
     """
     copy = _copied(root, [_MAX_NODES], ())
     root.value, root.tag = copy.value, copy.tag
@@ -142,8 +151,8 @@ def _copied(node: yaml.Node, budget: list[int], parents: tuple[int, ...]) -> yam
     """Return a copy of a node and all nodes below it.
 
     Args:
-        budget: the number of nodes that may still be copied, in a list so that all calls share it.
-        parents: the ids of the nodes that contain this one.
+        budget: the number of nodes that may still be copied, in a list so that all calls share the number.
+        parents: Python's `id` of each node that contains this node.
     """
     budget[0] -= 1
     if budget[0] < 0 or id(node) in parents:
@@ -160,7 +169,7 @@ def _copied(node: yaml.Node, budget: list[int], parents: tuple[int, ...]) -> yam
 
 
 def _pairs(node: yaml.MappingNode, budget: list[int], parents: tuple[int, ...]) -> list[tuple[yaml.Node, yaml.Node]]:
-    """Return copies of an object's fields: those that it merges, then its own, which take precedence."""
+    """Return copies of an object's fields: first those that it merges, then its own. Its own take precedence."""
     own: list[tuple[yaml.Node, yaml.Node]] = []
     merged: list[tuple[yaml.Node, yaml.Node]] = []
     for key, value in node.value:
@@ -186,7 +195,7 @@ def _pairs(node: yaml.MappingNode, budget: list[int], parents: tuple[int, ...]) 
 
 
 def scalar_text(root: yaml.Node) -> str:
-    """Return the text of all scalars of a document. Those behind several aliases are included once."""
+    """Return the text of all scalars of a document. A scalar to which several aliases refer is included once."""
     seen: set[int] = set()
     waiting, texts = [root], []
     while waiting:

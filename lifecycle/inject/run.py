@@ -26,7 +26,7 @@ def read(files: Sequence[str]) -> list[str]:
 def _read_file(file: str) -> str:
     try:
         if file == _STANDARD_INPUT:
-            # It is None if it was closed when the process started.
+            # `sys.stdin` is None if standard input was closed when the process started.
             content = sys.stdin.buffer.read() if sys.stdin is not None else b""
         else:
             content = Path(file).read_bytes()
@@ -38,7 +38,7 @@ def _read_file(file: str) -> str:
 
 
 def site_from_settings(settings: InjectSettings) -> Site:
-    """Return what is the same for all workloads."""
+    """Return the values that are the same for all workloads."""
     return Site(
         domain=settings.domain_name,
         login_server=settings.login_server,

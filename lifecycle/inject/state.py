@@ -1,4 +1,4 @@
-"""The Secret with tailscale's state, and the Role that lets a pod use it."""
+"""Create the Secret in which tailscale stores its state, and the Role that permits the pod to use it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def state_objects(workload: Workload, *, name: str, owner: dict[str, Any]) -> It
     """Yield the Secrets, Role and RoleBinding of one workload.
 
     Args:
-        workload: with the annotation for a state Secret.
-        name: of the object with the pod template.
-        owner: that object.
+        workload: a workload that has the annotation for a state Secret.
+        name: the name of `owner`.
+        owner: the object with the pod template, such as a StatefulSet.
 
     Raises:
         ManifestError: the namespace is missing, or the names of the Secrets are known only when the pods run.
@@ -40,7 +40,7 @@ def state_objects(workload: Workload, *, name: str, owner: dict[str, Any]) -> It
         "kind": "Role",
         "metadata": {"name": role, **namespace},
         "rules": [
-            # RBAC cannot limit "create" to a name, so the Secret is created empty.
+            # RBAC cannot limit "create" to a name, so the pod may not create the Secret. It is in the manifests, empty.
             {
                 "apiGroups": [""],
                 "resources": ["secrets"],

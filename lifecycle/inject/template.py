@@ -39,13 +39,13 @@ Json = Any
 
 @dataclass(frozen=True, slots=True)
 class TemplateValues:
-    """What differs between the pods of two workloads.
+    """The values that can differ between workloads.
 
     Attributes:
-        hostname: of the node; can contain references such as $(POD_NAME).
+        hostname: the node's hostname, which can contain references such as $(POD_NAME).
         tailscale_args: arguments of `tailscale up`.
         state_secret: the Secret with tailscale's state; "" = the state ends with the pod.
-        settings: the variables of cleanup and dns-watch.
+        settings: the environment variables of cleanup and dns-watch.
         lifecycle_image: image of cleanup and dns-watch.
         tailscale_image: image of tailscale.
     """
@@ -76,7 +76,7 @@ class TemplateValues:
 
 
 def needs_kubernetes_api(settings: Mapping[str, str]) -> bool:
-    """Return True if cleanup and dns-watch reach Headscale through the Kubernetes API, without a key file."""
+    """Return True if cleanup and dns-watch run commands in Headscale's pod, or read the API key from a Secret there."""
     return settings.get("HEADSCALE_ACCESS") == "exec" or bool(settings.get("HEADSCALE_API_KEY_SECRET"))
 
 
@@ -87,7 +87,7 @@ def writes_events(settings: Mapping[str, str]) -> bool:
 
 @cache
 def template() -> dict[str, Json]:
-    """Return the content of containers.yaml; do not change it."""
+    """Return the content of containers.yaml. The caller must not change it."""
     text = files(__package__).joinpath("containers.yaml").read_text("utf-8")
     content: dict[str, Json] = yaml.safe_load(text)
     return content
@@ -101,7 +101,7 @@ def added_containers() -> list[Json]:
 
 
 def added_tailscale() -> dict[str, Json]:
-    """Return a complete tailscale container with placeholders."""
+    """Return the tailscale container with placeholders, for a pod that has none."""
     required, added = template()["tailscale"], template()["added-tailscale"]
     lists = {name: [*added[name], *required[name]] for name in ("env", "volumeMounts")}
     context = {"securityContext": added["securityContext"] | required["securityContext"]}
@@ -110,7 +110,7 @@ def added_tailscale() -> dict[str, Json]:
 
 
 def added_volumes() -> list[Json]:
-    """Return all volumes of the added containers."""
+    """Return the volumes of the added containers."""
     return [*template()["volumes"], *template()["added-volumes"]]
 
 

@@ -1,4 +1,4 @@
-"""Read everything that prune's plan needs; nothing is changed."""
+"""Read everything that prune needs for its plan. Nothing is changed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def observe(settings: PruneSettings, *, headscale: HeadscaleReader, cloudflare: 
     """Read Headscale, then Cloudflare.
 
     Raises:
-        ApiError: one of them could not be read.
+        ApiError: Headscale or Cloudflare could not be read.
         UserError: our Headscale user cannot be determined.
     """
     user = choose_user(headscale.users(), settings.headscale_user)

@@ -1,4 +1,4 @@
-"""Decide which workloads prune removes, starting from the records with our mark; pure."""
+"""Pure functions that decide which workloads prune removes. A workload is found by the comment of its records."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class PruneConfig:
     Attributes:
         name: the only workload to remove, even if it is running; None = every workload that is gone.
         domain: is appended to a hostname without a dot.
+        mark: the comment of our records at main names. At further names, the comment also has the main name.
         min_offline: a node counts as gone if it has been offline for longer than this.
         max_workloads: the largest number of workloads that one run may remove.
     """
@@ -32,7 +33,7 @@ class PruneConfig:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What was read: the owner of our nodes, all nodes of the tailnet, and the zone's records with our mark."""
+    """What was read: the owner of our nodes, all nodes in Headscale, and our records in the zone."""
 
     user: User
     nodes: tuple[Node, ...]
@@ -43,7 +44,7 @@ class Observation:
 class PruneWorkload:
     """Remove what one workload left behind: its nodes, then its records.
 
-    Workloads are found by their records, which are removed last. So the next run continues a removal that failed.
+    Because a workload is found by its records, these are removed last. So the next run continues a removal that failed.
 
     Attributes:
         name: the full main name of the workload.
@@ -56,9 +57,9 @@ class PruneWorkload:
     reason: str
 
     def is_same(self, other: PruneWorkload) -> bool:
-        """Return True if both are the same records of the same machines.
+        """Return True if both have the same name, the same records, and nodes with the same ids and machine keys.
 
-        Headscale assigns a node's id again after its database was restored.
+        A node's id is not enough: Headscale assigns it again after its database was restored from a backup.
         """
         return self._identity == other._identity
 
@@ -75,7 +76,7 @@ def plan_prune(observation: Observation, *, config: PruneConfig, now: datetime) 
         now: the time by Headscale's clock.
 
     Raises:
-        LifecycleError: the workload with the given name has no record of ours.
+        LifecycleError: no record of ours belongs to a workload with the given name.
     """
     if config.name is None:
         return _plan_gone(observation, config=config, now=now)
@@ -92,10 +93,10 @@ def plan_prune(observation: Observation, *, config: PruneConfig, now: datetime) 
 
 
 def check_limit(workloads: Sequence[PruneWorkload], *, config: PruneConfig) -> None:
-    """Check that the plan is not suspiciously large.
+    """Check that the plan does not contain more workloads than PRUNE_MAX.
 
     Raises:
-        PruneLimitError: it contains more workloads than PRUNE_MAX.
+        PruneLimitError: it contains more.
     """
     if len(workloads) <= config.max_workloads:
         return

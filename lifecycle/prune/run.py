@@ -1,4 +1,4 @@
-"""One run of prune: observe, plan, wait, and confirm each workload before it is removed."""
+"""Run prune: observe, plan, wait, and confirm by a new plan each workload before it is removed."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ log = structlog.get_logger()
 CONFIRMATION_DELAY_S = 900.0
 """The time between the plan and its confirmation.
 
-After a restart of Headscale every node is offline until its client reconnects, and `last_seen` of a node that was
-always connected can be as old as its registration. One observation therefore does not show that a node is gone.
+After a restart of Headscale, every node is offline until its client reconnects. Then `last_seen` of a node that was
+always connected can be as old as its registration. So one observation does not show that a node is gone.
 """
 
 
@@ -35,7 +35,7 @@ class Prune:
     Attributes:
         name: the only workload to remove, without waiting; None = every workload that has been offline for longer than
             PRUNE_AFTER.
-        now: returns the current time, aware, in UTC.
+        now: returns the current time in UTC, with its time zone.
         stop: is set by SIGTERM and SIGINT. No further step starts after that.
         renew_budget: starts a new retry budget. It is called after the wait, which is longer than one budget.
     """
@@ -53,11 +53,11 @@ class Prune:
         return prune_config(self.settings, name=self.name)
 
     def run(self) -> None:
-        """Remove the planned workloads. Unless `name` is set, wait first, and confirm each of them by a new plan.
+        """Remove the planned workloads. Unless `name` is set, wait first, and confirm each workload by a new plan.
 
         Raises:
             PruneLimitError: the plan contains more workloads than PRUNE_MAX; nothing was removed.
-            ConflictError: the workload that was named changed while it was removed.
+            ConflictError: the workload `name` changed while it was removed.
             LifecycleError: an upstream could not be read, or a deletion could not be confirmed.
         """
         user, workloads = self._plan()
@@ -77,7 +77,7 @@ class Prune:
     def _remove_if_confirmed(self, workload: PruneWorkload) -> bool:
         """Remove a workload if a new plan contains it unchanged; return True if it was removed.
 
-        The plan is made again for each workload, because removing another one can have taken minutes of retries.
+        The plan is made again for each workload, because the removal of the previous one can take minutes of retries.
         """
         user, planned = self._plan()
         confirmed = next((later for later in planned if later.is_same(workload)), None)
@@ -96,7 +96,7 @@ class Prune:
             node_identity = NodeIdentity(node.hostname, user, self.settings.authkey_tags)
 
             def is_still_ours(reread: Node, node_identity: NodeIdentity = node_identity) -> bool:
-                # A node that is online again stays, unless its workload was named.
+                # A node that is online again stays, unless `name` is set.
                 return node_identity.owns_node(reread) and (self.name is not None or not reread.online)
 
             change = DeleteNode(node, workload.reason)

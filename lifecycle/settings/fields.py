@@ -1,4 +1,4 @@
-"""The types of settings, which parse and check their values, and the conversion of a value back to text."""
+"""The types of settings, each of which parses and checks a value, and the conversion of a value back to text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RECORD_NAME_LENGTH = 253
 COMMENT_LENGTH = 100
 
 _TOO_LONG = "must be at most 100 years"
-# Longer than any useful duration, and short enough for every clock and calendar.
+# Longer than any useful duration, and short enough that no time overflows.
 _MAX_DURATION = timedelta(days=36_500)
 
 # ASCII only: without the flag, Python also accepts a dotless i as a letter, and the digits of other scripts.
@@ -48,10 +48,10 @@ _DEFAULT_PROXY_PORT = 80
 
 
 def checked_text(value: str) -> str:
-    """Return a stripped value of any setting.
+    """Check the stripped text of any setting, and return it.
 
     Raises:
-        ValueError: it contains an invisible character, or a reference that Kubernetes did not expand.
+        ValueError: the text contains an invisible character, or a reference that Kubernetes did not expand.
     """
     invisible = next((character for character in value if unicodedata.category(character) in _INVISIBLE), None)
     if invisible is not None:
@@ -105,13 +105,13 @@ def _octal(value: Any) -> Any:
 def _split_url(value: str) -> SplitResult | None:
     """Split an http or https URL; return None if no HTTP client accepts it."""
     try:
-        # Errors of these functions can repeat the value, which may contain a password.
+        # The messages of these errors are not used, because they can repeat the value, which may contain a password.
         parts = urlsplit(value)
         host = parts.hostname or ""
         if _NUMERIC_HOST.fullmatch(host):
             ip_address(host)
         else:
-            # Resolvers refuse an empty label, one over 63 characters, and an invalid international name.
+            # Resolvers refuse an empty label, a label over 63 characters, and an invalid international name.
             host.encode("idna").decode("idna")
         usable = parts.scheme in {"http", "https"} and bool(host) and parts.port != 0
     except ValueError:
@@ -128,10 +128,10 @@ def _url(value: str) -> str:
 
 
 def parse_proxy(value: SecretStr) -> SecretStr:
-    """Return a proxy's URL with its scheme, port and percent-encoded credentials.
+    """Return the URL of a proxy, after adding its scheme and port and percent-encoding its credentials.
 
     Raises:
-        ValueError: it is not the URL of an HTTP proxy.
+        ValueError: the value is not the URL of an HTTP proxy.
     """
     text = value.get_secret_value()
     scheme = text.partition("://")[0].lower()
@@ -154,10 +154,10 @@ def parse_proxy(value: SecretStr) -> SecretStr:
 
 
 def parse_token(value: SecretStr) -> SecretStr:
-    """Return a token or API key.
+    """Check a token or an API key, and return it.
 
     Raises:
-        ValueError: no header can contain it.
+        ValueError: the value cannot be a token.
     """
     if not _TOKEN.fullmatch(value.get_secret_value()):
         raise ValueError("is not a valid token: it contains quotes, spaces or line breaks, or is a placeholder")

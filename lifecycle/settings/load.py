@@ -26,16 +26,17 @@ from lifecycle.settings.models import (
 
 ENV_FILE = ".env"
 
-# Other programs read these in lower case too; the upper-case name takes precedence.
+# Like other programs, this program also reads these in lower case. The upper-case name takes precedence.
 _ALSO_LOWER_CASE = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"})
 
-# Many programs read these, and some have variants, such as NIX_SSL_CERT_FILE, which are not typing errors.
+# Many programs read these and similar variables, such as NIX_SSL_CERT_FILE, which are not typing errors.
 _SHARED_VARIABLES = _ALSO_LOWER_CASE | {"SSL_CERT_FILE", "SSL_CERT_DIR"}
 
 # The only variable that may be empty. For all others, an empty value counts as unset.
 _MAY_BE_EMPTY = "TAILSCALE_INTERFACE"
 
-# Names with at least this similarity (1.0 = equal) are taken for typing errors: one or two wrong letters of ten.
+# A variable with at least this similarity to a setting (1.0 = equal) is taken for a typing error. At this value, one or
+# two letters of ten may be wrong.
 _MIN_SIMILARITY = 0.86
 
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://\S+")
@@ -45,7 +46,7 @@ def load(command: type[Command]) -> Command:
     """Read the settings of one command from the environment and from `.env` in the working directory.
 
     Raises:
-        ConfigError: lists every problem by its variable's name, without values.
+        ConfigError: lists every problem with its variable's name and without its value.
     """
     # Python's ssl would write the keys of TLS sessions to this file, and fail if it cannot.
     os.environ.pop("SSLKEYLOGFILE", None)
@@ -59,7 +60,7 @@ def load(command: type[Command]) -> Command:
             if command_variables(command)[name].is_required():
                 values[name] = PLACEHOLDERS[name]
         settings = command.model_validate(values)
-    # If a secret's file or the pod's name is invalid, the secret or the hostname is not reported as missing too.
+    # A secret is not also reported as missing if its file is invalid, nor the hostname if the pod's name is invalid.
     reported = {name.removesuffix("_FILE") for name in problems} | problems.keys()
     if problems.keys() & {"POD_NAME", "ORDINALS_START"}:
         reported.add("TS_HOSTNAME")
@@ -88,7 +89,9 @@ def _checked(command: type[Command], variables: Mapping[str, str]) -> tuple[dict
 
 
 def environment() -> dict[str, str]:
-    """Return the stripped variables of `.env` and of the environment, which takes precedence unless its value is empty.
+    """Return the variables of `.env` and of the environment, stripped.
+
+    If both have a variable, the value in the environment is used unless it is empty.
 
     Raises:
         ConfigError: `.env` exists and cannot be read.
@@ -113,16 +116,19 @@ def _variables_of_file() -> dict[str, str]:
 
 
 def settings_to_pass_on(names: Iterable[str]) -> dict[str, str]:
-    """Return the text of those of the named settings that `inject` passes to other pods.
+    """Return the settings that `inject` passes to pods, as text. A setting without a value is left out.
 
     Proxies and certificate authorities are passed on only from `.env`, because those in the environment are for this
     machine.
 
+    Args:
+        names: the settings to return.
+
     Raises:
-        ConfigError: see `environment`.
+        ConfigError: `.env` exists and cannot be read.
     """
-    everywhere, from_file = environment(), _variables_of_file()
-    values = {name: (from_file if name in _SHARED_VARIABLES else everywhere).get(name, "") for name in names}
+    variables, from_file = environment(), _variables_of_file()
+    values = {name: (from_file if name in _SHARED_VARIABLES else variables).get(name, "") for name in names}
     return {name: value for name, value in values.items() if value}
 
 
@@ -135,7 +141,7 @@ def _env_file() -> Path | None:
 
 
 def service_links(variables: Mapping[str, str]) -> list[str]:
-    """Return the settings whose value Kubernetes set for a Service of the same name.
+    """Return the names of settings whose variable was set by Kubernetes for a Service, and not by the operator.
 
     For a Service named `health`, each pod of the namespace gets HEALTH_PORT=tcp://..., HEALTH_SERVICE_HOST and
     HEALTH_SERVICE_PORT, unless `enableServiceLinks` is false.
@@ -154,7 +160,7 @@ def variables_read() -> set[str]:
 
 
 def near_misses(variables: Iterable[str]) -> list[tuple[str, str]]:
-    """Return variables that resemble a setting, each with the setting's name."""
+    """Return the variables whose name may be a typing error, each with the name of the setting that it resembles."""
     known = (every_variable() | NON_SETTINGS) - _SHARED_VARIABLES
     return [
         (variable, setting)
@@ -164,7 +170,7 @@ def near_misses(variables: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _advice(value: str, values: Mapping[str, str]) -> str:
-    """Return the advice to create the Secret "lifecycle" if the value is a file that it should contain, else ""."""
+    """Return advice if the value is the path of a file that the Secret "lifecycle" should contain, else ""."""
     path = Path(value)
     if path.parent != SECRET_FOLDER or path.exists():
         return ""

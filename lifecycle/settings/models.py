@@ -1,4 +1,4 @@
-"""The settings of each command, as frozen values, and the checks of their combinations."""
+"""The settings of each command, as immutable values, and the checks of their combinations."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ from lifecycle.settings.proxies import Proxies
 
 SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
-# Headscale 0.27 and 0.28 replace a longer or shorter hostname by `invalid-<random>`.
+# In characters. Headscale 0.27 and 0.28 replace a longer or shorter hostname by `invalid-<random>`.
 _HOSTNAME_LENGTHS = range(2, 64)
 
 _POD_WITH_ORDINAL = re.compile(r"(.+)-(\d{1,4})", re.ASCII)
@@ -73,7 +73,7 @@ Command = TypeVar("Command", bound="Settings")
 # With HEADSCALE_ACCESS=exec, each request starts a process in Headscale's pod.
 _EXEC_POLL_INTERVAL = timedelta(seconds=60)
 
-# Source: Cloudflare API v4, `ttl` of a DNS record; Enterprise zones accept shorter ones.
+# Source: Cloudflare API v4, `ttl` of a DNS record. Only Enterprise zones accept a shorter TTL.
 _AUTOMATIC_TTL = 1
 _MIN_TTL_S = 60
 _MAX_TTL_S = 86_400
@@ -84,7 +84,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         alias_generator=str.upper,
-        # Building only the class in use saves time and memory.
+        # Pydantic then builds only the class that is used, which saves time and memory.
         defer_build=True,
         extra="ignore",
         frozen=True,
@@ -110,7 +110,7 @@ class Settings(BaseSettings):
         None, description="required; API token (user- or account-owned) with the permission Zone / DNS / Edit"
     )
     cloudflare_api_token_file: ExistingFile | None = Field(
-        None, description="file with the value of CLOUDFLARE_API_TOKEN; read again after a refusal"
+        None, description="file with the value of CLOUDFLARE_API_TOKEN; read again if Cloudflare refuses it"
     )
     cloudflare_zone_id: ZoneId | None = Field(None, description="ID of the DNS zone; unset: found by DOMAIN_NAME")
     domain_name: Domain = Field(description="required; the zone's domain or a domain below it, such as example.com")
@@ -145,7 +145,7 @@ class Settings(BaseSettings):
         None, description="API key, for api; `headscale apikeys create` creates one"
     )
     headscale_api_key_file: ExistingFile | None = Field(
-        None, description="file with the value of HEADSCALE_API_KEY; read again after a refusal"
+        None, description="file with the value of HEADSCALE_API_KEY; read again if Headscale refuses it"
     )
     headscale_api_key_secret: SecretReference | None = Field(
         None, description="name or name/key of a Secret in HEADSCALE_NAMESPACE that contains the API key"
@@ -179,7 +179,7 @@ class Settings(BaseSettings):
     authkey_file_mode: FileMode = Field(0o640, description="permission bits of the key file, octal")
     authkey_tags: Tags = Field(frozenset(), description="tags of the pre-auth key, comma-separated, such as tag:web")
     dns_owner: Owner | None = Field(
-        None, description="owner that the comment of our records names; unset: the pod's namespace"
+        None, description="owner of our records, which is part of their comment; unset: the pod's namespace"
     )
     dns_aliases: RecordNames = Field(
         (), description="further names of the workload, comma-separated, such as docs,www.example.com,*.wiki"
@@ -238,7 +238,7 @@ class Settings(BaseSettings):
         """Return a secret from the environment, or read it from its file.
 
         Args:
-            name: of the variable, such as CLOUDFLARE_API_TOKEN.
+            name: the variable of the secret, such as CLOUDFLARE_API_TOKEN.
 
         Raises:
             ConfigError: the file cannot be read, or contains no valid token.
@@ -335,7 +335,7 @@ class Settings(BaseSettings):
 
     @property
     def _is_renamed(self) -> bool:
-        """Whether HOSTNAME is neither the pod's name nor, as with setHostnameAsFQDN, its name and domain."""
+        """Whether HOSTNAME is not the pod's name. The name may be followed by a domain, as with setHostnameAsFQDN."""
         if not self.pod_name or not self.hostname:
             return False
         return self.hostname != self.pod_name and not self.hostname.startswith(f"{self.pod_name}.")
@@ -349,7 +349,7 @@ class Settings(BaseSettings):
         return self._pod.removesuffix(ending)
 
     def _is_shared(self, hostname: str, *, stateful_set: str, ordinal: str) -> bool:
-        """Return True if this is not the first pod and the hostname does not contain its ordinal."""
+        """Return True if this is not the first pod and the hostname does not contain this pod's ordinal."""
         if int(ordinal) <= self.ordinals_start:
             return False
         # A number in the domain or in the StatefulSet's name does not distinguish replicas.
@@ -381,7 +381,7 @@ class Settings(BaseSettings):
 
     @property
     def proxies(self) -> Proxies:
-        """The proxies of the environment."""
+        """The proxies from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY."""
         by_scheme = {
             scheme: self._proxy(f"{scheme.upper()}_PROXY") or self._proxy("ALL_PROXY") for scheme in ("http", "https")
         }
@@ -408,7 +408,7 @@ class Settings(BaseSettings):
 
     @property
     def mark(self) -> str:
-        """The comment of our records."""
+        """The comment of our records at main names, which identifies them."""
         return mark_of(self.dns_owner or self.namespace)
 
     def key_spec(self, user: User) -> KeySpec:
@@ -423,7 +423,7 @@ class Settings(BaseSettings):
 
     @property
     def node_hostname(self) -> str:
-        """The hostname of the node, as the tailscale container has it."""
+        """The hostname of the node: TS_HOSTNAME, or its default in the first pod of a StatefulSet."""
         return self.ts_hostname if self.ts_hostname is not None else f"{self._stateful_set}.{self.domain_name}"
 
     @property
@@ -433,7 +433,7 @@ class Settings(BaseSettings):
 
     @property
     def workload_mark(self) -> str:
-        """The comment of our records under further names."""
+        """The comment of our records at further names (DNS_ALIASES and DNS_SHARED_NAMES)."""
         return workload_mark(self.mark, self.record_name)
 
     @property
@@ -556,12 +556,12 @@ class PruneSettings(Settings):
             yield "DNS_OWNER: is required for prune, since the pod's own namespace may be another owner"
 
     def _name_problems(self) -> Iterable[str]:
-        # `prune` works on all workloads of an owner, and may run in a pod of any name.
+        # `prune` works on all workloads of an owner, and needs no hostname of its own.
         return ()
 
 
 class StatusSettings(DnsWatchSettings):
-    """Settings of `status`. It has those of dns-watch, because it can run in the same container."""
+    """Settings of `status`. They include those of dns-watch, because `status` can run in the container of dns-watch."""
 
     def problems(self) -> Iterable[str]:
         """Check combinations of settings; each problem begins with the variable's name."""
@@ -573,12 +573,12 @@ class StatusSettings(DnsWatchSettings):
             )
 
     def _name_problems(self) -> Iterable[str]:
-        # `status` shows all workloads of an owner, and may run anywhere.
+        # `status` shows all workloads of an owner, and needs no hostname of its own.
         return ()
 
 
 class DryRunSettings(CleanupSettings, DnsWatchSettings):
-    """Settings of a dry run of both commands."""
+    """Settings of `--dry-run`, which is a dry run of cleanup and dns-watch."""
 
 
 class InjectSettings(CleanupSettings, DnsWatchSettings):
@@ -593,7 +593,7 @@ class InjectSettings(CleanupSettings, DnsWatchSettings):
         min_length=1,
         description="image of the tailscale container",
     )
-    # Unlike in the other commands, these files need not exist: they are in the pod.
+    # In the other commands, these files have to exist. Here they need not, because they are in the pod.
     cloudflare_api_token_file: FilePath | None = None
     headscale_api_key_file: FilePath | None = None
     headscale_ca_file: FilePath | None = None
@@ -602,7 +602,7 @@ class InjectSettings(CleanupSettings, DnsWatchSettings):
 
     def problems(self) -> Iterable[str]:
         """Check combinations of settings; each problem begins with the variable's name."""
-        # The other checks are about a pod, which has the secrets and the hostname.
+        # The checks of the base classes need the secrets and the hostname, which only the pod has.
         if not is_login_server(self.login_server):
             yield (
                 "LOGIN_SERVER: must be an https URL. With http and a host name, tailscale stays offline after "
@@ -619,7 +619,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "inject": InjectSettings,
 }
 
-# Settings that differ between pods, or that `inject` sets itself.
+# Settings that are not the same for all workloads of a cluster, or that `inject` sets itself.
 _PER_POD = frozenset(
     {"AUTHKEY_FILE_MODE", "AUTHKEY_OUTPUT_PATH", "HEALTH_ADDRESS", "HEALTH_PORT", "NODE_POLICY", "ORDINALS_START"}
     | {"POD_NAME", "POD_NAMESPACE", "TAILSCALE_INTERFACE", "TS_HOSTNAME", "TS_KUBE_SECRET"}
@@ -630,7 +630,7 @@ NON_SETTINGS = frozenset({"HOSTNAME"})
 
 
 def command_variables(command: type[Settings]) -> dict[str, FieldInfo]:
-    """Return a command's settings by variable name, in the order of the documentation."""
+    """Return a command's settings by the names of their variables, in the order of the documentation."""
     return {name.upper(): field for name, field in command.model_fields.items() if name.upper() not in NON_SETTINGS}
 
 

@@ -1,4 +1,4 @@
-"""Decide which requests go through a proxy, for all clients."""
+"""Decide which requests of this program's clients go through a proxy."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _DEFAULT_PORT = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class Proxies:
-    """The proxies of the environment.
+    """The proxies from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
 
-    The rules are those of Go programs, such as kubectl and tailscale, which read the same variables.
+    The rules are those of Go programs such as kubectl and tailscale, which read the same variables.
 
     Attributes:
         by_scheme: proxies by the scheme of the requested URL.
@@ -42,7 +42,7 @@ class Proxies:
 
 
 def _is_internal(host: str) -> bool:
-    """Return True for this machine, and for names that only the cluster's DNS resolves."""
+    """Return True for an address or name of this machine, and for names that only the cluster's DNS resolves."""
     address = _address(host)
     if address is not None:
         return address.is_loopback
@@ -50,10 +50,10 @@ def _is_internal(host: str) -> bool:
 
 
 def _matches(entry: str, host: str, port: int) -> bool:
-    """Return True if an entry of NO_PROXY exempts the host; an entry that is malformed exempts none."""
+    """Return True if an entry of NO_PROXY exempts the host. A malformed entry exempts no host."""
     name = entry.lower()
     with_port = _WITH_PORT.fullmatch(name)
-    # An IPv6 address also ends in a colon and digits; one with a port has brackets.
+    # An IPv6 address without a port can also end in a colon and digits. With a port, it has brackets.
     if with_port and ("]" in with_port[1] or _network(name) is None):
         if int(with_port[2]) != port:
             return False
@@ -64,7 +64,7 @@ def _matches(entry: str, host: str, port: int) -> bool:
     if address is not None:
         network = _network(name)
         return network is not None and address in network
-    # `.example.com` and `*.example.com` exempt the subdomains alone.
+    # `.example.com` and `*.example.com` exempt only subdomains. `example.com` exempts itself, too.
     suffix = name.removeprefix("*")
     return host.endswith(f".{suffix.removeprefix('.')}") or host == suffix
 

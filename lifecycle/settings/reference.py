@@ -1,4 +1,4 @@
-"""Settings as text: for --help, for the reference documentation and for the log."""
+"""Functions that return settings as text, for --help, for the reference documentation and for the log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def default_text(field: FieldInfo) -> str:
 
 
 def groups() -> Iterator[tuple[str | None, dict[str, FieldInfo]]]:
-    """Yield the settings of all commands under None, then each command with those that it adds."""
+    """Yield None with the settings that all commands have, then each command with the settings that it adds."""
     known = command_variables(Settings)
     yield None, known
     for name, command in COMMANDS.items():

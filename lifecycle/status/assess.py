@@ -1,4 +1,4 @@
-"""Derive the state of every workload of an owner from the nodes and records that were read; pure."""
+"""Pure functions that derive the state of every workload of an owner (DNS_OWNER) from its nodes and records."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ class StatusConfig:
 
     Attributes:
         domain: is appended to a hostname without a dot.
+        mark: the comment of our records at main names. At further names, the comment also has the main name.
         ipv6: AAAA records are managed.
     """
 
@@ -58,14 +59,14 @@ class StatusConfig:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What was read; None for a value that could not be read. `problems` contains the reasons.
+    """What was read. A value that could not be read is None, and `problems` contains the reason.
 
     Attributes:
         users: all users of Headscale.
         user: the owner of our nodes.
         nodes: all nodes.
         records: all records of the zone.
-        apex: the zone's own name; also None if the token must not read it.
+        apex: the zone's own name; None also if the token may not read the zone.
     """
 
     users: Sequence[User] = ()
@@ -79,13 +80,13 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the report: one name of a workload, or an older node with that name.
+    """One line of the report, about a name of a workload, or about an older node with the same hostname.
 
     Attributes:
-        name: the full name of the records; several rows can have the same name if pods share it.
+        name: the full name of the records. If pods share a name, several rows have it.
         records: our records at this name.
-        node: our node with this name; None if there is none or it is unknown.
-        in_the_way: the foreign nodes or records with this name.
+        node: the node of ours to which the name belongs; None if there is none, or if it is unknown.
+        in_the_way: the foreign nodes or records with this name, as text; "" if there are none.
         advice: what the operator has to do; "" = nothing.
     """
 
@@ -176,7 +177,7 @@ def _workloads(observation: Observation, config: StatusConfig) -> Iterator[_Work
         record_identity = RecordIdentity(name, config.mark, config.vpn_prefixes)
         records_here, nodes_here = records[name], nodes[name]
         if any(map(record_identity.is_marked, records_here)):
-            # The DOMAIN_NAME of the workload may differ from ours.
+            # If the DOMAIN_NAME of the workload differs from ours, its node is found by the hostname alone.
             yield _Workload(record_identity, records_here, nodes_here or by_hostname[name.partition(".")[0]])
         elif (
             is_in_domain(name, config.domain)
@@ -205,7 +206,7 @@ def _further_identity(
 
 
 def _with_main_name(row: Row, record_identity: RecordIdentity) -> Row:
-    """Add the workload to the advice about a further name."""
+    """Add the main name of the workload to the advice about a further name."""
     if record_identity.kind is NameKind.MAIN or not row.advice:
         return row
     return replace(row, advice=f"This is a further name of {record_identity.target}. {row.advice}")
@@ -221,7 +222,7 @@ def _rows(workload: _Workload, observation: Observation, config: StatusConfig, n
         (node for node in workload.nodes if _owns(node, observation, config)), key=lambda node: node.sequence
     )
     valid = [node for node in owned if not node.is_expired(now)]
-    # Of two pods, the later one has the name, unless its node is gone.
+    # If several nodes are online, the name belongs to the latest one.
     candidates = [node for node in valid if node.online] or valid or owned
     node = candidates[-1] if candidates else None
     if observation.nodes is None or observation.records is None:
@@ -262,7 +263,7 @@ def _row_with_node(
     )
     expiry = node_warning(node, now)
     if not records and not (node.online and "." in node.hostname):
-        # No advice: the node may not belong to a workload, or may be a leftover of a removed one.
+        # No advice: the node may not belong to a workload, or its workload may have been removed.
         return Row(record_identity.name, State.NO_RECORD, records, node)
     advice = None
     if node.is_expired(now):

@@ -1,4 +1,4 @@
-"""Read everything that status shows; nothing is changed."""
+"""Read everything that `lifecycle status` shows. Nothing is changed."""
 
 from __future__ import annotations
 

@@ -17,12 +17,12 @@ _NONE = "<none>"
 # At most this many names are listed before each advice. The table lists all names.
 _NAMES_SHOWN = 5
 
-# Values that are never shortened, because they contain no names.
+# Values of the context that are never shortened, because they contain no names.
 _NOT_SHORTENED = frozenset({"version", "headscale_version", "clock", "api_key_expires_at"})
 _IPV4 = re.compile(r"\b(\d{1,3}\.\d{1,3})\.\d{1,3}\.\d{1,3}\b")
 _IPV6 = re.compile(r"\b([0-9a-f]{1,4})(?::[0-9a-f]{0,4}){2,7}", re.IGNORECASE)
 _DOTTED = r"\b[A-Za-z][\w+-]*(?:[.@][\w+-]+)+"
-# A label that begins with a digit can be a part of an address, which has its own pattern.
+# One part of a name between dots. If it begins with a digit, it may belong to an address, which has its own pattern.
 _LABEL = re.compile(r"([a-z_][\w+-])[\w+-]+", re.IGNORECASE)
 
 
@@ -67,7 +67,7 @@ def make_shortener(words: Iterable[str]) -> Callable[[str], str]:
     """Return a function that shortens names and addresses in a text, so that it can be published.
 
     Args:
-        words: names without a dot, and texts in which every word is shortened.
+        words: names without a dot, and whole texts to shorten. Names with a dot are found by their form.
     """
     longest_first = sorted(filter(None, words), key=len, reverse=True)
     known = "|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in longest_first)
@@ -100,7 +100,7 @@ def text(report: Mapping[str, Any]) -> str:
         lines += ["   ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
     states = Counter(row["state"] for row in rows)
     lines += ["", f"total {len(rows)}: " + ", ".join(f"{count} {state}" for state, count in sorted(states.items()))]
-    # Many workloads can have the same problem.
+    # Many workloads can need the same advice, so each advice is printed once, after the names of its workloads.
     names = defaultdict(list)
     for row in rows:
         if row["advice"]:

@@ -58,7 +58,7 @@ CONFIG = CleanupConfig(
 
 def deleted_nodes(nodes: Iterable[Node], *, kept: str | None = None) -> list[str]:
     """Return the ids of the nodes that `cleanup` would delete. `kept` is the id of a node that must stay."""
-    return [change.node.id for change in plan_nodes(nodes, node_identity=NODE_IDENTITY, kept=kept)]
+    return [change.node.id for change in plan_nodes(nodes, node_identity=NODE_IDENTITY, kept_id=kept)]
 
 
 class TestNodes:
