@@ -13,11 +13,12 @@ from lifecycle.domain.changes import WriteFreshKey
 from lifecycle.domain.events import Event, error
 from lifecycle.domain.model import KeyMetadata, PreAuthKey, User
 
-# While Headscale restarts, or if its list is incomplete, a node can seem to be gone for a few seconds.
+# A loss is confirmed after this many observations over this many seconds. While Headscale restarts, or if its list is
+# incomplete, a node can seem to be gone for a few seconds.
 CONFIRMING_OBSERVATIONS = 3
 CONFIRMING_S = 60.0
 
-# A server without any nodes may use another database temporarily, such as one that is being restored.
+# The number of seconds if Headscale lists no nodes at all. It may use another database while its own is restored.
 EMPTY_LIST_CONFIRMING_S = 300.0
 
 # The interval between checks whether a fresh key is needed. It doubles with each fresh key.
@@ -44,7 +45,7 @@ def count_loss(heal: HealState, loss: Loss, *, is_superseded: bool, now: Moment)
         count = LossCount(*evidence, observations=0, since_s=now.monotonic_s)
     heal = replace(heal, loss_count=replace(count, observations=count.observations + 1))
     confirmed = _is_confirmed(heal, now)
-    # A later pod has the name as soon as it is observed. That it is gone again has to be confirmed, like a loss.
+    # A later pod supersedes this pod immediately. That there is no later pod any more has to be confirmed, like a loss.
     if is_superseded or confirmed:
         heal = replace(heal, is_superseded=is_superseded)
     if confirmed and loss.kind is not LossKind.UNREGISTERED:

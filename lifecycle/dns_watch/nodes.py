@@ -17,7 +17,7 @@ class Hints:
 
     Attributes:
         metadata: the key metadata; None if there is none.
-        has_waited: no VPN interface is expected to appear any more.
+        has_waited: dns-watch has waited long enough for a VPN interface.
         known: this pod's node when it was last found; None = never.
     """
 
@@ -28,7 +28,7 @@ class Hints:
 
     @property
     def named_node(self) -> KnownNode | None:
-        """The node that the key metadata names; None if there is none."""
+        """The node that the key metadata names; None if it names no node."""
         if self.metadata is None or self.metadata.kept_node_id is None:
             return None
         return KnownNode(self.metadata.kept_node_id, self.metadata.kept_machine_key)
@@ -48,8 +48,8 @@ def choose_node(
 ) -> Node | Unidentified:
     """Find this pod's node by its VPN address.
 
-    If the pod has no VPN interface, find the node by the key metadata. If that names neither a node nor a key, this
-    pod's node is the only node of ours that is online.
+    If the pod has no VPN interface, find the node by the key metadata. If the metadata names neither a node nor a
+    key, this pod's node is the only node of ours that is online.
     """
     ordered = sorted(nodes, key=lambda node: node.sequence)
     ours = [node for node in ordered if node_identity.owns_node(node) and not node.is_expired(now)]
@@ -79,8 +79,8 @@ def find_loss(
         is_gone: Headscale itself reports that this node does not exist, or another machine has its id.
         is_superseded: a later pod of this workload had the name when nodes were last listed.
     """
-    # An empty list can be wrong, so it counts only if Headscale also reports that this pod's node does not exist. After
-    # a later pod had the name, it does not count, because there is no such report about the later pod's node.
+    # An empty list can be wrong, so it counts only if Headscale also reports that this pod's node does not exist. If a
+    # later pod had the name, it never counts, because there is no such report about the node of the later pod.
     if not nodes and (not is_gone or is_superseded):
         return None
     interface = set(hints.interface or ())

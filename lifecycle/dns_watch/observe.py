@@ -91,7 +91,7 @@ def observe(
         return observation
     now = clock()
     if state.is_registered:
-        # These values are only reported. The first pass does not read them, because that would delay the record.
+        # These values are only reported. Reading them before the node is registered would delay the record.
         with suppress(ApiError):
             observation = replace(observation, version=sources.headscale.version())
         if now.monotonic_s >= state.api_keys_due_s:
@@ -268,12 +268,10 @@ def _read_names(
 ) -> tuple[Record, ...]:
     """Read the records at the main name, and those with the workload's mark (the comment of records at further names).
 
-    One request for records that meet either filter is enough if all records are as desired. There are two exceptions:
-
-    - If our records at a further name are not as desired, all records at this name are read. A record of another owner
-      there prevents changes, and does not have the mark.
-    - If the response has no record at the main name, this name is read without the other filter. A server that ignores
-      the parameter `match` returns only records that meet both filters.
+    If all records are right, one request is enough, with a filter for the name and a filter for the comment. If our
+    records at a further name are not right, all records at this name are read, because a foreign record prevents
+    changes, and has another comment. If the response has no record at the main name, this name is also read alone,
+    because a server that ignores the parameter `match` returns only records that meet both filters.
     """
     main = config.main_identity
     comment = workload_mark(main.mark, main.name) if config.further_identities else None

@@ -1,7 +1,8 @@
 """Pure functions that decide which records to publish, what to change, and what to remember about the records.
 
 Our names are the main name (the hostname) and the further names (DNS_ALIASES and DNS_SHARED_NAMES). A marked record has
-the comment that identifies our records. A successor is a node of a later pod of the same workload.
+the comment that identifies our records. A foreign record is not ours, and prevents changes at its name. A successor is
+a node of a later pod of the same workload.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class RecordPlan:
 
     Attributes:
         changes: empty if the records are right.
-        in_the_way: records of other owners, in ascending order of id. Nothing is changed at their names.
+        in_the_way: the foreign records, in ascending order of id. Nothing is changed at their names.
     """
 
     changes: tuple[RecordChange, ...] = ()
@@ -78,7 +79,7 @@ def why_unpublishable(node: Node, config: WatchConfig) -> str:
     if any(not config.main_identity.is_vpn_address(address) for address in node.addresses):
         return "the node's address is outside VPN_PREFIXES; set VPN_PREFIXES to the prefixes of Headscale"
     if node.addresses and not config.ipv6:
-        return "the node has no IPv4 address that this pod's interface has; for IPv6 alone, set DNS_IPV6=true"
+        return "the node has no IPv4 address that this pod's interface has; to publish only IPv6, set DNS_IPV6=true"
     return "the node has no address that this pod's interface has"
 
 
@@ -160,7 +161,6 @@ def plan_name(
 
     Args:
         records: at least all records at the name, in any order.
-        node: this pod's node.
         specs: the desired records, at most one of each type at a name. Our records of other types are deleted, except
             those of `undecided_types`. Without DNS_IPV6, AAAA records are deleted only if they are marked.
         record_identity: criteria for owning a record at the name.

@@ -20,12 +20,12 @@ _DAY_S = 86_400.0
 SLOWEST_POLL_S = 300.0
 """The longest interval between polls of a registered node, unless POLL_INTERVAL is longer."""
 
-# The poll interval of each pod is at least this long for each node in Headscale. Headscale checks the API key of each
-# request with bcrypt, which takes about 60 ms of a core. So the polls of all pods together use a fifth of a core.
+# The poll interval is at least this, times the number of nodes in Headscale. So all pods together send at most 3.3
+# requests per second. Headscale checks the API key of each request with bcrypt, which takes about 60 ms of a core.
 _POLL_S_PER_NODE = 0.3
 
-# If Headscale takes 0.5 s to respond, it is polled every 30 s, which is the default of POLL_INTERVAL. If it takes
-# longer, it is polled less often.
+# The poll interval is at least this, times the seconds that Headscale takes to respond. If Headscale takes 0.5 s, the
+# result is 30 s, which is the default of POLL_INTERVAL.
 _POLL_S_PER_RESPONSE_S = 60.0
 
 # The weight of a new duration in the moving average is 1 / _SMOOTHING.
@@ -33,7 +33,7 @@ _SMOOTHING = 4
 
 _SERVICE_UNAVAILABLE = 503
 
-# A pass that started just before the records are due would read only the node, so it starts this much later.
+# A pass starts this much after the records are due. Just before that time, it would read only the node.
 _MARGIN_S = 0.001
 
 
@@ -64,7 +64,7 @@ def records_are_due(state: State, node: Node, specs: Sequence[RecordSpec], now: 
 
 
 def records_for(state: State, node: Node) -> RecordState:
-    """Return the state of the records. If it is about another node, the records have to be compared again."""
+    """Return the state of the records. If the node is new, the records have to be compared again."""
     if state.node is not None and state.node.is_same(node):
         return state.records
     return replace(state.records, compared_specs=None)
@@ -78,18 +78,18 @@ def is_outdated(records: RecordState, specs: Sequence[RecordSpec], now: Moment) 
 def lookup_wait_s(state: State, config: WatchConfig, now: Moment) -> float:
     """Return the wait before the next lookup: 1, 1, 2, 2, 4, 4 … seconds, and 1 again after the interface has changed.
 
-    When a cluster boots, hundreds of pods start, and each lookup lists all nodes, which is expensive.
+    The wait grows because each lookup lists all nodes, which is expensive, and a cluster that boots starts many pods.
     """
     growing_s = doubled(1.0, (state.lookups - state.lookups_at_change - 1) // 2, max_s=_DAY_S)
     max_s = max_wait_s(config) if state.node is not None else config.retry_interval.total_seconds()
     if restart_helps(state.heal, state, now):
-        # The liveness probe of the tailscale container fails until dns-watch finds the node again.
+        # The liveness probe of the tailscale container fails until dns-watch finds the node again, so poll often.
         max_s = min(config.retry_interval, config.poll_interval).total_seconds()
     return at_least_min_interval(state, subtract_jitter(min(growing_s, max_s), now.jitter), config, now)
 
 
 def with_load(state: State, observation: Observation, now: Moment) -> State:
-    """Remember how many pods use Headscale, and how long it takes to respond."""
+    """Remember how many pods use Headscale, and how long Headscale takes to respond."""
     if observation.response_s is not None:
         change_s = (observation.response_s - state.response_s) / _SMOOTHING
         state = replace(state, response_s=state.response_s + change_s)
@@ -103,7 +103,7 @@ def with_load(state: State, observation: Observation, now: Moment) -> State:
 
 
 def is_overloaded(failure: ApiError) -> bool:
-    """Return True if Headscale refused a request because it receives too many."""
+    """Return True if Headscale refused a request because it receives too many requests."""
     return isinstance(failure, TransientError) and (failure.throttled or failure.status == _SERVICE_UNAVAILABLE)
 
 

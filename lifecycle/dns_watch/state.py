@@ -1,7 +1,8 @@
-"""The immutable values of dns-watch: its settings, and what it observes, remembers and decides in each pass.
+"""The immutable values of dns-watch: its settings, and what it observes, remembers and decides.
 
-A workload's main name is its hostname. Its further names are those of DNS_ALIASES and DNS_SHARED_NAMES. A later pod is
-a newer pod of the same workload. Our records have a mark, which is a comment that identifies them.
+In each pass, dns-watch reads Headscale and Cloudflare once, decides, and makes the changes. A workload's main name is
+its hostname. Its further names are those of DNS_ALIASES and DNS_SHARED_NAMES. A later pod is a newer pod of the same
+workload. Nodes and records are ours if this workload may change them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class WatchConfig:
         key_spec: returns the properties of the pre-auth key to create for a user.
         key_path: the path of the key file, for messages.
         retry_interval: longest interval between lookups of an unregistered node.
-        max_retries: lookups that may fail to find the node before dns-watch gives up; 0 = no limit.
+        max_retries: number of lookups that do not find the node after which dns-watch gives up; 0 = no limit.
         poll_interval: shortest interval between polls of a registered node.
         min_poll_interval: shortest wait between passes after the node has registered for the first time.
         verify_interval: interval between reads of the records if nothing changed.
@@ -78,9 +79,6 @@ class Moment:
     jitter: float
 
 
-# --- What is observed -------------------------------------------------------------------------------
-
-
 class LossKind(StrEnum):
     """Why Headscale has no usable node of this pod."""
 
@@ -89,9 +87,9 @@ class LossKind(StrEnum):
     EXPIRED = "expired"
     """The node exists and has to log in again."""
     STRANDED = "stranded"
-    """This pod's interface has a VPN address that no node has, and every node of this workload has expired."""
+    """This pod's interface has a VPN address that no node has, and this workload has no unexpired node."""
     UNREGISTERED = "unregistered"
-    """No node of this pod was ever found, and every other node of this workload has expired."""
+    """No node of this pod was ever found, and this workload has no other unexpired node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +108,7 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Unidentified:
-    """This pod's node cannot be determined; nothing is changed."""
+    """This pod's node cannot be determined, so nothing is changed."""
 
     reason: str
 
@@ -182,7 +180,6 @@ class Observation:
     """Everything that one pass read. A value that was not read is None.
 
     Attributes:
-        node: this pod's node.
         node_identity: criteria for owning a node; None also if our Headscale user is unknown.
         metadata: the key metadata; None also if its file does not exist.
         version: Headscale's version; "" if it could not be read.
@@ -200,9 +197,6 @@ class Observation:
     api_key: ApiKeyRead | FailedRead | None = None
     response_s: float | None = None
     fleet_size: int | FailedRead | None = None
-
-
-# --- What is remembered -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +235,7 @@ class HealState:
     """What is remembered about a lost node and its repair.
 
     Attributes:
-        loss_count: None if the last lookup found the node, failed, or did not show whether the node is lost.
+        loss_count: None if the last lookup failed, found the node, or did not show whether the node is lost.
         lost: the confirmed loss; None if there is none.
         is_superseded: a later pod has the name, so that this pod must not register again.
         key: the usable key in the key file, with which the node can register again; None if there is none.
@@ -261,7 +255,7 @@ class HealState:
 
 @dataclass(frozen=True, slots=True)
 class RecordState:
-    """What is remembered about the DNS records; the times are monotonic.
+    """What is remembered about the DNS records. All times are monotonic.
 
     Attributes:
         compared_specs: the desired records at the last comparison with the existing ones; None = compare again.
@@ -269,7 +263,7 @@ class RecordState:
         not_before_s: time of the next request to Cloudflare after a failure.
         failures: consecutive failures of Cloudflare.
         in_sync: the records were right when they were last read.
-        reason: why they are not in sync; "" if they are.
+        reason: why the records are not in sync; "" if they are.
         addresses: the addresses that were published last.
         verified_at_s: time when the records were last right; None = never.
     """
@@ -286,17 +280,17 @@ class RecordState:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything that dns-watch remembers between passes; the times are monotonic.
+    """Everything that dns-watch remembers between passes. All times are monotonic.
 
     Attributes:
         node: this pod's node when it was last found; None = never yet.
-        is_registered: the node was found by the last lookup that did not fail.
+        is_registered: the last lookup whose request did not fail found the node.
         node_warned_at_s: time of the last warning that the node expires soon.
         api_keys_due_s: time when the list of API keys is read next.
         node_identity: criteria for owning a node; None until the users were read.
         superseded_by: the id of a later pod's node, because of which this pod changes no record; None if there is none.
         interface_seen_s: time when the pod last had a VPN interface, or when dns-watch started if it never had one.
-        lookups: consecutive lookups that did not find the node. A lookup that failed is not counted.
+        lookups: consecutive lookups that did not find the node. Lookups whose request failed are not counted.
         lookups_at_change: the value of `lookups` when the interface last changed.
         failures: consecutive failures of Headscale.
         idle_polls: consecutive polls after which nothing was changed or reported.
@@ -333,16 +327,13 @@ class State:
     reported_problem: str = ""
 
 
-# --- What is decided --------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A failed exchange with an upstream.
+    """A failure of an upstream, which is Headscale, Cloudflare or the Kubernetes API.
 
     Attributes:
-        failures_in_a_row: how many exchanges with it have failed since the last success.
-        wait_s: seconds until the next request to it.
+        failures_in_a_row: how often the upstream has failed since its last success.
+        wait_s: seconds until the next request to the upstream.
     """
 
     error: ApiError
@@ -355,11 +346,11 @@ class Decision:
     """What to change, remember and log, and when the next pass is due.
 
     Attributes:
-        changes: what to change, in this order; the record changes at one name are one transaction.
+        changes: what to change, in this order. The record changes at one name are one transaction.
         in_the_way: records at our names that are not ours. Nothing is changed at these names.
         wait_s: seconds until the next pass.
         events: what to log, in this order.
-        failures: the failed exchanges with upstreams.
+        failures: the failures of upstreams.
         give_up: why dns-watch ends; None = it continues.
     """
 

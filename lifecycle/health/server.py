@@ -87,8 +87,7 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: str | None, port: int, handler: Callable[..., BaseHTTPRequestHandler]) -> None:
         self._clients: dict[socket.socket, None] = {}
         self._clients_lock = Lock()
-        is_wildcard = address is None
-        if is_wildcard and socket.has_dualstack_ipv6():
+        if address is None and socket.has_dualstack_ipv6():
             listener = socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
         else:
             family = socket.AF_INET6 if ":" in (address or "") else socket.AF_INET

@@ -124,7 +124,7 @@ def write_document(document: str, root: yaml.Node, added: Sequence[ItemsAsText],
     """
     if is_json:
         return f"{_json(root, '')}\n"
-    text = _to_yaml(root)
+    text: str = yaml.serialize(root, Dumper=_Dumper, width=2**31 - 1, allow_unicode=True)
     for items in added:
         before, _, after = text.partition(f"- {items.placeholder}\n")
         indent = before.rpartition("\n")[2]
@@ -134,11 +134,6 @@ def write_document(document: str, root: yaml.Node, added: Sequence[ItemsAsText],
     if document.startswith("---") and not prefix:
         prefix = "---\n"
     return f"{prefix}{text}"
-
-
-def _to_yaml(node: yaml.Node) -> str:
-    text: str = yaml.serialize(node, Dumper=_Dumper, width=2**31 - 1, allow_unicode=True)
-    return text
 
 
 def block_yaml(value: Any, indent: str = "") -> str:
