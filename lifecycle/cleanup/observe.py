@@ -52,12 +52,12 @@ def observe(
     timeout_s = settings.http_timeout.total_seconds()
     deadline = monotonic() + timeout_s
 
-    def read_zone() -> tuple[Record, ...]:
+    def read_records() -> tuple[Record, ...]:
         with time_budget(timeout_s):
             return tuple(cloudflare.records(settings.record_name, comment=settings.workload_mark))
 
     # Cloudflare's token is read from a file. The read can block, and no time budget limits it, so a thread does it.
-    zone = in_background(read_zone, name="zone")
+    reading = in_background(read_records, name="zone")
     detection = in_background(headscale.detect_version, name="version")
     try:
         user = choose_user(headscale.users(), settings.headscale_user)
@@ -73,7 +73,7 @@ def observe(
     records: tuple[Record, ...] | None = None
     problem: LifecycleError | None = None
     try:
-        records = zone.result(max(0.0, deadline - monotonic()))
+        records = reading.result(max(0.0, deadline - monotonic()))
     except TimeoutError:
         problem = LifecycleError("Cloudflare did not respond within HTTP_TIMEOUT")
     except LifecycleError as error:

@@ -18,9 +18,9 @@ class CleanupConfig:
 
     Attributes:
         tags: tags of our pre-auth keys.
-        main_identity: criteria for owning a record at the main name.
-        further_identities: criteria for owning a record at each further name.
-        key_spec: returns the pre-auth key to create for a user.
+        main_identity: criteria for owning a record at the main name, which is the hostname.
+        further_identities: criteria for owning a record at each further name (DNS_ALIASES and DNS_SHARED_NAMES).
+        key_spec: returns the properties of the pre-auth key to create for a user.
         keep_node: keep the node that the state Secret names.
         leave_one_record: keep one stale record of each type, so that the name continues to resolve.
     """
@@ -43,8 +43,8 @@ class SavedState:
     """What tailscale saved in its state Secret.
 
     Attributes:
-        node_id: "" if the Secret names no node.
-        machine_key: in Headscale's notation; None if it is unknown.
+        node_id: the node's id in Headscale; "" if the Secret contains none.
+        machine_key: the node's public machine key in Headscale's notation; None if it is unknown.
     """
 
     node_id: str
@@ -59,10 +59,9 @@ class Observation:
         version: Headscale's version.
         user: the owner of our nodes and keys.
         nodes: all nodes in Headscale.
-        records: all records at the main name (the hostname), and all that have the workload's mark, which is the
-            comment of our records at further names (DNS_ALIASES and DNS_SHARED_NAMES); None if they could not be read.
+        records: all records at the main name, and our records at further names; None if they could not be read.
         records_error: why the records could not be read.
-        state: None if the state Secret does not exist or is not needed.
+        state: what tailscale saved; None if the state Secret does not exist or is not needed.
     """
 
     version: str
@@ -87,7 +86,7 @@ class Plan:
     Attributes:
         records: the stale records. Directly before their deletion, they are planned again from a new list of nodes.
         kept: the kept node, or the reason why there is none; None unless NODE_POLICY=keep.
-        foreign: nodes with our hostname that are not ours; they stay.
+        foreign: the nodes that have our hostname but are not ours. They are not changed.
     """
 
     nodes: tuple[DeleteNode, ...]

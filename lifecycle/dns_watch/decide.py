@@ -99,17 +99,17 @@ def conclude(
     return replace(done, state=state, wait_s=wait_s, events=events, failures=failures)
 
 
-def failure_event(failed: Failure) -> Event:
-    """Return the event about a failed exchange with an upstream."""
+def failure_event(failure: Failure) -> Event:
+    """Return the event about a failure of an upstream."""
     # Refused credentials need an operator. An outage may end by itself.
-    level = error if isinstance(failed.error, AuthError) else warning
+    level = error if isinstance(failure.error, AuthError) else warning
     return level(
         "pass.failed",
-        upstream=failed.error.upstream,
-        error=str(failed.error),
-        error_type=type(failed.error).__name__,
-        failures_in_a_row=failed.failures_in_a_row,
-        wait_s=round(failed.wait_s, 1),
+        upstream=failure.error.upstream,
+        error=str(failure.error),
+        error_type=type(failure.error).__name__,
+        failures_in_a_row=failure.failures_in_a_row,
+        wait_s=round(failure.wait_s, 1),
     )
 
 
@@ -130,7 +130,7 @@ def _after_headscale_failure(state: State, failure: ApiError, config: WatchConfi
 
 
 def _with_identity(state: State, observation: Observation, config: WatchConfig) -> tuple[State, tuple[Event, ...]]:
-    """Remember Headscale's version and the criteria for owning a node, and log each problem with them once."""
+    """Remember Headscale's version and the criteria for owning a node, and log each problem once."""
     events: tuple[Event, ...] = ()
     if observation.version and observation.version != state.headscale_version:
         untested = untested_warning(observation.version)

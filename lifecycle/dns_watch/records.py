@@ -321,7 +321,7 @@ def with_cloudflare_failure(state: State, failure: ApiError, config: WatchConfig
 
 
 def with_successor(state: State, successor: Node | None) -> tuple[State, tuple[Event, ...]]:
-    """Remember the successor because of which this pod changes no record, and log if it is another than before."""
+    """Remember the successor because of which this pod changes no record, and log a change of it."""
     successor_id = successor.id if successor else None
     if successor_id == state.superseded_by:
         return state, ()

@@ -118,7 +118,7 @@ def idle_interval_s(state: State, config: WatchConfig) -> float:
 
 
 def poll_interval_s(state: State, config: WatchConfig) -> float:
-    """Return the poll interval: POLL_INTERVAL after a change or an event, then doubled with each poll without one."""
+    """Return the poll interval: POLL_INTERVAL after a change or an event, then doubled with each idle poll."""
     doublings = max(state.idle_polls - 1, 0)
     return doubled(config.poll_interval.total_seconds(), doublings, max_s=idle_interval_s(state, config))
 

@@ -105,7 +105,7 @@ class Prune:
         apply.change_records(records, self.writers.cloudflare)
 
     def _plan(self) -> tuple[User, list[PruneWorkload]]:
-        """Read both upstreams; return the owner of our nodes, and the workloads to remove."""
+        """Read Headscale and Cloudflare. Return the owner of our nodes, and the workloads to remove."""
         headscale = self.writers.headscale
         observation = observe(self.settings, headscale=headscale, cloudflare=self.writers.cloudflare)
         return observation.user, plan_prune(observation, config=self._config, now=headscale.server_time(self.now()))

@@ -70,7 +70,7 @@ PLACEHOLDERS = {"DOMAIN_NAME": PLACEHOLDER_DOMAIN, "LOGIN_SERVER": f"https://{PL
 
 Command = TypeVar("Command", bound="Settings")
 
-# With HEADSCALE_ACCESS=exec, each request starts a process in Headscale's pod.
+# With HEADSCALE_ACCESS=exec, each request starts a process in Headscale's pod, so polls are expensive.
 _EXEC_POLL_INTERVAL = timedelta(seconds=60)
 
 # Source: Cloudflare API v4, `ttl` of a DNS record. Only Enterprise zones accept a shorter TTL.
