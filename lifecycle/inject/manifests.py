@@ -39,6 +39,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 # A line with the prefix of our label and annotations, before any comment.
 _PREFIX = re.compile(rf"^[^#\n]*{DOMAIN}/", re.MULTILINE)
 
+# The API versions of these kinds.
 _VERSIONS = frozenset({"v1", "apps/v1", "batch/v1"})
 
 # How deep lists within lists are searched. The limit is needed because an alias can make a list contain itself.

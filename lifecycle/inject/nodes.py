@@ -20,6 +20,7 @@ from lifecycle.domain.errors import ManifestError
 _MAX_NODES = 200_000
 MAX_DEPTH = 200
 """How deep a document can be nested: more than any manifest, and less than exhausts the stack of the parser."""
+
 # The tags (YAML's word for types) of the values that a manifest can have. Other tags have no counterpart in JSON.
 STRING, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 _MAPPING, _SEQUENCE = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
@@ -29,6 +30,7 @@ VALUE = "tag:yaml.org,2002:value"
 _KNOWN_TAGS = frozenset(
     f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp", "merge")
 )
+# The tags of the scalars that `node_value` converts to Python values.
 _CONSTRUCTED = frozenset(f"tag:yaml.org,2002:{name}" for name in ("int", "bool", "null"))
 _TAGS = {bool: "tag:yaml.org,2002:bool", type(None): "tag:yaml.org,2002:null"}
 _CONSTRUCTOR = yaml.constructor.SafeConstructor()

@@ -20,7 +20,7 @@ CONTAINERS = ("cleanup", "tailscale", "dns-watch")
 """The containers that are added, in the order in which they start."""
 
 PORTS = (9002, 9003)
-"""The ports of the pod that tailscale and dns-watch use."""
+"""The ports of the pod on which tailscale and dns-watch serve their state."""
 
 KEY_VOLUME = f"{DOMAIN}-auth"
 """The volume with the key file, which every pod with the containers has."""

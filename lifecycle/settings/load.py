@@ -59,6 +59,7 @@ def load(command: type[Command]) -> Command:
             problems.setdefault(name, _message(detail) + _advice(values.pop(name, ""), values))
             if command_variables(command)[name].is_required():
                 values[name] = PLACEHOLDERS[name]
+        # Without the invalid values, so that `problems` can check the others.
         settings = command.model_validate(values)
     # A secret is not also reported as missing if its file is invalid, nor the hostname if the pod's name is invalid.
     reported = {name.removesuffix("_FILE") for name in problems} | problems.keys()

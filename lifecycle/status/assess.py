@@ -103,9 +103,9 @@ _ADVICE = {
     "tailscale. After a restart of Headscale, nodes come back within minutes. If the workload was removed, "
     "run `lifecycle prune --name NAME`.",
     State.DRIFTED: "The record does not have the address of the node. dns-watch corrects it within VERIFY_INTERVAL. "
-    "If it stays, read the log of dns-watch.",
-    State.NO_RECORD: "The node is online and has no record. dns-watch creates it within seconds. If it stays, read "
-    "the log of dns-watch.",
+    "If the state stays, read the log of dns-watch.",
+    State.NO_RECORD: "The node is online and has no record. dns-watch creates it within seconds. If the state "
+    "stays, read the log of dns-watch.",
     State.EXPIRED: "The node has to log in again. Delete the pod (with NODE_POLICY=keep, delete the node in Headscale "
     "first). If the workload was removed, run `lifecycle prune --name NAME`.",
     State.ORPHANED: "No node has the name. If the workload was removed, run `lifecycle prune --name NAME`. If it "
@@ -115,15 +115,15 @@ _ADVICE = {
     State.SUPERSEDED: "A later pod of the workload has the name. If this node stays online for a quarter of an hour, "
     "two pods run: stop the older one.",
 }
-_UNREAD = "Headscale or Cloudflare could not be read. Solve the problem below, and run this again."
-_EMPTY_TAILNET = (
-    "Headscale lists no node at all. A server that has just started does that for a moment: run this again. If it "
-    "stays, the server has another database, or the nodes were deleted."
+_UNREADABLE = "Headscale or Cloudflare could not be read. Solve the problem below, and run the command again."
+_NO_NODES = (
+    "Headscale lists no node at all. This can happen for a moment after its start, so run the command again. If the "
+    "state stays, Headscale uses another database, or the nodes were deleted."
 )
 
 
 @dataclass(frozen=True, slots=True)
-class _Workload:
+class _WorkloadName:
     """One name of a workload, with all records and nodes that have it."""
 
     record_identity: RecordIdentity
@@ -143,7 +143,7 @@ def assess_workloads(observation: Observation, *, config: StatusConfig, now: dat
     problems = list(observation.problems)
     rows = [
         _with_main_name(row, workload.record_identity)
-        for workload in _workloads(observation, config)
+        for workload in _workload_names(observation, config)
         for row in _rows(workload, observation, config, now)
     ]
     rows.sort(key=lambda row: row.name)
@@ -160,7 +160,7 @@ def assess_workloads(observation: Observation, *, config: StatusConfig, now: dat
     return rows, problems
 
 
-def _workloads(observation: Observation, config: StatusConfig) -> Iterator[_Workload]:
+def _workload_names(observation: Observation, config: StatusConfig) -> Iterator[_WorkloadName]:
     """Yield each name of each workload of the owner: the main name, and the further names that have records.
 
     A node without a record belongs to a workload of the owner if its user is ours and its name is in our domain.
@@ -178,7 +178,7 @@ def _workloads(observation: Observation, config: StatusConfig) -> Iterator[_Work
         records_here, nodes_here = records[name], nodes[name]
         if any(map(record_identity.is_marked, records_here)):
             # If the DOMAIN_NAME of the workload differs from ours, its node is found by the hostname alone.
-            yield _Workload(record_identity, records_here, nodes_here or by_hostname[name.partition(".")[0]])
+            yield _WorkloadName(record_identity, records_here, nodes_here or by_hostname[name.partition(".")[0]])
         elif (
             is_in_domain(name, config.domain)
             and any(_owns(node, observation, config) for node in nodes_here)
@@ -188,11 +188,11 @@ def _workloads(observation: Observation, config: StatusConfig) -> Iterator[_Work
                 if record_identity.is_marked_by_another(record)
             )
         ):
-            yield _Workload(record_identity, records_here, nodes_here)
+            yield _WorkloadName(record_identity, records_here, nodes_here)
     for name, records_here in sorted(records.items()):
         for main_name in sorted({marked_workload(record, config.mark) or name for record in records_here} - {name}):
             nodes_here = nodes[main_name] or by_hostname[main_name.partition(".")[0]]
-            yield _Workload(_further_identity(name, main_name, records_here, config), records_here, nodes_here)
+            yield _WorkloadName(_further_identity(name, main_name, records_here, config), records_here, nodes_here)
 
 
 def _further_identity(
@@ -212,7 +212,7 @@ def _with_main_name(row: Row, record_identity: RecordIdentity) -> Row:
     return replace(row, advice=f"This is a further name of {record_identity.target}. {row.advice}")
 
 
-def _rows(workload: _Workload, observation: Observation, config: StatusConfig, now: datetime) -> Iterator[Row]:
+def _rows(workload: _WorkloadName, observation: Observation, config: StatusConfig, now: datetime) -> Iterator[Row]:
     record_identity, name = workload.record_identity, workload.record_identity.name
     ours = [record for record in workload.records if record_identity.owns_record(record)]
     if not config.ipv6:
@@ -226,9 +226,9 @@ def _rows(workload: _Workload, observation: Observation, config: StatusConfig, n
     candidates = [node for node in valid if node.online] or valid or owned
     node = candidates[-1] if candidates else None
     if observation.nodes is None or observation.records is None:
-        yield Row(name, State.UNKNOWN, records, node, advice=_UNREAD)
+        yield Row(name, State.UNKNOWN, records, node, advice=_UNREADABLE)
     elif not observation.nodes:
-        yield Row(name, State.UNKNOWN, records, advice=_EMPTY_TAILNET)
+        yield Row(name, State.UNKNOWN, records, advice=_NO_NODES)
     elif node is not None:
         yield _row_with_node(workload, node, records, apex=observation.apex, config=config, now=now)
     elif workload.nodes:
@@ -243,7 +243,7 @@ def _rows(workload: _Workload, observation: Observation, config: StatusConfig, n
 
 
 def _row_with_node(
-    workload: _Workload,
+    workload: _WorkloadName,
     node: Node,
     records: tuple[Record, ...],
     *,

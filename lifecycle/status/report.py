@@ -74,7 +74,7 @@ def make_shortener(words: Iterable[str]) -> Callable[[str], str]:
     names = re.compile(f"{known}|{_DOTTED}" if known else _DOTTED)
 
     def shorten(value: str) -> str:
-        value = names.sub(lambda found: _LABEL.sub(r"\1*", found[0]), value)
+        value = names.sub(lambda match: _LABEL.sub(r"\1*", match[0]), value)
         return _IPV6.sub(r"\1:*", _IPV4.sub(r"\1.*.*", value))
 
     return shorten
