@@ -219,7 +219,7 @@ class Settings(BaseSettings):
     hostname: str | None = Field(None, exclude=True)
 
     def problems(self) -> Iterable[str]:
-        """Check combinations of settings; each problem begins with the variable's name."""
+        """Yield the problems with combinations of settings. Each problem begins with the name of a variable."""
         for name in SECRETS:
             value, file = getattr(self, name.lower()), getattr(self, f"{name.lower()}_file")
             if value and file:
@@ -484,7 +484,7 @@ class CleanupSettings(Settings):
         return super().uses_kubernetes or self.node_policy == "keep"
 
     def problems(self) -> Iterable[str]:
-        """Check combinations of settings; each problem begins with the variable's name."""
+        """Yield the problems with combinations of settings. Each problem begins with the name of a variable."""
         yield from super().problems()
         if self.node_policy == "keep" and not self.ts_kube_secret:
             yield "TS_KUBE_SECRET: is required for NODE_POLICY=keep; set it to the name of tailscale's state Secret"
@@ -533,7 +533,7 @@ class DnsWatchSettings(Settings):
         return max(self.poll_interval, self.min_poll_interval)
 
     def problems(self) -> Iterable[str]:
-        """Check combinations of settings; each problem begins with the variable's name."""
+        """Yield the problems with combinations of settings. Each problem begins with the name of a variable."""
         yield from super().problems()
         if self.dns_ttl != _AUTOMATIC_TTL and not _MIN_TTL_S <= self.dns_ttl <= _MAX_TTL_S:
             yield f"DNS_TTL: must be {_MIN_TTL_S} to {_MAX_TTL_S} seconds, or {_AUTOMATIC_TTL} for automatic"
@@ -550,7 +550,7 @@ class PruneSettings(Settings):
     )
 
     def problems(self) -> Iterable[str]:
-        """Check combinations of settings; each problem begins with the variable's name."""
+        """Yield the problems with combinations of settings. Each problem begins with the name of a variable."""
         yield from super().problems()
         if self.dns_owner is None:
             yield "DNS_OWNER: is required for prune, since the pod's own namespace may be another owner"
@@ -564,7 +564,7 @@ class StatusSettings(DnsWatchSettings):
     """Settings of `status`. They include those of dns-watch, because `status` can run in the container of dns-watch."""
 
     def problems(self) -> Iterable[str]:
-        """Check combinations of settings; each problem begins with the variable's name."""
+        """Yield the problems with combinations of settings. Each problem begins with the name of a variable."""
         yield from super().problems()
         if not (self.dns_owner or self.pod_namespace or SERVICE_ACCOUNT_NAMESPACE.exists()):
             yield (
@@ -601,7 +601,7 @@ class InjectSettings(CleanupSettings, DnsWatchSettings):
     ssl_cert_dir: str | None = None
 
     def problems(self) -> Iterable[str]:
-        """Check combinations of settings; each problem begins with the variable's name."""
+        """Yield the problems with combinations of settings. Each problem begins with the name of a variable."""
         # The checks of the base classes need the secrets and the hostname, which only the pod has.
         if not is_login_server(self.login_server):
             yield (
