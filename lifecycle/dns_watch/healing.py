@@ -100,7 +100,7 @@ def heal_loss(
     """Report a confirmed loss, and decide whether a fresh key is needed.
 
     Args:
-        heal: as `count_loss` returned it.
+        heal: the result of `count_loss`.
         state: what was remembered before this pass.
         key_check: the comparison of the key in the file with Headscale's list; None if it was not due.
 
@@ -121,8 +121,8 @@ def heal_loss(
     if metadata is None or metadata.pre_auth_key_id is None:
         if config.self_heal and not heal.reported_no_metadata:
             problem = (
-                "SELF_HEAL needs the key metadata, which does not exist. Mount the volume that cleanup writes to in "
-                f"this container too, at the folder of {config.key_path}."
+                "SELF_HEAL needs the key metadata, which does not exist. Mount the volume of the key file "
+                f"({config.key_path}) in this container, too."
             )
             events = (*events, error("key_file.unwritable", error=problem))
             heal = replace(heal, reported_no_metadata=True)
