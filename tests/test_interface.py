@@ -1,6 +1,7 @@
-"""The addresses of the VPN interface and the events about their changes, with real interfaces in a network namespace.
+"""Test how the program reads the addresses of the VPN interface, and how it notices that they have changed.
 
-Each test runs a Python program in a new process, because a process cannot leave the namespace that it has created.
+The interfaces are real ones in a network namespace. Each test runs a Python program in a new process, because a process
+cannot leave the namespace that it has created.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ import pytest
 from lifecycle.clients.interface import InterfaceEvents, interface_addresses
 from tests.conftest import FakeStop
 
-# Each program starts with this. It creates a network namespace, which ends with the process. The function `run` runs
-# `ip`, or creates an interface with the command "create".
+# Each program starts with this code. It creates a network namespace, which exists until the process ends. It also
+# defines the function `run`, which runs `ip` with the given arguments. The command "create" creates an interface.
 CREATE_NAMESPACE = """
 import ctypes, json, os, subprocess, sys
 
@@ -69,7 +70,8 @@ addresses = interface_addresses("tailscale0")
 print(json.dumps({"addresses": None if addresses is None else sorted(map(str, addresses))}))
 """
 
-# Counts the waits that an event has ended, after each of three waits. Only after an event, `wait` calls `Stop.wait`.
+# This program waits three times, and records after each wait how many waits an event has ended so far. It counts the
+# calls of `Stop.wait`, because `InterfaceEvents.wait` calls this method only after an event.
 COUNT_EVENTS = """
 from lifecycle.clients.interface import InterfaceEvents
 from lifecycle.runtime.stop import StopEvent
@@ -80,14 +82,14 @@ class Stop(StopEvent):
     def wait(self, timeout=None):
         self.waits_ended += 1
 
-before, during = json.loads(sys.argv[1])
+earlier_commands, commands = json.loads(sys.argv[1])
 run("link", "set", "lo", "up")
-for command in before:
+for command in earlier_commands:
     run(*command)
 stop = Stop()
 events = InterfaceEvents(stop)
 waits_ended = []
-for command in during:
+for command in commands:
     run(*command)
 for _ in range(2):
     events.wait(0, is_settled=True)
@@ -104,9 +106,9 @@ HANGS_AFTER_S = 120
 V4, V6 = "100.64.0.5", "fd7a:115c:a1e0::5"
 CREATE = ["create", "tailscale0"]
 UP = ["link", "set", "tailscale0", "up"]
-# The kernel assigns no link-local address.
+# With this setting, the kernel assigns no link-local address.
 NO_LINK_LOCAL = ["link", "set", "tailscale0", "addrgenmode", "none"]
-# A new IPv6 address can be used immediately, without duplicate address detection.
+# With this option, a new IPv6 address can be used immediately, without duplicate address detection.
 NO_DAD = "nodad"
 
 RunInNamespace = Callable[[str, Any], Any]
@@ -141,7 +143,7 @@ def run_in_namespace(repository: Path, clean_environment: dict[str, str]) -> Run
 
 
 def test_addresses_of_an_existing_interface_are_returned() -> None:
-    """They are values, because an IPv6 address has many spellings."""
+    """They are returned as objects, because an IPv6 address can be written in several ways."""
     addresses = interface_addresses("lo")
 
     assert addresses is not None
@@ -152,7 +154,7 @@ def test_addresses_of_an_existing_interface_are_returned() -> None:
 @pytest.mark.parametrize(
     "name", ["nosuch0", "", "l", "lo0", "LO", "lo ", "127.0.0.1", "a-name-longer-than-any-interface"]
 )
-def test_missing_interface_has_none_instead_of_addresses(name: str) -> None:
+def test_result_for_a_missing_interface_is_none(name: str) -> None:
     assert interface_addresses(name) is None
 
 
@@ -211,7 +213,7 @@ def test_addresses_of_a_tunnel(
 
 
 @pytest.mark.parametrize(
-    ("before", "during"),
+    ("earlier_commands", "commands"),
     [
         pytest.param([], [CREATE], id="new interface"),
         pytest.param([CREATE], [add_address(f"{V4}/32")], id="new IPv4 address"),
@@ -224,10 +226,10 @@ def test_addresses_of_a_tunnel(
     ],
 )
 def test_change_ends_exactly_one_wait(
-    run_in_namespace: RunInNamespace, before: list[list[str]], during: list[list[str]]
+    run_in_namespace: RunInNamespace, earlier_commands: list[list[str]], commands: list[list[str]]
 ) -> None:
     """The kernel can send several messages about one change."""
-    output = run_in_namespace(COUNT_EVENTS, [before, during])
+    output = run_in_namespace(COUNT_EVENTS, [earlier_commands, commands])
 
     assert output["waits_ended"] == [1, 1, 1]
 
@@ -236,7 +238,7 @@ class FailingSocket(socket.socket):
     """A netlink socket of which one method fails.
 
     Attributes:
-        failing: the name of that method.
+        failing: the name of the method that fails.
     """
 
     failing = ""
@@ -255,7 +257,7 @@ class FailingSocket(socket.socket):
 
 
 class ReadableStop(FakeStop):
-    """A stop event for which the socket always has data."""
+    """A stop event whose `wait_readable` always reports that the socket has data."""
 
     times_readable = 0
 
@@ -282,7 +284,10 @@ def test_interface_is_polled_if_the_subscription_fails(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(("is_settled", "expected_s"), [(False, 1.0), (True, 60.0)])
 def test_wait_without_an_event_ends_after_a_second_or_a_minute(is_settled: bool, expected_s: float) -> None:
-    """The kernel drops messages if the socket's buffer is full."""
+    """An event can be lost, because the kernel drops messages if the socket's buffer is full.
+
+    If `is_settled` is True, no change is expected soon.
+    """
     stop = FakeStop()
 
     with closing(InterfaceEvents(stop)) as events:

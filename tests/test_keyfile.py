@@ -1,4 +1,7 @@
-"""The key file and its metadata: they are complete or absent, whatever fails while they are written."""
+"""Test that the key file is complete or absent, whatever fails while it is written.
+
+The key metadata, a second file that describes the key, is tested in the same way.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ METADATA = KeyMetadata(pre_auth_key_id="7")
 TEMPORARY = ".authkey.tmp"
 
 # The user id of `nobody`.
-UNPRIVILEGED = 65534
+UNPRIVILEGED_UID = 65534
 
 
 def mode_of(path: Path) -> int:
@@ -57,7 +60,7 @@ def key_file(tmp_path: Path) -> KeyFileWriter:
 
 
 @pytest.fixture
-def old_key(key_file: KeyFileWriter) -> KeyFileWriter:
+def old_key_file(key_file: KeyFileWriter) -> KeyFileWriter:
     """A key file from an earlier start of the pod."""
     key_file.write(OLD_KEY, KeyMetadata(pre_auth_key_id="3"))
     return key_file
@@ -85,18 +88,18 @@ def max_file_size(size: int) -> Iterator[None]:
 
 @pytest.fixture
 def unprivileged_folder() -> Iterator[Path]:
-    """Return a folder, and run the test as a user other than root, who would ignore permission bits."""
+    """Return a folder, and run the test as an unprivileged user, because root ignores permission bits."""
     folder = Path(tempfile.mkdtemp())
     if os.geteuid() != 0:
         yield folder
         folder.chmod(0o700)
         shutil.rmtree(folder)
         return
-    os.chown(folder, UNPRIVILEGED, UNPRIVILEGED)
-    os.seteuid(UNPRIVILEGED)
+    os.chown(folder, UNPRIVILEGED_UID, UNPRIVILEGED_UID)
+    os.seteuid(UNPRIVILEGED_UID)
     try:
         if not os.access(folder, os.W_OK, effective_ids=True):
-            pytest.skip("the folder for temporary files is private; set TMPDIR to one that every user can enter")
+            pytest.skip("the folder for temporary files is private; set TMPDIR to a folder that every user can enter")
         yield folder
     finally:
         os.seteuid(0)
@@ -104,7 +107,7 @@ def unprivileged_folder() -> Iterator[Path]:
 
 
 class TestWrite:
-    """Writing a key succeeds."""
+    """Tests in which a key is written."""
 
     def test_file_contains_exactly_the_key(self, key_file: KeyFileWriter) -> None:
         """There is no line break at the end, because tailscale uses every byte as the key."""
@@ -122,7 +125,7 @@ class TestWrite:
     @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077, 0o777])
     @pytest.mark.parametrize("mode", [0o640, 0o600, 0o400, 0o644, 0o440])
     def test_modes_do_not_depend_on_the_umask(self, tmp_path: Path, mode: int, mask: int) -> None:
-        """The mode of the key lets tailscale run as another user of the pod's group."""
+        """The mode of the key file can allow a tailscale container that runs as another user to read the key."""
         key_file = KeyFileWriter(tmp_path / "authkey", mode)
 
         with umask(mask):
@@ -132,17 +135,17 @@ class TestWrite:
         assert mode_of(key_file.path) == mode
         assert mode_of(key_file.metadata_path) == 0o644
 
-    def test_mode_of_an_existing_file_is_changed_to_the_default(self, old_key: KeyFileWriter) -> None:
-        old_key.path.chmod(0o666)
+    def test_mode_of_an_existing_file_is_changed_to_the_default(self, old_key_file: KeyFileWriter) -> None:
+        old_key_file.path.chmod(0o666)
 
-        old_key.write(KEY, METADATA)
+        old_key_file.write(KEY, METADATA)
 
-        assert mode_of(old_key.path) == 0o640
+        assert mode_of(old_key_file.path) == 0o640
 
-    def test_reader_of_the_old_file_gets_the_complete_old_key(self, old_key: KeyFileWriter) -> None:
+    def test_reader_of_the_old_file_gets_the_complete_old_key(self, old_key_file: KeyFileWriter) -> None:
         """The file is replaced, not overwritten."""
-        with old_key.path.open("rb") as reader:
-            old_key.write(KEY, METADATA)
+        with old_key_file.path.open("rb") as reader:
+            old_key_file.write(KEY, METADATA)
 
             assert reader.read() == OLD_TEXT.encode()
 
@@ -164,13 +167,23 @@ class TestWrite:
 
     @pytest.mark.parametrize("name", ["authkey", ".hidden", "key.txt", "ключ", "a b", "x" * 200])
     def test_folder_contains_only_key_and_metadata(self, tmp_path: Path, name: str) -> None:
-        """The files can have any name."""
+        """The key file can have any name."""
         key_file = KeyFileWriter(tmp_path / name)
 
         key_file.check_writable()
         key_file.write(KEY, METADATA)
 
         assert names_in(tmp_path) == sorted([name, f"{name}.id"])
+
+    def test_key_is_written_to_a_folder_that_is_not_readable(self, unprivileged_folder: Path) -> None:
+        """Such a folder cannot be opened for fsync."""
+        key_file = KeyFileWriter(unprivileged_folder / "authkey")
+        unprivileged_folder.chmod(0o300)
+
+        key_file.check_writable()
+        key_file.write(KEY, METADATA)
+
+        assert key_file.path.read_text() == KEY_TEXT
 
 
 class TestLeftovers:
@@ -218,9 +231,9 @@ class TestLeftovers:
 
 
 class TestCannotBeWritten:
-    """Writing a key fails: the old key stays, and no part of the new one is left."""
+    """Tests in which a key cannot be written. The old key stays, and no part of the new key is left."""
 
-    def test_missing_folder(self, tmp_path: Path) -> None:
+    def test_missing_folder_is_an_error(self, tmp_path: Path) -> None:
         key_file = KeyFileWriter(tmp_path / "volume" / "authkey")
 
         with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
@@ -244,7 +257,7 @@ class TestCannotBeWritten:
         with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
             KeyFileWriter(tmp_path / path).check_writable()
 
-    def test_read_only_folder(self, unprivileged_folder: Path) -> None:
+    def test_read_only_folder_is_an_error(self, unprivileged_folder: Path) -> None:
         key_file = KeyFileWriter(unprivileged_folder / "authkey")
         key_file.write(OLD_KEY, METADATA)
         unprivileged_folder.chmod(0o500)
@@ -258,7 +271,7 @@ class TestCannotBeWritten:
         assert key_file.path.read_text() == OLD_TEXT
         assert names_in(unprivileged_folder) == ["authkey", "authkey.id"]
 
-    def test_folder_without_permission_to_enter(self, unprivileged_folder: Path) -> None:
+    def test_folder_without_permission_to_enter_is_an_error(self, unprivileged_folder: Path) -> None:
         key_file = KeyFileWriter(unprivileged_folder / "volume" / "authkey")
         key_file.path.parent.mkdir()
         unprivileged_folder.chmod(0o000)
@@ -268,31 +281,21 @@ class TestCannotBeWritten:
 
         unprivileged_folder.chmod(0o700)
 
-    def test_key_is_written_to_a_folder_that_is_not_readable(self, unprivileged_folder: Path) -> None:
-        """Such a folder cannot be opened for fsync."""
-        key_file = KeyFileWriter(unprivileged_folder / "authkey")
-        unprivileged_folder.chmod(0o300)
-
-        key_file.check_writable()
-        key_file.write(KEY, METADATA)
-
-        assert key_file.path.read_text() == KEY_TEXT
-
-    def test_full_disk_is_detected_by_the_check(self, old_key: KeyFileWriter) -> None:
+    def test_full_disk_is_detected_by_the_check(self, old_key_file: KeyFileWriter) -> None:
         with max_file_size(0), pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
-            old_key.check_writable()
+            old_key_file.check_writable()
 
-        assert old_key.path.read_text() == OLD_TEXT
-        assert names_in(old_key.path.parent) == ["authkey", "authkey.id"]
+        assert old_key_file.path.read_text() == OLD_TEXT
+        assert names_in(old_key_file.path.parent) == ["authkey", "authkey.id"]
 
     @pytest.mark.parametrize("size", [0, 1, 40, 87])
-    def test_old_key_stays_if_the_disk_becomes_full(self, old_key: KeyFileWriter, size: int) -> None:
-        """The key has 88 bytes."""
+    def test_old_key_stays_if_the_disk_becomes_full(self, old_key_file: KeyFileWriter, size: int) -> None:
+        """The key has 88 bytes, more than the disk has space for."""
         with max_file_size(size), pytest.raises(KeyFileError) as raised:
-            old_key.write(KEY, METADATA)
+            old_key_file.write(KEY, METADATA)
 
-        assert old_key.path.read_text() == OLD_TEXT
-        assert names_in(old_key.path.parent) == ["authkey", "authkey.id"]
+        assert old_key_file.path.read_text() == OLD_TEXT
+        assert names_in(old_key_file.path.parent) == ["authkey", "authkey.id"]
         assert KEY_TEXT not in str(raised.value)
 
     def test_first_key_is_not_written_partly_if_the_disk_becomes_full(self, key_file: KeyFileWriter) -> None:
@@ -302,15 +305,15 @@ class TestCannotBeWritten:
         assert not key_file.path.exists()
         assert TEMPORARY not in names_in(key_file.path.parent)
 
-    def test_old_key_stays_if_the_metadata_cannot_be_replaced(self, old_key: KeyFileWriter) -> None:
+    def test_old_key_stays_if_the_metadata_cannot_be_replaced(self, old_key_file: KeyFileWriter) -> None:
         """With a new key and old metadata, dns-watch would identify the wrong node."""
-        old_key.metadata_path.unlink()
-        old_key.metadata_path.mkdir()
+        old_key_file.metadata_path.unlink()
+        old_key_file.metadata_path.mkdir()
 
         with pytest.raises(KeyFileError):
-            old_key.write(KEY, METADATA)
+            old_key_file.write(KEY, METADATA)
 
-        assert old_key.path.read_text() == OLD_TEXT
+        assert old_key_file.path.read_text() == OLD_TEXT
 
 
 def make_folder(path: Path) -> None:
@@ -322,7 +325,7 @@ def make_fifo(path: Path) -> None:
 
 
 def make_socket(path: Path) -> None:
-    # In the folder, because the address of a socket is limited to 108 bytes.
+    # The path is relative, because the path of a socket is limited to 108 bytes.
     with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as server:
         server.bind(path.name)
 
@@ -384,7 +387,6 @@ class TestSpecialFiles:
         """Opening a FIFO without a writer would block."""
         for path in (key_file.path, key_file.metadata_path):
             make(path)
-            path.with_name("target").unlink(missing_ok=True)
 
         metadata = in_background(key_file.read_metadata, name="metadata")
         key = in_background(lambda: key_file.contains_key_of(KeyMetadata("7", key_sha256="0")), name="key")
@@ -401,7 +403,7 @@ class TestSpecialFiles:
             key_file.read_metadata()
 
 
-# Mounts a file over a file of the volume, as Kubernetes does for a volumeMount with subPath.
+# This program mounts a file over a file of the volume, as Kubernetes does for a volumeMount with subPath.
 CHECK_MOUNTED_FILE = """
     import subprocess, sys
     from pathlib import Path
@@ -473,7 +475,7 @@ class TestRestartMarker:
         assert not key_file.restart_marker_path.exists()
 
     def test_marker_is_replaced_only_for_another_key(self, key_file: KeyFileWriter) -> None:
-        """The probe compares its modification time with the time of the client's last start."""
+        """The probe compares the modification time of the marker with the time of the last start of tailscaled."""
         key_file.write_restart_marker("8")
         inode = key_file.restart_marker_path.stat().st_ino
         assert not key_file.write_restart_marker("8")
@@ -506,7 +508,7 @@ class TestReadMetadata:
         assert key_file.read_metadata() == metadata
 
     def test_key_that_the_metadata_does_not_describe_is_detected(self, key_file: KeyFileWriter) -> None:
-        """A process that is killed after writing the metadata leaves the earlier key."""
+        """A process that is killed between writing the metadata and the key leaves the earlier key."""
         key_file.write(KEY, METADATA)
         metadata = key_file.read_metadata()
 
@@ -581,11 +583,12 @@ class TestReadMetadata:
                 )
 
 
-# Their lengths differ, so that parts of two keys never form another valid key.
+# The lengths of the keys differ, so that parts of two keys never form another valid key.
 KEYS = [f"hskey-auth-{number:012d}-{chr(ord('A') + number) * (40 + 997 * number)}" for number in range(12)]
 
 # A program that forks a child for each line on standard input, `{"folder": …, "step": …}`. Without a step, the child
-# writes keys until it is killed. With a step, it writes the last key, and kills itself before that instruction.
+# writes keys until it is killed. With a step, it writes the last of KEYS, and kills itself before the instruction with
+# this number.
 WRITER = """
     import itertools, json, os, signal, sys
     from pathlib import Path
@@ -635,7 +638,7 @@ WRITER = """
 
 
 class Writer:
-    """A process that runs WRITER. Its children write keys, and are killed meanwhile."""
+    """A process that runs WRITER. Its children write keys, and are killed while they do so."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -696,7 +699,7 @@ def check_after_kill(key_file: KeyFileWriter) -> str:
 
 
 class TestKilled:
-    """The writer is killed: the file is absent or complete, and the next run succeeds."""
+    """Tests in which the writer is killed. The key file is absent or complete, and the next run succeeds."""
 
     @pytest.mark.default_cases(1)
     @pytest.mark.parametrize("old", [None, KEYS[3]], ids=["no-earlier-key", "earlier-key"])
@@ -726,7 +729,7 @@ class TestKilled:
         assert step > 100
 
     def test_kill_at_random_moments(self, writer: Writer, key_file_in_memory: KeyFileWriter) -> None:
-        """The writer is killed within system calls, too. It continues with the files that earlier kills left."""
+        """A kill can also interrupt a system call. Each child starts with the files that killed children have left."""
         key_file = key_file_in_memory
         moments = random.Random(20260301)
         for _ in range(80):
@@ -734,6 +737,7 @@ class TestKilled:
             pid = int(writer.read_line())
             for _ in range(moments.randrange(4)):
                 assert writer.read_line() == "written"
+            # This loop is a delay of a random length.
             for _ in range(moments.randrange(30_000)):
                 pass
             os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The format of log lines, as JSON and as text for the console. Each test runs a program that logs."""
+"""Test the format of log lines, as JSON and as text for the console. Each test runs a program that logs."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_any_character_can_be_logged(run: Run, console: bool, to_stderr: bool, e
 
 
 def test_any_character_can_be_printed(run: Run) -> None:
-    """`configure_logs` changes how standard output encodes characters, for reports."""
+    """Reports are printed to standard output, so `configure_logs` changes how standard output encodes characters."""
     done = run(r"configure_logs(console=True, to_stderr=True); print('a\ud800b')", PYTHONIOENCODING="utf-8:strict")
 
     assert (done.returncode, done.stdout) == (0, "a\\ud800b\n")

@@ -1,4 +1,4 @@
-"""The loop that repeats the passes of a command: when a pass starts, and what ends a wait or the loop."""
+"""Test the loop that runs the passes of a command: when a pass starts, and what ends a wait or the loop."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_each_pass_determines_the_wait_after_it(waits_s: list[float]) -> None:
 
 
 def test_wait_begins_at_the_end_of_the_pass() -> None:
-    """A Retry-After counts from the response."""
+    """A wait that a Retry-After requires counts from the response."""
     stop = FakeStop(after=10)
     passes = Passes(stop, 5.0, duration_s=10.0)
 
@@ -100,6 +100,7 @@ def test_pauses_are_repeated_until_the_wait_is_over() -> None:
 
 
 def test_wake_ends_one_wait() -> None:
+    """After each pause, the loop calls `wake`. If `wake` returns True, the next pass starts."""
     stop = FakeStop(after=5)
     passes = Passes(stop, 60.0)
 
@@ -140,7 +141,7 @@ def test_stop_before_the_first_pass_ends_the_loop() -> None:
 
 @pytest.mark.parametrize("passes_to_run", [1, 3])
 def test_finished_ends_the_loop_without_a_wait(passes_to_run: int) -> None:
-    """`dns-watch --once` uses it."""
+    """`dns-watch --once` uses `finished`."""
     stop = FakeStop()
     passes = Passes(stop, 1.0)
 

@@ -1,4 +1,4 @@
-"""Users, nodes, pre-auth keys and records: when two are the same, valid or different."""
+"""Test when users are the same, nodes are expired, pre-auth keys are usable, and records differ."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ def test_key_is_usable_until_it_is_used_or_expired(key: PreAuthKey, usable: bool
 
 
 def test_only_a_created_key_has_a_secret() -> None:
+    """Headscale does not return the secrets of the keys that it lists."""
     assert replace(KEY, known_secret=SecretStr("s3cr3t")).secret.get_secret_value() == "s3cr3t"
     assert "s3cr3t" not in repr(replace(KEY, known_secret=SecretStr("s3cr3t")))
     with pytest.raises(ValueError, match="listed"):
@@ -85,7 +86,7 @@ def test_only_a_created_key_has_a_secret() -> None:
         ),
     ],
 )
-def test_differences_between_a_record_and_the_desired_one(record: Record, differences: dict[str, object]) -> None:
+def test_differences_between_a_record_and_the_desired_record(record: Record, differences: dict[str, object]) -> None:
     assert a_spec().differences(record) == differences
 
 

@@ -1,4 +1,4 @@
-"""Log lines are dropped and counted, and never block the program, if standard output is full or closed."""
+"""Test that logging never blocks the program. If standard output is full or closed, lines are dropped and counted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 from lifecycle.runtime.output import LineOutput
 
-# A line that is not written within this time is lost, however slow the machine is.
+# A line that is not written within this time will never be written, however slow the machine is.
 FLUSH_S = 60.0
 
 
@@ -106,7 +106,7 @@ def test_lines_are_dropped_if_the_disk_is_full() -> None:
 
 
 def test_lines_are_dropped_if_standard_output_is_closed() -> None:
-    """Python sets `sys.stdout` to None then."""
+    """If standard output is closed, Python sets `sys.stdout` to None."""
     output = LineOutput(None)
 
     output.write_line("line")
@@ -116,7 +116,7 @@ def test_lines_are_dropped_if_standard_output_is_closed() -> None:
 
 
 def test_line_is_written_completely_to_a_non_blocking_pipe(pipe: Pipe) -> None:
-    """Another process with the same pipe can make it non-blocking. The line is longer than the pipe's buffer."""
+    """Another process that uses the pipe can make the pipe non-blocking. The line is longer than the pipe's buffer."""
     output = LineOutput(pipe.writer)
     os.set_blocking(pipe.writer.fileno(), False)
     line = "y" * 20_000
@@ -129,7 +129,7 @@ def test_line_is_written_completely_to_a_non_blocking_pipe(pipe: Pipe) -> None:
 
 
 def test_partial_line_is_ended_before_the_next_line(tmp_path: Path, repository: Path) -> None:
-    """The disk is full in the middle of a line, and later has space again. A limit of the file's size simulates it."""
+    """The disk becomes full in the middle of a line, and later has space again. A file size limit simulates this."""
     program = """
         import resource, sys
         from lifecycle.runtime.output import LineOutput

@@ -1,4 +1,4 @@
-"""The ownership criteria: which nodes and records are ours, and which Headscale user owns our nodes."""
+"""Test the ownership criteria: which nodes and records are ours, and which Headscale user owns our nodes."""
 
 from __future__ import annotations
 
@@ -42,8 +42,10 @@ VPN_IPV6_ADDRESS = "fd7a:115c:a1e0::1"
         pytest.param(a_node(user=User(None, "svc")), id="our-user-without-an-id"),
         pytest.param(a_node(key_user=ANN), id="ours-with-another-user's-key"),
         pytest.param(a_node(key_user=None), id="ours-with-a-key-that-has-only-tags"),
-        pytest.param(a_node(user=None, tags=["tag:other"]), id="tagged-with-our-user's-key"),
-        pytest.param(a_node(user=None, key_user=User(None, "svc")), id="tagged-with-our-user's-key-by-name"),
+        pytest.param(a_node(user=None, tags=["tag:other"]), id="tagged-and-registered-with-our-user's-key"),
+        pytest.param(
+            a_node(user=None, key_user=User(None, "svc")), id="tagged-and-registered-with-our-user's-key-by-name"
+        ),
         pytest.param(a_node(user=None, key_user=None, tags=OUR_TAGS), id="no-user-and-our-tag"),
         pytest.param(
             a_node(user=None, key_user=None, tags=[*OUR_TAGS, "tag:other"]), id="no-user-and-our-tag-among-others"
@@ -51,7 +53,7 @@ VPN_IPV6_ADDRESS = "fd7a:115c:a1e0::1"
     ],
 )
 def test_node_that_meets_all_criteria_is_ours(node: Node) -> None:
-    """It has our hostname, registered with a pre-auth key, and belongs to our user or has our tag."""
+    """Such a node has our hostname, was registered with a pre-auth key, and belongs to our user or has our tag."""
     assert NODE_IDENTITY.owns_node(node)
 
 
@@ -73,7 +75,7 @@ def test_node_that_meets_all_criteria_is_ours(node: Node) -> None:
         pytest.param(a_node(user=User("2", "svc")), id="another-user-of-our-name"),
         pytest.param(a_node(user=User(None, "ann")), id="another-user's-by-name"),
         pytest.param(a_node(user=ANN, tags=OUR_TAGS), id="another-user's-with-our-tag"),
-        pytest.param(a_node(user=None, key_user=ANN), id="tagged-with-another-user's-key"),
+        pytest.param(a_node(user=None, key_user=ANN), id="tagged-and-registered-with-another-user's-key"),
         pytest.param(a_node(user=None, key_user=ANN, tags=OUR_TAGS), id="another-user's-key-with-our-tag"),
         pytest.param(a_node(user=None, key_user=None), id="no-user"),
         pytest.param(a_node(user=None, key_user=None, tags=["tag:other"]), id="no-user-and-another-tag"),
@@ -114,7 +116,7 @@ def test_tagged_node_whose_key_was_deleted_is_ours() -> None:
         pytest.param(a_node(hostname=f"{NAME}.evil"), False, id="longer"),
     ],
 )
-def test_foreign_nodes_with_our_hostname_are_detected(node: Node, has_name: bool) -> None:
+def test_foreign_node_with_our_hostname_is_detected(node: Node, has_name: bool) -> None:
     assert NODE_IDENTITY.has_our_name(node) is has_name
 
 
@@ -147,18 +149,18 @@ def test_any_node_of_ours_meets_every_criterion(
 @pytest.mark.parametrize(
     "record",
     [
-        pytest.param(a_record(), id="our-mark"),
-        pytest.param(a_record(content=PUBLIC_ADDRESS), id="our-mark-outside-the-VPN"),
-        pytest.param(a_record(proxied=True, ttl_s=1), id="our-mark-proxied"),
-        pytest.param(a_record(type_="AAAA", content=VPN_IPV6_ADDRESS), id="our-mark-on-an-AAAA"),
-        pytest.param(a_record(comment=""), id="unmarked"),
-        pytest.param(a_record(comment="", type_="AAAA", content=VPN_IPV6_ADDRESS), id="unmarked-AAAA"),
-        pytest.param(a_record(comment="", content="100.64.0.0"), id="unmarked-first-VPN-address"),
-        pytest.param(a_record(comment="", content="100.127.255.255"), id="unmarked-last-VPN-address"),
+        pytest.param(a_record(), id="our-comment"),
+        pytest.param(a_record(content=PUBLIC_ADDRESS), id="our-comment-outside-the-VPN"),
+        pytest.param(a_record(proxied=True, ttl_s=1), id="our-comment-proxied"),
+        pytest.param(a_record(type_="AAAA", content=VPN_IPV6_ADDRESS), id="our-comment-on-an-AAAA"),
+        pytest.param(a_record(comment=""), id="no-comment"),
+        pytest.param(a_record(comment="", type_="AAAA", content=VPN_IPV6_ADDRESS), id="no-comment-AAAA"),
+        pytest.param(a_record(comment="", content="100.64.0.0"), id="no-comment-first-VPN-address"),
+        pytest.param(a_record(comment="", content="100.127.255.255"), id="no-comment-last-VPN-address"),
     ],
 )
-def test_record_with_our_mark_or_an_unmarked_vpn_address_is_ours(record: Record) -> None:
-    """The mark is our comment. An unmarked record has no comment, because an older script created it."""
+def test_record_with_our_comment_or_with_a_vpn_address_and_no_comment_is_ours(record: Record) -> None:
+    """Records without a comment were created by an older script."""
     assert RECORD_IDENTITY.owns_record(record)
 
 
@@ -166,29 +168,29 @@ def test_record_with_our_mark_or_an_unmarked_vpn_address_is_ours(record: Record)
     "record",
     [
         pytest.param(a_record(comment="managed by terraform"), id="foreign-comment"),
-        pytest.param(a_record(comment=COMMENT_OF_OTHER_OWNER), id="another-owner's-mark"),
-        pytest.param(a_record(comment=OUR_COMMENT.upper()), id="our-mark-in-upper-case"),
-        pytest.param(a_record(comment=OUR_COMMENT.capitalize()), id="our-mark-capitalised"),
-        pytest.param(a_record(comment=f"{OUR_COMMENT} "), id="our-mark-and-a-blank"),
-        pytest.param(a_record(comment=f"{OUR_COMMENT}2"), id="our-mark-and-more"),
-        pytest.param(a_record(comment=f"x {OUR_COMMENT}"), id="text-before-our-mark"),
-        pytest.param(a_record(comment="tailscale-lifecycle/2 default"), id="our-mark-of-another-version"),
+        pytest.param(a_record(comment=COMMENT_OF_OTHER_OWNER), id="another-owner's-comment"),
+        pytest.param(a_record(comment=OUR_COMMENT.upper()), id="our-comment-in-upper-case"),
+        pytest.param(a_record(comment=OUR_COMMENT.capitalize()), id="our-comment-capitalised"),
+        pytest.param(a_record(comment=f"{OUR_COMMENT} "), id="our-comment-and-a-blank"),
+        pytest.param(a_record(comment=f"{OUR_COMMENT}2"), id="our-comment-and-more"),
+        pytest.param(a_record(comment=f"x {OUR_COMMENT}"), id="text-before-our-comment"),
+        pytest.param(a_record(comment="tailscale-lifecycle/2 default"), id="our-comment-of-another-version"),
         pytest.param(a_record(comment=" "), id="blank-comment"),
-        pytest.param(a_record(comment="", content=PUBLIC_ADDRESS), id="unmarked-outside-the-VPN"),
-        pytest.param(a_record(comment="", content="100.63.255.255"), id="unmarked-just-below-the-VPN"),
-        pytest.param(a_record(comment="", content="100.128.0.0"), id="unmarked-just-above-the-VPN"),
-        pytest.param(a_record(comment="", type_="AAAA", content="2001:db8::1"), id="unmarked-AAAA-outside"),
-        pytest.param(a_record(comment="", content="not an address"), id="unmarked-text"),
-        pytest.param(a_record(comment="", content=""), id="unmarked-and-empty"),
+        pytest.param(a_record(comment="", content=PUBLIC_ADDRESS), id="no-comment-outside-the-VPN"),
+        pytest.param(a_record(comment="", content="100.63.255.255"), id="no-comment-just-below-the-VPN"),
+        pytest.param(a_record(comment="", content="100.128.0.0"), id="no-comment-just-above-the-VPN"),
+        pytest.param(a_record(comment="", type_="AAAA", content="2001:db8::1"), id="no-comment-AAAA-outside"),
+        pytest.param(a_record(comment="", content="not an address"), id="no-comment-text"),
+        pytest.param(a_record(comment="", content=""), id="no-comment-and-no-content"),
         pytest.param(a_record(name=f"www.{NAME}"), id="subdomain"),
         pytest.param(a_record(name="example.com"), id="parent-domain"),
         pytest.param(a_record(name=f"x{NAME}"), id="longer-name"),
         pytest.param(a_record(name="*.example.com"), id="wildcard"),
         pytest.param(a_record(name=""), id="no-name"),
-        pytest.param(a_record(type_="CNAME", content="elsewhere.example.com"), id="our-mark-on-a-CNAME"),
-        pytest.param(a_record(type_="TXT", content="100.64.0.1"), id="our-mark-on-a-TXT"),
-        pytest.param(a_record(type_="TXT", content="100.64.0.1", comment=""), id="unmarked-TXT"),
-        pytest.param(a_record(type_="HTTPS", content="1 ."), id="our-mark-on-an-HTTPS"),
+        pytest.param(a_record(type_="CNAME", content="elsewhere.example.com"), id="our-comment-on-a-CNAME"),
+        pytest.param(a_record(type_="TXT", content="100.64.0.1"), id="our-comment-on-a-TXT"),
+        pytest.param(a_record(type_="TXT", content="100.64.0.1", comment=""), id="no-comment-TXT"),
+        pytest.param(a_record(type_="HTTPS", content="1 ."), id="our-comment-on-an-HTTPS"),
     ],
 )
 def test_other_record_is_not_ours(record: Record) -> None:
@@ -206,9 +208,9 @@ def test_record_with_any_other_comment_is_not_ours(comment: str, content: str) -
     ("record", "is_ours", "is_another_owners"),
     [
         pytest.param(a_record(), True, False, id="ours"),
-        pytest.param(a_record(comment=""), False, False, id="unmarked"),
+        pytest.param(a_record(comment=""), False, False, id="no-comment"),
         pytest.param(a_record(comment=COMMENT_OF_OTHER_OWNER), False, True, id="another-owner's"),
-        pytest.param(a_record(comment="tailscale-lifecycle/2 default"), False, True, id="later-mark-version"),
+        pytest.param(a_record(comment="tailscale-lifecycle/2 default"), False, True, id="comment-of-a-later-version"),
         pytest.param(
             a_record(comment=COMMENT_OF_OTHER_OWNER, type_="AAAA", content=VPN_IPV6_ADDRESS),
             False,
@@ -220,18 +222,18 @@ def test_record_with_any_other_comment_is_not_ours(comment: str, content: str) -
         ),
         pytest.param(a_record(comment=COMMENT_OF_OTHER_OWNER, name=f"x{NAME}"), False, False, id="another-name"),
         pytest.param(
-            a_record(comment=f"see {COMMENT_OF_OTHER_OWNER}"), False, False, id="comment-that-contains-a-mark"
+            a_record(comment=f"see {COMMENT_OF_OTHER_OWNER}"), False, False, id="text-before-another-owner's-comment"
         ),
         pytest.param(a_record(comment="managed by terraform"), False, False, id="foreign"),
     ],
 )
-def test_mark_is_ours_or_another_owners_or_missing(record: Record, is_ours: bool, is_another_owners: bool) -> None:
+def test_comment_is_ours_or_another_owners_or_neither(record: Record, is_ours: bool, is_another_owners: bool) -> None:
     assert RECORD_IDENTITY.is_marked(record) is is_ours
     assert RECORD_IDENTITY.is_marked_by_another(record) is is_another_owners
 
 
-def test_mark_is_that_of_existing_records() -> None:
-    """Another mark in a new release would make them foreign."""
+def test_comment_does_not_change_between_releases() -> None:
+    """With another comment, the records of earlier releases would no longer be ours."""
     assert mark_of("default") == "tailscale-lifecycle/1 default"
 
 
@@ -292,12 +294,12 @@ class TestChooseUser:
             pytest.param([], None, ["headscale users create"], id="no-users"),
             pytest.param([], "svc", ["headscale users create svc"], id="no-users-and-a-name"),
             pytest.param([], "id:3", ["headscale users create services"], id="no-users-and-an-id"),
-            pytest.param([SVC, ANN], None, ["ann", "svc", "HEADSCALE_USER"], id="several-and-no-name"),
+            pytest.param([SVC, ANN], None, ["ann", "svc", "HEADSCALE_USER"], id="several-users-and-no-name"),
             pytest.param([SVC, ANN], "bob", ["bob", "ann", "svc", "HEADSCALE_USER"], id="unknown-name"),
             pytest.param([SVC], "ann", ["ann", "svc", "HEADSCALE_USER"], id="other-than-the-only-user"),
             pytest.param([SVC], "SVC", ["SVC", "svc", "HEADSCALE_USER"], id="other-case"),
             pytest.param([SVC], "sv", ["sv", "HEADSCALE_USER"], id="shorter-name"),
-            pytest.param([SVC, User("3", "svc")], None, ["HEADSCALE_USER"], id="one-name-and-no-selector"),
+            pytest.param([SVC, User("3", "svc")], None, ["HEADSCALE_USER"], id="two-users-of-one-name-and-no-selector"),
         ],
     )
     def test_unknown_or_ambiguous_user_is_an_error_with_advice(

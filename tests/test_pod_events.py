@@ -1,4 +1,7 @@
-"""Kubernetes Events about the pod: which log events create one, how often, and that failures have no effect."""
+"""Test the Kubernetes Events about the pod: which log events create them, and that a failure has no other effect.
+
+In this file, an "Event" is an object of the Kubernetes API, and an "event" is an event that the program logs.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,7 @@ from tests.world import USER, Clock, Interface, World, named
 
 NAMESPACE = SERVICE_ACCOUNT.split(":")[2]
 PATH = rf"/namespaces/{NAMESPACE}/events"
+# A thread that does not end within this time hangs, however slow the machine is.
 HANGS_AFTER_S = 60.0
 
 [ROLE] = of_kind(render(DEPLOY / "rbac/events"), "Role")
@@ -85,7 +89,7 @@ def recording() -> Recording:
 
 
 class TestNotes:
-    """The log events that create an Event, and the text of that Event, its note."""
+    """Tests of which log events create an Event, and of the note of the Event, which is its text."""
 
     @pytest.mark.parametrize("name", NOTES)
     def test_note_needs_only_keys_of_the_log_event(self, name: str) -> None:
@@ -94,7 +98,7 @@ class TestNotes:
         assert event is not None
         assert event.type == ("Normal" if level == "info" else "Warning")
 
-    def test_other_log_events_create_no_event(self) -> None:
+    def test_other_log_events_create_no_kubernetes_event(self) -> None:
         assert pod_event(info("pass.finished", in_sync=True)) is None
 
     def test_note_is_printable_and_at_most_1024_bytes_long(self) -> None:
@@ -132,7 +136,8 @@ class TestRecorder:
         recording.clock.sleep(300.0)
         recording.record(LOST)
         assert recording.reasons_and_counts == [("NodeLost", 4)]
-        assert len(recording.kubernetes.writes) == 3  # the review of the token, the Event, the series
+        # The writes are the review of the token, the Event, and the update of its count.
+        assert len(recording.kubernetes.writes) == 3
 
     def test_different_notes_are_different_events(self, recording: Recording) -> None:
         recording.record(LOST, RETURNED, error("node.lost", node_id="9", reason="it is gone", advice=""))
@@ -151,7 +156,7 @@ class TestRecorder:
         assert len(recording.reasons_and_counts) == 200
         recording.clock.sleep(300.0)
         recording.record(info("node.returned", after="0"), info("node.returned", after="199"))
-        # The last one is counted. The first one was forgotten, so it is created again.
+        # The latest Event is counted again. The oldest one was forgotten, so it is created again.
         assert recording.reasons_and_counts[199:] == [("NodeReturned", 2), ("NodeReturned", 1)]
 
 
@@ -177,6 +182,7 @@ class TestFailures:
     def test_failed_request_is_retried_four_times(
         self, recording: Recording, events: list[Any], fault: Any, pauses: list[float]
     ) -> None:
+        # There is also a pause after the last attempt, before the next Event.
         recording.kubernetes.faults.add(fault, times=5)
         recording.record(LOST)
         assert (recording.reasons_and_counts, recording.pauses) == ([], pauses)
@@ -243,13 +249,14 @@ def reasons() -> Iterator[list[str]]:
 
 
 class TestCommands:
-    """The Events of the commands."""
+    """Tests of the Events that `cleanup` and `dns-watch` create."""
 
     @pytest.fixture
     def world(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+        """Simulators of Headscale and Cloudflare, and a simulated clock."""
         return World(monkeypatch, tmp_path)
 
-    def test_record_is_created_and_updated(self, world: World, reasons: list[str]) -> None:
+    def test_event_is_created_for_each_change_of_a_record(self, world: World, reasons: list[str]) -> None:
         node = world.headscale.add_node(NAME, user=USER)
         world.run(world.watch(Interface(node.address)), 60)
         world.add_record("100.64.0.99", name="wiki.example.com", comment=OUR_COMMENT)
@@ -257,24 +264,24 @@ class TestCommands:
         world.run(world.watch(Interface(wiki.address), TS_HOSTNAME="wiki.example.com"), 60)
         assert reasons == ["RecordCreated", "RecordUpdated"]
 
-    def test_foreign_record(self, world: World, reasons: list[str]) -> None:
+    def test_event_is_created_for_a_foreign_record(self, world: World, reasons: list[str]) -> None:
         node = world.headscale.add_node(NAME, user=USER)
         world.add_record("203.0.113.7", comment=COMMENT_OF_OTHER_OWNER)
         world.run(world.watch(Interface(node.address)), 60)
         assert set(reasons) == {"RecordForeign"}
 
-    def test_superseded_node(self, world: World, reasons: list[str]) -> None:
+    def test_event_is_created_if_a_later_pod_has_the_name(self, world: World, reasons: list[str]) -> None:
         old, new = (world.headscale.add_node(NAME, user=USER) for _ in range(2))
         world.add_record(new.address, ttl=60, comment=OUR_COMMENT)
         world.run(world.watch(Interface(old.address)), 60)
         assert reasons == ["NodeSuperseded"]
 
-    def test_foreign_node(self, world: World, reasons: list[str]) -> None:
+    def test_event_is_created_for_a_foreign_node(self, world: World, reasons: list[str]) -> None:
         world.headscale.add_user("ann")
         world.headscale.add_node(NAME, user="ann")
         world.cleanup(HEADSCALE_USER=USER).run()
         assert reasons == ["NodeForeign"]
 
-    def test_log_level_has_no_effect(self, reasons: list[str]) -> None:
+    def test_event_is_created_whatever_the_log_level(self, reasons: list[str]) -> None:
         log_event(RETURNED)
         assert reasons == ["NodeReturned"]

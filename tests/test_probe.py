@@ -1,4 +1,8 @@
-"""The liveness probe of the tailscale container fails if dns-watch requested a restart after the last start."""
+"""Test that the liveness probe of the tailscale container fails if dns-watch has requested a restart.
+
+dns-watch requests a restart by writing a file, the restart marker. The probe compares the time of this file with the
+time when tailscaled created its socket.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ STARTED_AT = 1_800_000_000
 
 
 class Container:
-    """The probe, and the files that it reads: the restart marker and, instead of tailscaled's socket, a file."""
+    """The probe, and the files that it reads. Instead of tailscaled's socket, the tests use a regular file."""
 
     def __init__(self, folder: Path) -> None:
         self._probe = Probe(folder / "bin")
@@ -38,7 +42,7 @@ class Container:
         os.utime(self.socket, (time, time))
 
     def write_marker(self, time: int) -> None:
-        """Write the restart marker, as dns-watch does when a restart brings the node back."""
+        """Write the restart marker, as dns-watch does when the node would register again after a restart."""
         self.marker.write_text("1")
         os.utime(self.marker, (time, time))
 

@@ -1,4 +1,4 @@
-"""The manifest and commands of README and the `.env` files of other pages work together with the program."""
+"""Test that the program accepts the manifest and the Secret of README, and the `.env` files of other pages."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_settings_of_the_containers_are_valid(
 
 
 def test_tailscale_container_keeps_its_state_and_reads_the_key_of_cleanup(pod: dict[str, Any]) -> None:
-    """After a restart of the container, tailscale does not send the used key again."""
+    """Because of its state, tailscale does not send the used key again after a restart of the container."""
     tailscale = containers(pod)["tailscale"]
     settings = variables(tailscale)
     volumes = {mount["mountPath"]: mount["name"] for mount in tailscale["volumeMounts"]}
@@ -132,7 +132,7 @@ def test_tailscale_container_keeps_its_state_and_reads_the_key_of_cleanup(pod: d
 
 
 def test_login_servers_in_code_blocks_are_reachable_after_a_restart_of_headscale() -> None:
-    """With `http` and a hostname, clients stay offline. Only the text of pages mentions such URLs, as a warning."""
+    """With an `http` URL that contains a host name, clients stay offline. Only warnings mention such URLs."""
     pages = [ROOT / "README.md", *ROOT.glob("docs/*.md")]
     texts = [block.text for page in pages for block in blocks(page.read_text())]
     texts.append((ROOT / "deploy/site/site.env").read_text())

@@ -1,4 +1,4 @@
-"""docs/reference.md is up to date, and its events, settings, endpoints and exit statuses are those of the code."""
+"""Test that docs/reference.md is up to date, and that it lists everything that the code has."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def test_page_lists_each_setting_once() -> None:
 
 
 def test_every_endpoint_is_documented() -> None:
-    """The page is generated from ENDPOINTS."""
+    """The page is generated from ENDPOINTS, so ENDPOINTS must contain every path that the server serves."""
     served = re.findall(r'case "(/\w+)"', (ROOT / "lifecycle/health/server.py").read_text())
 
     assert served == list(ENDPOINTS)
 
 
 def test_every_exit_status_is_documented() -> None:
-    """The page is generated from EXIT_STATUSES."""
+    """The page is generated from EXIT_STATUSES, so EXIT_STATUSES must contain the status of every error."""
     classes = [value for value in vars(errors).values() if isinstance(value, type)]
     statuses = {error.exit_status for error in classes if issubclass(error, errors.LifecycleError)}
 

@@ -1,4 +1,4 @@
-"""The report of a dry run, as text and as JSON, and the plans in it."""
+"""Test the report of a dry run: its text and JSON formats, and the changes that it lists."""
 
 from __future__ import annotations
 
@@ -145,11 +145,12 @@ class TestFormat:
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    """Simulators of Headscale and Cloudflare, and a simulated clock."""
     return World(monkeypatch, tmp_path)
 
 
 def dry_run_in(world: World, interface: Interface | None = None, **variables: str) -> Report:
-    """Return the report of a dry run in the world, after a check that it contains no secret."""
+    """Return the report of a dry run, after a check that the report contains no secret."""
     settings = world.settings(DryRunSettings, **variables)
     writers = world.writers(settings, no_retries())
     now = world.clock.now()
@@ -188,7 +189,7 @@ class TestDryRun:
             "owner": OUR_COMMENT,
         }
 
-    def test_only_a_key_is_planned_without_leftovers(self, world: World) -> None:
+    def test_only_a_key_is_planned_if_there_was_no_earlier_pod(self, world: World) -> None:
         report = dry_run_in(world)
 
         assert not report.problems
@@ -196,7 +197,7 @@ class TestDryRun:
         assert steps(report, "dns-watch") == []
         assert any("would wait" in note for note in section(report, "dns-watch").notes)
 
-    def test_leftovers_are_planned_for_deletion(self, world: World) -> None:
+    def test_node_and_record_of_an_earlier_pod_are_planned_for_deletion(self, world: World) -> None:
         node = world.headscale.add_node(NAME, user=USER, online=False)
         world.add_record(node.address, comment=OUR_COMMENT)
 
@@ -303,7 +304,7 @@ class TestDryRun:
         assert OUR_COMMENT in note
         assert not report.problems
 
-    def test_superseded_pod_changes_nothing(self, world: World) -> None:
+    def test_pod_that_a_later_pod_has_replaced_changes_nothing(self, world: World) -> None:
         old = world.headscale.add_node(NAME, user=USER)
         new = world.headscale.add_node(NAME, user=USER)
         world.add_record(new.address, comment=OUR_COMMENT, ttl=60)
@@ -313,7 +314,7 @@ class TestDryRun:
         assert steps(report, "dns-watch") == []
         assert any(f"node {new.id} of a later pod" in note for note in section(report, "dns-watch").notes)
 
-    def test_address_outside_the_prefixes_is_not_published(self, world: World) -> None:
+    def test_address_outside_vpn_prefixes_is_not_published(self, world: World) -> None:
         node = world.headscale.add_node(NAME, user=USER)
 
         report = dry_run_in(world, VPN_PREFIXES="10.0.0.0/8")
@@ -322,7 +323,7 @@ class TestDryRun:
         assert f"node is {node.id}" in section(report, "dns-watch").notes[0]
         assert any("VPN_PREFIXES" in note for note in section(report, "dns-watch").notes)
 
-    def test_name_of_another_owner_is_a_problem(self, world: World) -> None:
+    def test_name_with_a_record_of_another_owner_is_a_problem(self, world: World) -> None:
         world.headscale.add_node(NAME, user=USER, online=False)
         world.add_record("100.64.0.99", comment=COMMENT_OF_OTHER_OWNER)
 
@@ -333,7 +334,7 @@ class TestDryRun:
         assert report.problems
 
     def test_unreadable_zone_is_a_problem(self, world: World) -> None:
-        """The nodes are still planned; no record is."""
+        """The plan still contains changes of nodes, but no change of a record."""
         node = world.headscale.add_node(NAME, user=USER)
         world.add_record("100.64.0.99", comment=OUR_COMMENT)
         world.cloudflare.faults.add(faults.html(502), times=None)

@@ -1,4 +1,4 @@
-"""Retries: exponential backoff, Retry-After, and the time budget."""
+"""Test retries: exponential backoff, Retry-After, and the time budget."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lifecycle.domain.errors import (
     StoppedError,
     TransientError,
 )
-from lifecycle.runtime.retry import RetryBudget, no_retries, retrying
+from lifecycle.runtime.retry import MAX_RETRIES, RetryBudget, no_retries, retrying
 from tests.conftest import FakeStop
 
 BUDGET = timedelta(minutes=2)
 
-# Jitter multiplies a delay by at most this.
+# Jitter multiplies a delay by at most this factor.
 MAX_JITTER_FACTOR = 1.25
 
 
@@ -147,13 +147,13 @@ def test_duration_of_requests_counts_towards_the_budget() -> None:
 
 
 def test_number_of_retries_is_limited() -> None:
-    """A failed request can cost the upstream as much as one that succeeds."""
+    """A failed request can cost the server as much as a successful request."""
     stop, requests = FakeStop(), Requests(endless(outage))
 
     with pytest.raises(TransientError):
         retrying(budget=RetryBudget(timedelta(hours=1), clock=stop.monotonic), stop=stop)(requests)
 
-    assert requests.count == 13
+    assert requests.count == 1 + MAX_RETRIES
 
 
 def test_slow_request_is_followed_by_a_random_pause(events: list[Any]) -> None:
@@ -163,6 +163,7 @@ def test_slow_request_is_followed_by_a_random_pause(events: list[Any]) -> None:
     for _ in range(20):
         retry(Requests(clock=stop, duration_s=10.0))
 
+    # There is a pause before each request except the first.
     assert len({*stop.waits}) == len(stop.waits) == 19
     assert 0.0 <= min(stop.waits) < 10.0 < max(stop.waits) <= 48.0
     assert [event["event"] for event in events] == ["request.delayed"] * 19
@@ -179,7 +180,7 @@ def test_fast_request_is_not_followed_by_a_pause() -> None:
 
 
 def test_delay_after_a_slow_failure_is_longer() -> None:
-    """The upstream can still be working on the request to which it did not respond in time."""
+    """The server can still be working on the request to which it did not respond in time."""
     stop = FakeStop()
     retry = retrying(budget=RetryBudget(timedelta(hours=2), clock=stop.monotonic), stop=stop)
 
@@ -191,7 +192,7 @@ def test_delay_after_a_slow_failure_is_longer() -> None:
 
 
 def test_delay_after_a_slow_failure_to_connect_is_not_longer() -> None:
-    """A firewall that drops packets, for example, is not a sign of an overloaded upstream."""
+    """A slow failure to connect is no sign of an overloaded server. A firewall that drops packets can be the cause."""
     stop = FakeStop()
 
     policy(stop)(Requests([TransientError("", upstream="Headscale", sent=False)] * 4, clock=stop, duration_s=10.0))
@@ -200,7 +201,7 @@ def test_delay_after_a_slow_failure_to_connect_is_not_longer() -> None:
     assert max(stop.waits) <= 4.0 * MAX_JITTER_FACTOR
 
 
-def test_no_request_is_sent_if_the_stop_ends_the_pause() -> None:
+def test_no_request_is_sent_if_a_stop_ends_the_pause() -> None:
     stop = FakeStop(after=1)
     retry = policy(stop)
     retry(Requests(clock=stop, duration_s=10.0))
@@ -227,7 +228,7 @@ def test_requests_share_one_budget() -> None:
     assert len(stop.waits) - waits_before < waits_before
 
 
-def test_retry_after_is_waited_for() -> None:
+def test_delay_is_at_least_the_retry_after() -> None:
     stop = FakeStop()
 
     policy(stop)(Requests([outage(retry_after_s=60)]))
@@ -236,7 +237,7 @@ def test_retry_after_is_waited_for() -> None:
 
 
 def test_short_retry_after_does_not_shorten_the_delay() -> None:
-    """It is a minimum. An upstream that has been overloaded for long needs longer delays."""
+    """Retry-After is a minimum. A server that has been overloaded for long needs longer delays."""
     stop = FakeStop()
 
     policy(stop)(Requests([outage(), outage(), outage(), outage(), outage(retry_after_s=1)]))
@@ -260,7 +261,7 @@ def test_renewed_budget_starts_again() -> None:
     assert BUDGET.total_seconds() / 2 < sum(stop.waits) < BUDGET.total_seconds()
 
 
-def test_retry_after_beyond_the_budget_is_not_waited_for() -> None:
+def test_request_is_not_retried_if_the_retry_after_exceeds_the_budget() -> None:
     stop, requests = FakeStop(), Requests([outage(retry_after_s=121)])
 
     with pytest.raises(TransientError):
@@ -270,7 +271,7 @@ def test_retry_after_beyond_the_budget_is_not_waited_for() -> None:
 
 
 def test_nothing_is_sent_after_a_stop(events: list[Any]) -> None:
-    """The next attempt may be a write."""
+    """The next attempt could be a write."""
     stop, requests = FakeStop(after=2), Requests(endless(outage))
 
     with pytest.raises(StoppedError):

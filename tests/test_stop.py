@@ -1,4 +1,4 @@
-"""The effect of SIGTERM and SIGINT on a process. Each test runs a program and sends signals to it."""
+"""Test the effect of SIGTERM and SIGINT on a process. Each test runs a program and sends signals to it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ HANGS_AFTER_S = 60
 
 PRINT_READY = "print('ready', flush=True)"
 
-# The default handling of signals is restored, because a background process can ignore SIGINT, a process under nohup
-# ignores SIGHUP, and its children inherit that.
+# Each program starts with this code. It restores the default handling of signals, because child processes inherit
+# ignored signals, and pytest can ignore SIGINT (as a background process) or SIGHUP (under nohup).
+#
+# The tests create a `Stop(STATUS, report)`. After a signal, it calls `report`. If the process does not end soon after
+# the signal, `Stop` ends the process with the exit status STATUS.
 PROGRAM_START = """
 import signal
 for number in (signal.SIGTERM, signal.SIGHUP):
@@ -86,7 +89,7 @@ def test_signal_ends_a_wait(start: Start, number: signal.Signals) -> None:
 
 
 def test_event_is_set_before_the_stop_is_reported(start: Start) -> None:
-    """A report that blocks does not delay the stop."""
+    """A `report` that blocks does not delay the stop."""
     child = start(f"""
         stop = Stop(7, lambda name: Event().wait())
         {PRINT_READY}
@@ -170,7 +173,7 @@ def test_second_signal_has_no_effect(start: Start) -> None:
 
 @pytest.fixture(params=[False, True], ids=["terminal", "nohup"])
 def _terminal_or_nohup(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Handle SIGHUP like a process at a terminal, or ignore it like a process under nohup. Children inherit that."""
+    """Handle SIGHUP like a process at a terminal, or ignore it like a process under nohup. Children inherit this."""
     before = signal.getsignal(signal.SIGHUP)
     if request.param:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

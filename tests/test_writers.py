@@ -1,4 +1,4 @@
-"""Only lifecycle/apply.py calls the writing methods of the clients and of the key file."""
+"""Test that only lifecycle/apply.py calls the writing methods of the clients and of the key file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lifecycle.keyfile.writer import KeyFileWriter
 
 WRITERS = (HeadscaleWriter, CloudflareWriter, KeyFileWriter)
 
-# Other objects have a method with this name, too, such as files.
+# Names of methods that other objects, such as files, have, too.
 AMBIGUOUS = {"write"}
 
 
@@ -32,7 +32,7 @@ def test_writing_methods_are_found() -> None:
     assert {"delete_node", "create_pre_auth_key", "change", "write_metadata"} <= writing_methods()
 
 
-@pytest.mark.parametrize("package", ["cleanup", "dns_watch", "prune", "report", "health", "runtime", "settings"])
+@pytest.mark.parametrize("package", ["cleanup", "dns_watch", "health", "prune", "runtime", "settings", "status"])
 def test_commands_call_no_writing_method(repository: Path, package: str) -> None:
     for path in (repository / "lifecycle" / package).rglob("*.py"):
         called = called_methods(path) & writing_methods()
