@@ -1,4 +1,4 @@
-"""A pod with simulated upstreams: its volume, its tailscale client, its VPN interface and its `dns-watch`."""
+"""A simulated pod: its volume, its tailscale client, its VPN interface and its `dns-watch`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from tests.world import Interface, World
 
 
 class Nodez(NamedTuple):
-    """What `/nodez` reports.
+    """What the endpoint `/nodez` of dns-watch reports.
 
     Attributes:
         state: the state of the node.
-        restart_helps: a restart of the tailscale container brings the node back.
+        restart_helps: after a restart of the tailscale container, the node would register again.
     """
 
     state: str
     restart_helps: bool
 
 
+# `waiting` means that dns-watch has not found its node. `superseded` means that a later pod has the name. `gone` means
+# that the node was deleted. A fresh key is a pre-auth key that has not been used and has not expired.
 WAITING = Nodez("waiting", restart_helps=False)
 REGISTERED = Nodez("registered", restart_helps=False)
 SUPERSEDED = Nodez("superseded", restart_helps=False)
@@ -36,14 +38,14 @@ class Pod:
     """A pod of the workload. Nothing runs before `start`.
 
     Args:
-        world: the simulated upstreams and clock.
-        folder: a folder for the volume of the pod and the state of the client; it is created.
-        settings: settings of both commands.
-        kernel: the client creates a VPN interface. In userspace mode it does not.
+        world: the simulators of Headscale and Cloudflare, and the clock.
+        folder: a folder to create, for the volume of the pod and the state of the client.
+        settings: settings of cleanup and dns-watch.
+        has_interface: the client creates a VPN interface; False in userspace mode.
     """
 
     def __init__(
-        self, world: World, folder: Path, settings: Mapping[str, str] | None = None, *, kernel: bool = True
+        self, world: World, folder: Path, settings: Mapping[str, str] | None = None, *, has_interface: bool = True
     ) -> None:
         self.world = world
         folder.mkdir()
@@ -51,11 +53,11 @@ class Pod:
         self.interface = Interface(None)
         self.settings = {"AUTHKEY_OUTPUT_PATH": str(self.key_file), **(settings or {})}
         self.client = VpnClient(world.headscale, key_file=self.key_file, hostname=NAME, state_dir=folder)
-        self._kernel = kernel
+        self._has_interface = has_interface
         self.watch = self.new_watch()
 
     def new_watch(self, **settings: str) -> DnsWatch:
-        """Replace its dns-watch with a new process, which has no state."""
+        """Replace the pod's dns-watch by a new one without a state, as after a restart of the container."""
         self.watch = self.world.watch(self.interface, **(self.settings | settings))
         return self.watch
 
@@ -66,7 +68,7 @@ class Pod:
     def join(self) -> None:
         """Start or restart the tailscale client, which registers a node."""
         registered = self.client.start()
-        if self._kernel:
+        if self._has_interface:
             self.interface.set_addresses(*registered.addresses)
 
     def start(self) -> None:
@@ -79,7 +81,7 @@ class Pod:
         self.world.run(self.watch, seconds)
 
     def run_until(self, nodez: Nodez, *, within_s: float) -> None:
-        """Run dns-watch until `/nodez` reports this, and fail if that takes too long."""
+        """Run dns-watch until `/nodez` reports this state, and fail if this takes too long."""
         until = self.world.clock.elapsed_s + within_s
         while self.nodez != nodez:
             assert self.world.clock.elapsed_s < until, self.nodez
@@ -87,23 +89,23 @@ class Pod:
 
     @property
     def node_id(self) -> int:
-        """The id of its node."""
+        """The id of the pod's node."""
         assert self.client.node_id is not None
         return self.client.node_id
 
     @property
     def address(self) -> str:
-        """The IPv4 address of its node."""
+        """The IPv4 address of the pod's node."""
         return self.client.addresses[0]
 
     @property
     def restart_marker(self) -> Path:
-        """The file that makes the tailscale container's probe fail."""
+        """The file that makes the liveness probe of the tailscale container fail."""
         return self.key_file.with_name("authkey.restart")
 
     @property
     def key(self) -> str:
-        """Return the content of its key file."""
+        """Return the content of the key file."""
         return self.key_file.read_text()
 
     @property
@@ -118,9 +120,12 @@ def published_addresses(world: World) -> list[str]:
     return [record.content for record in world.cloudflare.records(world.zone_id, NAME)]
 
 
-def start_two_pods(world: World, folder: Path, *, kernel: bool = True) -> tuple[Pod, Pod]:
+def start_two_pods(world: World, folder: Path, *, has_interface: bool = True) -> tuple[Pod, Pod]:
     """Return two pods that start at the same time. The node of the second one is the later node."""
-    pods = Pod(world, folder / "earlier", kernel=kernel), Pod(world, folder / "later", kernel=kernel)
+    pods = (
+        Pod(world, folder / "earlier", has_interface=has_interface),
+        Pod(world, folder / "later", has_interface=has_interface),
+    )
     for pod in pods:
         pod.cleanup()
     for pod in pods:

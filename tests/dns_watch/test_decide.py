@@ -1,4 +1,9 @@
-"""What dns-watch decides in one pass, or in several passes, as tests of the pure functions `decide` and `conclude`."""
+"""Test what dns-watch decides in one or several passes. A pass is one iteration of the loop of dns-watch.
+
+The tests call pure functions: `decide` returns the changes to make, and `conclude` returns the decision after they were
+made. A pod is "superseded" and "stands down" (it does not change the records) while a later pod of the workload, its
+"successor", has the name.
+"""
 
 from __future__ import annotations
 
@@ -68,16 +73,18 @@ from tests.builders import (
 V4 = "100.64.0.1"
 INTERFACE = addresses(V4)
 NODE = a_node(1, addresses=[V4])
-OWN = KnownNode(NODE.id, NODE.machine_key)
+KNOWN_NODE = KnownNode(NODE.id, NODE.machine_key)
 METADATA = KeyMetadata("7", kept_node_id="1", kept_machine_key=NODE.machine_key)
+# The node of a later pod.
+SUCCESSOR = a_node(2, addresses=["100.64.0.2"])
 OUTAGE = TransientError("Headscale did not respond", upstream="Headscale")
 CLOUDFLARE_OUTAGE = TransientError("Cloudflare returned 502", upstream="Cloudflare", status=502)
 RATE_LIMIT = TransientError("429", upstream="Cloudflare", retry_after=timedelta(seconds=700), throttled=True)
 REFUSED = AuthError("the token was refused", upstream="Cloudflare", status=403)
 
-POLL_S = 30.0
-VERIFY_S = 300.0
-RETRY_S = 10.0
+POLL_INTERVAL_S = 30.0
+VERIFY_INTERVAL_S = 300.0
+RETRY_INTERVAL_S = 10.0
 
 
 def key_spec(user: User) -> KeySpec:
@@ -94,11 +101,11 @@ CONFIG = WatchConfig(
     key_spec=key_spec,
     key_path="/tailscale-auth/authkey",
     self_heal=True,
-    retry_interval=timedelta(seconds=RETRY_S),
+    retry_interval=timedelta(seconds=RETRY_INTERVAL_S),
     max_retries=30,
-    poll_interval=timedelta(seconds=POLL_S),
+    poll_interval=timedelta(seconds=POLL_INTERVAL_S),
     min_poll_interval=timedelta(),
-    verify_interval=timedelta(seconds=VERIFY_S),
+    verify_interval=timedelta(seconds=VERIFY_INTERVAL_S),
     expects_interface=True,
 )
 
@@ -134,7 +141,8 @@ def unregistered(
     """Return an observation without a node.
 
     Args:
-        kind: of the loss; None if it is uncertain.
+        kind: why the node is missing; None if this is uncertain.
+        successor: the node of a later pod.
         fields: other fields of the observation.
     """
     node_id = None if kind in (LossKind.STRANDED, LossKind.UNREGISTERED) else "1"
@@ -143,12 +151,19 @@ def unregistered(
     return replace(observation, **fields)  # type: ignore[arg-type]
 
 
-KNOWN = State(node=OWN, is_registered=True, node_identity=NODE_IDENTITY, interface=INTERFACE)
+# The state of a pod whose node is registered, before the records are read.
+REGISTERED_STATE = State(node=KNOWN_NODE, is_registered=True, node_identity=NODE_IDENTITY, interface=INTERFACE)
 SPEC = RecordSpec(NAME, INTERFACE[0], 60, OUR_COMMENT)
-IN_SYNC = replace(
-    KNOWN,
+# The state after the record was read and found to be correct.
+IN_SYNC_STATE = replace(
+    REGISTERED_STATE,
     records=RecordState(
-        compared_specs=(SPEC,), verify_at_s=VERIFY_S, in_sync=True, reason="", addresses=INTERFACE, verified_at_s=0.0
+        compared_specs=(SPEC,),
+        verify_at_s=VERIFY_INTERVAL_S,
+        in_sync=True,
+        reason="",
+        addresses=INTERFACE,
+        verified_at_s=0.0,
     ),
 )
 
@@ -198,7 +213,7 @@ def after(state: State, *steps: tuple[float, Observation], config: WatchConfig =
     ],
 )
 def test_records_are_changed_only_if_they_differ_and_are_ours(records: list[Record], changes: list[type]) -> None:
-    decision = decide_at(KNOWN, registered(records=records))
+    decision = decide_at(REGISTERED_STATE, registered(records=records))
     assert [type(change) for change in decision.changes] == changes
 
 
@@ -206,20 +221,20 @@ def test_records_are_changed_only_if_they_differ_and_are_ours(records: list[Reco
     "foreign", [a_record(content=V4, comment=COMMENT_OF_OTHER_OWNER), a_record(content="203.0.113.7", comment="")]
 )
 def test_a_foreign_record_is_reported_and_keeps_the_record_out_of_sync(foreign: Record) -> None:
-    decision = decide_at(KNOWN, registered(records=[foreign]))
+    decision = decide_at(REGISTERED_STATE, registered(records=[foreign]))
     assert "record.foreign" in event_names(decision)
     assert not decision.state.records.in_sync
 
 
 def test_a_correct_record_is_in_sync_and_read_again_after_verify_interval() -> None:
-    decision = decide_at(KNOWN, registered(records=[a_record(content=V4)]))
+    decision = decide_at(REGISTERED_STATE, registered(records=[a_record(content=V4)]))
     records = decision.state.records
-    assert (records.in_sync, records.addresses, records.verify_at_s) == (True, INTERFACE, VERIFY_S)
+    assert (records.in_sync, records.addresses, records.verify_at_s) == (True, INTERFACE, VERIFY_INTERVAL_S)
 
 
 def test_a_record_is_out_of_sync_until_its_change_is_confirmed() -> None:
     observation = registered(records=[a_record(content="100.64.0.9")])
-    decision = decide_at(IN_SYNC, observation)
+    decision = decide_at(IN_SYNC_STATE, observation)
     assert not decision.state.records.in_sync
     done = conclude_at(decision, ApplyResult(), observation, 1)
     assert done.state.records.in_sync
@@ -228,13 +243,13 @@ def test_a_record_is_out_of_sync_until_its_change_is_confirmed() -> None:
 def test_a_created_record_is_read_again_soon() -> None:
     """Another pod may have created a record at the same time."""
     observation = registered(records=[])
-    done = conclude_at(decide_at(KNOWN, observation), ApplyResult(), observation)
-    assert done.state.records.verify_at_s == POLL_S
+    done = conclude_at(decide_at(REGISTERED_STATE, observation), ApplyResult(), observation)
+    assert done.state.records.verify_at_s == POLL_INTERVAL_S
 
 
 def test_a_failed_change_is_retried_with_backoff_and_not_reported_as_in_sync() -> None:
     observation = registered(records=[])
-    state = KNOWN
+    state = REGISTERED_STATE
     waits = []
     for seconds in (0, 100, 200):
         decision = decide_at(state, observation, seconds)
@@ -249,27 +264,27 @@ def test_a_failed_change_is_retried_with_backoff_and_not_reported_as_in_sync() -
 
 
 def test_cloudflare_is_not_contacted_before_the_time_of_retry_after() -> None:
-    decision = decide_at(KNOWN, registered(records=FailedRead(RATE_LIMIT)))
+    decision = decide_at(REGISTERED_STATE, registered(records=FailedRead(RATE_LIMIT)))
     assert decision.state.records.not_before_s == 700
-    assert decision.wait_s == POLL_S
+    assert decision.wait_s == POLL_INTERVAL_S
     due = [records_are_due(decision.state, NODE, (SPEC,), at(seconds)) for seconds in (0, 699, 700)]
     assert due == [False, False, True]
 
 
 def test_a_record_stays_in_sync_during_an_outage_of_cloudflare() -> None:
-    decision = decide_at(IN_SYNC, registered(records=FailedRead(CLOUDFLARE_OUTAGE)), VERIFY_S)
+    decision = decide_at(IN_SYNC_STATE, registered(records=FailedRead(CLOUDFLARE_OUTAGE)), VERIFY_INTERVAL_S)
     assert decision.state.records.in_sync
     assert decision.state.records.failures == 1
 
 
 def test_an_outage_is_the_reason_of_a_record_that_is_out_of_sync() -> None:
-    decision = decide_at(KNOWN, registered(records=FailedRead(CLOUDFLARE_OUTAGE)))
+    decision = decide_at(REGISTERED_STATE, registered(records=FailedRead(CLOUDFLARE_OUTAGE)))
     assert decision.state.records.reason == str(CLOUDFLARE_OUTAGE)
 
 
 @pytest.mark.parametrize(("error", "level"), [(CLOUDFLARE_OUTAGE, "warning"), (REFUSED, "error")])
 def test_refused_credentials_are_an_error_and_an_outage_is_a_warning(error: ApiError, level: str) -> None:
-    decision = decide_at(KNOWN, registered(records=FailedRead(error)))
+    decision = decide_at(REGISTERED_STATE, registered(records=FailedRead(error)))
     [event] = map(failure_event, decision.failures)
     assert (event.name, event.level, event.fields["upstream"]) == ("pass.failed", level, "Cloudflare")
 
@@ -277,13 +292,13 @@ def test_refused_credentials_are_an_error_and_an_outage_is_a_warning(error: ApiE
 def test_a_changed_address_makes_the_record_out_of_sync_before_it_is_read() -> None:
     moved = replace(NODE, addresses=addresses("100.64.0.8"))
     observation = replace(registered(moved, records=None), interface=addresses("100.64.0.8"))
-    state = replace(IN_SYNC, records=replace(IN_SYNC.records, not_before_s=1000.0))
+    state = replace(IN_SYNC_STATE, records=replace(IN_SYNC_STATE.records, not_before_s=1000.0))
     assert not decide_at(state, observation, 10).state.records.in_sync
 
 
 def test_an_address_outside_the_vpn_prefixes_is_never_published() -> None:
     outside = replace(NODE, addresses=addresses("203.0.113.9"))
-    decision = decide_at(IN_SYNC, registered(outside, records=None))
+    decision = decide_at(IN_SYNC_STATE, registered(outside, records=None))
     assert decision.changes == ()
     assert "address.unpublishable" in event_names(decision)
     assert not decision.state.records.in_sync
@@ -291,20 +306,20 @@ def test_an_address_outside_the_vpn_prefixes_is_never_published() -> None:
 
 def test_an_address_that_the_interface_lacks_is_not_published() -> None:
     observation = replace(registered(records=[]), interface=addresses("100.64.0.2"))
-    assert decide_at(KNOWN, observation).changes == ()
+    assert decide_at(REGISTERED_STATE, observation).changes == ()
 
 
 def test_the_records_are_compared_again_for_a_different_node() -> None:
     other = a_node(2, addresses=[V4])
-    decision = decide_at(IN_SYNC, registered(other, records=None))
+    decision = decide_at(IN_SYNC_STATE, registered(other, records=None))
     assert decision.state.records.compared_specs is None
     assert decision.state.node == KnownNode("2", other.machine_key)
     assert "node.registered" in event_names(decision)
 
 
-# --- Further names ----------------------------------------------------------------------------------
+# --- Further names: those in DNS_ALIASES and DNS_SHARED_NAMES ----------------------------------------
 
-NAMES = replace(CONFIG, further_identities=FURTHER_NAMES)
+CONFIG_WITH_FURTHER_NAMES = replace(CONFIG, further_identities=FURTHER_NAMES)
 ALIAS_RECORD = a_record("d", name=ALIAS, type_="CNAME", content=NAME, comment=COMMENT_AT_FURTHER_NAMES)
 EVERY_RECORD = (
     a_record(content=V4),
@@ -312,19 +327,25 @@ EVERY_RECORD = (
     a_record("x", name=APEX, comment=COMMENT_AT_FURTHER_NAMES),
     a_record("s", name=SHARED_NAME, comment=COMMENT_AT_FURTHER_NAMES),
 )
-SIBLING = a_record("w", name=SHARED_NAME, content="100.64.0.5", comment=f"{OUR_COMMENT} wiki.example.com")
+RECORD_OF_ANOTHER_WORKLOAD = a_record(
+    "w", name=SHARED_NAME, content="100.64.0.5", comment=f"{OUR_COMMENT} wiki.example.com"
+)
 
 
 def changed_names(*records: Record) -> list[tuple[type, str]]:
     """Return the type and the name of each change."""
-    decision = decide_at(KNOWN, registered(records=records), config=NAMES)
+    decision = decide_at(REGISTERED_STATE, registered(records=records), config=CONFIG_WITH_FURTHER_NAMES)
     return [(type(change), change.name) for change in decision.changes if isinstance(change, RecordChange)]
 
 
 def test_records_at_every_name_are_created_once() -> None:
     assert changed_names() == [(CreateRecord, name) for name in (NAME, ALIAS, APEX, SHARED_NAME)]
-    assert changed_names(*EVERY_RECORD, SIBLING) == []
-    assert decide_at(KNOWN, registered(records=[*EVERY_RECORD, SIBLING]), config=NAMES).state.records.in_sync
+    assert changed_names(*EVERY_RECORD, RECORD_OF_ANOTHER_WORKLOAD) == []
+    assert decide_at(
+        REGISTERED_STATE,
+        registered(records=[*EVERY_RECORD, RECORD_OF_ANOTHER_WORKLOAD]),
+        config=CONFIG_WITH_FURTHER_NAMES,
+    ).state.records.in_sync
 
 
 @pytest.mark.parametrize(
@@ -338,18 +359,20 @@ def test_records_at_every_name_are_created_once() -> None:
             a_record("f", name=APEX, comment=f"{OUR_COMMENT} wiki.example.com"), id="another workload at the domain"
         ),
         pytest.param(a_record("f", name=SHARED_NAME, comment=""), id="no comment at a shared name"),
-        pytest.param(a_record("f", name=SHARED_NAME, comment=OUR_COMMENT), id="a main name at a shared name"),
+        pytest.param(
+            a_record("f", name=SHARED_NAME, comment=OUR_COMMENT), id="workload whose main name is the shared name"
+        ),
     ],
 )
 def test_a_foreign_record_concerns_only_its_own_name(foreign: Record) -> None:
     observation = registered(records=[foreign])
-    decision = decide_at(KNOWN, observation, config=NAMES)
+    decision = decide_at(REGISTERED_STATE, observation, config=CONFIG_WITH_FURTHER_NAMES)
     assert [change.name for change in decision.changes if isinstance(change, RecordChange)] == [
         name for name in (NAME, ALIAS, APEX, SHARED_NAME) if name != foreign.name
     ]
     [event] = [event for event in decision.events if event.name == "record.foreign"]
     assert event.fields["record"] == foreign.name
-    records = conclude_at(decision, ApplyResult(), observation, 1, config=NAMES).state.records
+    records = conclude_at(decision, ApplyResult(), observation, 1, config=CONFIG_WITH_FURTHER_NAMES).state.records
     assert (records.in_sync, records.addresses) == (False, INTERFACE)
     assert foreign.name in records.reason
 
@@ -358,12 +381,12 @@ def test_no_alias_points_to_a_foreign_record() -> None:
     foreign = a_record(content="203.0.113.7", comment="")
     observation = registered(records=[foreign])
     assert changed_names(foreign) == [(CreateRecord, APEX), (CreateRecord, SHARED_NAME)]
-    decision = decide_at(KNOWN, observation, config=NAMES)
-    records = conclude_at(decision, ApplyResult(), observation, 1, config=NAMES).state.records
+    decision = decide_at(REGISTERED_STATE, observation, config=CONFIG_WITH_FURTHER_NAMES)
+    records = conclude_at(decision, ApplyResult(), observation, 1, config=CONFIG_WITH_FURTHER_NAMES).state.records
     assert (records.in_sync, records.addresses) == (False, ())
 
 
-def test_only_the_workloads_own_records_under_other_names_are_deleted() -> None:
+def test_only_the_workloads_own_records_at_removed_names_are_deleted() -> None:
     ours = replace(ALIAS_RECORD, id="o", name="old.example.com")
     others = [
         replace(ours, id=str(number), comment=comment)
@@ -384,18 +407,16 @@ def test_only_the_workloads_own_records_under_other_names_are_deleted() -> None:
 def test_a_pod_stands_down_for_a_later_pod_that_has_a_further_name() -> None:
     taken = a_record("s", name=SHARED_NAME, content="100.64.0.2", comment=COMMENT_AT_FURTHER_NAMES)
     records = RecordsRead((taken,), successors=(SUCCESSOR,))
-    decision = decide_at(KNOWN, replace(registered(), records=records), config=NAMES)
+    decision = decide_at(REGISTERED_STATE, replace(registered(), records=records), config=CONFIG_WITH_FURTHER_NAMES)
     assert (decision.changes, decision.state.superseded_by) == ((), "2")
 
 
 # --- Standing down ----------------------------------------------------------------------------------
 
-SUCCESSOR = a_node(2, addresses=["100.64.0.2"])
-
 
 def test_a_pod_stands_down_for_a_later_pod_that_has_the_record() -> None:
     records = RecordsRead((a_record(content="100.64.0.2"),), successors=(SUCCESSOR,))
-    decision = decide_at(KNOWN, replace(registered(), records=records))
+    decision = decide_at(REGISTERED_STATE, replace(registered(), records=records))
     assert decision.changes == ()
     assert decision.state.superseded_by == "2"
     assert not decision.state.records.in_sync
@@ -405,9 +426,9 @@ def test_a_pod_stands_down_for_a_later_pod_that_has_the_record() -> None:
 def test_standing_down_is_reported_once_and_ends() -> None:
     records = RecordsRead((a_record(content="100.64.0.2"),), successors=(SUCCESSOR,))
     superseded = replace(registered(), records=records)
-    decision = after(KNOWN, (0, superseded), (VERIFY_S, superseded))
+    decision = after(REGISTERED_STATE, (0, superseded), (VERIFY_INTERVAL_S, superseded))
     assert decision.events == ()
-    decision = after(decision.state, (2 * VERIFY_S, registered(records=[a_record(content="100.64.0.2")])))
+    decision = after(decision.state, (2 * VERIFY_INTERVAL_S, registered(records=[a_record(content="100.64.0.2")])))
     assert event_names(decision) == ["node.reinstated"]
     assert [type(change) for change in decision.changes] == [UpdateRecord]
 
@@ -415,7 +436,7 @@ def test_standing_down_is_reported_once_and_ends() -> None:
 def test_a_lost_node_with_a_successor_stands_down_and_creates_no_key() -> None:
     key_check = KeyCheck(a_key(used=True), is_in_file=True)
     steps = [(seconds, unregistered(successor=SUCCESSOR, key_check=key_check)) for seconds in (0, 40, 80, 120)]
-    decision = after(IN_SYNC, *steps)
+    decision = after(IN_SYNC_STATE, *steps)
     assert decision.changes == ()
     assert decision.state.superseded_by == "2"
     assert not restart_helps(decision.state.heal, decision.state, at(120))
@@ -437,6 +458,7 @@ def waits_of(state: State, observations: Sequence[Observation], *, config: Watch
 
 
 def test_lookups_slow_down_to_the_retry_interval() -> None:
+    # With the jitter 0, a wait is 80 % of its interval.
     waits = waits_of(State(interface=INTERFACE), [unregistered(LossKind.UNREGISTERED)] * 10)
     assert waits == pytest.approx([0.8, 0.8, 1.6, 1.6, 3.2, 3.2, 6.4, 6.4, 8.0, 8.0])
 
@@ -467,7 +489,7 @@ def test_the_command_gives_up_after_max_retries() -> None:
 @pytest.mark.parametrize(
     ("state", "observation"),
     [
-        pytest.param(KNOWN, unregistered(None), id="registered before"),
+        pytest.param(REGISTERED_STATE, unregistered(None), id="registered before"),
         pytest.param(State(), unregistered(LossKind.GONE), id="gone before this process started"),
         pytest.param(State(), unregistered(LossKind.EXPIRED), id="expired before this process started"),
     ],
@@ -477,16 +499,16 @@ def test_max_retries_does_not_apply_to_a_node_that_was_registered(state: State, 
     assert after(state, *steps, config=replace(CONFIG, max_retries=1)).give_up is None
 
 
-def test_polls_over_exec_keep_their_minimum_interval() -> None:
+def test_only_polls_of_a_registered_node_keep_the_minimum_interval() -> None:
     config = replace(CONFIG, min_poll_interval=timedelta(seconds=60))
-    assert after(KNOWN, (0, unregistered(None)), config=config).wait_s == 60
+    assert after(REGISTERED_STATE, (0, unregistered(None)), config=config).wait_s == 60
     assert after(State(), (0, unregistered(None)), config=config).wait_s < 1
 
 
 def test_the_next_pass_is_due_when_the_record_has_to_be_read() -> None:
-    state = replace(IN_SYNC, records=replace(IN_SYNC.records, verify_at_s=12.0))
+    state = replace(IN_SYNC_STATE, records=replace(IN_SYNC_STATE.records, verify_at_s=12.0))
     assert after(state, (0, registered(records=None))).wait_s == pytest.approx(12.0, abs=0.01)
-    assert after(IN_SYNC, (0, registered(records=None))).wait_s == POLL_S
+    assert after(IN_SYNC_STATE, (0, registered(records=None))).wait_s == POLL_INTERVAL_S
 
 
 def test_an_identification_problem_is_reported_once() -> None:
@@ -497,17 +519,18 @@ def test_an_identification_problem_is_reported_once() -> None:
 
 
 def test_an_assumed_user_is_reported_once() -> None:
+    """If HEADSCALE_USER is not set, the only user is assumed to be the owner of the node."""
     config = replace(CONFIG, user=None)
     decision = after(State(), (0, registered(records=None)), config=config)
     assert event_names(decision)[0] == "user.assumed"
     assert "user.assumed" not in event_names(after(decision.state, (1, registered(records=None)), config=config))
 
 
-# --- Key metadata -----------------------------------------------------------------------------------
+# --- Key metadata: the file that describes the pre-auth key and its node ----------------------------
 
 
 @pytest.mark.parametrize(
-    ("metadata", "changes"),
+    ("metadata", "change_count"),
     [
         pytest.param(KeyMetadata("7"), 1, id="metadata without a node"),
         pytest.param(METADATA, 0, id="metadata with this node"),
@@ -516,39 +539,40 @@ def test_an_assumed_user_is_reported_once() -> None:
         pytest.param(None, 0, id="no metadata"),
     ],
 )
-def test_a_node_that_registers_is_stored_in_the_metadata(metadata: KeyMetadata | None, changes: int) -> None:
+def test_a_node_that_registers_is_stored_in_the_metadata(metadata: KeyMetadata | None, change_count: int) -> None:
     observation = replace(registered(records=None), metadata=metadata)
-    written = decide_at(KNOWN, observation).changes
-    assert len(written) == changes
-    for change in written:
+    changes = decide_at(REGISTERED_STATE, observation).changes
+    assert len(changes) == change_count
+    for change in changes:
         assert isinstance(change, WriteKeyMetadata)
         assert change.metadata == METADATA
 
 
-# --- A lost node ------------------------------------------------------------------------------------
+# --- A lost node: it was deleted or has expired -----------------------------------------------------
 
-USED = KeyCheck(a_key(used=True), is_in_file=True)
-FRESH = KeyCheck(a_key(), is_in_file=True)
+USED_KEY = KeyCheck(a_key(used=True), is_in_file=True)
+USABLE_KEY = KeyCheck(a_key(), is_in_file=True)
 
 
 def test_a_loss_is_confirmed_by_three_observations_over_a_minute() -> None:
     assert (CONFIRMING_OBSERVATIONS, CONFIRMING_S) == (3, 60)
-    assert after(IN_SYNC, (0, unregistered()), (30, unregistered()), (59, unregistered())).state.heal.lost is None
-    assert after(IN_SYNC, (0, unregistered()), (61, unregistered())).state.heal.lost is None
-    decision = after(IN_SYNC, (0, unregistered()), (30, unregistered()), (60, unregistered()))
+    assert after(IN_SYNC_STATE, (0, unregistered()), (30, unregistered()), (59, unregistered())).state.heal.lost is None
+    assert after(IN_SYNC_STATE, (0, unregistered()), (61, unregistered())).state.heal.lost is None
+    decision = after(IN_SYNC_STATE, (0, unregistered()), (30, unregistered()), (60, unregistered()))
     assert decision.state.heal.lost is LossKind.GONE
     assert event_names(decision) == ["node.lost", "pass.skipped"]
 
 
+# The node is gone, and Headscale's list of nodes is empty.
 EMPTY_LIST = unregistered(is_list_empty=True)
 
 
 def test_a_loss_with_an_empty_list_is_confirmed_by_three_observations_over_five_minutes() -> None:
     assert EMPTY_LIST_CONFIRMING_S == 300
-    assert after(IN_SYNC, *[(seconds, EMPTY_LIST) for seconds in range(300)]).state.heal.lost is None
-    assert after(IN_SYNC, (0, EMPTY_LIST), (301, EMPTY_LIST)).state.heal.lost is None
+    assert after(IN_SYNC_STATE, *[(seconds, EMPTY_LIST) for seconds in range(300)]).state.heal.lost is None
+    assert after(IN_SYNC_STATE, (0, EMPTY_LIST), (301, EMPTY_LIST)).state.heal.lost is None
     decision = after(
-        IN_SYNC, (0, EMPTY_LIST), (150, EMPTY_LIST), (300, unregistered(is_list_empty=True, key_check=USED))
+        IN_SYNC_STATE, (0, EMPTY_LIST), (150, EMPTY_LIST), (300, unregistered(is_list_empty=True, key_check=USED_KEY))
     )
     assert decision.state.heal.lost is LossKind.GONE
     assert event_names(decision) == ["node.lost", "pass.skipped"]
@@ -556,18 +580,18 @@ def test_a_loss_with_an_empty_list_is_confirmed_by_three_observations_over_five_
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "not_yet", "confirmed"),
+    ("first", "second", "not_confirmed_at_s", "confirmed_at_s"),
     [
         pytest.param(unregistered(), EMPTY_LIST, 329, 330, id="list becomes empty"),
         pytest.param(EMPTY_LIST, unregistered(), 89, 90, id="list becomes non-empty"),
     ],
 )
 def test_an_empty_list_and_a_list_of_other_nodes_are_counted_separately(
-    first: Observation, second: Observation, not_yet: float, confirmed: float
+    first: Observation, second: Observation, not_confirmed_at_s: float, confirmed_at_s: float
 ) -> None:
     steps = [(0, first), (29, first), (30, second), (59, second)]
-    assert after(IN_SYNC, *steps, (not_yet, second)).state.heal.lost is None
-    assert after(IN_SYNC, *steps, (confirmed, second)).state.heal.lost is LossKind.GONE
+    assert after(IN_SYNC_STATE, *steps, (not_confirmed_at_s, second)).state.heal.lost is None
+    assert after(IN_SYNC_STATE, *steps, (confirmed_at_s, second)).state.heal.lost is LossKind.GONE
 
 
 @pytest.mark.parametrize(
@@ -582,7 +606,7 @@ def test_an_empty_list_and_a_list_of_other_nodes_are_counted_separately(
 )
 def test_an_interruption_restarts_the_confirmation(interruption: Observation) -> None:
     steps = [(0, unregistered()), (30, unregistered()), (45, interruption), (61, unregistered()), (90, unregistered())]
-    assert after(IN_SYNC, *steps).state.heal.lost is None
+    assert after(IN_SYNC_STATE, *steps).state.heal.lost is None
 
 
 def confirmed_loss(
@@ -590,7 +614,7 @@ def confirmed_loss(
 ) -> Decision:
     """Return the decision after the third observation of a loss, with this key in the file."""
     return after(
-        IN_SYNC,
+        IN_SYNC_STATE,
         (0, unregistered(kind)),
         (30, unregistered(kind)),
         (60, unregistered(kind, key_check=key_check)),
@@ -599,25 +623,27 @@ def confirmed_loss(
 
 
 @pytest.mark.parametrize(
-    ("key_check", "creates"),
+    ("key_check", "creates_key"),
     [
-        pytest.param(USED, True, id="used key"),
+        pytest.param(USED_KEY, True, id="used key"),
         pytest.param(KeyCheck(a_key(expires_in_s=-1), is_in_file=True), True, id="expired key"),
         pytest.param(KeyCheck(None, is_in_file=True), True, id="deleted key"),
         pytest.param(KeyCheck(a_key(), is_in_file=False), True, id="usable key that is not in the file"),
-        pytest.param(FRESH, False, id="usable key"),
+        pytest.param(USABLE_KEY, False, id="usable key"),
         pytest.param(KeyCheck(error=KeyFileError("malformed")), False, id="malformed metadata"),
         pytest.param(FailedRead(OUTAGE), False, id="keys not readable"),
         pytest.param(None, False, id="keys not read"),
     ],
 )
-def test_a_fresh_key_is_created_only_if_the_file_has_no_usable_one(key_check: KeyCheck | None, creates: bool) -> None:
+def test_a_fresh_key_is_created_only_if_the_file_has_no_usable_one(
+    key_check: KeyCheck | None, creates_key: bool
+) -> None:
     changes = confirmed_loss(key_check).changes
-    assert [type(change) for change in changes] == ([WriteFreshKey] if creates else [])
+    assert [type(change) for change in changes] == ([WriteFreshKey] if creates_key else [])
 
 
 def test_without_self_heal_a_loss_is_reported_and_nothing_is_created() -> None:
-    decision = confirmed_loss(USED, config=replace(CONFIG, self_heal=False))
+    decision = confirmed_loss(USED_KEY, config=replace(CONFIG, self_heal=False))
     assert decision.changes == ()
     [lost] = [event for event in decision.events if event.name == "node.lost"]
     assert "SELF_HEAL=true" in lost.fields["advice"]
@@ -631,20 +657,22 @@ def test_a_usable_key_that_is_not_in_the_file_is_replaced() -> None:
 
 
 def test_a_stranded_pod_gets_a_fresh_key_only_if_its_last_key_was_used() -> None:
-    assert len(confirmed_loss(USED, LossKind.STRANDED).changes) == 1
+    """A stranded pod has a VPN address that no node has."""
+    assert len(confirmed_loss(USED_KEY, LossKind.STRANDED).changes) == 1
     assert confirmed_loss(KeyCheck(None), LossKind.STRANDED).changes == ()
 
 
-def with_fresh_key() -> State:
+def state_with_fresh_key() -> State:
     """Return the state after a confirmed loss, with a fresh key that was written at 60 s."""
-    decision = confirmed_loss(USED)
-    observation = unregistered(key_check=USED)
+    decision = confirmed_loss(USED_KEY)
+    observation = unregistered(key_check=USED_KEY)
     return conclude_at(decision, ApplyResult(key=a_key("8")), observation, 60).state
 
 
 def test_a_restart_helps_after_a_fresh_key_was_written() -> None:
-    assert not restart_helps(confirmed_loss(USED).state.heal, confirmed_loss(USED).state, at(60))
-    state = with_fresh_key()
+    """After a restart, the tailscale container registers a node with the key."""
+    assert not restart_helps(confirmed_loss(USED_KEY).state.heal, confirmed_loss(USED_KEY).state, at(60))
+    state = state_with_fresh_key()
     assert restart_helps(state.heal, state, at(61))
 
 
@@ -660,21 +688,21 @@ def test_a_restart_helps_after_a_fresh_key_was_written() -> None:
     ],
 )
 def test_a_restart_does_not_help(heal: dict[str, object]) -> None:
-    state = with_fresh_key()
+    state = state_with_fresh_key()
     assert not restart_helps(replace(state.heal, **heal), state, at(61))  # type: ignore[arg-type]
 
 
 def test_a_restart_does_not_help_while_the_interface_is_changing() -> None:
-    state = replace(with_fresh_key(), interface_changed_s=50.0)
+    state = replace(state_with_fresh_key(), interface_changed_s=50.0)
     assert not restart_helps(state.heal, state, at(61))
     assert restart_helps(state.heal, state, at(110))
 
 
 def test_the_interval_between_fresh_keys_grows() -> None:
-    state = with_fresh_key()
+    state = state_with_fresh_key()
     created = []
     for seconds in range(70, 4 * 3600, 10):
-        observation = unregistered(key_check=USED)
+        observation = unregistered(key_check=USED_KEY)
         decision = decide_at(state, observation, seconds)
         state = decision.state
         if decision.changes:
@@ -687,15 +715,15 @@ def test_the_interval_between_fresh_keys_grows() -> None:
 
 
 def test_a_node_that_returns_ends_the_loss() -> None:
-    decision = after(with_fresh_key(), (70, registered(records=[a_record(content=V4)])))
+    decision = after(state_with_fresh_key(), (70, registered(records=[a_record(content=V4)])))
     assert decision.state.heal == HealState()
     assert "node.returned" in event_names(decision)
 
 
 def test_a_failed_key_creation_backs_off() -> None:
-    decision = confirmed_loss(USED)
+    decision = confirmed_loss(USED_KEY)
     state = decision.state
-    done = conclude_at(decision, ApplyResult(key_error=OUTAGE), unregistered(key_check=USED), 60)
+    done = conclude_at(decision, ApplyResult(key_error=OUTAGE), unregistered(key_check=USED_KEY), 60)
     assert [failure.error for failure in done.failures] == [OUTAGE]
     assert done.state.failures == state.failures + 1
     assert done.state.heal.loss_count is None
@@ -703,7 +731,7 @@ def test_a_failed_key_creation_backs_off() -> None:
 
 def test_an_unwritable_key_file_is_not_counted_as_a_failure_of_headscale() -> None:
     done = conclude_at(
-        confirmed_loss(USED), ApplyResult(key_error=KeyFileError("read-only")), unregistered(key_check=USED), 60
+        confirmed_loss(USED_KEY), ApplyResult(key_error=KeyFileError("read-only")), unregistered(key_check=USED_KEY), 60
     )
     assert event_names(done) == ["key_file.unwritable"]
     assert done.failures == ()
@@ -711,14 +739,17 @@ def test_an_unwritable_key_file_is_not_counted_as_a_failure_of_headscale() -> No
 
 def test_missing_metadata_is_reported_once() -> None:
     decision = after(
-        IN_SYNC, (0, unregistered()), (30, unregistered()), (60, unregistered(metadata=None, key_check=KeyCheck()))
+        IN_SYNC_STATE,
+        (0, unregistered()),
+        (30, unregistered()),
+        (60, unregistered(metadata=None, key_check=KeyCheck())),
     )
     assert "key_file.unwritable" in event_names(decision)
     again = after(decision.state, (200, unregistered(metadata=None, key_check=KeyCheck())))
     assert "key_file.unwritable" not in event_names(again)
 
 
-# --- The restart marker -----------------------------------------------------------------------------
+# --- The restart marker: a file that requests a restart of the tailscale container -------------------
 
 
 def restart_marker(state: State, observation: Observation, seconds: float) -> str | None:
@@ -729,7 +760,7 @@ def restart_marker(state: State, observation: Observation, seconds: float) -> st
 
 
 def test_the_marker_exists_while_a_restart_helps() -> None:
-    state = with_fresh_key()
+    state = state_with_fresh_key()
     assert fresh_key_id(state, at(61)) == "8"
     assert restart_marker(state, unregistered(key_check=KeyCheck(a_key("8"), is_in_file=True)), 70) == "8"
     assert restart_marker(state, registered(records=None), 70) is None
@@ -741,7 +772,7 @@ def test_the_marker_exists_while_a_restart_helps() -> None:
 
 def test_an_api_key_that_expires_soon_is_reported_once_a_day() -> None:
     expiring = replace(registered(records=None), api_key=ApiKeyRead(NOW + timedelta(days=3)))
-    decision = after(KNOWN, (0, expiring))
+    decision = after(REGISTERED_STATE, (0, expiring))
     assert "api_key.expiring" in event_names(decision)
     assert decision.state.api_keys_due_s == 3600
     assert "api_key.expiring" not in event_names(after(decision.state, (86_000, registered(records=None))))
@@ -750,36 +781,36 @@ def test_an_api_key_that_expires_soon_is_reported_once_a_day() -> None:
 
 def test_an_api_key_that_stays_valid_is_read_once_a_day() -> None:
     valid = replace(registered(records=None), api_key=ApiKeyRead(NOW + timedelta(days=60)))
-    decision = after(KNOWN, (0, valid))
+    decision = after(REGISTERED_STATE, (0, valid))
     assert decision.state.api_keys_due_s == 86_400
     assert decision.events == ()
 
 
 def test_the_known_expiry_is_kept_if_the_api_keys_cannot_be_listed() -> None:
-    state = replace(KNOWN, api_key_expires_at=NOW + timedelta(days=60))
+    state = replace(REGISTERED_STATE, api_key_expires_at=NOW + timedelta(days=60))
     decision = after(state, (0, replace(registered(records=None), api_key=FailedRead(OUTAGE))))
     assert decision.state.api_key_expires_at == NOW + timedelta(days=60)
     assert decision.state.api_keys_due_s == 3600
 
 
 def test_an_expired_node_stays_known_but_is_not_registered() -> None:
-    """The state keeps the node, so that it is recognised when it registers again."""
+    """The state keeps the node, so that dns-watch recognises the node when it registers again."""
     expired = replace(NODE, expires_at=EXPIRED)
-    decision = after(IN_SYNC, (0, unregistered(LossKind.EXPIRED)))
+    decision = after(IN_SYNC_STATE, (0, unregistered(LossKind.EXPIRED)))
     assert decision.state.node == KnownNode(expired.id, expired.machine_key)
     assert not decision.state.is_registered
 
 
 # --- The poll interval --------------------------------------------------------------------------------------
 
-IDLE = replace(IN_SYNC, fleet_size=1000, idle_polls=10, fleet_count_due_s=1e9)
-IDLE = replace(IDLE, records=replace(IDLE.records, verify_at_s=1e9))
-BUSY = TransientError("Headscale returned 503", upstream="Headscale", status=503)
-SUCCESSOR = a_node(2, addresses=["100.64.0.2"])
+# The state after many polls without a change. The fleet (the nodes of all pods) has 1,000 nodes.
+UNCHANGED_STATE = replace(IN_SYNC_STATE, fleet_size=1000, idle_polls=10, fleet_count_due_s=1e9)
+UNCHANGED_STATE = replace(UNCHANGED_STATE, records=replace(UNCHANGED_STATE.records, verify_at_s=1e9))
+OVERLOAD = TransientError("Headscale returned 503", upstream="Headscale", status=503)
 
 
 @pytest.mark.parametrize(
-    ("fleet", "response_s", "configured_s", "expected_s"),
+    ("fleet_size", "response_s", "configured_s", "expected_s"),
     [
         pytest.param(1, 0.06, 30, 30, id="one pod"),
         pytest.param(100, 0.06, 30, 30, id="small fleet"),
@@ -795,16 +826,16 @@ SUCCESSOR = a_node(2, addresses=["100.64.0.2"])
     ],
 )
 def test_the_poll_interval_depends_on_the_load(
-    fleet: int, response_s: float, configured_s: float, expected_s: float
+    fleet_size: int, response_s: float, configured_s: float, expected_s: float
 ) -> None:
     config = replace(CONFIG, poll_interval=timedelta(seconds=configured_s))
-    state = replace(IDLE, fleet_size=fleet, response_s=response_s)
+    state = replace(UNCHANGED_STATE, fleet_size=fleet_size, response_s=response_s)
     observation = replace(registered(records=None), response_s=response_s)
     assert decide_at(state, observation, config=config).wait_s == pytest.approx(expected_s)
 
 
 def test_a_pod_without_an_interface_polls_at_the_configured_interval() -> None:
-    state = replace(IDLE, interface=None)
+    state = replace(UNCHANGED_STATE, interface=None)
     observation = replace(registered(records=None), interface=None)
     assert decide_at(state, observation).wait_s == pytest.approx(30)
 
@@ -812,17 +843,21 @@ def test_a_pod_without_an_interface_polls_at_the_configured_interval() -> None:
 @pytest.mark.parametrize(
     ("state", "observation"),
     [
-        pytest.param(replace(IDLE, node=None), registered(records=None), id="node registered"),
-        pytest.param(replace(IDLE, node=KnownNode("9", "other")), registered(records=None), id="other node"),
-        pytest.param(replace(IDLE, interface=None), registered(records=None), id="interface changed"),
-        pytest.param(IDLE, registered(records=[a_record(content="100.64.0.9")]), id="record differs"),
+        pytest.param(replace(UNCHANGED_STATE, node=None), registered(records=None), id="node registered"),
+        pytest.param(replace(UNCHANGED_STATE, node=KnownNode("9", "other")), registered(records=None), id="other node"),
+        pytest.param(replace(UNCHANGED_STATE, interface=None), registered(records=None), id="interface changed"),
+        pytest.param(UNCHANGED_STATE, registered(records=[a_record(content="100.64.0.9")]), id="record differs"),
         pytest.param(
-            IDLE, registered(records=[a_record(content=V4, comment=COMMENT_OF_OTHER_OWNER)]), id="foreign record"
+            UNCHANGED_STATE,
+            registered(records=[a_record(content=V4, comment=COMMENT_OF_OTHER_OWNER)]),
+            id="foreign record",
         ),
-        pytest.param(replace(IDLE, superseded_by="2"), registered(records=None), id="superseded"),
-        pytest.param(decide_at(IDLE, unregistered()).state, registered(records=None), id="unregistered before"),
+        pytest.param(replace(UNCHANGED_STATE, superseded_by="2"), registered(records=None), id="superseded"),
         pytest.param(
-            decide_at(IDLE, Observation(INTERFACE, FailedRead(OUTAGE))).state,
+            decide_at(UNCHANGED_STATE, unregistered()).state, registered(records=None), id="unregistered before"
+        ),
+        pytest.param(
+            decide_at(UNCHANGED_STATE, Observation(INTERFACE, FailedRead(OUTAGE))).state,
             registered(records=None),
             id="outage before",
         ),
@@ -830,23 +865,25 @@ def test_a_pod_without_an_interface_polls_at_the_configured_interval() -> None:
 )
 def test_anything_unusual_makes_polls_frequent_again(state: State, observation: Observation) -> None:
     decision = decide_at(state, observation)
-    assert decision.wait_s == POLL_S
+    assert decision.wait_s == POLL_INTERVAL_S
     waits_s = []
     for _ in range(5):
         decision = decide_at(decision.state, registered(records=None))
         waits_s.append(decision.wait_s)
-    assert waits_s[-1] == pytest.approx(POLL_S if decision.state.superseded_by else 300, abs=0.01)
+    assert waits_s[-1] == pytest.approx(POLL_INTERVAL_S if decision.state.superseded_by else 300, abs=0.01)
     assert sorted(waits_s) == waits_s
 
 
 def test_an_overloaded_headscale_is_not_polled_more_often() -> None:
-    failed = decide_at(IDLE, Observation(INTERFACE, FailedRead(BUSY)))
+    failed = decide_at(UNCHANGED_STATE, Observation(INTERFACE, FailedRead(OVERLOAD)))
     assert decide_at(failed.state, registered(records=None)).wait_s == 300
 
 
-@pytest.mark.parametrize(("fleet", "longest_s"), [(1, POLL_S), (1000, 300.0)])
-def test_the_backoff_of_a_large_fleet_is_longer(fleet: int, longest_s: float) -> None:
-    failed = decide_at(replace(IDLE, fleet_size=fleet, failures=50), Observation(INTERFACE, FailedRead(OUTAGE)))
+@pytest.mark.parametrize(("fleet_size", "longest_s"), [(1, POLL_INTERVAL_S), (1000, 300.0)])
+def test_the_backoff_of_a_large_fleet_is_longer(fleet_size: int, longest_s: float) -> None:
+    failed = decide_at(
+        replace(UNCHANGED_STATE, fleet_size=fleet_size, failures=50), Observation(INTERFACE, FailedRead(OUTAGE))
+    )
     assert failed.wait_s == longest_s
 
 
@@ -859,18 +896,18 @@ def test_the_backoff_of_a_large_fleet_is_longer(fleet: int, longest_s: float) ->
     ],
 )
 def test_a_pass_is_scheduled_when_the_records_are_due(verify_in_s: float, expected_s: float) -> None:
-    state = replace(IDLE, records=replace(IDLE.records, verify_at_s=verify_in_s))
+    state = replace(UNCHANGED_STATE, records=replace(UNCHANGED_STATE.records, verify_at_s=verify_in_s))
     assert decide_at(state, registered(records=None)).wait_s == pytest.approx(expected_s, abs=0.01)
 
 
 def test_a_pass_is_scheduled_when_the_node_expires() -> None:
     node = replace(NODE, expires_at=NOW + timedelta(seconds=40))
-    state = replace(IDLE, node_warned_at_s=0.0)
+    state = replace(UNCHANGED_STATE, node_warned_at_s=0.0)
     assert decide_at(state, registered(node, records=None)).wait_s == pytest.approx(40, abs=0.01)
 
 
 def test_one_slow_response_changes_the_average_by_a_quarter() -> None:
-    slow = decide_at(IDLE, replace(registered(records=None), response_s=2.0))
+    slow = decide_at(UNCHANGED_STATE, replace(registered(records=None), response_s=2.0))
     assert slow.state.response_s == pytest.approx(0.5)
 
 

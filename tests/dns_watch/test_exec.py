@@ -1,4 +1,7 @@
-"""`dns-watch` with HEADSCALE_ACCESS=exec. A request starts a process in Headscale's pod, so there are fewer polls."""
+"""Test `dns-watch` with HEADSCALE_ACCESS=exec, which runs commands in Headscale's pod instead of using the HTTP API.
+
+Each request starts a process in this pod, so dns-watch polls less often.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,12 @@ HOUR_S = 3600.0
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterWorld:
+    """Simulators of Headscale, Cloudflare and Kubernetes, and a simulated clock."""
     return ClusterWorld(monkeypatch, tmp_path)
 
 
-def record_list_times(world: ClusterWorld) -> list[float]:
-    """Return a list to which the time of each listing of the nodes is added."""
+def times_of_node_lists(world: ClusterWorld) -> list[float]:
+    """Return an empty list. From now on, the time of each request for the list of nodes is added to it."""
     times: list[float] = []
 
     def cli_with_times(argv: Sequence[str]) -> Finished:
@@ -49,7 +53,7 @@ def registered_interface(world: ClusterWorld) -> Interface:
 
 
 def test_polls_of_a_registered_node_are_a_minute_apart(world: ClusterWorld) -> None:
-    times = record_list_times(world)
+    times = times_of_node_lists(world)
     watch = world.watch(registered_interface(world))
     world.run(watch, HOUR_S)
     assert watch.state.records.in_sync
@@ -61,16 +65,16 @@ def test_polls_of_a_registered_node_are_a_minute_apart(world: ClusterWorld) -> N
     ("setting", "minimum_s"), [("1s", 60), ("59s", 60), ("90s", 90), ("10m", 600)], ids=["1s", "59s", "90s", "10m"]
 )
 def test_poll_interval_can_lengthen_the_interval(setting: str, minimum_s: float, world: ClusterWorld) -> None:
-    times = record_list_times(world)
+    times = times_of_node_lists(world)
     watch = world.watch(registered_interface(world), POLL_INTERVAL=setting, VERIFY_INTERVAL="1h")
     world.run(watch, HOUR_S)
-    # The new record is read again once in between.
+    # The new record is read again early, so the first intervals are shorter.
     assert shortest_interval(times) >= 60
     assert shortest_interval(times[2:]) >= minimum_s
 
 
 def test_a_cloudflare_outage_does_not_shorten_the_interval(world: ClusterWorld) -> None:
-    times = record_list_times(world)
+    times = times_of_node_lists(world)
     world.cloudflare.faults.add(faults.html(503), times=None)
     watch = world.watch(registered_interface(world))
     world.run(watch, HOUR_S)
@@ -79,7 +83,7 @@ def test_a_cloudflare_outage_does_not_shorten_the_interval(world: ClusterWorld) 
 
 
 def test_a_headscale_failure_does_not_shorten_the_interval(world: ClusterWorld) -> None:
-    times = record_list_times(world)
+    times = times_of_node_lists(world)
     watch = world.watch(registered_interface(world))
     world.run(watch, 10)
     times.clear()
@@ -91,18 +95,18 @@ def test_a_headscale_failure_does_not_shorten_the_interval(world: ClusterWorld) 
     assert watch.state.is_registered
 
 
-def test_a_lost_node_does_not_shorten_the_interval(world: ClusterWorld) -> None:
+def test_a_deleted_node_does_not_shorten_the_interval(world: ClusterWorld) -> None:
     watch = world.watch(registered_interface(world))
     world.run(watch, 10)
-    times = record_list_times(world)
+    times = times_of_node_lists(world)
     world.headscale.delete_node(1)
     world.run(watch, HOUR_S)
-    # A pass that does not find the node lists the nodes twice.
+    # If dns-watch does not find its node in the list, it reads the list again at the same time.
     assert shortest_interval(sorted(set(times))) >= 60
 
 
 def test_lookups_before_registration_are_frequent(world: ClusterWorld) -> None:
-    times = record_list_times(world)
+    times = times_of_node_lists(world)
     watch = world.watch(Interface("100.64.0.1"), MAX_RETRIES="0")
     world.clock.schedule(20, lambda: world.headscale.add_node(NAME, user=USER))
     world.run(watch, 100)
@@ -114,7 +118,7 @@ def test_a_changed_address_is_detected_within_a_second_or_two(world: ClusterWorl
     interface = registered_interface(world)
     watch = world.watch(interface)
     world.run(watch, 100)
-    times = record_list_times(world)
+    times = times_of_node_lists(world)
 
     def change_address() -> None:
         interface.set_addresses(*world.headscale.readdress(1).addresses)
@@ -148,11 +152,11 @@ def test_polling_over_the_api_is_not_slower(world: ClusterWorld, events: Events)
 @pytest.mark.parametrize(
     "fault",
     [
-        pytest.param(ExecFault(cut_after=3), id="cut"),
+        pytest.param(ExecFault(cut_after=3), id="connection lost"),
         pytest.param(ExecFault(before=b"garbage\n"), id="garbage before the response"),
         pytest.param(ExecFault(instead=Finished(stdout=b"garbage")), id="only garbage"),
         pytest.param(ExecFault(instead=Finished()), id="no output"),
-        pytest.param(ExecFault(instead=Finished(1)), id="failure"),
+        pytest.param(ExecFault(instead=Finished(1)), id="exit status 1"),
     ],
 )
 def test_a_failed_exec_changes_nothing(fault: ExecFault, world: ClusterWorld) -> None:
@@ -165,7 +169,7 @@ def test_a_failed_exec_changes_nothing(fault: ExecFault, world: ClusterWorld) ->
     assert watch.state.heal.lost is None
 
 
-def test_a_refused_exec_is_logged_and_does_not_exit(world: ClusterWorld, events: Events) -> None:
+def test_a_refused_exec_is_logged_and_does_not_end_dns_watch(world: ClusterWorld, events: Events) -> None:
     watch = world.watch(registered_interface(world))
     world.run(watch, 100)
     world.kubernetes.allow_nothing()

@@ -1,6 +1,7 @@
-"""With SELF_HEAL, a lost node is detected and registers again with one new key. Nothing else is changed.
+"""Test that with SELF_HEAL, a lost node registers again with one new pre-auth key, and that nothing else is changed.
 
-The tests run `dns-watch` with simulated upstreams and a simulated clock.
+A node is lost if it was deleted or has expired. A fresh key is a key that has not been used and has not expired. The
+tests run `dns-watch` with simulators of Headscale and Cloudflare, and with a simulated clock.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ HOUR_S = 3600.0
 # For tests of many simulated hours, which would otherwise need thousands of polls.
 RARE_POLLS: Mapping[str, Any] = {"POLL_INTERVAL": "2m", "RETRY_INTERVAL": "2m"}
 
+# Paths of requests.
 NODE = r"/api/v1/node/\d+$"
 NODES = r"/api/v1/node$"
 USERS = r"/api/v1/user$"
@@ -42,7 +44,7 @@ KEYS = r"/api/v1/preauthkey(\?|$)"
 
 
 def a_world(monkeypatch: pytest.MonkeyPatch, folder: Path, version: str = "0.28.0") -> World:
-    """Return a world whose tailnet has a laptop, which did not register with a key."""
+    """Return the simulators and a clock. Headscale has a node of a laptop, so that its list of nodes is never empty."""
     world = World(monkeypatch, folder, version)
     world.headscale.add_node("laptop", user="svc", registered_by="cli")
     return world
@@ -50,6 +52,7 @@ def a_world(monkeypatch: pytest.MonkeyPatch, folder: Path, version: str = "0.28.
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    """Simulators of Headscale and Cloudflare, and a simulated clock."""
     return a_world(monkeypatch, tmp_path)
 
 
@@ -58,9 +61,9 @@ def any_world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, t
     return a_world(monkeypatch, tmp_path, request.param)
 
 
-def a_pod(world: World, folder: Path, *, kernel: bool = True, **settings: str) -> Pod:
+def a_pod(world: World, folder: Path, *, has_interface: bool = True, **settings: str) -> Pod:
     """Return a pod with SELF_HEAL that has published its address."""
-    pod = Pod(world, folder, {"SELF_HEAL": "true"} | settings, kernel=kernel)
+    pod = Pod(world, folder, {"SELF_HEAL": "true"} | settings, has_interface=has_interface)
     pod.start()
     pod.run(30)
     assert published_addresses(world) == [pod.address]
@@ -75,14 +78,16 @@ def key_count(world: World) -> int:
     return len(world.headscale.keys)
 
 
-# --- Losses that are healed -----------------------------------------------------------------------------------------
+# --- Lost nodes that register again -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kernel", [True, False], ids=["interface", "user-space"])
-def test_a_deleted_node_comes_back(any_world: World, tmp_path: Path, events: list[Any], kernel: bool) -> None:
-    """The client does not detect the deletion by itself."""
+@pytest.mark.parametrize("has_interface", [True, False], ids=["interface", "user-space"])
+def test_a_deleted_node_registers_again(
+    any_world: World, tmp_path: Path, events: list[Any], has_interface: bool
+) -> None:
+    """The tailscale client does not detect the deletion by itself."""
     world = any_world
-    pod = a_pod(world, tmp_path / "pod", kernel=kernel)
+    pod = a_pod(world, tmp_path / "pod", has_interface=has_interface)
     old_id, old_address, old_key, writes = pod.node_id, pod.address, pod.key, len(world.cloudflare.writes)
     delete_node(pod)
 
@@ -108,14 +113,19 @@ def test_a_deleted_node_comes_back(any_world: World, tmp_path: Path, events: lis
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("kernel", [True, False], ids=["interface", "user-space"])
+@pytest.mark.parametrize("has_interface", [True, False], ids=["interface", "user-space"])
 @pytest.mark.parametrize("restarted", [False, True], ids=["", "restarted dns-watch"])
-def test_the_only_node_of_a_tailnet_comes_back(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, events: list[Any], version: str, kernel: bool, restarted: bool
+def test_the_only_node_of_a_tailnet_registers_again(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    events: list[Any],
+    version: str,
+    has_interface: bool,
+    restarted: bool,
 ) -> None:
-    """The list of nodes is empty, so the confirmation takes five minutes."""
+    """The list of nodes is empty, so dns-watch confirms the loss for five minutes instead of one."""
     world = World(monkeypatch, tmp_path, version)
-    pod = a_pod(world, tmp_path / "pod", kernel=kernel)
+    pod = a_pod(world, tmp_path / "pod", has_interface=has_interface)
     old_id, old_key = pod.node_id, pod.key
     delete_node(pod)
     assert world.headscale.nodes == []
@@ -134,13 +144,13 @@ def test_the_only_node_of_a_tailnet_comes_back(
     assert (published_addresses(world), key_count(world)) == ([pod.address], 2)
 
 
-@pytest.mark.parametrize("kernel", [True, False], ids=["interface", "user-space"])
-def test_a_node_whose_id_belongs_to_another_machine_comes_back(
-    world: World, tmp_path: Path, events: list[Any], kernel: bool
+@pytest.mark.parametrize("has_interface", [True, False], ids=["interface", "user-space"])
+def test_a_node_whose_id_belongs_to_another_machine_registers_again(
+    world: World, tmp_path: Path, events: list[Any], has_interface: bool
 ) -> None:
-    """The database was restored from a backup, and another machine registered before this pod did."""
+    """Headscale's database was restored from a backup, and another machine registered and got the id."""
     backup = world.headscale.backup()
-    pod = a_pod(world, tmp_path / "pod", kernel=kernel)
+    pod = a_pod(world, tmp_path / "pod", has_interface=has_interface)
     old_id, old_key = pod.node_id, pod.key
     world.headscale.restore(backup)
     other = world.headscale.add_node("printer", user="svc", registered_by="cli")
@@ -158,7 +168,7 @@ def test_a_node_whose_id_belongs_to_another_machine_comes_back(
 
 
 def test_a_key_whose_id_belongs_to_another_key_is_replaced(any_world: World, tmp_path: Path) -> None:
-    """The database was restored from a backup, and another pod's key got the id of this pod's."""
+    """Headscale's database was restored from a backup, and another pod's key got the id of this pod's key."""
     world = any_world
     backup = world.headscale.backup()
     pod = a_pod(world, tmp_path / "pod")
@@ -173,7 +183,10 @@ def test_a_key_whose_id_belongs_to_another_key_is_replaced(any_world: World, tmp
 
 
 def test_the_key_of_another_pod_is_not_expired(world: World, tmp_path: Path) -> None:
-    """The metadata names a key id that was assigned again. The process died before it wrote the key itself."""
+    """Headscale has assigned the key id in this pod's metadata again, to the key of another pod.
+
+    The key file contains an earlier key, because a process was killed after it wrote the metadata.
+    """
     backup = world.headscale.backup()
     pod = a_pod(world, tmp_path / "pod")
     pod.key_file.write_text("an earlier key")
@@ -184,17 +197,17 @@ def test_the_key_of_another_pod_is_not_expired(world: World, tmp_path: Path) -> 
     assert sorted(world.usable_keys()) == sorted([pod.key, other.key])
 
 
-@pytest.mark.parametrize("kernel", [True, False], ids=["interface", "user-space"])
-def test_an_expired_node_comes_back_as_itself(
-    any_world: World, tmp_path: Path, events: list[Any], kernel: bool
+@pytest.mark.parametrize("has_interface", [True, False], ids=["interface", "user-space"])
+def test_an_expired_node_keeps_its_id_when_it_registers_again(
+    any_world: World, tmp_path: Path, events: list[Any], has_interface: bool
 ) -> None:
     """The node logs in again with a fresh key, and keeps its address and record."""
     world = any_world
-    pod = a_pod(world, tmp_path / "pod", kernel=kernel)
+    pod = a_pod(world, tmp_path / "pod", has_interface=has_interface)
     old_id, old_address, old_key, writes = pod.node_id, pod.address, pod.key, len(world.cloudflare.writes)
     world.headscale.expire_node(pod.node_id)
-    if kernel:
-        # A client that has to log in shows no address.
+    if has_interface:
+        # While a client has to log in, its interface has no address.
         pod.interface.set_addresses()
     pod.run(130)
     assert pod.nodez == EXPIRED_WITH_FRESH_KEY
@@ -208,13 +221,15 @@ def test_an_expired_node_comes_back_as_itself(
     assert len(world.cloudflare.writes) == writes
 
 
-@pytest.mark.parametrize(("skew", "nodez"), [(400, REGISTERED), (-400, EXPIRED_WITH_FRESH_KEY)])
-def test_expiry_is_compared_with_the_clock_of_headscale(world: World, tmp_path: Path, skew: int, nodez: Nodez) -> None:
-    """The clock of this machine is wrong by 400 days. By Headscale's, the node expires in 30 days or expired 30 ago."""
+@pytest.mark.parametrize(("skew_days", "nodez"), [(400, REGISTERED), (-400, EXPIRED_WITH_FRESH_KEY)])
+def test_expiry_is_compared_with_the_clock_of_headscale(
+    world: World, tmp_path: Path, skew_days: int, nodez: Nodez
+) -> None:
+    """This machine's clock is wrong by 400 days. By Headscale's clock, the node expires or expired 30 days from now."""
     pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true"})
     pod.start()
-    world.headscale.expire_node(pod.node_id, world.clock.true_now() + timedelta(days=30 if skew > 0 else -30))
-    world.clock.skew = timedelta(days=skew)
+    world.headscale.expire_node(pod.node_id, world.clock.true_now() + timedelta(days=30 if skew_days > 0 else -30))
+    world.clock.skew = timedelta(days=skew_days)
     pod.run(130)
     assert (pod.nodez, key_count(world)) == (nodez, 1 + nodez.restart_helps)
     pod.new_watch()
@@ -222,10 +237,10 @@ def test_expiry_is_compared_with_the_clock_of_headscale(world: World, tmp_path: 
     assert pod.watch.state.is_registered is not nodez.restart_helps
 
 
-@pytest.mark.parametrize("skew", [400, -400])
-def test_expiry_of_a_key_is_compared_with_the_clock_of_headscale(world: World, tmp_path: Path, skew: int) -> None:
+@pytest.mark.parametrize("skew_days", [400, -400])
+def test_expiry_of_a_key_is_compared_with_the_clock_of_headscale(world: World, tmp_path: Path, skew_days: int) -> None:
     pod = a_pod(world, tmp_path / "pod")
-    world.clock.skew = timedelta(days=skew)
+    world.clock.skew = timedelta(days=skew_days)
     delete_node(pod)
     pod.run(300)
     assert (pod.nodez, key_count(world)) == (GONE_WITH_FRESH_KEY, 2)
@@ -247,7 +262,7 @@ def test_a_fresh_key_that_is_not_in_the_file_is_replaced(world: World, tmp_path:
 
 
 def test_metadata_of_a_fresh_key_names_the_lost_node(world: World, tmp_path: Path) -> None:
-    """A restarted dns-watch knows which node is expected to come back."""
+    """A restarted dns-watch reads in the metadata which node is expected to register again."""
     pod = a_pod(world, tmp_path / "pod")
     delete_node(pod)
     pod.run(130)
@@ -259,7 +274,7 @@ def test_metadata_of_a_fresh_key_names_the_lost_node(world: World, tmp_path: Pat
 
 
 def test_a_used_key_of_an_unregistered_pod_is_replaced(world: World, tmp_path: Path) -> None:
-    """The client fails repeatedly with the used key. It registers with the new key without a restart by the probe."""
+    """The client tries again and again with the key in the file, so it registers with the new key without a restart."""
     pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true", "MAX_RETRIES": "0"})
     pod.start()
     old_key = pod.key
@@ -288,9 +303,10 @@ def test_an_expired_key_of_an_unregistered_pod_is_replaced(world: World, tmp_pat
     assert (pod.nodez, published_addresses(world)) == (REGISTERED, [pod.address])
 
 
-# --- No healing -------------------------------------------------------------------------------------
+# --- No new key -------------------------------------------------------------------------------------
 
 
+# Responses of Headscale. The incomplete list lacks the nodes with our hostname.
 NOT_FOUND = answer(404, json.dumps({"code": 5, "message": "node not found", "details": []}))
 EMPTY_LIST = answer(200, json.dumps({"nodes": []}))
 INCOMPLETE_LIST = omit_items(NAME)
@@ -298,12 +314,12 @@ OTHER_USERS = answer(200, json.dumps({"users": [{"id": "1", "name": "admin"}]}))
 
 
 def fail(world: World, faults: Mapping[str | None, Fault]) -> None:
-    """Let each request to a path fail; None = every path."""
+    """Make the requests to each path fail in the given way. The path None stands for all paths."""
     for path, fault in faults.items():
         world.headscale.faults.add(fault, path=path, times=None)
 
 
-@pytest.mark.parametrize("kernel", [True, False], ids=["interface", "user-space"])
+@pytest.mark.parametrize("has_interface", [True, False], ids=["interface", "user-space"])
 @pytest.mark.parametrize(
     ("faults", "duration_s"),
     [
@@ -329,10 +345,10 @@ def test_a_headscale_failure_is_not_a_lost_node(
     events: list[Any],
     faults: Mapping[str | None, Fault],
     duration_s: float,
-    kernel: bool,
+    has_interface: bool,
 ) -> None:
     """No key is created, no restart is requested, and the record is not changed."""
-    pod = a_pod(world, tmp_path / "pod", kernel=kernel, HEADSCALE_USER="svc")
+    pod = a_pod(world, tmp_path / "pod", has_interface=has_interface, HEADSCALE_USER="svc")
     key, writes, count = pod.key, len(world.cloudflare.writes), key_count(world)
     fail(world, faults)
     pod.run(duration_s)
@@ -344,10 +360,12 @@ def test_a_headscale_failure_is_not_a_lost_node(
     assert "node.lost" not in names(events)
 
 
-@pytest.mark.parametrize("kernel", [True, False], ids=["interface", "user-space"])
-def test_an_offline_node_is_not_a_lost_node(world: World, tmp_path: Path, events: list[Any], kernel: bool) -> None:
+@pytest.mark.parametrize("has_interface", [True, False], ids=["interface", "user-space"])
+def test_an_offline_node_is_not_a_lost_node(
+    world: World, tmp_path: Path, events: list[Any], has_interface: bool
+) -> None:
     """After a restart of Headscale, every node is offline."""
-    pod = a_pod(world, tmp_path / "pod", kernel=kernel)
+    pod = a_pod(world, tmp_path / "pod", has_interface=has_interface)
     key, writes = pod.key, len(world.cloudflare.writes)
     world.headscale.restart()
     pod.run(HOUR_S)
@@ -356,7 +374,7 @@ def test_an_offline_node_is_not_a_lost_node(world: World, tmp_path: Path, events
 
 
 def run_pass(pod: Pod, *, after_s: float) -> str | None:
-    """Run one pass after this time, and return the confirmed loss."""
+    """Run one pass after this time. Return the kind of the confirmed loss; None if no loss is confirmed."""
     pod.world.clock.sleep(after_s)
     pod.watch.run_pass()
     return pod.watch.state.heal.lost
@@ -364,6 +382,7 @@ def run_pass(pod: Pod, *, after_s: float) -> str | None:
 
 @pytest.mark.parametrize("path", [NODE, NODES, USERS])
 def test_a_failed_read_restarts_the_confirmation(world: World, tmp_path: Path, path: str) -> None:
+    """Three successful passes in a row, over at least a minute, confirm a loss."""
     pod = a_pod(world, tmp_path / "pod")
     key = pod.key
     delete_node(pod)
@@ -378,7 +397,7 @@ def test_a_failed_read_restarts_the_confirmation(world: World, tmp_path: Path, p
 
 
 def test_a_reusable_key_is_kept_until_it_expires(world: World, tmp_path: Path) -> None:
-    """The key in the file counts, even if another process created it."""
+    """A node can register again with a reusable key. Even without SELF_HEAL, dns-watch reports that a restart helps."""
     pod = a_pod(world, tmp_path / "pod", SELF_HEAL="false", AUTHKEY_REUSABLE="true")
     key = pod.key
     delete_node(pod)
@@ -389,7 +408,7 @@ def test_a_reusable_key_is_kept_until_it_expires(world: World, tmp_path: Path) -
 
 
 def test_a_stranded_pod_with_an_unused_key_is_not_restarted(world: World, tmp_path: Path) -> None:
-    """Its client may be registered at another Headscale server."""
+    """A stranded pod has a VPN address that no node has. Its client may be registered at another Headscale server."""
     pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true", "MAX_RETRIES": "0"})
     pod.cleanup()
     pod.interface.set_addresses("100.64.99.1")
@@ -397,7 +416,7 @@ def test_a_stranded_pod_with_an_unused_key_is_not_restarted(world: World, tmp_pa
     assert pod.nodez == Nodez("stranded", restart_helps=False)
 
 
-def test_a_stranded_pod_is_not_healed_if_another_node_of_ours_exists(world: World, tmp_path: Path) -> None:
+def test_a_stranded_pod_gets_no_new_key_if_another_node_of_ours_exists(world: World, tmp_path: Path) -> None:
     """The other node may be this pod's node with a new address."""
     pod = a_pod(world, tmp_path / "pod", MAX_RETRIES="0")
     key = pod.key
@@ -411,7 +430,7 @@ def test_a_stranded_pod_is_not_healed_if_another_node_of_ours_exists(world: Worl
 
 
 def run_and_check(pod: Pod, seconds: float) -> None:
-    """Run the pod and count the keys after each pass."""
+    """Run the pod, and check after each pass that at most one key is usable."""
     until = pod.world.clock.elapsed_s + seconds
     while pod.world.clock.elapsed_s < until:
         wait_s = pod.watch.run_pass()
@@ -420,7 +439,7 @@ def run_and_check(pod: Pod, seconds: float) -> None:
 
 
 def test_at_most_one_unexpired_key_exists(any_world: World, tmp_path: Path) -> None:
-    """If no client uses the key, the next one is created only after the first has expired."""
+    """If no client uses a new key, the next key is created only after the new key has expired."""
     pod = a_pod(any_world, tmp_path / "pod", **RARE_POLLS)
     before = key_count(any_world)
     delete_node(pod)
@@ -462,7 +481,7 @@ def test_no_key_is_created_if_the_folder_is_not_writable(world: World, tmp_path:
     pod = a_pod(world, tmp_path / "pod")
     old_key, count = pod.key, key_count(world)
     delete_node(pod)
-    # A folder with the name of the temporary file, with which dns-watch checks that it can write.
+    # dns-watch creates a temporary file to check that it can write. A folder with the name of this file prevents it.
     blocked = pod.key_file.with_name(".authkey.tmp")
     blocked.mkdir()
     pod.run(HOUR_S)
@@ -483,7 +502,7 @@ def test_a_restart_marker_of_an_earlier_process_is_removed(world: World, tmp_pat
 
 
 def test_a_new_node_of_this_pod_is_not_a_successor(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """The client has just registered with the fresh key, and its interface does not have the new address yet."""
+    """A successor is the node of a later pod. This pod's interface does not have the address of its new node yet."""
     pod = a_pod(world, tmp_path / "pod")
     delete_node(pod)
     pod.run(130)
@@ -498,8 +517,8 @@ def test_a_new_node_of_this_pod_is_not_a_successor(world: World, tmp_path: Path,
 
 
 def test_no_restart_is_requested_with_a_used_key(world: World, tmp_path: Path) -> None:
-    """The client has registered in user space mode, and the list does not contain the new node yet."""
-    pod = a_pod(world, tmp_path / "pod", kernel=False)
+    """The client has used the key in user space mode, and the list does not contain the new node yet."""
+    pod = a_pod(world, tmp_path / "pod", has_interface=False)
     delete_node(pod)
     pod.run_until(GONE_WITH_FRESH_KEY, within_s=130)
     pod.client.start()

@@ -1,7 +1,7 @@
-"""Two pods with one name, and a lost node, over exec.
+"""Test dns-watch with HEADSCALE_ACCESS=exec when two pods have one name, and when the pod's node is lost.
 
-Over HTTP, a loss is confirmed by the response about the node and by the list. Over exec, there are fewer polls, and the
-list is the only evidence.
+A node is lost if it was deleted or has expired. With the HTTP API, two responses show that a node was deleted: the
+response about this node, and the list of all nodes. With exec, the list is the only evidence, and polls are rarer.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from tests.simulators.headscale_cli import Finished
 from tests.simulators.kubernetes import ExecFault
 from tests.world import names
 
-# The other scenarios depend on the interval between polls over HTTP.
+# These tests of test_standing_down.py also run with exec. The other ones depend on the poll interval of the HTTP API.
 SCENARIOS = (
-    "test_a_partitioned_pod_stands_down_for_its_successor",
+    "test_an_old_pod_that_still_runs_stands_down_for_a_new_pod",
     "test_a_restart_of_headscale_changes_no_record",
     "test_standing_down_continues_while_headscale_fails",
     "test_an_incomplete_list_does_not_heal_a_superseded_pod",
-    "test_an_expired_superseded_node_does_not_come_back",
+    "test_an_expired_superseded_node_does_not_register_again",
     "test_the_health_port_names_the_successor",
-    "test_a_pod_without_hints_does_not_adopt_a_successor",
+    "test_a_pod_that_cannot_identify_its_node_does_not_publish_the_later_node",
     "test_a_node_that_was_moved_to_another_user_is_not_published",
 )
 
@@ -37,6 +37,7 @@ globals().update({name: getattr(test_standing_down, name) for name in SCENARIOS}
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterWorld:
+    """Simulators of Headscale (with a node of a laptop), Cloudflare and Kubernetes, and a simulated clock."""
     world = ClusterWorld(monkeypatch, tmp_path)
     world.headscale.add_node("laptop", user="svc", registered_by="cli")
     return world
@@ -44,7 +45,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterWorld:
 
 @pytest.mark.parametrize("version", test_heal.VERSIONS)
 @pytest.mark.parametrize("loss", ["gone", "expired"])
-def test_a_lost_node_comes_back_over_exec(
+def test_a_lost_node_registers_again_with_exec(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, loss: str
 ) -> None:
     world = ClusterWorld(monkeypatch, tmp_path, version)
@@ -72,7 +73,7 @@ def test_a_lost_node_comes_back_over_exec(
         pytest.param(b"<html>", id="HTML page"),
     ],
 )
-def test_an_inconclusive_list_heals_nothing(
+def test_an_inconclusive_list_creates_no_key(
     world: ClusterWorld, tmp_path: Path, events: list[Any], output: bytes
 ) -> None:
     pod = a_pod(world, tmp_path / "pod")
@@ -85,7 +86,7 @@ def test_an_inconclusive_list_heals_nothing(
 
 
 def test_incomplete_lists_cost_at_most_one_key(world: ClusterWorld, tmp_path: Path) -> None:
-    """Over exec, Headscale's list is the only evidence of a loss."""
+    """The pod's node exists, but the list does not contain it. The list is the only evidence with exec."""
     pod = a_pod(world, tmp_path / "pod")
     writes = len(world.cloudflare.writes)
     fail(world, {NODE: NOT_FOUND, NODES: INCOMPLETE_LIST})
@@ -99,6 +100,7 @@ def test_incomplete_lists_cost_at_most_one_key(world: ClusterWorld, tmp_path: Pa
 
 def test_the_record_of_the_later_pod_stays_if_two_are_created_together(world: ClusterWorld, tmp_path: Path) -> None:
     earlier, later = start_two_pods(world, tmp_path)
+    # The second pod reads the zone as it was before the first pod created its record.
     world.cloudflare.faults.add(stale(), method="GET", path="dns_records", after=1)
     world.run_together(earlier.watch, later.watch, seconds=2)
     assert len(published_addresses(world)) == 2

@@ -1,4 +1,7 @@
-"""`dns-watch` identifies this pod's node, and plans its records: tables and properties of the pure functions."""
+"""Test how `dns-watch` identifies its pod's node, and how it plans the changes of the records.
+
+The tests call pure functions with tables of cases and with generated values.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,9 @@ from tests.dns_watch.test_decide import CONFIG
 V4, V6 = "100.64.0.1", "fd7a:115c:a1e0::1"
 OUTSIDE = "203.0.113.7"
 
-# Hints in a pod whose node is node 1.
+# Hints are what a pod knows about its node: the addresses of its VPN interface, and the key metadata, which describes
+# its pre-auth key and the node that it keeps. Without hints, dns-watch waits for a grace period, and then chooses the
+# only node that is online. In these hints, the pod's node is node 1.
 BY_ADDRESS = Hints(interface=addresses(V4, V6))
 NO_ADDRESS = Hints(interface=())
 BY_KEY = Hints(interface=None, metadata=KeyMetadata("7"))
@@ -60,7 +65,7 @@ NO_HINTS = Hints(interface=None, has_waited=True)
 
 
 def known(node_id: str | None) -> KnownNode | None:
-    """Return this pod's node when it was last known."""
+    """Return the id and the machine key that this pod's node has had; None if it is not known."""
     return KnownNode(node_id, a_node(int(node_id)).machine_key) if node_id else None
 
 
@@ -69,13 +74,13 @@ def choose(nodes: Iterable[Node], hints: Hints) -> Node | Unidentified:
 
 
 def chosen_id(nodes: Iterable[Node], hints: Hints) -> str | None:
-    """Return the id of the chosen node; None if it is unidentified."""
+    """Return the id of the chosen node; None if no node is chosen."""
     node = choose(nodes, hints)
     return node.id if isinstance(node, Node) else None
 
 
 class TestChooseNode:
-    """This pod's node is identified by its VPN address, its pre-auth key or its online state."""
+    """Tests of how dns-watch identifies its pod's node: by the VPN address, the pre-auth key or the online state."""
 
     @pytest.mark.parametrize(
         ("nodes", "hints", "expected"),
@@ -103,7 +108,7 @@ class TestChooseNode:
                 "1",
                 id="the address takes precedence over the kept node",
             ),
-            pytest.param([a_node(1), a_node(2, hostname="x")], BY_ADDRESS, "1", id="a node with another hostname"),
+            pytest.param([a_node(1), a_node(2, hostname="x")], BY_ADDRESS, "1", id="another node has another hostname"),
             pytest.param([a_node(2)], BY_ADDRESS, None, id="no node with the address"),
             pytest.param(
                 [a_node(2)],
@@ -131,7 +136,9 @@ class TestChooseNode:
             pytest.param([], BY_ADDRESS, None, id="empty list"),
         ],
     )
-    def test_by_interface(self, nodes: list[Node], hints: Hints, expected: str | None) -> None:
+    def test_node_is_identified_by_the_addresses_of_the_interface(
+        self, nodes: list[Node], hints: Hints, expected: str | None
+    ) -> None:
         assert chosen_id(nodes, hints) == expected
 
     @pytest.mark.parametrize(
@@ -155,7 +162,7 @@ class TestChooseNode:
             pytest.param([a_node(1, key_id="3")], BY_KEPT_NODE, "1", id="the kept node"),
             pytest.param([a_node(1, key_id="7")], BY_KEPT_NODE, "1", id="the kept node with our key"),
             pytest.param(
-                [a_node(1, key_id="3"), a_node(2, key_id="8")], BY_KEPT_NODE, "1", id="the kept node and another one"
+                [a_node(1, key_id="3"), a_node(2, key_id="8")], BY_KEPT_NODE, "1", id="the kept node and another node"
             ),
             pytest.param(
                 [a_node(1, key_id="3"), a_node(2, key_id="7")],
@@ -166,11 +173,13 @@ class TestChooseNode:
             pytest.param(
                 [a_node(1, key_id="3", user=ANN)], BY_KEPT_NODE, None, id="the kept node belongs to another user"
             ),
-            pytest.param([a_node(12, key_id="3")], BY_KEPT_NODE, None, id="an id that begins with the kept one"),
+            pytest.param([a_node(12, key_id="3")], BY_KEPT_NODE, None, id="an id that begins with the kept node's id"),
             pytest.param([], BY_KEY, None, id="empty list"),
         ],
     )
-    def test_by_metadata(self, nodes: list[Node], hints: Hints, expected: str | None) -> None:
+    def test_node_is_identified_by_the_key_metadata(
+        self, nodes: list[Node], hints: Hints, expected: str | None
+    ) -> None:
         """Without an interface, the key that cleanup wrote identifies the node."""
         assert chosen_id(nodes, hints) == expected
 
@@ -178,18 +187,20 @@ class TestChooseNode:
         ("nodes", "hints", "expected"),
         [
             pytest.param([a_node(1)], NO_HINTS, "1", id="one node"),
-            pytest.param([a_node(1, online=False), a_node(2)], NO_HINTS, "2", id="one of two online"),
-            pytest.param([a_node(1), a_node(2, online=False)], NO_HINTS, "1", id="the earlier one of two online"),
-            pytest.param([a_node(1), a_node(2, user=ANN)], NO_HINTS, "1", id="one of ours and a foreign one"),
-            pytest.param([a_node(1), a_node(2, expires_at=EXPIRED)], NO_HINTS, "1", id="one valid and one expired"),
-            pytest.param([a_node(1), a_node(2)], NO_HINTS, None, id="two online"),
+            pytest.param([a_node(1, online=False), a_node(2)], NO_HINTS, "2", id="the later of two nodes is online"),
+            pytest.param([a_node(1), a_node(2, online=False)], NO_HINTS, "1", id="the earlier of two nodes is online"),
+            pytest.param([a_node(1), a_node(2, user=ANN)], NO_HINTS, "1", id="one node of ours and a foreign node"),
+            pytest.param([a_node(1), a_node(2, expires_at=EXPIRED)], NO_HINTS, "1", id="a valid and an expired node"),
+            pytest.param([a_node(1), a_node(2)], NO_HINTS, None, id="two nodes online"),
             pytest.param([a_node(1, online=False)], NO_HINTS, None, id="none online"),
             pytest.param([], NO_HINTS, None, id="empty list"),
             pytest.param([a_node(1)], GRACE_PERIOD, None, id="during the grace period"),
         ],
     )
-    def test_by_online_state(self, nodes: list[Node], hints: Hints, expected: str | None) -> None:
-        """This is used only without other hints, after the grace period."""
+    def test_node_is_identified_by_its_online_state(
+        self, nodes: list[Node], hints: Hints, expected: str | None
+    ) -> None:
+        """The online state counts only without hints, and after the grace period."""
         assert chosen_id(nodes, hints) == expected
 
     @pytest.mark.parametrize(
@@ -237,7 +248,7 @@ class TestChooseNode:
 
 
 class TestFindLoss:
-    """Why this pod's node is not in the list of all nodes."""
+    """Tests of `find_loss`, which returns why Headscale's list of nodes does not contain this pod's node."""
 
     @pytest.mark.parametrize(
         ("nodes", "hints", "own_id", "is_gone", "loss"),
@@ -253,7 +264,7 @@ class TestFindLoss:
             pytest.param(
                 [a_node(2)], BY_ADDRESS, "1", True, Loss(LossKind.GONE, "1"), id="gone, with a node of a later pod"
             ),
-            # The list is empty. Headscale reports whether this one node exists.
+            # The list is empty. In a response about this pod's node, Headscale reports whether the node exists.
             pytest.param(
                 [], BY_ADDRESS, "1", True, Loss(LossKind.GONE, "1", is_list_empty=True), id="gone, with an empty list"
             ),
@@ -340,7 +351,7 @@ class TestFindLoss:
         assert result == loss
 
     def test_an_empty_list_does_not_end_standing_down(self) -> None:
-        """This pod's node does not exist. Nothing shows that the later pod's node does not exist either."""
+        """This pod's node was deleted. An empty list does not prove that the later pod's node was deleted, too."""
         loss = find_loss(
             [], node_identity=NODE_IDENTITY, hints=BY_ADDRESS, now=NOW, own=known("1"), is_gone=True, is_superseded=True
         )
@@ -349,7 +360,7 @@ class TestFindLoss:
 
 
 class TestStandingDown:
-    """Of two simultaneous pods, the later one keeps the name."""
+    """Tests of two simultaneous pods. The earlier pod stands down: it does not change the later pod's record."""
 
     @pytest.mark.parametrize(
         ("nodes", "expected"),
@@ -363,7 +374,7 @@ class TestStandingDown:
             pytest.param([a_node(6, expires_at=NOW)], [], id="a node that expires now"),
         ],
     )
-    def test_successors(self, nodes: list[Node], expected: list[str]) -> None:
+    def test_successors_are_the_valid_nodes_of_later_pods(self, nodes: list[Node], expected: list[str]) -> None:
         later = successors(nodes, node_id="5", node_identity=NODE_IDENTITY, now=NOW)
 
         assert [node.id for node in later] == expected
@@ -372,16 +383,20 @@ class TestStandingDown:
     @pytest.mark.parametrize(
         ("records", "later", "own", "expected"),
         [
-            pytest.param([a_record(content="100.64.0.2")], [a_node(2)], a_node(1), "2", id="its A record"),
+            pytest.param([a_record(content="100.64.0.2")], [a_node(2)], a_node(1), "2", id="A record of the successor"),
             pytest.param(
-                [a_record(type_="AAAA", content="fd7a:115c:a1e0::2")], [a_node(2)], a_node(1), "2", id="its AAAA record"
+                [a_record(type_="AAAA", content="fd7a:115c:a1e0::2")],
+                [a_node(2)],
+                a_node(1),
+                "2",
+                id="AAAA record of the successor",
             ),
             pytest.param(
                 [a_record("a"), a_record("b", content="100.64.0.2")],
                 [a_node(2)],
                 a_node(1),
                 "2",
-                id="its record and ours",
+                id="records of the successor and of this pod",
             ),
             pytest.param(
                 [a_record(content="100.64.0.3")],
@@ -390,7 +405,7 @@ class TestStandingDown:
                 "3",
                 id="record of one of two successors",
             ),
-            pytest.param([a_record(content=V4)], [a_node(2)], a_node(1), None, id="our record"),
+            pytest.param([a_record(content=V4)], [a_node(2)], a_node(1), None, id="record of this pod"),
             pytest.param([], [a_node(2)], a_node(1), None, id="no record"),
             pytest.param([a_record(content="100.64.0.2")], [], a_node(1), None, id="no successor"),
             pytest.param(
@@ -426,7 +441,7 @@ class TestStandingDown:
             ),
         ],
     )
-    def test_published_successor(
+    def test_successor_is_published_if_a_record_of_ours_has_its_address(
         self, records: list[Record], later: list[Node], own: Node, expected: str | None
     ) -> None:
         successor = published_successor(records, later, record_identities=[RECORD_IDENTITY], node=own)
@@ -458,6 +473,7 @@ class TestStandingDown:
 def planned(
     *records: Record, specs: Sequence[RecordSpec] = (a_spec(),), ipv6: bool = False, apex: str | None = APEX
 ) -> RecordPlan:
+    """Return the plan for these records and desired records (`specs`)."""
     return plan_for(records, specs, ipv6=ipv6, apex=apex)
 
 
@@ -470,7 +486,7 @@ def plan_for(
     record_identity: RecordIdentity = RECORD_IDENTITY,
     node: Node | None = None,
 ) -> RecordPlan:
-    """Plan for a node that has exactly the addresses of the desired records, unless another one is given."""
+    """Return the plan. Unless a node is given, the node has exactly the addresses of the desired records."""
     node = node or a_node(addresses=[str(spec.content) for spec in specs])
     config = replace(CONFIG, ipv6=ipv6)
     return plan_name(records, node, specs, record_identity=record_identity, config=config, apex=apex)
@@ -486,7 +502,7 @@ def _target(change: RecordChange) -> str:
 
 
 class TestRecords:
-    """There is one A record of ours and, with IPv6, one AAAA record."""
+    """Tests of the plan for the main name, which has one A record and, with DNS_IPV6, one AAAA record."""
 
     def test_a_correct_record_is_not_changed(self) -> None:
         assert planned(a_record()) == RecordPlan()
@@ -513,7 +529,7 @@ class TestRecords:
         assert differing in change.reason
 
     @pytest.mark.parametrize("content", [V4, "100.64.0.9"])
-    def test_an_unmarked_vpn_record_is_adopted(self, content: str) -> None:
+    def test_a_record_with_a_vpn_address_and_no_comment_is_updated(self, content: str) -> None:
         record = a_record(content=content, comment="", ttl_s=1, proxied=True)
 
         [change] = planned(record).changes
@@ -545,7 +561,7 @@ class TestRecords:
             pytest.param(
                 [a_record("a", comment=""), a_record("b", content="100.64.0.2")],
                 [("update", "a"), ("delete", "b")],
-                id="a correct record without a comment and a stale one",
+                id="a correct record without a comment and a stale record",
             ),
             pytest.param(
                 [a_record("a", ttl_s=300), a_record("b"), a_record("c")],
@@ -562,17 +578,17 @@ class TestRecords:
         [
             pytest.param(a_record(comment="managed by terraform"), id="A with another comment"),
             pytest.param(a_record(comment=COMMENT_OF_OTHER_OWNER), id="A of another owner"),
-            pytest.param(a_record(comment=OUR_COMMENT.upper()), id="our mark in upper case"),
+            pytest.param(a_record(comment=OUR_COMMENT.upper()), id="our comment in upper case"),
             pytest.param(a_record(comment="", content=OUTSIDE), id="A without a comment, outside the VPN"),
             pytest.param(a_record(type_="CNAME", content="x.example.com", comment=""), id="CNAME"),
-            pytest.param(a_record(type_="CNAME", content="x.example.com"), id="CNAME with our mark"),
+            pytest.param(a_record(type_="CNAME", content="x.example.com"), id="CNAME with our comment"),
             pytest.param(a_record(type_="NS", content="ns.example.com", comment=""), id="NS below the zone"),
         ],
     )
     @pytest.mark.parametrize("ipv6", [True, False])
     @pytest.mark.parametrize("ours", [[], [a_record("0", content="100.64.0.2")]])
     def test_a_foreign_record_blocks_every_change(self, record: Record, ipv6: bool, ours: list[Record]) -> None:
-        """A record of ours beside it is not changed either."""
+        """A record of ours at the same name is not changed either."""
         assert planned(record, *ours, ipv6=ipv6) == RecordPlan(in_the_way=(record,))
 
     @pytest.mark.parametrize("ipv6", [False, True])
@@ -591,7 +607,7 @@ class TestRecords:
         "record",
         [
             pytest.param(
-                a_record("x", type_=type_, content="x", comment=comment), id=f"{type_}-{comment or 'unmarked'}"
+                a_record("x", type_=type_, content="x", comment=comment), id=f"{type_}-{comment or 'no comment'}"
             )
             for type_ in ("TXT", "MX", "CAA", "HTTPS", "SRV")
             for comment in ("", OUR_COMMENT, "x")
@@ -605,7 +621,7 @@ class TestRecords:
         assert planned(record, a_record()) == RecordPlan()
         assert planned(record, a_record(), specs=(a_spec(), a_spec(V6)), ipv6=True).in_the_way == ()
 
-    def test_name_servers_are_normal_at_the_apex(self) -> None:
+    def test_name_server_records_at_the_apex_block_nothing(self) -> None:
         record_identity = replace(RECORD_IDENTITY, name=APEX)
         record = a_record(name=APEX, type_="NS", content="ns.example.com", comment="")
 
@@ -652,7 +668,7 @@ class TestRecords:
             ),
         ],
     )
-    def test_records_with_dns_ipv6(
+    def test_changes_with_dns_ipv6(
         self, records: list[Record], specs: list[str], expected: list[tuple[str, str]]
     ) -> None:
         plan = planned(*records, specs=[a_spec(address) for address in specs], ipv6=True)
@@ -663,8 +679,10 @@ class TestRecords:
     @pytest.mark.parametrize(
         ("record", "expected"),
         [
-            pytest.param(a_record("6", type_="AAAA", content=V6), [("delete", "6")], id="marked"),
-            pytest.param(a_record("6", type_="AAAA", content=OUTSIDE), [("delete", "6")], id="marked, outside the VPN"),
+            pytest.param(a_record("6", type_="AAAA", content=V6), [("delete", "6")], id="our comment"),
+            pytest.param(
+                a_record("6", type_="AAAA", content=OUTSIDE), [("delete", "6")], id="our comment, outside the VPN"
+            ),
             pytest.param(a_record("6", type_="AAAA", content=V6, comment=""), [], id="no comment"),
             pytest.param(
                 a_record("6", type_="AAAA", content="2001:db8::1", comment=""), [], id="no comment, outside the VPN"
@@ -675,13 +693,15 @@ class TestRecords:
             ),
         ],
     )
-    def test_records_without_dns_ipv6(self, record: Record, expected: list[tuple[str, str]]) -> None:
+    def test_an_aaaa_record_is_deleted_without_dns_ipv6_if_it_has_our_comment(
+        self, record: Record, expected: list[tuple[str, str]]
+    ) -> None:
         plan = planned(a_record(), record)
 
         assert changes_of(plan) == expected
         assert plan.in_the_way == ()
 
-    def test_an_undecided_type_is_not_changed(self) -> None:
+    def test_a_type_whose_address_the_interface_lacks_is_not_changed(self) -> None:
         """The node has an address of this type that the interface does not have yet."""
         records = [a_record("a", content="100.64.0.9"), a_record("b", type_="AAAA", content=V6)]
         assert plan_for(records, [a_spec(V6)], ipv6=True, apex=None, node=a_node(1)) == RecordPlan()
@@ -693,7 +713,7 @@ class TestRecords:
         assert planned(a_record(), record, specs=(a_spec(), a_spec(V6)), ipv6=True) == RecordPlan(in_the_way=(record,))
 
 
-# Nodes that share ids, keys and addresses in every combination.
+# Generated nodes. They share ids, keys and addresses in many combinations.
 USERS = st.one_of(st.none(), st.sampled_from([SVC, SVC, User(None, "svc"), ANN]))
 
 SOME_V4 = [f"100.64.0.{number}" for number in range(1, 5)]
@@ -823,7 +843,7 @@ RECORDS = st.lists(
     unique_by=lambda record: record.id,
 )
 
-# Records without a foreign one that blocks the name, so that changes are planned.
+# Lists without a foreign record that blocks the name, so that changes are planned.
 OWN_RECORDS = RECORDS.map(
     lambda records: [
         record
@@ -844,12 +864,12 @@ SPECS = st.sampled_from(
 
 
 def specs_for(specs: list[RecordSpec], *, ipv6: bool) -> list[RecordSpec]:
-    """Return the specs without the AAAA records, unless `ipv6` is set."""
+    """Return the desired records, without AAAA records if `ipv6` is False."""
     return [spec for spec in specs if ipv6 or spec.type == "A"]
 
 
 def applied(records: Iterable[Record], changes: Iterable[RecordChange]) -> list[Record]:
-    """Return the zone after the changes."""
+    """Return the records of the zone after the changes."""
     zone = {record.id: record for record in records}
     for number, change in enumerate(changes):
         match change:
@@ -923,7 +943,7 @@ class TestRecordProperties:
     def test_the_order_of_records_does_not_matter(
         self, records: list[Record], specs: list[RecordSpec], ipv6: bool, random: Random
     ) -> None:
-        """The order of the specs does not matter either."""
+        """The order of the desired records does not matter either."""
         shuffled = records[:]
         random.shuffle(shuffled)
         desired = specs_for(specs, ipv6=ipv6)
@@ -982,7 +1002,7 @@ NAMED_RECORDS = st.lists(
     unique_by=lambda record: record.id,
 )
 OUR_NODE = a_node(1)
-NAMES = {record_identity.name: record_identity for record_identity in (RECORD_IDENTITY, *FURTHER_NAMES)}
+IDENTITY_BY_NAME = {record_identity.name: record_identity for record_identity in (RECORD_IDENTITY, *FURTHER_NAMES)}
 
 
 class TestNamesProperties:
@@ -993,7 +1013,7 @@ class TestNamesProperties:
         return plan_names(RecordsRead(tuple(records), APEX), OUR_NODE, desired_records(OUR_NODE, None, config), config)
 
     @given(NAMED_RECORDS, st.booleans())
-    def test_only_records_with_our_mark_are_changed(self, records: list[Record], ipv6: bool) -> None:
+    def test_only_records_with_our_comment_are_changed(self, records: list[Record], ipv6: bool) -> None:
         plan = self.plan(records, ipv6=ipv6)
 
         blocked = {record.name for record in plan.in_the_way}
@@ -1014,8 +1034,8 @@ class TestNamesProperties:
 
         assert self.plan(zone, ipv6=ipv6) == RecordPlan(in_the_way=plan.in_the_way)
         blocked = {record.name for record in plan.in_the_way}
-        for name in NAMES.keys() - blocked:
-            ours = [record for record in zone if NAMES[name].is_marked(record)]
+        for name in IDENTITY_BY_NAME.keys() - blocked:
+            ours = [record for record in zone if IDENTITY_BY_NAME[name].is_marked(record)]
             expected = ["A", "AAAA"] if ipv6 else ["A"]
             if name == ALIAS:
                 expected = ["CNAME"]
@@ -1044,7 +1064,7 @@ class TestNamesProperties:
 
 
 def stands_down(own: Node, nodes: Sequence[Node], records: Sequence[Record]) -> bool:
-    """Return True if dns-watch stands down."""
+    """Return True if dns-watch stands down, because the node of a later pod is published."""
     if not needs_successor_check(records, record_identities=[RECORD_IDENTITY], node=own):
         return False
     later = successors(nodes, node_id=own.id, node_identity=NODE_IDENTITY, now=NOW)

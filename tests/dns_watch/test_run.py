@@ -1,4 +1,4 @@
-"""dns-watch against both simulated upstreams, over simulated hours."""
+"""Test dns-watch with simulators of Headscale and Cloudflare, for hours of simulated time."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tests.world import USER, Interface, World, named
 
 Events = list[Any]
 
-MINUTE = 60.0
-HOUR = 3600.0
-# Long enough for several reads of the record.
-LONG = 20 * MINUTE
+MINUTE_S = 60.0
+HOUR_S = 3600.0
+# In this time, dns-watch reads the record several times.
+SEVERAL_READS_S = 20 * MINUTE_S
 POLL_S = 30.0
 VERIFY_S = 300.0
 # Jitter lengthens an interval by up to this factor.
-MAX_JITTER = 1.25
+MAX_JITTER_FACTOR = 1.25
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +40,7 @@ def _no_output(events: Events) -> None:
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    """Simulators of Headscale and Cloudflare, and a simulated clock."""
     return World(monkeypatch, tmp_path)
 
 
@@ -66,7 +67,7 @@ def writes(world: World) -> list[tuple[str, Any]]:
 
 
 def register_with_our_key(world: World, *, others: int = 0) -> Node:
-    """Register a node with the key that cleanup wrote, and others of our name without it."""
+    """Register a node with the key that cleanup wrote, after other nodes with our name and other keys."""
     world.cleanup().run()
     for _ in range(others):
         world.headscale.add_node(NAME, user=USER)
@@ -87,7 +88,7 @@ def test_the_node_with_the_interfaces_address_is_published(
     world.headscale.add_node(NAME, user=USER)
     ours = world.headscale.add_node(NAME, user=USER, tags=tuple(tags.split()), online=False)
     world.headscale.add_node(NAME, user=USER)
-    world.run(world.watch(Interface(*ours.addresses), AUTHKEY_TAGS=tags), MINUTE)
+    world.run(world.watch(Interface(*ours.addresses), AUTHKEY_TAGS=tags), MINUTE_S)
     assert world.records() == {f"A {ours.address}": OUR_COMMENT}
     [record] = world.cloudflare.records(world.zone_id)
     assert (record.ttl, record.proxied) == (60, False)
@@ -99,19 +100,20 @@ def test_without_an_interface_the_node_that_used_our_key_is_published(
 ) -> None:
     world = World(monkeypatch, tmp_path, version)
     ours = register_with_our_key(world, others=2)
-    world.run(world.watch(), MINUTE)
+    world.run(world.watch(), MINUTE_S)
     assert world.records() == {f"A {ours.address}": OUR_COMMENT}
 
 
 def test_a_node_with_another_key_is_not_published(world: World, events: Events) -> None:
     world.cleanup().run()
     world.headscale.add_node(NAME, user=USER)
-    world.run(world.watch(MAX_RETRIES="0"), 10 * MINUTE)
+    world.run(world.watch(MAX_RETRIES="0"), 10 * MINUTE_S)
     assert world.records() == {}
     assert "pre-auth key" in named(events, "pass.skipped")[-1]["reason"]
 
 
 def test_the_only_online_node_is_published_after_the_grace_period(world: World, node: Node) -> None:
+    """Before that, dns-watch waits 30 s for the VPN interface, which would identify the node with certainty."""
     world.headscale.add_node(NAME, user=USER, online=False)
     watch = world.watch()
     world.run(watch, 29)
@@ -127,13 +129,13 @@ def test_the_only_online_node_is_published_immediately_on_the_host_network(world
 
 def test_no_node_is_published_if_several_are_online(world: World, node: Node, events: Events) -> None:
     world.headscale.add_node(NAME, user=USER)
-    world.run(world.watch(MAX_RETRIES="0"), LONG)
+    world.run(world.watch(MAX_RETRIES="0"), SEVERAL_READS_S)
     assert world.cloudflare.requests == []
     assert "several nodes of ours are online (1, 2)" in named(events, "pass.skipped")[-1]["reason"]
 
 
 def test_no_node_is_published_while_the_interface_has_no_vpn_address(world: World, node: Node, events: Events) -> None:
-    world.run(world.watch(Interface("10.0.0.1", "fe80::1"), MAX_RETRIES="0"), LONG)
+    world.run(world.watch(Interface("10.0.0.1", "fe80::1"), MAX_RETRIES="0"), SEVERAL_READS_S)
     assert world.cloudflare.requests == []
     assert "VPN_PREFIXES" in named(events, "pass.skipped")[-1]["reason"]
 
@@ -141,7 +143,7 @@ def test_no_node_is_published_while_the_interface_has_no_vpn_address(world: Worl
 def test_an_address_of_a_foreign_node_is_reported_with_its_owner(world: World, events: Events) -> None:
     world.headscale.add_user("ann")
     foreign = world.headscale.add_node(NAME, user="ann")
-    world.run(world.watch(Interface(foreign.address), HEADSCALE_USER=USER, MAX_RETRIES="0"), MINUTE)
+    world.run(world.watch(Interface(foreign.address), HEADSCALE_USER=USER, MAX_RETRIES="0"), MINUTE_S)
     assert world.cloudflare.requests == []
     reason = named(events, "pass.skipped")[-1]["reason"]
     assert "node 1" in reason
@@ -150,13 +152,13 @@ def test_an_address_of_a_foreign_node_is_reported_with_its_owner(world: World, e
 
 def test_malformed_metadata_is_ignored_if_there_is_an_interface(world: World, watch: DnsWatch) -> None:
     Path(f"{world.key_file}.id").write_text("no json")
-    world.run(watch, MINUTE)
+    world.run(watch, MINUTE_S)
     assert len(world.records()) == 1
 
 
 def test_malformed_metadata_is_reported_once_without_an_interface(world: World, node: Node, events: Events) -> None:
     Path(f"{world.key_file}.id").write_text("no json")
-    world.run(world.watch(MAX_RETRIES="0"), LONG)
+    world.run(world.watch(MAX_RETRIES="0"), SEVERAL_READS_S)
     assert world.records() == {}
     assert [event["log_level"] for event in events if "authkey.id" in event.get("error", "")] == ["error"]
 
@@ -167,7 +169,7 @@ def test_an_ambiguous_or_unknown_user_is_reported_once_and_does_not_exit(
 ) -> None:
     world.headscale.add_user("ann")
     watch = world.watch(Interface(node.address), HEADSCALE_USER=user, MAX_RETRIES="0")
-    world.run(watch, LONG)
+    world.run(watch, SEVERAL_READS_S)
     assert world.cloudflare.requests == []
     assert [event["log_level"] for event in events if "HEADSCALE_USER" in event.get("error", "")] == ["error"]
 
@@ -212,7 +214,7 @@ def test_failed_lookups_do_not_count_towards_max_retries(world: World, fault: Fa
     watch.run_pass()
     watch.run_pass()
     world.headscale.faults.add(fault, times=None)
-    world.run(watch, HOUR)
+    world.run(watch, HOUR_S)
     world.headscale.faults.clear()
     with pytest.raises(NotRegisteredError):
         watch.run_pass()
@@ -222,7 +224,7 @@ def test_failed_lookups_do_not_count_towards_max_retries(world: World, fault: Fa
 
 
 def test_a_missing_record_is_created_once(world: World, node: Node, watch: DnsWatch, events: Events) -> None:
-    world.run(watch, LONG)
+    world.run(watch, SEVERAL_READS_S)
     assert writes(world) == [
         (
             "POST",
@@ -256,18 +258,20 @@ def test_our_record_is_updated_in_place(
 ) -> None:
     fields: dict[str, Any] = {"content": "100.64.0.1", "ttl": 60, "comment": OUR_COMMENT} | changed
     record_id = world.add_record(**fields)
-    world.run(watch, LONG)
+    world.run(watch, SEVERAL_READS_S)
     assert writes(world) == [("PATCH", sent)]
     assert [record.id for record in world.cloudflare.records(world.zone_id)] == [record_id]
     assert world.records() == {"A 100.64.0.1": OUR_COMMENT}
     assert [event["was"] for event in named(events, "record.updated")] == [fields["content"]]
 
 
-def test_duplicates_are_deleted_in_the_same_transaction(world: World, node: Node, watch: DnsWatch) -> None:
+def test_a_record_is_updated_and_its_duplicates_are_deleted_in_one_request(
+    world: World, node: Node, watch: DnsWatch
+) -> None:
     for content in ("100.64.0.7", "100.64.0.8"):
         world.add_record(content, comment=OUR_COMMENT)
     world.add_record("100.64.0.9")
-    world.run(watch, LONG)
+    world.run(watch, SEVERAL_READS_S)
     [(method, body)] = writes(world)
     assert (method, sorted(body), len(body["deletes"])) == ("POST", ["deletes", "patches"], 2)
     assert world.records() == {f"A {node.address}": OUR_COMMENT}
@@ -275,13 +279,13 @@ def test_duplicates_are_deleted_in_the_same_transaction(world: World, node: Node
 
 @pytest.mark.parametrize(("variable", "ttl"), [("1", 1), ("86400", 86_400)])
 def test_the_record_has_the_configured_ttl(world: World, node: Node, variable: str, ttl: int) -> None:
-    world.run(world.watch(Interface(node.address), DNS_TTL=variable), LONG)
+    world.run(world.watch(Interface(node.address), DNS_TTL=variable), SEVERAL_READS_S)
     assert [record.ttl for record in world.cloudflare.records(world.zone_id)] == [ttl]
     assert len(world.cloudflare.writes) == 1
 
 
 def test_an_aaaa_record_is_created_with_dns_ipv6(world: World, node: Node) -> None:
-    world.run(world.watch(Interface(*node.addresses), DNS_IPV6="true"), LONG)
+    world.run(world.watch(Interface(*node.addresses), DNS_IPV6="true"), SEVERAL_READS_S)
     assert world.records() == {f"A {node.addresses[0]}": OUR_COMMENT, f"AAAA {node.addresses[1]}": OUR_COMMENT}
     assert len(world.cloudflare.writes) == 1
 
@@ -290,10 +294,10 @@ def test_a_record_stays_while_the_interface_lacks_its_address(world: World, node
     """One address family can appear before the other."""
     interface = Interface(*node.addresses)
     watch = world.watch(interface, DNS_IPV6="true")
-    world.run(watch, LONG)
+    world.run(watch, SEVERAL_READS_S)
     both = world.records()
     interface.set_addresses(node.addresses[1])
-    world.run(watch, LONG)
+    world.run(watch, SEVERAL_READS_S)
     assert world.records() == both
     assert len(both) == 2
 
@@ -304,7 +308,7 @@ def test_an_address_outside_the_vpn_is_never_published(world: World, events: Eve
     key = next(key for key in world.headscale.keys if key.key == world.key)
     world.headscale.add_node(NAME, user=USER, pre_auth_key=key, addresses=("10.9.0.1",))
     watch = world.watch(interface, MAX_RETRIES="0")
-    world.run(watch, LONG)
+    world.run(watch, SEVERAL_READS_S)
     assert world.cloudflare.writes == []
     assert not in_sync(watch)
     assert "VPN_PREFIXES" in watch.state.records.reason
@@ -312,13 +316,13 @@ def test_an_address_outside_the_vpn_is_never_published(world: World, events: Eve
 
 def test_a_configured_prefix_is_published(world: World) -> None:
     world.headscale.add_node(NAME, user=USER, addresses=("10.9.0.1",))
-    world.run(world.watch(Interface("10.9.0.1"), VPN_PREFIXES="10.9.0.0/16"), MINUTE)
+    world.run(world.watch(Interface("10.9.0.1"), VPN_PREFIXES="10.9.0.0/16"), MINUTE_S)
     assert world.records() == {"A 10.9.0.1": OUR_COMMENT}
 
 
 def test_the_domain_is_appended_to_a_hostname_without_a_dot(world: World) -> None:
     node = world.headscale.add_node("Grafana", user=USER)
-    world.run(world.watch(Interface(node.address), TS_HOSTNAME="grafana"), MINUTE)
+    world.run(world.watch(Interface(node.address), TS_HOSTNAME="grafana"), MINUTE_S)
     assert world.records() == {f"A {node.address}": OUR_COMMENT}
 
 
@@ -328,7 +332,7 @@ def test_the_domain_is_appended_to_a_hostname_without_a_dot(world: World) -> Non
 def test_a_changed_address_updates_the_same_record(world: World, node: Node) -> None:
     interface = Interface(*node.addresses)
     watch = world.watch(interface)
-    world.run(watch, 10 * MINUTE)
+    world.run(watch, 10 * MINUTE_S)
     [before] = world.cloudflare.records(world.zone_id)
 
     def move() -> None:
@@ -344,9 +348,9 @@ def test_a_changed_address_updates_the_same_record(world: World, node: Node) -> 
 def test_a_changed_address_is_detected_within_a_poll_without_an_interface(world: World) -> None:
     node = register_with_our_key(world)
     watch = world.watch()
-    world.run(watch, 10 * MINUTE)
+    world.run(watch, 10 * MINUTE_S)
     moved = world.headscale.readdress(node.id)
-    world.run(watch, POLL_S * MAX_JITTER)
+    world.run(watch, POLL_S * MAX_JITTER_FACTOR)
     assert world.records() == {f"A {moved.address}": OUR_COMMENT}
 
 
@@ -355,9 +359,10 @@ def test_a_changed_address_is_detected_within_a_poll_without_an_interface(world:
     [
         pytest.param(lambda world, record_id: world.cloudflare.remove_record(record_id), id="removed"),
         pytest.param(
-            lambda world, record_id: world.cloudflare.change_record(record_id, content="198.51.100.7"), id="repointed"
+            lambda world, record_id: world.cloudflare.change_record(record_id, content="198.51.100.7"),
+            id="other address",
         ),
-        pytest.param(lambda world, record_id: world.cloudflare.change_record(record_id, comment=""), id="unmarked"),
+        pytest.param(lambda world, record_id: world.cloudflare.change_record(record_id, comment=""), id="no comment"),
         pytest.param(lambda world, record_id: world.cloudflare.change_record(record_id, ttl=300), id="other TTL"),
         pytest.param(
             lambda world, _record_id: world.add_record("100.64.0.99", comment=OUR_COMMENT), id="second record"
@@ -367,22 +372,22 @@ def test_a_changed_address_is_detected_within_a_poll_without_an_interface(world:
 def test_a_manual_change_of_the_record_is_reverted_at_the_next_read(
     world: World, node: Node, watch: DnsWatch, change: Callable[[World, str], object]
 ) -> None:
-    world.run(watch, 10 * MINUTE)
+    world.run(watch, 10 * MINUTE_S)
     [record] = world.cloudflare.records(world.zone_id)
     change(world, record.id)
-    world.run(watch, VERIFY_S * MAX_JITTER)
+    world.run(watch, VERIFY_S * MAX_JITTER_FACTOR)
     assert world.records() == {f"A {node.address}": OUR_COMMENT}
     assert [record.ttl for record in world.cloudflare.records(world.zone_id)] == [60]
     write_count = len(world.cloudflare.writes)
-    world.run(watch, LONG)
+    world.run(watch, SEVERAL_READS_S)
     assert len(world.cloudflare.writes) == write_count == 2
 
 
-def test_a_record_that_got_the_mark_of_another_owner_is_not_changed(world: World, watch: DnsWatch) -> None:
-    world.run(watch, 10 * MINUTE)
+def test_a_record_that_got_the_comment_of_another_owner_is_not_changed(world: World, watch: DnsWatch) -> None:
+    world.run(watch, 10 * MINUTE_S)
     [record] = world.cloudflare.records(world.zone_id)
     world.cloudflare.change_record(record.id, comment=COMMENT_OF_OTHER_OWNER, content="100.64.0.77")
-    world.run(watch, LONG)
+    world.run(watch, SEVERAL_READS_S)
     assert world.records() == {"A 100.64.0.77": COMMENT_OF_OTHER_OWNER}
     assert len(world.cloudflare.writes) == 1
     assert not in_sync(watch)
@@ -401,7 +406,10 @@ def test_a_record_that_got_the_mark_of_another_owner_is_not_changed(world: World
         ),
         pytest.param({"type_": "CNAME", "content": "example.org"}, {}, "CNAME", id="CNAME"),
         pytest.param(
-            {"type_": "CNAME", "content": "example.org", "comment": OUR_COMMENT}, {}, "CNAME", id="marked CNAME"
+            {"type_": "CNAME", "content": "example.org", "comment": OUR_COMMENT},
+            {},
+            "CNAME",
+            id="CNAME with our comment",
         ),
         pytest.param({"type_": "NS", "content": "ns.example.org"}, {}, "delegated", id="NS below the apex"),
         pytest.param(
@@ -421,12 +429,12 @@ def test_a_conflicting_record_is_reported_once_and_prevents_writes(
     assert advice in event["advice"]
     assert not in_sync(watch)
     assert advice in watch.state.records.reason
-    world.run(watch, LONG)
+    world.run(watch, SEVERAL_READS_S)
     assert world.records() == records
     assert world.cloudflare.writes == []
 
     world.cloudflare.remove_record(record_id)
-    world.run(watch, VERIFY_S * MAX_JITTER)
+    world.run(watch, VERIFY_S * MAX_JITTER_FACTOR)
     assert f"A {node.address}" in world.records()
     assert in_sync(watch)
 
@@ -436,7 +444,7 @@ def test_name_server_records_at_the_apex_are_ignored(world: World, has_zone_id: 
     node = world.headscale.add_node("example.com", user=USER)
     world.add_record("ns.example.org", type_="NS", name="example.com")
     variables = {} if has_zone_id else {"CLOUDFLARE_ZONE_ID": ""}
-    world.run(world.watch(Interface(node.address), TS_HOSTNAME="example.com", **variables), LONG)
+    world.run(world.watch(Interface(node.address), TS_HOSTNAME="example.com", **variables), SEVERAL_READS_S)
     assert f"A {node.address}" in world.records("example.com")
     assert len(world.cloudflare.writes) == 1
 
@@ -444,7 +452,7 @@ def test_name_server_records_at_the_apex_are_ignored(world: World, has_zone_id: 
 def test_nothing_is_written_to_the_zone_of_another_name(world: World, node: Node, events: Events) -> None:
     other_zone = world.cloudflare.add_zone("example.org")
     watch = world.watch(Interface(node.address), CLOUDFLARE_ZONE_ID=other_zone)
-    world.run(watch, LONG)
+    world.run(watch, SEVERAL_READS_S)
     assert world.cloudflare.records(other_zone) == []
     assert "CLOUDFLARE_ZONE_ID" in watch.state.records.reason
     assert not named(events, "record.created")
@@ -475,37 +483,38 @@ def test_cloudflare_failures_are_retried_with_exponential_backoff(
     world: World, node: Node, watch: DnsWatch, fault: Fault, method: str
 ) -> None:
     world.cloudflare.faults.add(fault, method=method, times=None)
-    world.run(watch, HOUR)
+    world.run(watch, HOUR_S)
     assert not in_sync(watch)
-    # 0.5, 1, 2 … 256 s and then each VERIFY_INTERVAL, with a read and a write each.
+    # An attempt is a read and, if the read succeeds, a write. The delays between attempts are 0.5, 1, 2 … 256 s, and
+    # then VERIFY_INTERVAL.
     assert len(world.cloudflare.requests) <= 2 * 22
-    assert len(world.headscale.requests) <= HOUR / POLL_S + 22
+    assert len(world.headscale.requests) <= HOUR_S / POLL_S + 22
     world.cloudflare.faults.clear()
-    world.run(watch, VERIFY_S * MAX_JITTER)
+    world.run(watch, VERIFY_S * MAX_JITTER_FACTOR)
     assert world.records() == {f"A {node.address}": OUR_COMMENT}
     assert in_sync(watch)
 
 
 def test_cloudflare_failures_do_not_increase_polls_of_headscale(world: World, node: Node) -> None:
-    """The address disappears before the record is updated."""
+    """The interface loses its VPN address before the record is created."""
     interface = Interface(*node.addresses)
     watch = world.watch(interface)
     world.cloudflare.faults.add(faults.html(502))
     world.run(watch, 0.4)
     interface.set_addresses("fe80::1")
-    world.run(watch, HOUR)
-    assert len(world.headscale.requests) <= HOUR / POLL_S + 10
+    world.run(watch, HOUR_S)
+    assert len(world.headscale.requests) <= HOUR_S / POLL_S + 10
 
 
 def test_a_rate_limit_without_a_retry_after_pauses_for_a_minute(world: World, node: Node, watch: DnsWatch) -> None:
     """The limit applies to all clients of the account, and every request counts."""
     world.cloudflare.limit_rate(0, per=timedelta(minutes=5), retry_after=False)
-    world.run(watch, MINUTE - 1)
+    world.run(watch, MINUTE_S - 1)
     assert len(world.cloudflare.requests) == 1
-    world.run(watch, 5 * MINUTE)
+    world.run(watch, 5 * MINUTE_S)
     assert len(world.cloudflare.requests) <= 6
     world.cloudflare.remove_rate_limit()
-    world.run(watch, VERIFY_S * MAX_JITTER)
+    world.run(watch, VERIFY_S * MAX_JITTER_FACTOR)
     assert world.records() == {f"A {node.address}": OUR_COMMENT}
 
 
@@ -526,7 +535,7 @@ def test_no_second_record_is_created_if_the_response_to_a_write_is_lost(
     if method == "PATCH":
         world.add_record("100.64.0.99", ttl=60, comment=OUR_COMMENT)
     world.cloudflare.faults.add(fault, method=method)
-    world.run(watch, HOUR)
+    world.run(watch, HOUR_S)
     assert world.records() == {f"A {node.address}": OUR_COMMENT}
     assert len(world.cloudflare.writes) == 1
     assert in_sync(watch)
@@ -540,10 +549,10 @@ def test_a_rotated_token_is_read_from_its_file(
     name = {"cloudflare": "CLOUDFLARE_API_TOKEN", "headscale": "HEADSCALE_API_KEY"}[upstream]
     token.write_text(world.environment[name])
     watch = world.watch(Interface(node.address), **{name: "", f"{name}_FILE": str(token)})
-    world.run(watch, 10 * MINUTE)
+    world.run(watch, 10 * MINUTE_S)
     renewed = world.cloudflare.set_token() if upstream == "cloudflare" else world.headscale.rotate_api_key()
     token.write_text(renewed + "\n")
-    world.run(watch, HOUR)
+    world.run(watch, HOUR_S)
     assert named(events, "pass.failed") == []
     assert in_sync(watch)
 
@@ -556,18 +565,18 @@ def test_an_unreadable_token_file_does_not_end_the_command(
     token = tmp_path.parent / f"{name}-{state}"
     token.write_text(world.environment[name])
     watch = world.watch(Interface(node.address), **{name: "", f"{name}_FILE": str(token)})
-    world.run(watch, 10 * MINUTE)
+    world.run(watch, 10 * MINUTE_S)
     new = world.cloudflare.set_token() if name.startswith("CLOUDFLARE") else world.headscale.rotate_api_key()
     token.unlink()
     if state == "empty":
         token.write_text("")
     elif state == "folder":
         token.mkdir()
-    world.run(watch, HOUR)
+    world.run(watch, HOUR_S)
     if state == "folder":
         token.rmdir()
     token.write_text(new)
-    world.run(watch, VERIFY_S * MAX_JITTER)
+    world.run(watch, VERIFY_S * MAX_JITTER_FACTOR)
     assert in_sync(watch)
     assert watch.state.is_registered
 
@@ -591,15 +600,15 @@ def test_an_unreadable_token_file_does_not_end_the_command(
 def test_headscale_failures_change_no_record_and_do_not_exit(
     world: World, node: Node, watch: DnsWatch, fault: Fault
 ) -> None:
-    world.run(watch, 10 * MINUTE)
+    world.run(watch, 10 * MINUTE_S)
     before = len(world.headscale.requests)
     world.headscale.faults.add(fault, times=None)
-    world.run(watch, HOUR)
+    world.run(watch, HOUR_S)
     assert len(world.cloudflare.writes) == 1
     # Each poll also detects the version again, which takes a few requests.
-    assert len(world.headscale.requests) - before <= 4 * (HOUR / POLL_S + 8)
+    assert len(world.headscale.requests) - before <= 4 * (HOUR_S / POLL_S + 8)
     world.headscale.faults.clear()
-    world.run(watch, POLL_S * MAX_JITTER)
+    world.run(watch, POLL_S * MAX_JITTER_FACTOR)
     assert watch.state.is_registered
 
 
@@ -610,7 +619,7 @@ def test_an_upgrade_of_headscale_is_handled(monkeypatch: pytest.MonkeyPatch, tmp
     for version in VERSIONS:
         world.headscale.upgrade(version)
         world.headscale.connect(node.id)
-        world.run(watch, 10 * MINUTE)
+        world.run(watch, 10 * MINUTE_S)
         assert watch.state.is_registered
         assert in_sync(watch)
     assert len(world.cloudflare.writes) == 1
@@ -625,52 +634,52 @@ def test_a_poll_without_changes_needs_one_request_and_no_write(
 ) -> None:
     for number in range(nodes):
         world.headscale.add_node(f"node{number}", user=USER)
-    world.run(watch, 2 * HOUR)
+    world.run(watch, 2 * HOUR_S)
     headscale, cloudflare = len(world.headscale.requests), len(world.cloudflare.requests)
-    world.run(watch, HOUR)
+    world.run(watch, HOUR_S)
     requests = world.headscale.requests[headscale:]
     # Jitter lengthens the intervals, and each read of the record follows a poll of the node.
-    assert HOUR / poll_s / MAX_JITTER - 1 <= len(requests) <= HOUR / poll_s + 1
+    assert HOUR_S / poll_s / MAX_JITTER_FACTOR - 1 <= len(requests) <= HOUR_S / poll_s + 1
     assert {exchange.path for exchange in requests} == {"/api/v1/node/1"}
     assert max(len(exchange.response) for exchange in requests) <= 4096
     reads = world.cloudflare.requests[cloudflare:]
-    assert HOUR / VERIFY_S / MAX_JITTER - 1 <= len(reads) <= HOUR / VERIFY_S
+    assert HOUR_S / VERIFY_S / MAX_JITTER_FACTOR - 1 <= len(reads) <= HOUR_S / VERIFY_S
     assert [exchange for exchange in reads if exchange.is_write] == []
 
 
 def test_a_list_that_cannot_be_read_fails_one_pass_a_day(world: World, watch: DnsWatch, events: Events) -> None:
-    """The list of very many nodes can be too large for Headscale. The node is found without it."""
-    world.run(watch, MINUTE)
+    """The list of very many nodes can be too large for Headscale. dns-watch reads its own node without the list."""
+    world.run(watch, MINUTE_S)
     world.headscale.faults.add(faults.html(502), path="/api/v1/node$", times=None)
-    world.run(watch, 12 * HOUR)
+    world.run(watch, 12 * HOUR_S)
     assert len(named(events, "pass.failed")) == 1
     assert watch.state.is_registered
 
 
-def test_the_fleet_is_counted_again(world: World, watch: DnsWatch) -> None:
-    """Pods that start first count few other pods. The list replaces a poll."""
-    world.run(watch, MINUTE)
+def test_the_nodes_of_all_pods_are_counted_again(world: World, watch: DnsWatch) -> None:
+    """The pods that start first count only a few nodes. The request for the list replaces one poll of the node."""
+    world.run(watch, MINUTE_S)
     before = len(world.headscale.requests)
     for number in range(400):
         world.headscale.add_node(f"node{number}", user=USER)
         world.headscale.add_node(f"laptop{number}", user=USER, registered_by="cli")
-    world.run(watch, 2 * HOUR)
+    world.run(watch, 2 * HOUR_S)
     assert [exchange.path for exchange in world.headscale.requests[before:]].count("/api/v1/node") == 1
     assert watch.state.fleet_size == 401
 
 
 def test_a_restart_with_a_correct_record_needs_one_read_and_no_write(world: World, node: Node) -> None:
-    world.run(world.watch(Interface(node.address)), MINUTE)
+    world.run(world.watch(Interface(node.address)), MINUTE_S)
     before = len(world.cloudflare.requests)
-    world.run(world.watch(Interface(node.address)), MINUTE)
+    world.run(world.watch(Interface(node.address)), MINUTE_S)
     assert [exchange.method for exchange in world.cloudflare.requests[before:]] == ["GET"]
 
 
 def test_poll_and_verify_intervals_can_be_configured(world: World, node: Node) -> None:
     watch = world.watch(Interface(node.address), POLL_INTERVAL="5m", VERIFY_INTERVAL="1h")
-    world.run(watch, 6 * HOUR)
-    assert 6 * 12 / MAX_JITTER <= len(world.headscale.requests) <= 6 * 12 + 6 + 5
-    assert 6 / MAX_JITTER <= len(world.cloudflare.requests) <= 6 + 3
+    world.run(watch, 6 * HOUR_S)
+    assert 6 * 12 / MAX_JITTER_FACTOR <= len(world.headscale.requests) <= 6 * 12 + 6 + 5
+    assert 6 / MAX_JITTER_FACTOR <= len(world.cloudflare.requests) <= 6 + 3
 
 
 def test_each_pass_logs_one_line(world: World, watch: DnsWatch, events: Events) -> None:
@@ -687,7 +696,7 @@ class TwoPods:
     """An earlier and a later pod of one workload, both running.
 
     Args:
-        world: the upstreams and the clock.
+        world: the simulators and the clock.
     """
 
     def __init__(self, world: World) -> None:
@@ -711,12 +720,12 @@ def pods(world: World) -> TwoPods:
 @pytest.mark.parametrize("first", ["earlier", "later", "both"])
 def test_the_later_pod_keeps_the_name_and_neither_pod_writes_again(pods: TwoPods, first: str, events: Events) -> None:
     if first != "both":
-        pods.world.run(getattr(pods, first), 10 * MINUTE)
-    pods.run(VERIFY_S * MAX_JITTER)
+        pods.world.run(getattr(pods, first), 10 * MINUTE_S)
+    pods.run(VERIFY_S * MAX_JITTER_FACTOR)
     assert pods.published == [pods.nodes[1].address]
     write_count = len(pods.world.cloudflare.writes)
     assert write_count <= 2
-    pods.run(HOUR)
+    pods.run(HOUR_S)
     assert pods.published == [pods.nodes[1].address]
     assert len(pods.world.cloudflare.writes) == write_count
     assert pods.later.state.records.in_sync
@@ -725,18 +734,18 @@ def test_the_later_pod_keeps_the_name_and_neither_pod_writes_again(pods: TwoPods
     assert [(event["node_id"], event["successor_id"]) for event in named(events, "node.superseded")] == [("1", "2")]
 
 
-def test_a_restarted_pod_still_stands_down(pods: TwoPods) -> None:
-    pods.run(10 * MINUTE)
+def test_the_earlier_pod_does_not_change_the_record_after_a_restart(pods: TwoPods) -> None:
+    pods.run(10 * MINUTE_S)
     write_count = len(pods.world.cloudflare.writes)
-    again = pods.world.watch(Interface(*pods.nodes[0].addresses))
-    pods.world.run_together(again, pods.later, seconds=LONG)
+    restarted = pods.world.watch(Interface(*pods.nodes[0].addresses))
+    pods.world.run_together(restarted, pods.later, seconds=SEVERAL_READS_S)
     assert len(pods.world.cloudflare.writes) == write_count
-    assert again.state.superseded_by == "2"
+    assert restarted.state.superseded_by == "2"
 
 
 @pytest.mark.parametrize("end", ["deleted", "expired", "offline"])
 def test_the_earlier_pod_takes_over_again_when_the_later_one_is_gone(pods: TwoPods, end: str, events: Events) -> None:
-    pods.run(10 * MINUTE)
+    pods.run(10 * MINUTE_S)
     headscale = pods.world.headscale
     later = pods.nodes[1].id
     match end:
@@ -746,7 +755,7 @@ def test_the_earlier_pod_takes_over_again_when_the_later_one_is_gone(pods: TwoPo
             headscale.expire_node(later)
         case _:
             headscale.disconnect(later)
-    pods.world.run(pods.earlier, VERIFY_S * MAX_JITTER + POLL_S)
+    pods.world.run(pods.earlier, VERIFY_S * MAX_JITTER_FACTOR + POLL_S)
     assert pods.published == [pods.nodes[0].address]
     assert pods.earlier.state.records.in_sync
     assert pods.earlier.state.superseded_by is None

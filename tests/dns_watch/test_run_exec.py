@@ -1,4 +1,7 @@
-"""Scenarios of test_run.py with Headscale's command line, run by `exec` in its pod, instead of its HTTP API."""
+"""Run tests of test_run.py with HEADSCALE_ACCESS=exec.
+
+With this setting, dns-watch does not use Headscale's HTTP API. It runs Headscale's command line in Headscale's pod.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from tests.in_cluster import ClusterWorld
 
 __all__ = ["node", "pods", "watch"]
 
-# The other scenarios do not depend on how Headscale is reached, or only exist over HTTP.
+# The other tests do not depend on how Headscale is reached, or need the HTTP API.
 SCENARIOS = (
     "test_the_node_with_the_interfaces_address_is_published",
     "test_without_an_interface_the_node_that_used_our_key_is_published",
@@ -31,7 +34,7 @@ SCENARIOS = (
     "test_a_changed_address_updates_the_same_record",
     "test_headscale_failures_change_no_record_and_do_not_exit",
     "test_the_later_pod_keeps_the_name_and_neither_pod_writes_again",
-    "test_a_restarted_pod_still_stands_down",
+    "test_the_earlier_pod_does_not_change_the_record_after_a_restart",
     "test_the_earlier_pod_takes_over_again_when_the_later_one_is_gone",
 )
 
@@ -40,4 +43,5 @@ globals().update({name: getattr(over_http, name) for name in SCENARIOS})
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterWorld:
+    """Simulators of Headscale, Cloudflare and Kubernetes, and a simulated clock."""
     return ClusterWorld(monkeypatch, tmp_path)

@@ -1,4 +1,8 @@
-"""If two pods of one workload run at the same time, the later one owns the record, and the earlier one stands down."""
+"""Test two pods of one workload that run at the same time: the later pod owns the record, and the earlier stands down.
+
+To stand down means not to change the record. The later pod is the successor of the earlier pod, whose state is then
+"superseded". The later pod is the one whose node registered later.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +28,13 @@ from tests.world import Interface, World, named
 
 HOUR_S = 3600.0
 
-# Other tests cover the API dialects.
+# The default tier runs only one release, because other tests cover the dialects of the API.
 VERSIONS = ("0.28.0", pytest.param("0.23.0", marks=pytest.mark.full), pytest.param("0.30.0", marks=pytest.mark.full))
 
 
 @pytest.fixture(params=VERSIONS)
 def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    """Simulators of Headscale (with a node of a laptop) and Cloudflare, and a simulated clock."""
     world = World(monkeypatch, tmp_path, request.param)
     world.headscale.add_node("laptop", user="svc", registered_by="cli")
     return world
@@ -45,16 +50,19 @@ def an_old_pod(world: World, folder: Path, **settings: str) -> Pod:
 
 
 @pytest.mark.parametrize("self_heal", ["true", "false"])
-def test_a_partitioned_pod_stands_down_for_its_successor(
+def test_an_old_pod_that_still_runs_stands_down_for_a_new_pod(
     world: World, tmp_path: Path, events: list[Any], self_heal: str
 ) -> None:
-    """The old pod writes nothing for an hour, and logs the reason once."""
+    """Kubernetes can start a new pod while the old pod still runs on a cluster node that is not reachable.
+
+    The old pod writes nothing for an hour, and logs the reason once.
+    """
     old = an_old_pod(world, tmp_path / "old", SELF_HEAL=self_heal)
     key = old.key
 
     new = Pod(world, tmp_path / "new", {"SELF_HEAL": self_heal})
     new.cleanup()
-    # The new pod's image is pulled first. Until then, the old pod can only detect that its node is gone.
+    # Until the new pod's image is pulled, the old pod can only detect that its node was deleted.
     world.run_together(old.watch, seconds=45)
     new.join()
     world.run_together(new.watch, old.watch, seconds=10)
@@ -72,20 +80,20 @@ def test_a_partitioned_pod_stands_down_for_its_successor(
     assert (old.nodez, new.nodez) == (SUPERSEDED, REGISTERED)
 
 
-@pytest.mark.parametrize("kernel", [True, False], ids=["interface", "metadata"])
+@pytest.mark.parametrize("has_interface", [True, False], ids=["interface", "metadata"])
 @pytest.mark.parametrize("first", ["earlier", "later"])
-@pytest.mark.parametrize("race", [False, True], ids=["in turn", "both read an empty zone"])
+@pytest.mark.parametrize("both_create", [False, True], ids=["one record", "both create a record"])
 def test_of_two_pods_that_start_together_the_later_node_is_published(
-    world: World, tmp_path: Path, events: list[Any], kernel: bool, first: str, race: bool
+    world: World, tmp_path: Path, events: list[Any], has_interface: bool, first: str, both_create: bool
 ) -> None:
-    earlier, later = start_two_pods(world, tmp_path, kernel=kernel)
+    earlier, later = start_two_pods(world, tmp_path, has_interface=has_interface)
     assert later.node_id > earlier.node_id
-    if race:
-        # The second pod reads the zone as it was before the first pod's write.
+    if both_create:
+        # The second pod reads the zone as it was before the first pod created its record.
         world.cloudflare.faults.add(stale(), method="GET", path="dns_records", after=1)
     order = [earlier.watch, later.watch] if first == "earlier" else [later.watch, earlier.watch]
     world.run_together(*order, seconds=2)
-    assert len(published_addresses(world)) == (2 if race else 1)
+    assert len(published_addresses(world)) == (2 if both_create else 1)
     # A new record is read again after POLL_INTERVAL.
     world.run_together(*order, seconds=45)
     assert published_addresses(world) == [later.address]
@@ -99,7 +107,7 @@ def test_of_two_pods_that_start_together_the_later_node_is_published(
 
 
 def superseded_and_later_pod(world: World, tmp_path: Path) -> tuple[Pod, Pod]:
-    """Return two pods: the later one is published, the earlier one stands down."""
+    """Return two pods. The address of the later pod is published, and the earlier pod stands down."""
     earlier, later = start_two_pods(world, tmp_path)
     world.run_together(earlier.watch, later.watch, seconds=900)
     assert (published_addresses(world), earlier.nodez.state) == ([later.address], "superseded")
@@ -151,7 +159,7 @@ def test_standing_down_continues_while_headscale_fails(
 
 
 def pods_with_a_late_successor(world: World, folder: Path) -> tuple[Pod, Pod]:
-    """Return an old pod with a fresh key, and a new pod that starts late."""
+    """Return an old pod that has created a new pre-auth key, and a new pod whose node registered only after that."""
     old = an_old_pod(world, folder / "old", SELF_HEAL="true")
     new = Pod(world, folder / "new")
     new.cleanup()
@@ -162,8 +170,8 @@ def pods_with_a_late_successor(world: World, folder: Path) -> tuple[Pod, Pod]:
     return old, new
 
 
-def test_a_late_successor_ends_healing(world: World, tmp_path: Path) -> None:
-    """Without the new pod, the old pod would register again."""
+def test_a_successor_that_registers_late_ends_self_healing(world: World, tmp_path: Path) -> None:
+    """Without the new pod, the old pod would register again with its new key."""
     old, new = pods_with_a_late_successor(world, tmp_path)
     assert old.nodez == SUPERSEDED
     world.run_together(new.watch, old.watch, seconds=HOUR_S)
@@ -173,7 +181,7 @@ def test_a_late_successor_ends_healing(world: World, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("list_count", [1, 2])
 def test_an_incomplete_list_does_not_heal_a_superseded_pod(world: World, tmp_path: Path, list_count: int) -> None:
-    """The absence of a successor is confirmed like a loss."""
+    """Several lists must lack the successor before dns-watch concludes that the successor was deleted."""
     old = an_old_pod(world, tmp_path / "old", SELF_HEAL="true")
     new = Pod(world, tmp_path / "new")
     new.start()
@@ -191,7 +199,7 @@ def test_an_incomplete_list_does_not_heal_a_superseded_pod(world: World, tmp_pat
 
 
 def test_an_incomplete_list_does_not_restart_a_superseded_pod(world: World, tmp_path: Path) -> None:
-    """This is so even if a fresh key is already in its file."""
+    """It requests no restart, even if its key file already contains a new key."""
     old, new = pods_with_a_late_successor(world, tmp_path)
     world.headscale.faults.add(omit_items(NAME), method="GET", path=r"/api/v1/node(\?|$)")
     world.clock.sleep(60)
@@ -205,7 +213,7 @@ def test_an_incomplete_list_does_not_restart_a_superseded_pod(world: World, tmp_
 
 
 def test_a_restarted_superseded_pod_stays_superseded(world: World, tmp_path: Path) -> None:
-    """The metadata names its node, and a later node has the name."""
+    """After the restart, dns-watch reads the id of its node from the key metadata, and finds the later node."""
     old = an_old_pod(world, tmp_path / "old", SELF_HEAL="true", MAX_RETRIES="0")
     key = old.key
     new = Pod(world, tmp_path / "new")
@@ -216,7 +224,7 @@ def test_a_restarted_superseded_pod_stays_superseded(world: World, tmp_path: Pat
     assert published_addresses(world) == [new.address]
 
 
-def test_an_expired_superseded_node_does_not_come_back(world: World, tmp_path: Path) -> None:
+def test_an_expired_superseded_node_does_not_register_again(world: World, tmp_path: Path) -> None:
     earlier, later = superseded_and_later_pod(world, tmp_path)
     key = earlier.key
     earlier.new_watch(SELF_HEAL="true")
@@ -228,7 +236,7 @@ def test_an_expired_superseded_node_does_not_come_back(world: World, tmp_path: P
 
 
 def test_the_health_port_names_the_successor(world: World, tmp_path: Path) -> None:
-    """`/nodez` and a metric report it."""
+    """`/nodez` contains the id of the successor's node. A metric reports that there is a successor."""
     earlier, later = superseded_and_later_pod(world, tmp_path)
     assert earlier.watch.status.node() == {
         "state": "superseded",
@@ -244,10 +252,13 @@ def test_the_health_port_names_the_successor(world: World, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("settings", [{}, {"TAILSCALE_INTERFACE": ""}], ids=["interface disappeared", "no interface"])
 @pytest.mark.parametrize("own_node", ["deleted", "expired"])
-def test_a_pod_without_hints_does_not_adopt_a_successor(
+def test_a_pod_that_cannot_identify_its_node_does_not_publish_the_later_node(
     world: World, tmp_path: Path, settings: dict[str, str], own_node: str
 ) -> None:
-    """Otherwise two pods would revert each other's writes."""
+    """Neither an interface nor key metadata shows which node is the old pod's. Its DNS_TTL differs from the new pod's.
+
+    If the old pod published the later node, the pods would repeatedly change the TTL of the record.
+    """
     node = world.headscale.add_node(NAME, user="svc")
     interface = Interface(None) if settings else Interface(*node.addresses)
     no_metadata = {"AUTHKEY_OUTPUT_PATH": str(tmp_path / "none" / "authkey")}
@@ -274,7 +285,7 @@ def test_a_pod_without_hints_does_not_adopt_a_successor(
 def test_a_node_that_was_moved_to_another_user_is_not_published(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Its id and its address are unchanged."""
+    """The id and the address of the node are unchanged."""
     world = World(monkeypatch, tmp_path, "0.27.1")
     node = world.headscale.add_node(NAME, user="svc")
     watch = world.watch(Interface(*node.addresses))
