@@ -136,7 +136,7 @@ STATES = [
 
 @contextmanager
 def served(world: World, monkeypatch: pytest.MonkeyPatch, variables: Variables) -> Iterator[None]:
-    """Serve both upstreams on loopback, and set the environment of a pod that uses them."""
+    """Serve both simulators on loopback, and set the environment of a pod that uses them."""
     with serve(world.headscale) as headscale, serve(world.cloudflare) as cloudflare:
         urls = {"HEADSCALE_URL": headscale, "CLOUDFLARE_API_URL": f"{cloudflare}/client/v4"}
         pod = {"DNS_OWNER": OUR_COMMENT.partition(" ")[2], "TAILSCALE_INTERFACE": ""}
@@ -146,7 +146,7 @@ def served(world: World, monkeypatch: pytest.MonkeyPatch, variables: Variables) 
 
 
 def snapshot(world: World) -> tuple[Any, ...]:
-    """Return the content of the volume and of both upstreams, and the number of write requests."""
+    """Return the content of the volume and of both simulators, and the number of write requests."""
     volume = world.key_file.parent
     files = [(path.name, path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes()) for path in volume.iterdir()]
     return (

@@ -3,6 +3,9 @@
 There are two kinds of them. An alias (setting DNS_ALIASES) has a CNAME record that points to the main name. A shared
 name (setting DNS_SHARED_NAMES) has an address record of each pod that is configured with it.
 
+The comment of a record shows who owns the record. OUR_COMMENT contains the owner (setting DNS_OWNER). It is the comment
+at main names. COMMENT_AT_FURTHER_NAMES also contains the main name. It is the comment at aliases and shared names.
+
 The tests run the real commands with simulators of Headscale and Cloudflare.
 """
 
@@ -112,7 +115,7 @@ def test_only_the_main_record_changes_with_the_address(world: World, node: Node)
 FOREIGN_RECORDS = [
     pytest.param({"content": "198.51.100.7"}, id="public-address"),
     pytest.param({"content": "100.64.0.1"}, id="VPN-address-without-a-comment"),
-    pytest.param({"content": "100.64.0.1", "comment": OUR_COMMENT}, id="at-the-main-name-of-another-workload"),
+    pytest.param({"content": "100.64.0.1", "comment": OUR_COMMENT}, id="main-record-of-another-workload"),
     pytest.param({"content": "x.example.com", "type_": "CNAME"}, id="CNAME"),
     pytest.param(
         {"content": "wiki.example.com", "type_": "CNAME", "comment": f"{OUR_COMMENT} wiki.example.com"},
@@ -123,7 +126,7 @@ FOREIGN_RECORDS_AT_AN_ALIAS = [
     *FOREIGN_RECORDS,
     pytest.param({"content": "100.64.0.1", "comment": "by hand"}, id="other-comment"),
     pytest.param(
-        {"content": "100.64.0.1", "comment": COMMENT_OF_OTHER_OWNER}, id="at-the-main-name-of-another-owner's-workload"
+        {"content": "100.64.0.1", "comment": COMMENT_OF_OTHER_OWNER}, id="main-record-of-another-owner's-workload"
     ),
     pytest.param(
         {"content": NAME, "type_": "CNAME", "comment": f"{COMMENT_AT_FURTHER_NAMES} x"},
@@ -171,8 +174,8 @@ def test_aliases_do_not_point_to_a_main_name_with_a_foreign_record(world: World,
 def test_foreign_record_is_found_if_cloudflare_ignores_match_any(world: World, node: Node) -> None:
     """dns-watch requests the records that have the name or the comment (`match=any`).
 
-    A server that ignores `match=any` returns only records that have both, so the foreign record is missing in the list.
-    Therefore dns-watch requests the records of the name again before it creates a record.
+    A server that ignores `match=any` returns only the records that have the name and the comment, so the list lacks the
+    foreign record. Therefore dns-watch requests the records of the name again before it creates a record.
     """
 
     def ignoring_match_any(upstream: Upstream) -> Handler:
@@ -237,9 +240,9 @@ def test_edited_alias_is_corrected_in_place(world: World, node: Node, change: di
     ],
 )
 def test_records_with_another_comment_are_not_deleted_at_removed_names(world: World, node: Node, comment: str) -> None:
-    """A, AAAA and CNAME records at names that the settings no longer contain are deleted if they have our comment.
+    """At a name that the settings no longer contain, a record is deleted if its comment is COMMENT_AT_FURTHER_NAMES.
 
-    Records with any other comment are kept. TXT records are always kept, even with our comment.
+    Records with any other comment are kept. TXT records are kept even with this comment.
     """
     world.add_record(node.address, name="old.example.com", comment=comment)
     world.add_record(NAME, name="older.example.com", type_="CNAME", comment=comment)

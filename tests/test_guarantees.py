@@ -94,8 +94,8 @@ def run_watch(world: World, seconds: float, node: Node, **variables: str) -> Dns
 FOREIGN_RECORDS = [
     pytest.param({"content": "100.64.0.1", "comment": "by hand"}, id="other-comment"),
     pytest.param({"content": "100.64.0.1", "comment": COMMENT_OF_OTHER_OWNER}, id="other-owner"),
-    pytest.param({"content": "100.64.0.1", "comment": f"{OUR_COMMENT}-2"}, id="longer-owner"),
-    pytest.param({"content": "100.64.0.1", "comment": OUR_COMMENT[:-1]}, id="shorter-owner"),
+    pytest.param({"content": "100.64.0.1", "comment": f"{OUR_COMMENT}-2"}, id="owner-with-a-longer-name"),
+    pytest.param({"content": "100.64.0.1", "comment": OUR_COMMENT[:-1]}, id="owner-with-a-shorter-name"),
     pytest.param({"content": "100.64.0.1", "comment": OUR_COMMENT.upper()}, id="comment-in-capitals"),
     pytest.param({"content": "100.64.0.1", "comment": f" {OUR_COMMENT}"}, id="comment-after-a-space"),
     pytest.param({"content": "100.64.0.1", "comment": f"was {OUR_COMMENT}"}, id="comment-after-a-word"),

@@ -299,7 +299,7 @@ def families(text: str) -> dict[str, Metric]:
 
 
 def samples(port: int) -> dict[tuple[str, ...], float]:
-    """Return the samples of the program's metrics by name and label values: the upstream comes before the outcome."""
+    """Return the samples of the program's metrics by name and label values, the label `upstream` before `outcome`."""
     return {
         (
             sample.name.removeprefix("tailscale_lifecycle_"),
@@ -598,7 +598,7 @@ def test_closed_port_can_be_used_again(status: Status) -> None:
 
 @pytest.fixture
 def dns_watch(clean_environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Return a function that starts dns-watch without reachable upstreams, and returns the path of its log."""
+    """Return a function that starts dns-watch without reachable servers, and returns the path of its log."""
     processes: list[subprocess.Popen[bytes]] = []
 
     def start(**variables: str) -> Path:
@@ -638,7 +638,7 @@ def test_dns_watch_runs_although_its_health_port_is_in_use(dns_watch: Callable[.
     assert len(named(events_of(log), "health_port.unavailable")) == 1
 
 
-def test_dns_watch_serves_its_health_port_without_reachable_upstreams(dns_watch: Callable[..., Path]) -> None:
+def test_dns_watch_serves_its_health_port_if_no_server_is_reachable(dns_watch: Callable[..., Path]) -> None:
     (port,) = free_ports(1)
     log = dns_watch(HEALTH_PORT=str(port), HEALTH_ADDRESS="127.0.0.1")
     eventually(lambda: is_reachable(port, "127.0.0.1"), "the port")

@@ -489,7 +489,10 @@ class TestRestartMarker:
 
 
 class TestReadMetadata:
-    """Reading the key metadata, as dns-watch does."""
+    """Tests of reading the key metadata, as dns-watch does.
+
+    The kept node is the node of an earlier pod that this pod uses again.
+    """
 
     @pytest.mark.parametrize(
         "metadata",

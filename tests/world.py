@@ -64,11 +64,11 @@ class Clock:
         self._order = count()
 
     def now(self) -> datetime:
-        """Return aware UTC by this machine's clock."""
+        """Return the time by this machine's clock, in UTC."""
         return self.true_now() + self.skew
 
     def true_now(self) -> datetime:
-        """Return aware UTC by the upstreams' clock."""
+        """Return the time by the upstreams' clock, in UTC."""
         return NOW + timedelta(seconds=self.elapsed_s)
 
     def monotonic(self) -> float:

@@ -25,7 +25,7 @@ SCENARIOS = (
     "test_an_old_pod_that_still_runs_stands_down_for_a_new_pod",
     "test_a_restart_of_headscale_changes_no_record",
     "test_standing_down_continues_while_headscale_fails",
-    "test_an_incomplete_list_does_not_heal_a_superseded_pod",
+    "test_an_incomplete_list_does_not_create_a_key_for_a_superseded_pod",
     "test_an_expired_superseded_node_does_not_register_again",
     "test_the_health_port_names_the_successor",
     "test_a_pod_that_cannot_identify_its_node_does_not_publish_the_later_node",

@@ -180,7 +180,9 @@ def test_a_successor_that_registers_late_ends_self_healing(world: World, tmp_pat
 
 
 @pytest.mark.parametrize("list_count", [1, 2])
-def test_an_incomplete_list_does_not_heal_a_superseded_pod(world: World, tmp_path: Path, list_count: int) -> None:
+def test_an_incomplete_list_does_not_create_a_key_for_a_superseded_pod(
+    world: World, tmp_path: Path, list_count: int
+) -> None:
     """Several lists must lack the successor before dns-watch concludes that the successor was deleted."""
     old = an_old_pod(world, tmp_path / "old", SELF_HEAL="true")
     new = Pod(world, tmp_path / "new")
