@@ -282,6 +282,6 @@ class TestCommands:
         world.cleanup(HEADSCALE_USER=USER).run()
         assert reasons == ["NodeForeign"]
 
-    def test_event_is_created_whatever_the_log_level(self, reasons: list[str]) -> None:
+    def test_event_is_created_for_an_event_that_other_code_logs(self, reasons: list[str]) -> None:
         log_event(RETURNED)
         assert reasons == ["NodeReturned"]

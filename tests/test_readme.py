@@ -30,7 +30,7 @@ README = (ROOT / "README.md").read_text()
 
 @pytest.fixture
 def manifest() -> dict[str, Any]:
-    """Return README's Deployment after the API server has added the containers, with deploy/site/site.env."""
+    """Return README's Deployment with the containers that the policies add, configured by deploy/site/site.env."""
     (deployment,) = [
         document
         for block in blocks(README, "yaml")

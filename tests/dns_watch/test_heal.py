@@ -52,12 +52,13 @@ def a_world(monkeypatch: pytest.MonkeyPatch, folder: Path, version: str = "0.28.
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
-    """Simulators of Headscale and Cloudflare, and a simulated clock."""
+    """Simulators of Headscale (with a node of a laptop) and Cloudflare, and a simulated clock."""
     return a_world(monkeypatch, tmp_path)
 
 
 @pytest.fixture(params=VERSIONS)
 def any_world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    """The same as `world`, for each of these Headscale releases."""
     return a_world(monkeypatch, tmp_path, request.param)
 
 

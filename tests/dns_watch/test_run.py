@@ -27,8 +27,9 @@ MINUTE_S = 60.0
 HOUR_S = 3600.0
 # In this time, dns-watch reads the record several times.
 SEVERAL_READS_S = 20 * MINUTE_S
-POLL_S = 30.0
-VERIFY_S = 300.0
+# The default intervals.
+POLL_INTERVAL_S = 30.0
+VERIFY_INTERVAL_S = 300.0
 # Jitter lengthens an interval by up to this factor.
 MAX_JITTER_FACTOR = 1.25
 
@@ -350,7 +351,7 @@ def test_a_changed_address_is_detected_within_a_poll_without_an_interface(world:
     watch = world.watch()
     world.run(watch, 10 * MINUTE_S)
     moved = world.headscale.readdress(node.id)
-    world.run(watch, POLL_S * MAX_JITTER_FACTOR)
+    world.run(watch, POLL_INTERVAL_S * MAX_JITTER_FACTOR)
     assert world.records() == {f"A {moved.address}": OUR_COMMENT}
 
 
@@ -375,7 +376,7 @@ def test_a_manual_change_of_the_record_is_reverted_at_the_next_read(
     world.run(watch, 10 * MINUTE_S)
     [record] = world.cloudflare.records(world.zone_id)
     change(world, record.id)
-    world.run(watch, VERIFY_S * MAX_JITTER_FACTOR)
+    world.run(watch, VERIFY_INTERVAL_S * MAX_JITTER_FACTOR)
     assert world.records() == {f"A {node.address}": OUR_COMMENT}
     assert [record.ttl for record in world.cloudflare.records(world.zone_id)] == [60]
     write_count = len(world.cloudflare.writes)
@@ -434,7 +435,7 @@ def test_a_conflicting_record_is_reported_once_and_prevents_writes(
     assert world.cloudflare.writes == []
 
     world.cloudflare.remove_record(record_id)
-    world.run(watch, VERIFY_S * MAX_JITTER_FACTOR)
+    world.run(watch, VERIFY_INTERVAL_S * MAX_JITTER_FACTOR)
     assert f"A {node.address}" in world.records()
     assert in_sync(watch)
 
@@ -488,9 +489,9 @@ def test_cloudflare_failures_are_retried_with_exponential_backoff(
     # An attempt is a read and, if the read succeeds, a write. The delays between attempts are 0.5, 1, 2 … 256 s, and
     # then VERIFY_INTERVAL.
     assert len(world.cloudflare.requests) <= 2 * 22
-    assert len(world.headscale.requests) <= HOUR_S / POLL_S + 22
+    assert len(world.headscale.requests) <= HOUR_S / POLL_INTERVAL_S + 22
     world.cloudflare.faults.clear()
-    world.run(watch, VERIFY_S * MAX_JITTER_FACTOR)
+    world.run(watch, VERIFY_INTERVAL_S * MAX_JITTER_FACTOR)
     assert world.records() == {f"A {node.address}": OUR_COMMENT}
     assert in_sync(watch)
 
@@ -503,7 +504,7 @@ def test_cloudflare_failures_do_not_increase_polls_of_headscale(world: World, no
     world.run(watch, 0.4)
     interface.set_addresses("fe80::1")
     world.run(watch, HOUR_S)
-    assert len(world.headscale.requests) <= HOUR_S / POLL_S + 10
+    assert len(world.headscale.requests) <= HOUR_S / POLL_INTERVAL_S + 10
 
 
 def test_a_rate_limit_without_a_retry_after_pauses_for_a_minute(world: World, node: Node, watch: DnsWatch) -> None:
@@ -514,7 +515,7 @@ def test_a_rate_limit_without_a_retry_after_pauses_for_a_minute(world: World, no
     world.run(watch, 5 * MINUTE_S)
     assert len(world.cloudflare.requests) <= 6
     world.cloudflare.remove_rate_limit()
-    world.run(watch, VERIFY_S * MAX_JITTER_FACTOR)
+    world.run(watch, VERIFY_INTERVAL_S * MAX_JITTER_FACTOR)
     assert world.records() == {f"A {node.address}": OUR_COMMENT}
 
 
@@ -576,7 +577,7 @@ def test_an_unreadable_token_file_does_not_end_the_command(
     if state == "folder":
         token.rmdir()
     token.write_text(new)
-    world.run(watch, VERIFY_S * MAX_JITTER_FACTOR)
+    world.run(watch, VERIFY_INTERVAL_S * MAX_JITTER_FACTOR)
     assert in_sync(watch)
     assert watch.state.is_registered
 
@@ -606,9 +607,9 @@ def test_headscale_failures_change_no_record_and_do_not_exit(
     world.run(watch, HOUR_S)
     assert len(world.cloudflare.writes) == 1
     # Each poll also detects the version again, which takes a few requests.
-    assert len(world.headscale.requests) - before <= 4 * (HOUR_S / POLL_S + 8)
+    assert len(world.headscale.requests) - before <= 4 * (HOUR_S / POLL_INTERVAL_S + 8)
     world.headscale.faults.clear()
-    world.run(watch, POLL_S * MAX_JITTER_FACTOR)
+    world.run(watch, POLL_INTERVAL_S * MAX_JITTER_FACTOR)
     assert watch.state.is_registered
 
 
@@ -628,7 +629,7 @@ def test_an_upgrade_of_headscale_is_handled(monkeypatch: pytest.MonkeyPatch, tmp
 # --- Budgets ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("nodes", "poll_s"), [(10, POLL_S), (1000, SLOWEST_POLL_S)])
+@pytest.mark.parametrize(("nodes", "poll_s"), [(10, POLL_INTERVAL_S), (1000, SLOWEST_POLL_S)])
 def test_a_poll_without_changes_needs_one_request_and_no_write(
     world: World, watch: DnsWatch, nodes: int, poll_s: float
 ) -> None:
@@ -643,7 +644,7 @@ def test_a_poll_without_changes_needs_one_request_and_no_write(
     assert {exchange.path for exchange in requests} == {"/api/v1/node/1"}
     assert max(len(exchange.response) for exchange in requests) <= 4096
     reads = world.cloudflare.requests[cloudflare:]
-    assert HOUR_S / VERIFY_S / MAX_JITTER_FACTOR - 1 <= len(reads) <= HOUR_S / VERIFY_S
+    assert HOUR_S / VERIFY_INTERVAL_S / MAX_JITTER_FACTOR - 1 <= len(reads) <= HOUR_S / VERIFY_INTERVAL_S
     assert [exchange for exchange in reads if exchange.is_write] == []
 
 
@@ -721,7 +722,7 @@ def pods(world: World) -> TwoPods:
 def test_the_later_pod_keeps_the_name_and_neither_pod_writes_again(pods: TwoPods, first: str, events: Events) -> None:
     if first != "both":
         pods.world.run(getattr(pods, first), 10 * MINUTE_S)
-    pods.run(VERIFY_S * MAX_JITTER_FACTOR)
+    pods.run(VERIFY_INTERVAL_S * MAX_JITTER_FACTOR)
     assert pods.published == [pods.nodes[1].address]
     write_count = len(pods.world.cloudflare.writes)
     assert write_count <= 2
@@ -755,7 +756,7 @@ def test_the_earlier_pod_takes_over_again_when_the_later_one_is_gone(pods: TwoPo
             headscale.expire_node(later)
         case _:
             headscale.disconnect(later)
-    pods.world.run(pods.earlier, VERIFY_S * MAX_JITTER_FACTOR + POLL_S)
+    pods.world.run(pods.earlier, VERIFY_INTERVAL_S * MAX_JITTER_FACTOR + POLL_INTERVAL_S)
     assert pods.published == [pods.nodes[0].address]
     assert pods.earlier.state.records.in_sync
     assert pods.earlier.state.superseded_by is None
