@@ -143,7 +143,7 @@ def run_in_namespace(repository: Path, clean_environment: dict[str, str]) -> Run
 
 
 def test_addresses_of_an_existing_interface_are_returned() -> None:
-    """They are returned as objects, because an IPv6 address can be written in several ways."""
+    """The addresses are objects, not texts, because an IPv6 address can be written in several ways."""
     addresses = interface_addresses("lo")
 
     assert addresses is not None

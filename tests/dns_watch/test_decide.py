@@ -433,7 +433,7 @@ def test_standing_down_is_reported_once_and_ends() -> None:
     assert [type(change) for change in decision.changes] == [UpdateRecord]
 
 
-def test_a_lost_node_with_a_successor_stands_down_and_creates_no_key() -> None:
+def test_a_pod_that_lost_its_node_stands_down_for_a_later_pod_and_creates_no_key() -> None:
     key_check = KeyCheck(a_key(used=True), is_in_file=True)
     steps = [(seconds, unregistered(successor=SUCCESSOR, key_check=key_check)) for seconds in (0, 40, 80, 120)]
     decision = after(IN_SYNC_STATE, *steps)
@@ -442,7 +442,7 @@ def test_a_lost_node_with_a_successor_stands_down_and_creates_no_key() -> None:
     assert not restart_helps(decision.state.heal, decision.state, at(120))
 
 
-# --- Lookups ----------------------------------------------------------------------------------------
+# --- Lookups: attempts to find this pod's node ------------------------------------------------------
 
 
 def waits_of(state: State, observations: Sequence[Observation], *, config: WatchConfig = CONFIG) -> list[float]:
@@ -549,6 +549,8 @@ def test_a_node_that_registers_is_stored_in_the_metadata(metadata: KeyMetadata |
 
 
 # --- A lost node: it was deleted or has expired -----------------------------------------------------
+
+# A fresh key is a new pre-auth key, which has not been used and has not expired.
 
 USED_KEY = KeyCheck(a_key(used=True), is_in_file=True)
 USABLE_KEY = KeyCheck(a_key(), is_in_file=True)
