@@ -1,4 +1,8 @@
-"""Test the health port of dns-watch: its responses, metrics and addresses, and how it handles misbehaving clients."""
+"""Test the health port of dns-watch: its responses, metrics and addresses, and how it handles misbehaving clients.
+
+/livez reports whether dns-watch makes progress, /readyz whether the record is correct, and /nodez the state of the
+pod's node. The node is "superseded" if a later pod has the name.
+"""
 
 from __future__ import annotations
 
@@ -186,6 +190,7 @@ def test_failed_request_does_not_make_readyz_fail_at_first(clock: Clock, status:
 def test_nodez_fails_only_if_a_restart_helps(
     status: Status, port: int, change: dict[str, Any], expected_status: int, state: str
 ) -> None:
+    """A restart of the tailscale container helps if the node is gone or expired, and the key file has a fresh key."""
     set_status(status, **change)
     answer = get(port, "/nodez")
     assert (answer.status_code, answer.json()["state"]) == (expected_status, state)

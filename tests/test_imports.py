@@ -25,7 +25,7 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
 
 
 def test_asyncio_is_loaded_only_when_it_is_used() -> None:
-    """`lifecycle.imports` replaces asyncio by a placeholder, which loads asyncio when a function such as `run` is used."""
+    """`lifecycle.imports` replaces asyncio by a placeholder, which loads asyncio when a function of asyncio is used."""
     done = run_python("-c", PRINT_WHETHER_ASYNCIO_IS_LOADED)
     assert done.stdout.split() == ["False", "3", "False"], done.stderr
 

@@ -1,6 +1,7 @@
 """Test the Kubernetes Events about the pod: which log events create them, and that a failure has no other effect.
 
-In this file, an "Event" is an object of the Kubernetes API, and an "event" is an event that the program logs.
+In comments, an "Event" is an object of the Kubernetes API, and an "event" or "log event" is what the program logs. The
+class `Event` is a log event.
 """
 
 from __future__ import annotations
