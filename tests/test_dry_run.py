@@ -50,26 +50,26 @@ def write_metadata(world: World, node: Node) -> None:
 # Each of these functions creates a state, and returns the additional settings of the pod.
 
 
-def before_cleanup(world: World) -> Variables:
+def pod_before_cleanup(world: World) -> Variables:
     """An earlier pod left a node and a record, and cleanup has not run yet."""
     node = world.headscale.add_node(NAME, user=USER, online=False)
     world.add_record(node.address, comment=OUR_COMMENT)
     return {}
 
 
-def unregistered(world: World) -> Variables:
+def unregistered_node(world: World) -> Variables:
     """cleanup has run, and the node has not registered yet."""
     world.cleanup().run()
     return {}
 
 
-def registered(world: World) -> Variables:
+def registered_node(world: World) -> Variables:
     """The node has just registered, and the key metadata does not contain it yet."""
     register_node(world)
     return {}
 
 
-def identified(world: World) -> Variables:
+def identified_node(world: World) -> Variables:
     """The key metadata contains the node."""
     write_metadata(world, register_node(world))
     return {}
@@ -83,7 +83,7 @@ def record_out_of_sync(world: World) -> Variables:
     return {}
 
 
-def lost(world: World) -> Variables:
+def lost_node(world: World) -> Variables:
     """The node in the key metadata was deleted. Another node exists, because an empty list could be an error."""
     node = register_node(world)
     write_metadata(world, node)
@@ -92,12 +92,12 @@ def lost(world: World) -> Variables:
     return {}
 
 
-def lost_with_self_heal(world: World) -> Variables:
+def lost_node_with_self_heal(world: World) -> Variables:
     """The node in the key metadata was deleted, and dns-watch would create a new key."""
-    return lost(world) | {"SELF_HEAL": "true"}
+    return lost_node(world) | {"SELF_HEAL": "true"}
 
 
-def superseded(world: World) -> Variables:
+def superseded_node(world: World) -> Variables:
     """A later pod's node is online, and the record has its address."""
     write_metadata(world, register_node(world))
     later = world.headscale.add_node(NAME, user=USER)
@@ -105,32 +105,32 @@ def superseded(world: World) -> Variables:
     return {}
 
 
-def kept(world: World) -> Variables:
+def kept_node(world: World) -> Variables:
     """The new pod keeps the node of the earlier pod, because the state Secret contains the id of this node."""
     node = world.headscale.add_node(NAME, user=USER, online=False)
     world.add_record(node.address, ttl=60, comment=OUR_COMMENT)
     return {"NODE_POLICY": "keep", "TS_KUBE_SECRET": "state"}
 
 
-def offline_for_a_month(world: World) -> Variables:
+def workload_removed_a_month_ago(world: World) -> Variables:
     """The workload was removed a month ago, so prune would delete its node and record."""
-    before_cleanup(world)
+    pod_before_cleanup(world)
     world.headscale.add_node("wiki.example.com", user=USER)
     world.clock.sleep(30 * 86_400.0)
     return {}
 
 
 STATES = [
-    before_cleanup,
-    unregistered,
-    registered,
-    identified,
+    pod_before_cleanup,
+    unregistered_node,
+    registered_node,
+    identified_node,
     record_out_of_sync,
-    lost,
-    lost_with_self_heal,
-    superseded,
-    kept,
-    offline_for_a_month,
+    lost_node,
+    lost_node_with_self_heal,
+    superseded_node,
+    kept_node,
+    workload_removed_a_month_ago,
 ]
 
 
@@ -167,7 +167,7 @@ def test_zone_id_of_another_zone_is_a_problem(name: str, monkeypatch: pytest.Mon
 
 def test_dry_run_reads_each_list_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     world = World(monkeypatch, tmp_path)
-    variables = registered(world)
+    variables = registered_node(world)
     world.headscale.requests.clear()
     with served(world, monkeypatch, variables):
         assert not DRY_RUNS["cleanup and dns-watch"]().problems

@@ -200,7 +200,7 @@ def test_node_without_expiry_is_not_reported(world: World, tmp_path: Path, event
 
 
 @pytest.mark.parametrize(
-    ("listed", "prefix"),
+    ("listed_prefix", "prefix"),
     [
         pytest.param("gX7-A24fQA", "gX7-A24fQA", id="0.23"),
         pytest.param("Dvg0aDZ", "Dvg0aDZ", id="0.27"),
@@ -209,13 +209,13 @@ def test_node_without_expiry_is_not_reported(world: World, tmp_path: Path, event
         pytest.param("hskey-api-b2d4b895cbf7-***", "hskey-api-b2d4b895cbf7-", id="0.30"),
     ],
 )
-def test_asterisks_are_removed_from_the_prefix_of_an_api_key(listed: str, prefix: str) -> None:
+def test_asterisks_are_removed_from_the_prefix_of_an_api_key(listed_prefix: str, prefix: str) -> None:
     """The values are from real servers."""
-    assert parse_api_key({"prefix": listed, "expiration": None}).prefix == prefix
+    assert parse_api_key({"prefix": listed_prefix, "expiration": None}).prefix == prefix
 
 
-@pytest.mark.parametrize("listed", ["", "***", "abc***", "hskey-"])
-def test_too_short_prefix_is_refused(listed: str) -> None:
+@pytest.mark.parametrize("listed_prefix", ["", "***", "abc***", "hskey-"])
+def test_too_short_prefix_is_refused(listed_prefix: str) -> None:
     """Such a prefix would match any API key."""
     with pytest.raises(ValueError, match="prefix"):
-        parse_api_key({"prefix": listed, "expiration": None})
+        parse_api_key({"prefix": listed_prefix, "expiration": None})

@@ -524,10 +524,10 @@ def test_never_8_no_outage_ends_dns_watch(world: World, fault: Fault, upstream: 
     watch = run_watch(world, SEVERAL_READS_S, world.headscale.add_node(NAME, user=USER), SELF_HEAL="true")
     [record] = world.cloudflare.records(world.zone_id)
     world.cloudflare.change_record(record.id, ttl=300)
-    down = world.headscale if upstream == "headscale" else world.cloudflare
-    down.faults.add(fault, times=None)
+    failing_server = world.headscale if upstream == "headscale" else world.cloudflare
+    failing_server.faults.add(fault, times=None)
     world.run(watch, SEVERAL_READS_S)
-    down.faults.clear()
+    failing_server.faults.clear()
     # This time is longer than the Retry-After of 15 minutes.
     world.run(watch, 2 * SEVERAL_READS_S)
     assert watch.state.is_registered

@@ -238,10 +238,10 @@ class FailingSocket(socket.socket):
     """A netlink socket of which one method fails.
 
     Attributes:
-        failing: the name of the method that fails.
+        failing_call: the name of the method that fails.
     """
 
-    failing = ""
+    failing_call = ""
 
     def bind(self, address: Any) -> None:
         self._fail("bind")
@@ -252,7 +252,7 @@ class FailingSocket(socket.socket):
         raise BlockingIOError
 
     def _fail(self, call: str) -> None:
-        if call == self.failing:
+        if call == self.failing_call:
             raise PermissionError
 
 
@@ -266,11 +266,11 @@ class ReadableStop(FakeStop):
         return True
 
 
-@pytest.mark.parametrize("failing", ["socket", "bind", "recv"])
-def test_interface_is_polled_if_the_subscription_fails(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+@pytest.mark.parametrize("failing_call", ["socket", "bind", "recv"])
+def test_interface_is_polled_if_the_subscription_fails(monkeypatch: pytest.MonkeyPatch, failing_call: str) -> None:
     """gVisor and seccomp profiles can refuse these calls."""
-    monkeypatch.setattr(FailingSocket, "failing", failing)
-    monkeypatch.setattr(socket, "AF_NETLINK", -1 if failing == "socket" else socket.AF_NETLINK)
+    monkeypatch.setattr(FailingSocket, "failing_call", failing_call)
+    monkeypatch.setattr(socket, "AF_NETLINK", -1 if failing_call == "socket" else socket.AF_NETLINK)
     monkeypatch.setattr(socket, "socket", FailingSocket)
     stop = ReadableStop()
 
@@ -279,7 +279,7 @@ def test_interface_is_polled_if_the_subscription_fails(monkeypatch: pytest.Monke
             events.wait(3600, is_settled=True)
 
     assert stop.waits[-1] == 1.0
-    assert stop.times_readable == (failing == "recv")
+    assert stop.times_readable == (failing_call == "recv")
 
 
 @pytest.mark.parametrize(("is_settled", "expected_s"), [(False, 1.0), (True, 60.0)])

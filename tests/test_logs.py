@@ -127,7 +127,7 @@ def test_secret_in_an_event_is_masked(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "logged"),
+    ("options", "levels"),
     [
         pytest.param("level='debug'", ["debug", "info", "warning", "error"], id="debug"),
         pytest.param("level='info'", ["info", "warning", "error"], id="info"),
@@ -136,14 +136,14 @@ def test_secret_in_an_event_is_masked(run: Run) -> None:
         pytest.param("level='error'", ["error"], id="error"),
     ],
 )
-def test_lower_levels_are_not_logged(run: Run, options: str, logged: list[str]) -> None:
+def test_lower_levels_are_not_logged(run: Run, options: str, levels: list[str]) -> None:
     done = run(f"""
         configure_logs(console=False, {options})
         for level in ("debug", "info", "warning", "error"):
             getattr(log, level)("x")
     """)
 
-    assert [event["level"] for event in parse_lines(done.stdout)] == logged
+    assert [event["level"] for event in parse_lines(done.stdout)] == levels
 
 
 def test_log_can_go_to_standard_error(run: Run) -> None:

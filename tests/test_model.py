@@ -21,7 +21,7 @@ KEY = PreAuthKey("7", SVC, frozenset(), reusable=False, ephemeral=False, used=Fa
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "same"),
+    ("user", "other_user", "is_same"),
     [
         pytest.param(User("1", "svc"), User("1", "svc"), True, id="same-id-and-name"),
         pytest.param(User("1", "svc"), User("1", "renamed"), True, id="same-id-and-other-name"),
@@ -33,21 +33,21 @@ KEY = PreAuthKey("7", SVC, frozenset(), reusable=False, ephemeral=False, used=Fa
         pytest.param(User(None, "svc"), User(None, "SVC"), False, id="no-ids-and-name-in-upper-case"),
     ],
 )
-def test_users_are_compared_by_id_and_without_it_by_name(one: User, other: User, same: bool) -> None:
-    assert one.is_same(other) is same
-    assert other.is_same(one) is same
+def test_users_are_compared_by_id_and_without_it_by_name(user: User, other_user: User, is_same: bool) -> None:
+    assert user.is_same(other_user) is is_same
+    assert other_user.is_same(user) is is_same
 
 
 @pytest.mark.parametrize(
-    ("expires_at", "expired"),
+    ("expires_at", "is_expired"),
     [(None, False), (LATER, False), (NOW, True), (EXPIRED, True)],
 )
-def test_node_is_expired_from_the_moment_of_its_expiry(expires_at: datetime | None, expired: bool) -> None:
-    assert replace(a_node(), expires_at=expires_at).is_expired(NOW) is expired
+def test_node_is_expired_from_the_moment_of_its_expiry(expires_at: datetime | None, is_expired: bool) -> None:
+    assert replace(a_node(), expires_at=expires_at).is_expired(NOW) is is_expired
 
 
 @pytest.mark.parametrize(
-    ("key", "usable"),
+    ("key", "is_usable"),
     [
         pytest.param(KEY, True, id="fresh"),
         pytest.param(replace(KEY, expires_at=NOW), False, id="expires-just-now"),
@@ -57,8 +57,8 @@ def test_node_is_expired_from_the_moment_of_its_expiry(expires_at: datetime | No
         pytest.param(replace(KEY, reusable=True, expires_at=NOW), False, id="reusable-and-expired"),
     ],
 )
-def test_key_is_usable_until_it_is_used_or_expired(key: PreAuthKey, usable: bool) -> None:
-    assert key.is_usable(NOW) is usable
+def test_key_is_usable_until_it_is_used_or_expired(key: PreAuthKey, is_usable: bool) -> None:
+    assert key.is_usable(NOW) is is_usable
 
 
 def test_only_a_created_key_has_a_secret() -> None:

@@ -73,8 +73,8 @@ def wait_for(child: subprocess.Popen[str]) -> tuple[int, str, str]:
     return child.returncode, stdout, stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_ends_a_wait(start: Start, number: signal.Signals) -> None:
+@pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_a_wait(start: Start, stop_signal: signal.Signals) -> None:
     child = start(f"""
         stop = Stop(7, report)
         {PRINT_READY}
@@ -83,9 +83,9 @@ def test_signal_ends_a_wait(start: Start, number: signal.Signals) -> None:
         print("done", flush=True)
     """)
 
-    child.send_signal(number)
+    child.send_signal(stop_signal)
 
-    assert wait_for(child) == (0, f"reported {number.name}\ndone\n", "")
+    assert wait_for(child) == (0, f"reported {stop_signal.name}\ndone\n", "")
 
 
 def test_event_is_set_before_the_stop_is_reported(start: Start) -> None:
@@ -194,16 +194,18 @@ def test_other_signals_have_their_default_action(start: Start) -> None:
     assert wait_for(child) == (-signal.SIGHUP, "", "")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("status", [0, 1])
-def test_signal_before_a_stop_is_created_ends_the_process(start: Start, number: signal.Signals, status: int) -> None:
+def test_signal_before_a_stop_is_created_ends_the_process(
+    start: Start, stop_signal: signal.Signals, status: int
+) -> None:
     child = start(f"""
         exit_on_stop_signals({status})
         {PRINT_READY}
         Event().wait()
     """)
 
-    child.send_signal(number)
+    child.send_signal(stop_signal)
 
     assert wait_for(child) == (status, "", "")
 

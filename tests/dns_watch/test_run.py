@@ -67,10 +67,10 @@ def writes(world: World) -> list[tuple[str, Any]]:
     return [(write.method, json.loads(write.body) if write.body else None) for write in world.cloudflare.writes]
 
 
-def register_with_our_key(world: World, *, others: int = 0) -> Node:
+def register_with_our_key(world: World, *, other_nodes: int = 0) -> Node:
     """Register a node with the key that cleanup wrote, after other nodes with our name and other keys."""
     world.cleanup().run()
-    for _ in range(others):
+    for _ in range(other_nodes):
         world.headscale.add_node(NAME, user=USER)
     registered = world.headscale.register(key=world.key, hostname=NAME)
     world.headscale.connect(registered.id)
@@ -100,7 +100,7 @@ def test_without_an_interface_the_node_that_used_our_key_is_published(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str
 ) -> None:
     world = World(monkeypatch, tmp_path, version)
-    ours = register_with_our_key(world, others=2)
+    ours = register_with_our_key(world, other_nodes=2)
     world.run(world.watch(), MINUTE_S)
     assert world.records() == {f"A {ours.address}": OUR_COMMENT}
 
@@ -237,7 +237,7 @@ def test_a_missing_record_is_created_once(world: World, node: Node, watch: DnsWa
 
 
 @pytest.mark.parametrize(
-    ("changed", "sent"),
+    ("changed_fields", "sent_fields"),
     [
         pytest.param({"content": "100.64.0.9"}, {"content": "100.64.0.1"}, id="address"),
         pytest.param({"ttl": 300}, {"ttl": 60}, id="ttl"),
@@ -255,12 +255,12 @@ def test_a_missing_record_is_created_once(world: World, node: Node, watch: DnsWa
     ],
 )
 def test_our_record_is_updated_in_place(
-    world: World, watch: DnsWatch, events: Events, changed: dict[str, Any], sent: dict[str, Any]
+    world: World, watch: DnsWatch, events: Events, changed_fields: dict[str, Any], sent_fields: dict[str, Any]
 ) -> None:
-    fields: dict[str, Any] = {"content": "100.64.0.1", "ttl": 60, "comment": OUR_COMMENT} | changed
+    fields: dict[str, Any] = {"content": "100.64.0.1", "ttl": 60, "comment": OUR_COMMENT} | changed_fields
     record_id = world.add_record(**fields)
     world.run(watch, SEVERAL_READS_S)
-    assert writes(world) == [("PATCH", sent)]
+    assert writes(world) == [("PATCH", sent_fields)]
     assert [record.id for record in world.cloudflare.records(world.zone_id)] == [record_id]
     assert world.records() == {"A 100.64.0.1": OUR_COMMENT}
     assert [event["was"] for event in named(events, "record.updated")] == [fields["content"]]
@@ -278,9 +278,9 @@ def test_a_record_is_updated_and_its_duplicates_are_deleted_in_one_request(
     assert world.records() == {f"A {node.address}": OUR_COMMENT}
 
 
-@pytest.mark.parametrize(("variable", "ttl"), [("1", 1), ("86400", 86_400)])
-def test_the_record_has_the_configured_ttl(world: World, node: Node, variable: str, ttl: int) -> None:
-    world.run(world.watch(Interface(node.address), DNS_TTL=variable), SEVERAL_READS_S)
+@pytest.mark.parametrize(("dns_ttl", "ttl"), [("1", 1), ("86400", 86_400)])
+def test_the_record_has_the_configured_ttl(world: World, node: Node, dns_ttl: str, ttl: int) -> None:
+    world.run(world.watch(Interface(node.address), DNS_TTL=dns_ttl), SEVERAL_READS_S)
     assert [record.ttl for record in world.cloudflare.records(world.zone_id)] == [ttl]
     assert len(world.cloudflare.writes) == 1
 
@@ -558,23 +558,23 @@ def test_a_rotated_token_is_read_from_its_file(
     assert in_sync(watch)
 
 
-@pytest.mark.parametrize("state", ["gone", "empty", "folder"])
+@pytest.mark.parametrize("file_state", ["gone", "empty", "folder"])
 @pytest.mark.parametrize("name", ["CLOUDFLARE_API_TOKEN", "HEADSCALE_API_KEY"])
 def test_an_unreadable_token_file_does_not_end_the_command(
-    world: World, node: Node, tmp_path: Path, name: str, state: str
+    world: World, node: Node, tmp_path: Path, name: str, file_state: str
 ) -> None:
-    token = tmp_path.parent / f"{name}-{state}"
+    token = tmp_path.parent / f"{name}-{file_state}"
     token.write_text(world.environment[name])
     watch = world.watch(Interface(node.address), **{name: "", f"{name}_FILE": str(token)})
     world.run(watch, 10 * MINUTE_S)
     new = world.cloudflare.set_token() if name.startswith("CLOUDFLARE") else world.headscale.rotate_api_key()
     token.unlink()
-    if state == "empty":
+    if file_state == "empty":
         token.write_text("")
-    elif state == "folder":
+    elif file_state == "folder":
         token.mkdir()
     world.run(watch, HOUR_S)
-    if state == "folder":
+    if file_state == "folder":
         token.rmdir()
     token.write_text(new)
     world.run(watch, VERIFY_INTERVAL_S * MAX_JITTER_FACTOR)
@@ -744,18 +744,20 @@ def test_the_earlier_pod_does_not_change_the_record_after_a_restart(pods: TwoPod
     assert restarted.state.superseded_by == "2"
 
 
-@pytest.mark.parametrize("end", ["deleted", "expired", "offline"])
-def test_the_earlier_pod_takes_over_again_when_the_later_one_is_gone(pods: TwoPods, end: str, events: Events) -> None:
+@pytest.mark.parametrize("later_node", ["deleted", "expired", "offline"])
+def test_the_earlier_pod_takes_over_again_when_the_later_one_is_gone(
+    pods: TwoPods, later_node: str, events: Events
+) -> None:
     pods.run(10 * MINUTE_S)
     headscale = pods.world.headscale
-    later = pods.nodes[1].id
-    match end:
+    later_id = pods.nodes[1].id
+    match later_node:
         case "deleted":
-            headscale.delete_node(later)
+            headscale.delete_node(later_id)
         case "expired":
-            headscale.expire_node(later)
+            headscale.expire_node(later_id)
         case _:
-            headscale.disconnect(later)
+            headscale.disconnect(later_id)
     pods.world.run(pods.earlier, VERIFY_INTERVAL_S * MAX_JITTER_FACTOR + POLL_INTERVAL_S)
     assert pods.published == [pods.nodes[0].address]
     assert pods.earlier.state.records.in_sync
