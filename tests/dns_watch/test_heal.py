@@ -226,7 +226,7 @@ def test_an_expired_node_keeps_its_id_when_it_registers_again(
 def test_expiry_is_compared_with_the_clock_of_headscale(
     world: World, tmp_path: Path, skew_days: int, nodez: Nodez
 ) -> None:
-    """This machine's clock is wrong by 400 days. By Headscale's, the expiry is in 30 days, or was 30 days ago."""
+    """This machine's clock is wrong by 400 days. By Headscale's clock, it expires in 30 days, or did 30 days ago."""
     pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true"})
     pod.start()
     world.headscale.expire_node(pod.node_id, world.clock.true_now() + timedelta(days=30 if skew_days > 0 else -30))

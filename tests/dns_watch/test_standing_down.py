@@ -201,7 +201,7 @@ def test_an_incomplete_list_does_not_create_a_key_for_a_superseded_pod(
 
 
 def test_an_incomplete_list_does_not_restart_a_superseded_pod(world: World, tmp_path: Path) -> None:
-    """It requests no restart, even if its key file already contains a new key."""
+    """The superseded pod requests no restart, even if its key file already contains a new key."""
     old, new = pods_with_a_late_successor(world, tmp_path)
     world.headscale.faults.add(omit_items(NAME), method="GET", path=r"/api/v1/node(\?|$)")
     world.clock.sleep(60)
