@@ -63,7 +63,7 @@ def unregistered_node(world: World) -> Variables:
     return {}
 
 
-def registered_node(world: World) -> Variables:
+def newly_registered_node(world: World) -> Variables:
     """The node has just registered, and the key metadata does not contain it yet."""
     register_node(world)
     return {}
@@ -123,7 +123,7 @@ def workload_removed_a_month_ago(world: World) -> Variables:
 STATES = [
     pod_before_cleanup,
     unregistered_node,
-    registered_node,
+    newly_registered_node,
     identified_node,
     record_out_of_sync,
     lost_node,
@@ -167,7 +167,7 @@ def test_zone_id_of_another_zone_is_a_problem(name: str, monkeypatch: pytest.Mon
 
 def test_dry_run_reads_each_list_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     world = World(monkeypatch, tmp_path)
-    variables = registered_node(world)
+    variables = newly_registered_node(world)
     world.headscale.requests.clear()
     with served(world, monkeypatch, variables):
         assert not DRY_RUNS["cleanup and dns-watch"]().problems

@@ -178,7 +178,7 @@ def steps(report: Report, command: str) -> list[tuple[str, str]]:
 class TestDryRun:
     """The content of a report in different states of the pod, Headscale and the zone."""
 
-    def test_context(self, world: World) -> None:
+    def test_context_names_the_servers_and_the_owner(self, world: World) -> None:
         assert dry_run_in(world).context == {
             "kubernetes": "not used (no setting needs it)",
             "headscale": "http://headscale",
@@ -209,12 +209,12 @@ class TestDryRun:
             ("write", "file"),
             ("delete", "record"),
         ]
-        first, key, file, last = section(report, "cleanup").steps
-        assert first.details == {"node_id": str(node.id)}
-        assert "offline" in first.what
-        assert key.details == {"user": USER}
-        assert file.details == {"path": str(world.key_file)}
-        assert last.details == {"record": NAME, "type": "A", "content": node.address}
+        node_step, key_step, file_step, record_step = section(report, "cleanup").steps
+        assert node_step.details == {"node_id": str(node.id)}
+        assert "offline" in node_step.what
+        assert key_step.details == {"user": USER}
+        assert file_step.details == {"path": str(world.key_file)}
+        assert record_step.details == {"record": NAME, "type": "A", "content": node.address}
         assert all(step.reason for step in section(report, "cleanup").steps)
 
     def test_cleanup_does_what_the_dry_run_planned(self, world: World) -> None:

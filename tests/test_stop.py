@@ -46,7 +46,7 @@ def start(repository: Path, clean_environment: dict[str, str]) -> Iterator[Start
     """Return a function that starts a Python program with `Stop` and `report`, and waits until it prints `ready`."""
     children: list[subprocess.Popen[str]] = []
 
-    def run(program: str, *, is_ready: bool = True, **environment: str) -> subprocess.Popen[str]:
+    def run(program: str, *, prints_ready: bool = True, **environment: str) -> subprocess.Popen[str]:
         child = subprocess.Popen(
             [sys.executable, "-c", PROGRAM_START + textwrap.dedent(program)],
             stdout=subprocess.PIPE,
@@ -56,7 +56,7 @@ def start(repository: Path, clean_environment: dict[str, str]) -> Iterator[Start
             env=clean_environment | environment,
         )
         children.append(child)
-        if is_ready:
+        if prints_ready:
             assert child.stdout is not None
             assert child.stdout.readline() == "ready\n", child.communicate()[1]
         return child
@@ -247,7 +247,7 @@ def test_signal_during_a_slow_import_ends_the_program(
         sys.argv = ["lifecycle", *{arguments}]
         sys.exit(main())
         """,
-        is_ready=False,
+        prints_ready=False,
         PYTHONPATH=str(tmp_path),
     )
     # Opening the FIFO waits until the import reads from it.
@@ -281,7 +281,7 @@ def test_signal_before_the_handlers_exist_is_not_lost(
         sys.argv = ["lifecycle", *{arguments}]
         sys.exit(main())
         """,
-        is_ready=False,
+        prints_ready=False,
     )
     with fifo.open("wb", buffering=0):
         child.terminate()
