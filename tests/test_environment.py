@@ -24,11 +24,11 @@ from tests.conftest import FakeStop
 from tests.settings.environment import MINIMUM
 
 # Nothing listens at this address, so each request through a proxy at this address fails immediately.
-CLOSED = "127.0.0.1:9"
+UNUSED_ADDRESS = "127.0.0.1:9"
 PASSWORD = "s3cr3t-pa55word"
 
 # The variables of a pod: requests to Headscale go to its REST API.
-REST_API = MINIMUM | {
+REST_API_VARIABLES = MINIMUM | {
     "DNS_OWNER": "services",
     "HTTP_TIMEOUT": "5s",
     "HEADSCALE_URL": "https://headscale.test",
@@ -37,17 +37,17 @@ REST_API = MINIMUM | {
     "AUTHKEY_OUTPUT_PATH": "authkey",
 }
 # The variables on a laptop: requests to Headscale go through the Kubernetes API.
-KUBECONFIG = REST_API | {"HEADSCALE_ACCESS": "exec", "HEADSCALE_URL": "", "HEADSCALE_API_KEY": ""}
+KUBECONFIG_VARIABLES = REST_API_VARIABLES | {"HEADSCALE_ACCESS": "exec", "HEADSCALE_URL": "", "HEADSCALE_API_KEY": ""}
 
 PROXIES = (
-    CLOSED,
-    f"http://{CLOSED}",
-    f"http://me:{PASSWORD}@{CLOSED}",
-    f"http://me:{PASSWORD}%zz@{CLOSED}",
-    f"http://me:{PASSWORD}#@{CLOSED}",
-    f"https://{CLOSED}",
-    f"socks5://{CLOSED}",
-    f"socks4://me:{PASSWORD}@{CLOSED}",
+    UNUSED_ADDRESS,
+    f"http://{UNUSED_ADDRESS}",
+    f"http://me:{PASSWORD}@{UNUSED_ADDRESS}",
+    f"http://me:{PASSWORD}%zz@{UNUSED_ADDRESS}",
+    f"http://me:{PASSWORD}#@{UNUSED_ADDRESS}",
+    f"https://{UNUSED_ADDRESS}",
+    f"socks5://{UNUSED_ADDRESS}",
+    f"socks4://me:{PASSWORD}@{UNUSED_ADDRESS}",
     "http://[::1]:9",
     "http://[::1",
     "http://127.0.0.1:port",
@@ -97,8 +97,8 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # OpenSSL finds a certificate in a folder by its file name, which is the hash of the subject.
     Path("hashed/4042bcee.0").write_text("text")
     Path("plain.yaml").write_text(kubeconfig())
-    Path("proxy.yaml").write_text(kubeconfig(**{"proxy-url": f"http://me:{PASSWORD}@{CLOSED}"}))
-    Path("socks.yaml").write_text(kubeconfig(**{"proxy-url": f"socks5://me:{PASSWORD}@{CLOSED}"}))
+    Path("proxy.yaml").write_text(kubeconfig(**{"proxy-url": f"http://me:{PASSWORD}@{UNUSED_ADDRESS}"}))
+    Path("socks.yaml").write_text(kubeconfig(**{"proxy-url": f"socks5://me:{PASSWORD}@{UNUSED_ADDRESS}"}))
     Path("malformed-proxy.yaml").write_text(kubeconfig(**{"proxy-url": f"http://me:{PASSWORD}@[::1"}))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("KUBECONFIG", "plain.yaml")
@@ -136,7 +136,7 @@ def run_with(variables: dict[str, str], run: Callable[[], Any]) -> str:
 @pytest.mark.default_cases(4)
 @pytest.mark.usefixtures("_files", "events")
 @pytest.mark.parametrize("command", RUNS)
-@pytest.mark.parametrize("access", [REST_API, KUBECONFIG], ids=["REST", "kubeconfig"])
+@pytest.mark.parametrize("access", [REST_API_VARIABLES, KUBECONFIG_VARIABLES], ids=["REST", "kubeconfig"])
 def test_any_value_causes_no_traceback(access: dict[str, str], command: str) -> None:
     for name, value in CASES:
         assert PASSWORD not in run_with(access | {name: value}, RUNS[command]), (name, value)
@@ -144,7 +144,7 @@ def test_any_value_causes_no_traceback(access: dict[str, str], command: str) -> 
 
 @pytest.mark.full
 @pytest.mark.usefixtures("_files", "events")
-@pytest.mark.parametrize("access", [REST_API, KUBECONFIG], ids=["REST", "kubeconfig"])
+@pytest.mark.parametrize("access", [REST_API_VARIABLES, KUBECONFIG_VARIABLES], ids=["REST", "kubeconfig"])
 def test_any_pair_of_values_causes_no_traceback(access: dict[str, str]) -> None:
     """Two values per variable and one command per pair are tested, because there are too many combinations."""
     some_cases = [
