@@ -189,8 +189,7 @@ def test_import_container_has_no_capabilities_and_a_read_only_root(containers: d
 def test_each_capability_has_a_comment_with_the_reason(containers: dict[str, Manifest]) -> None:
     reasons = dict(re.findall(r"^ +- ([A-Z_]+) +# (.+)$", (BUILD / "daemonset.yaml").read_text(), re.MULTILINE))
     added = containers["build"]["securityContext"]["capabilities"]["add"]
-    # The comment at SETGID is about SETUID too.
-    assert [name for name in added if name not in reasons] == ["SETUID"]
+    assert [name for name in added if name not in reasons] == []
 
 
 def test_no_file_depends_on_an_architecture() -> None:
