@@ -84,7 +84,7 @@ def status_report(
     no_expiry = "never, or unknown" if observation.nodes is not None else None
     head = {
         "version": __version__,
-        "clock": f"{timestamp(now)}, by Headscale {timestamp(server_time)}",
+        "clock": timestamp(now) + (f", by Headscale {timestamp(server_time)}" if observation.nodes is not None else ""),
         **context(settings, sources, kubernetes),
         "api_key_expires_at": timestamp(expires_at) if expires_at else no_expiry,
     }

@@ -99,7 +99,8 @@ def text(report: Mapping[str, Any]) -> str:
         lines.append("")
         lines += ["   ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
     states = Counter(row["state"] for row in rows)
-    lines += ["", f"total {len(rows)}: " + ", ".join(f"{count} {state}" for state, count in sorted(states.items()))]
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    lines += ["", f"total {len(rows)}: {counts}" if rows else "total 0"]
     # Many workloads can need the same advice, so each advice is printed once, after the names of its workloads.
     names = defaultdict(list)
     for row in rows:

@@ -95,6 +95,7 @@ def test_workload_is_shown_if_an_upstream_fails(world: World, upstream: str) -> 
     assert states(report) == {NAME: "unknown"}
     assert needs_action(report)
     assert len(report["problems"]) == 1
+    assert ("Headscale" in report["context"]["clock"]) == (upstream == "cloudflare")
 
 
 def test_redacted_report_contains_no_name_and_no_address(world: World) -> None:

@@ -89,7 +89,9 @@ def find_access(
             return _kubeconfig(timeout=timeout, proxy_for=proxy_for, public_authorities=public_authorities)
         except ConfigException as error:
             # The exception is not chained, because it can contain parts of the file.
-            raise ConfigError(f"{not_in_cluster} The kubeconfig cannot be used: {excerpt(str(error))}") from None
+            raise ConfigError(
+                f"{not_in_cluster} The kubeconfig (KUBECONFIG, or ~/.kube/config) cannot be used: {excerpt(str(error))}"
+            ) from None
 
 
 def _in_cluster(*, needed_for: str) -> Access:
@@ -100,8 +102,8 @@ def _in_cluster(*, needed_for: str) -> Access:
     except (ConfigException, OSError) as error:
         raise ConfigError(
             f"{needed_for} needs the Kubernetes API, which is not available here ({error}). In a pod, mount its "
-            "service account's token (automountServiceAccountToken). Elsewhere, only --dry-run works, with a "
-            f"kubeconfig. Alternatively, {_ALTERNATIVES[needed_for]}."
+            "service account's token (automountServiceAccountToken). Outside of a cluster, only commands that change "
+            f"nothing work, with a kubeconfig. Alternatively, {_ALTERNATIVES[needed_for]}."
         ) from error
     return Access(
         url=configuration.host,
