@@ -9,6 +9,6 @@ output "manifests" {
 }
 
 output "state_secret" {
-  description = "Namespace and name of the Secret that must exist before the pod starts, empty at first. tailscale writes the node's private key into it. null if there is no Tailscale container."
+  description = "Namespace and name of the state Secret. Create this Secret, without data, before the pod starts: tailscale writes the node's private key into it. null if there is no Tailscale container."
   value       = var.enabled && var.tailscale_enabled ? { namespace = var.namespace, name = local.state_secret } : null
 }
