@@ -138,7 +138,7 @@ def _only_node_online(ours: Sequence[Node], known: KnownNode | None) -> Node | U
                 return node
             return Unidentified(f"this pod's node was {known.id}, and the later node {node.id} may be another pod's")
         case []:
-            return Unidentified("no node of ours is online")
+            return Unidentified("no node of this workload is online")
         case online:
             ids = ", ".join(node.id for node in online)
             return Unidentified(f"several nodes of ours are online ({ids}), and nothing shows which is this pod's")

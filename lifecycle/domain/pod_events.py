@@ -15,17 +15,24 @@ _MAX_NOTE_BYTES: Final = 1024
 NOTES: Final = {
     "record.created": ("RecordCreated", "The record {type} {record} -> {content} was created ({reason})"),
     "record.updated": ("RecordUpdated", "The record {type} {record} was updated from {was} to {content} ({reason})"),
-    "record.foreign": ("RecordForeign", "A {type} record that is not ours exists at {record} ({content}). {advice}"),
+    "record.foreign": (
+        "RecordForeign",
+        "A {type} record that tailscale-lifecycle does not own exists at {record} ({content}). {advice}",
+    ),
     "node.lost": ("NodeLost", "Node {node_id} is lost: {reason}. {advice}"),
     "node.returned": ("NodeReturned", "The node is registered again after it was {after}"),
     "node.superseded": ("NodeSuperseded", "The pod's node was superseded by node {successor_id}: {reason}"),
     "node.expiring": ("NodeExpiring", "Node {node_id} expires at {expires_at}. {advice}"),
-    "node.foreign": ("NodeForeign", "Node {node_id} has the hostname {hostname} and is not ours: {advice}"),
+    "node.foreign": (
+        "NodeForeign",
+        "tailscale-lifecycle does not own node {node_id}, which has the hostname {hostname}: {advice}",
+    ),
     "api_key.expiring": ("APIKeyExpiring", "The API key of Headscale expires at {expires_at}. {advice}"),
 }
 """Maps the name of a log event to the reason of the Kubernetes Event, and to a template of the Event's note.
 
-The placeholders of the template are fields of the log event.
+The placeholders of the template are fields of the log event. The field `after` of `node.returned` says why the node was
+lost: "gone" or "expired".
 """
 
 

@@ -224,7 +224,7 @@ class TestChooseNode:
             pytest.param([], BY_KEY, ["pre-auth key"], id="no node with the key"),
             pytest.param([a_node(2), a_node(10)], BY_KEY, ["2, 10"], id="nodes with the key"),
             pytest.param([a_node(2), a_node(10)], NO_HINTS, ["2, 10"], id="nodes online"),
-            pytest.param([], NO_HINTS, ["no node of ours is online"], id="none online"),
+            pytest.param([], NO_HINTS, ["no node of this workload is online"], id="none online"),
             pytest.param([], GRACE_PERIOD, ["interface"], id="during the grace period"),
         ],
     )
