@@ -8,7 +8,8 @@ import sys
 
 def main() -> int:
     """Run the command line. Return the exit status, or end the process with this status."""
-    # For process number 1 of a container, the kernel drops a signal that has no handler and is not blocked.
+    # The kernel discards signals to process number 1 of a container until the process handles them. A blocked signal
+    # stays pending instead, and is handled below.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     # Most objects are needed until the process ends, so garbage collection would only take time.
     gc.disable()
@@ -16,10 +17,11 @@ def main() -> int:
     from lifecycle.runtime.stop import exit_on_stop_signals  # noqa: PLC0415 - as above
 
     arguments = sys.argv[1:]
-    # dns-watch runs until it is stopped. The other commands are stopped before their work is done.
+    # dns-watch runs until it is stopped, so a stop signal is no failure. Every other command ends by itself, so a stop
+    # signal means that its work is not done.
     is_watching = arguments[:1] == ["dns-watch"] and "--dry-run" not in arguments
     exit_on_stop_signals(0 if is_watching else EXIT_FAILED)
-    import lifecycle.imports  # noqa: PLC0415, F401 - has to precede the libraries
+    import lifecycle.imports  # noqa: PLC0415, F401 - makes the next import faster
     from lifecycle.cli import parse_arguments, run  # noqa: PLC0415 - takes seconds under a tight CPU limit
 
     options = parse_arguments(arguments)

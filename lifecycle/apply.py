@@ -241,7 +241,7 @@ class EventRecorder:
 
     Args:
         connect: returns the client that writes Events.
-        now: returns the current time, aware, in UTC.
+        now: returns the current time as a timezone-aware datetime in UTC.
         pause: waits for the given number of seconds.
     """
 

@@ -36,7 +36,7 @@ class HttpClient:
         timeout: the limit for opening a connection. A whole request, from resolving the name to the end of the
             response, may take this time multiplied by `Upstream.response_timeouts`.
         proxy: the proxy that `http` uses, for messages.
-        now: returns the current time, aware, in UTC.
+        now: returns the current time as a timezone-aware datetime in UTC.
 
     Attributes:
         endpoint: the address of the upstream, and the proxy to it, for messages.

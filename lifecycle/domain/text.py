@@ -26,5 +26,5 @@ def printable_json(value: Any, *, indent: int | None = None) -> str:
 
 
 def timestamp(instant: datetime) -> str:
-    """Return an aware instant as RFC 3339 in UTC, in whole seconds."""
+    """Return a timezone-aware datetime as RFC 3339 text in UTC, in whole seconds."""
     return f"{instant.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -36,7 +36,7 @@ class ExecTransport:
     """A Headscale server, used through the command line in its pod. Most methods run one command.
 
     Args:
-        now: returns the current time, aware, in UTC.
+        now: returns the current time as a timezone-aware datetime in UTC.
         on_outcome: called after each command with ok, no_answer, server_error or refused.
     """
 

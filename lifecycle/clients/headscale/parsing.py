@@ -248,13 +248,13 @@ def _texts(payload: Any, field: str) -> list[str]:
 
 
 def parse_time(value: Any) -> datetime | None:
-    """Parse an instant, and return it as aware UTC; None for null and for year 1, which both mean "not set".
+    """Parse a time, and return a timezone-aware datetime in UTC; None for null and for year 1, which mean "not set".
 
     Args:
         value: RFC 3339 with any offset and up to nine decimal places, or `{"seconds": …, "nanos": …}` as written by
             the command line.
     """
-    # `isinstance` is used instead of `match`, which takes five times as long. A list has thousands of instants.
+    # `isinstance` is used instead of `match`, which takes five times as long. A list has thousands of times.
     try:
         if isinstance(value, str) and value:
             return _instant_of_text(value)

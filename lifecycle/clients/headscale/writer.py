@@ -71,7 +71,7 @@ class HeadscaleWriter(HeadscaleReader):
         key is searched in the list of keys and expired.
 
         Args:
-            now: the time by the clock of this machine, aware, in UTC.
+            now: the time by the clock of this machine, as a timezone-aware datetime in UTC.
 
         Raises:
             ResponseError: the created key is unusable. The key was expired again if possible.
