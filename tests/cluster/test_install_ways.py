@@ -26,10 +26,11 @@ from tests.real.programs import eventually
 from tests.terraform.modules import BINARY, apply, root_module
 
 NAME, IMAGE, PORT, DATA = "wiki", "docker.io/a/wiki:1.2", 8080, "/srv/wiki"
+# The settings of a site for cert-manager (ACME) and FreeIPA (KERBEROS) are not settings of the program.
 SETTINGS = {name: SITE[name] for name in SITE if not name.startswith(("ACME", "KERBEROS"))}
 
 VALUES: Values = {"settings": {**SETTINGS, "DNS_CLEANUP": "keep"}, "build": {"enabled": False}}
-"""The values of the chart. DNS_CLEANUP is `keep` in the Kustomize folders, too."""
+"""The values of the chart. DNS_CLEANUP is `keep`, because deploy/base and the Terraform module also set it."""
 INPUTS: dict[str, Any] = {
     "name": NAME,
     "image": IMAGE,
@@ -50,7 +51,7 @@ def installed(server: ApiServer, chart: Path) -> Iterator[ApiServer]:
     helm(server, "install", "tailscale-lifecycle", chart, values=VALUES)
     # The API server refuses a pod whose service account does not exist, also in the dry runs of this test.
     server.kubectl("create", "serviceaccount", NAME, "-n", "services")
-    eventually(lambda: injection_state(server) == "on" or None, "an injected pod", timeout_s=60)
+    eventually(lambda: injection_state(server) == "on", "an injected pod", timeout_s=60)
     yield server
     server.kubectl("delete", "serviceaccount", NAME, "-n", "services")
     helm(server, "uninstall", "tailscale-lifecycle")
@@ -88,11 +89,12 @@ def without_hashes(documents: list[Document]) -> list[Document]:
 
 
 def admitted_pod(way: str, documents: list[Document], server: ApiServer) -> Document:
-    """Check that the API server accepts all objects, and return the spec of the pod as it admits it."""
+    """Check that the API server accepts all objects, and return the spec of the pod that it admits."""
     accepted = server.kubectl("apply", "--dry-run=server", "-o", "name", "-f", "-", text=yaml.safe_dump_all(documents))
     assert len(accepted.splitlines()) == len(documents)
     documents = without_hashes(documents)
     (workload,) = of_kind(documents, "StatefulSet")
+    # With Helm, the API server adds the settings to the containers, so the documents have no ConfigMap with settings.
     spec = admitted(server, pod_of(workload), None if way == "helm" else config_map_data(documents, "lifecycle"))
     # The order of the application's containers has no meaning.
     return spec | {"containers": sorted(spec["containers"], key=itemgetter("name"))}
@@ -105,6 +107,7 @@ def test_kustomize_terraform_and_helm_create_the_same_pod(installed: ApiServer, 
     terraform, without_vpn = by_terraform(tmp_path / "terraform")
     (workload,) = of_kind(without_vpn, "StatefulSet")
     labelled(workload)
+    # With Helm, the policy of the chart adds the VPN containers.
     ways = {"kustomize": kustomize, "terraform": terraform, "helm": without_vpn}
     pods = {way: admitted_pod(way, documents, installed) for way, documents in ways.items()}
     assert [container["name"] for container in pods["helm"]["initContainers"]] == ["cleanup", "tailscale", "dns-watch"]
