@@ -232,7 +232,7 @@ def plan_records(
             if may_leave_one and record.type not in resolving and not is_taken:
                 resolving.add(record.type)
                 continue
-            reason = "its address belongs to another node" if is_taken else "no remaining node of this workload has this address"
+            reason = "its address belongs to another node" if is_taken else "no remaining node has this address"
             changes.append(DeleteRecord(record, reason))
     unused = records_at_removed_names(records, config.main_identity, config.further_identities)
     return changes + [DeleteRecord(record, reason="the workload no longer has this name") for record in unused]

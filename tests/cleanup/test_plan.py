@@ -197,7 +197,7 @@ class TestRecords:
         records = [a_record("a", content="100.64.0.1"), a_record("b", content="100.64.0.2")]
 
         assert record_deletions(records, other_addresses=addresses("100.64.0.2")) == [
-            DeleteRecord(records[0], reason="no remaining node of this workload has this address"),
+            DeleteRecord(records[0], reason="no remaining node has this address"),
             DeleteRecord(records[1], reason="its address belongs to another node"),
         ]
 
