@@ -1,7 +1,8 @@
 # shellcheck shell=sh
 # Functions for the scripts that install Python packages.
 
-# Install packages into a venv, with uv if it is installed, otherwise with pip: pip_install VENV ARGUMENT...
+# Install packages into a venv, with uv if it is installed, otherwise with pip.
+# Usage: pip_install VENV ARGUMENT...
 # The venv is created if it does not exist. The arguments are those of "pip install".
 pip_install() {
     venv=$1
@@ -14,7 +15,8 @@ pip_install() {
     fi
 }
 
-# Install a requirements file into a venv of its own, unless this was done before: install_once VENV REQUIREMENTS
+# Install a requirements file into a venv of its own, unless the venv already has the same requirements.
+# Usage: install_once VENV REQUIREMENTS
 install_once() {
     if ! cmp -s "$2" "$1/locked"; then
         rm -rf "$1"

@@ -81,9 +81,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "full: the test is not in the default tier")
+    config.addinivalue_line("markers", "full: the test runs only with --full")
     config.addinivalue_line(
-        "markers", "default_cases(count): only the first COUNT cases of the test are in the default tier"
+        "markers",
+        "default_cases(count): only the first COUNT cases of the test run by default; --full runs all of its cases",
     )
     if config.option.soak or config.option.markexpr or config.args_source is pytest.Config.ArgsSource.ARGS:
         config.option.full = True

@@ -1,4 +1,4 @@
-"""Run prune: observe, plan, wait, and confirm by a new plan each workload before it is removed."""
+"""Run prune: plan the removals, wait, and remove each workload that a new plan still contains."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ always connected can be as old as its registration. So one observation does not 
 
 @dataclass(slots=True)
 class Prune:
-    """The removal of workloads that no longer exist.
+    """One run of prune, which removes the nodes and records of workloads that no longer exist.
 
     Attributes:
         name: the only workload to remove, without waiting; None = every workload that has been offline for longer than

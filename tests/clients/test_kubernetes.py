@@ -24,7 +24,8 @@ from lifecycle.clients.trust import private_trust
 from lifecycle.domain.errors import ApiError, AuthError, ConfigError, ResponseError, TransientError
 from tests.clients.kubeconfigs import a_kubeconfig
 from tests.clients.servers import revealed_by
-from tests.in_cluster import DESCRIPTION, HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, access_to, cluster_at, may_read
+from tests.in_cluster import DESCRIPTION as CLUSTER_DESCRIPTION
+from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, access_to, cluster_at, may_read
 from tests.process.cluster import Authority
 from tests.simulators import faults
 from tests.simulators.faults import Fault
@@ -53,7 +54,7 @@ def echo(argv: Sequence[str]) -> Finished:
 
 def fail(argv: Sequence[str]) -> Finished:
     """Exit with the status in the argument."""
-    return Finished(int(argv[1]), stdout=b"half a", stderr=b"no\n")
+    return Finished(int(argv[1]), stdout=b"partial output", stderr=b"no\n")
 
 
 def flood(argv: Sequence[str]) -> Finished:
@@ -186,7 +187,7 @@ def test_malformed_secret_is_an_error(body: str, kubernetes: KubernetesSimulator
 def test_token_is_read_by_the_name_of_the_secret_or_of_its_key(
     values: dict[str, str], reference: str, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
-    """A Secret that has only one key needs no name of the key."""
+    """If a Secret has only one key, the reference to the Secret can omit the name of the key."""
     kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", values)
     assert cluster.token(HEADSCALE_NAMESPACE, reference) == "hskey-api-1"
 
@@ -206,14 +207,14 @@ def test_token_is_read_by_the_name_of_the_secret_or_of_its_key(
 def test_missing_or_malformed_token_is_an_auth_error(
     values: dict[str, str] | None, reference: str, problem: str, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
-    """The error must not be a NotFoundError, which means that a node is missing."""
+    """The error must not be a NotFoundError, because callers take that for a missing Headscale node."""
     if values is not None:
         kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", values)
     error = failure(lambda: cluster.token(HEADSCALE_NAMESPACE, reference))
     assert type(error) is AuthError
     assert str(error).startswith("HEADSCALE_API_KEY_SECRET: ")
     assert problem in str(error)
-    # Each value contains "secret" in lower case.
+    # If there is a value, it contains "secret". Messages contain the word only as "Secret" or "SECRET".
     assert "secret" not in str(error)
 
 
@@ -288,7 +289,7 @@ def test_arguments_are_passed_unchanged_in_either_subprotocol(subprotocols: tupl
 @pytest.mark.parametrize("status", [1, 2, 126, 255])
 def test_exit_status_is_returned(status: int, cluster: Cluster) -> None:
     output = run(cluster, "fail", str(status))
-    assert (output.exit_status, output.stdout, output.stderr) == (status, b"half a", b"no\n")
+    assert (output.exit_status, output.stdout, output.stderr) == (status, b"partial output", b"no\n")
 
 
 def test_output_of_megabytes_is_complete(cluster: Cluster) -> None:
@@ -303,7 +304,7 @@ def test_output_beyond_the_limit_is_refused(cluster: Cluster) -> None:
 
 
 def test_repr_of_a_result_has_no_output(cluster: Cluster) -> None:
-    assert "half a" not in repr(run(cluster, "fail", "1"))
+    assert "partial output" not in repr(run(cluster, "fail", "1"))
 
 
 @pytest.mark.parametrize(
@@ -357,7 +358,7 @@ def test_missing_container_is_a_permanent_error(cluster: Cluster) -> None:
 
 
 def test_replaced_pod_does_not_mean_a_missing_node(kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
-    """The error must not be a NotFoundError, which means that a node is missing."""
+    """The error must not be a NotFoundError, because callers take that for a missing Headscale node."""
     pod = headscale_pod(cluster)
     kubernetes.delete_pod(kubernetes.pods[0])
     error = failure(lambda: cluster.run(pod, "headscale", ["echo"]))
@@ -458,7 +459,7 @@ def test_refused_token_is_an_auth_error(
     kubernetes.rotate_token()
     error = failure(lambda: call(cluster))
     assert type(error) is AuthError
-    assert DESCRIPTION in str(error)
+    assert CLUSTER_DESCRIPTION in str(error)
 
 
 @pytest.mark.parametrize(("call", "path"), CALLS)
@@ -509,10 +510,10 @@ def test_no_error_contains_the_token(
         assert kubernetes.token not in revealed_by(failure(lambda: call(short_timeout_cluster)))
 
 
-@pytest.mark.parametrize("is_known", [True, False], ids=["known-authority", "unknown-authority"])
+@pytest.mark.parametrize("is_trusted", [True, False], ids=["ca-of-the-cluster", "other-ca"])
 @pytest.mark.parametrize("is_exec", [True, False], ids=["exec", "get"])
-def test_only_a_server_of_the_clusters_authority_gets_requests(
-    is_exec: bool, is_known: bool, kubernetes: KubernetesSimulator, tmp_path: Path
+def test_only_a_server_with_a_certificate_of_the_clusters_ca_gets_requests(
+    is_exec: bool, is_trusted: bool, kubernetes: KubernetesSimulator, tmp_path: Path
 ) -> None:
     """Otherwise, the client would send the service account's token to another server."""
     kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", {"key": "x"})
@@ -526,21 +527,22 @@ def test_only_a_server_of_the_clusters_authority_gets_requests(
         "2026-03-01T12:00:00Z",
         ("headscale",),
         ready=True,
+        # As for the pod of a Deployment. This affects only the advised RBAC rule.
         keeps_its_name=False,
     )
     with serve(kubernetes, tls=cluster_authority.server) as url:
-        trust = private_trust((cluster_authority if is_known else other_authority).certificate)
+        trust = private_trust((cluster_authority if is_trusted else other_authority).certificate)
         with Cluster(access_to(url, kubernetes.token, trust=trust), timeout=timedelta(seconds=10)) as cluster:
             call: Callable[[], object] = (
                 (lambda: cluster.run(pod, "headscale", ["echo"]))
                 if is_exec
                 else (lambda: cluster.secret(HEADSCALE_NAMESPACE, "api-key"))
             )
-            if is_known:
+            if is_trusted:
                 call()
             else:
                 assert type(failure(call)) is TransientError
-    assert bool(kubernetes.requests) is is_known
+    assert bool(kubernetes.requests) is is_trusted
 
 
 # --- Permissions ---------------------------------------------------------------------------------------
@@ -556,7 +558,7 @@ def refusal(call: Callable[[], object]) -> AuthError | None:
 
 
 def rule_in(error: ApiError) -> tuple[str, dict[str, Any]]:
-    """Return the namespace and the rule that an error advises, parsed as an operator would paste it."""
+    """Return the namespace and the RBAC rule that an error message advises. The rule in the message must be YAML."""
     assert SERVICE_ACCOUNT in str(error)
     match = re.search(r"Role in namespace (\S+) with this rule: (- .*)$", str(error))
     assert match is not None, str(error)
@@ -567,7 +569,10 @@ def rule_in(error: ApiError) -> tuple[str, dict[str, Any]]:
 @pytest.mark.parametrize("minor", [34, 35], ids=["1.34", "1.35"])
 @pytest.mark.parametrize("owner", ["StatefulSet", "ReplicaSet"])
 def test_advised_rules_are_sufficient_and_minimal(minor: int, owner: str) -> None:
-    """An error for a missing permission contains the RBAC rule that grants the permission."""
+    """An error for a missing permission contains the RBAC rule that grants the permission.
+
+    Up to Kubernetes 1.34, exec over a websocket needs only the verb `get`. From 1.35 on, it also needs `create`.
+    """
     kubernetes = KubernetesSimulator(minor=minor)
     kubernetes.add_pod("headscale-0", {"headscale": {"echo": echo}}, owner=owner)
     kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", {"key": "x"})
@@ -714,6 +719,7 @@ def test_credential_plugin_provides_the_token(monkeypatch: pytest.MonkeyPatch, t
     use_kubeconfig(monkeypatch, tmp_path / "config", user={"exec": plugin})
     kubeconfig = access(may_use_kubeconfig=True, timeout_s=LONG_TIMEOUT_S)
     assert [value.split()[1] for value in kubeconfig.authorization().values()] == ["from-plugin"]
+    # The name of the context in a_kubeconfig.
     assert "laptop" in kubeconfig.description
 
 

@@ -351,4 +351,5 @@ def test_command_is_repeated_when_the_pod_of_headscale_is_replaced(
         assert len(keys) == key_count
         assert str(keys[-1]["id"]) == created["key_id"]
         expirations = [key["expiration"]["seconds"] for key in keys]
+        # A key is valid for an hour, so a key that expires much earlier than the last one has been expired by cleanup.
         assert all(expiration < expirations[-1] - 3000 for expiration in expirations[:-1])

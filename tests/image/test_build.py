@@ -17,7 +17,7 @@ import lifecycle
 from tests.image.tools import IMAGE, ROOT, Archive, Builds, name_as_docker_does, run, run_checked, wait_until
 
 MAX_BYTES = 26_000_000
-"""The budget for the compressed size. The image is larger only if the build has added files."""
+"""The budget for the compressed size. A larger image probably contains files that it does not need."""
 
 BUILD_TOOLS = re.compile(
     r"/s?bin/(apt.*|bash|dash|dpkg.*|gcc.*|git|make|perl.*|pip.*|sh|wheel)$|/(ensurepip|pip|setuptools|tests?|wheel)/|"
@@ -106,7 +106,7 @@ def test_renamed_source_is_built_again(builds: Builds) -> None:
 
 
 def test_change_without_effect_on_the_layers_is_built_once(builds: Builds) -> None:
-    """Buildah reuses all layers. With an old hash of the sources in the label, every start would build again."""
+    """Buildah reuses all layers, but the label must get the new hash of the sources. Otherwise every start would build."""
 
     def change(sources: Path) -> None:
         script = sources / "build/bytecode.py"
@@ -120,7 +120,7 @@ def test_change_without_effect_on_the_layers_is_built_once(builds: Builds) -> No
     assert again.returncode == 0, again.stderr
 
 
-def test_another_base_image_is_built_again(builds: Builds) -> None:
+def test_change_of_the_base_image_starts_a_new_build(builds: Builds) -> None:
     built = builds.build(BASE_IMAGE="localhost/another:base", BUILDER="no-such-builder")
     assert built.returncode == 1
     assert "no-such-builder" in built.stderr
@@ -306,6 +306,7 @@ def test_image_script_builds_the_same_image_and_reports_its_size(first_build: Bu
     reported = report(first_build, archive, BUILD_FLAGS=f"--no-cache {first_build.environment['BUILD_FLAGS']}")
     assert archive.digest == first_build.archive.digest
     sizes = [layer["size"] / 1e6 for layer in archive.manifest["layers"]]
+    # "no change" is the time that build.sh takes if the archive is up to date.
     assert set(reported) == {"compressed", "layers", "no change"}
     assert reported["compressed"] == f"{sum(sizes):.1f} MB"
     assert reported["layers"] == f"{len(sizes)} ({' + '.join(f'{size:.1f}' for size in sizes)} MB)"

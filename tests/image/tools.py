@@ -181,7 +181,7 @@ class Builds:
     Attributes:
         folder: the folder of the archive and the termination log.
         sources: the packed sources.
-        environment: the environment from the fixture `build_environment`.
+        environment: the environment for Buildah, without the variables that only build.sh reads.
     """
 
     folder: Path
@@ -194,12 +194,12 @@ class Builds:
         self.termination_log.touch()
 
     def build(self, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run build.sh. The variables are added to its environment."""
+        """Run build.sh. The given variables are added to `self.variables`."""
         return run(["/bin/sh", BUILD / "build.sh"], env={**self.variables, **variables})
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment of build.sh."""
+        """The environment for build.sh: `environment`, and the paths of the sources, the archive and the termination log."""
         return {
             **self.environment,
             "SOURCES": str(self.sources),

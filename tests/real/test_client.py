@@ -42,7 +42,10 @@ class LosingTransport(PooledTransport):
 
 
 class MisleadingTransport(PooledTransport):
-    """A transport on which the first four responses come from a proxy, and look like those of Headscale 0.28."""
+    """A transport on which the first four responses come from a proxy, and look like those of Headscale 0.28.
+
+    Four, because the client sends four requests to detect the version of a server that has no version document.
+    """
 
     def __init__(self) -> None:
         super().__init__(public_trust())

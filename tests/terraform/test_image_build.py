@@ -31,7 +31,7 @@ def test_module_creates_the_objects_of_kustomize(tmp_path: Path) -> None:
     shutil.copy(sources, tmp_path / "build")
     kustomized = by_name(render(tmp_path / "build"))
     manifests: Manifests = outputs["default"]["value"]
-    assert comparable(manifests, "") == comparable(kustomized, "")
+    assert comparable(manifests, workload="") == comparable(kustomized, workload="")
     assert outputs["off"]["value"] == {}
     assert base64.b64decode(manifests["ConfigMap/tailscale-lifecycle-build"]["binaryData"]["sources.tar.gz"]) == SOURCES
     pods = [
