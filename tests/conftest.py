@@ -84,7 +84,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: the test runs only with --full")
     config.addinivalue_line(
         "markers",
-        "default_cases(count): only the first COUNT cases of the test run by default; --full runs all of its cases",
+        "default_cases(count): only the first COUNT cases of the test run by default; --full runs all cases",
     )
     if config.option.soak or config.option.markexpr or config.args_source is pytest.Config.ArgsSource.ARGS:
         config.option.full = True

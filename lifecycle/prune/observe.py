@@ -26,7 +26,7 @@ def observe(settings: PruneSettings, *, headscale: HeadscaleReader, cloudflare: 
 
     Raises:
         ApiError: Headscale or Cloudflare could not be read.
-        UserError: our Headscale user cannot be determined.
+        UserError: the Headscale user that owns our nodes cannot be determined.
     """
     user = choose_user(headscale.users(), settings.headscale_user)
     nodes = tuple(headscale.nodes())

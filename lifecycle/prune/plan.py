@@ -42,9 +42,9 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class PruneWorkload:
-    """Remove what one workload left behind: its nodes, then its records.
+    """What one workload left behind. Prune removes its nodes, then its records.
 
-    Because a workload is found by its records, these are removed last. So the next run continues a removal that failed.
+    A workload is found by its records, so the records are removed last. If a removal fails, the next run continues it.
 
     Attributes:
         name: the full main name of the workload.
@@ -59,7 +59,7 @@ class PruneWorkload:
     def is_same(self, other: PruneWorkload) -> bool:
         """Return True if both have the same name, the same records, and nodes with the same ids and machine keys.
 
-        A node's id is not enough: Headscale assigns it again after its database was restored from a backup.
+        A node's id is not enough: Headscale can assign an id again after its database was restored from a backup.
         """
         return self._identity == other._identity
 
@@ -96,7 +96,7 @@ def check_limit(workloads: Sequence[PruneWorkload], *, config: PruneConfig) -> N
     """Check that the plan does not contain more workloads than PRUNE_MAX.
 
     Raises:
-        PruneLimitError: it contains more.
+        PruneLimitError: the plan contains more workloads.
     """
     if len(workloads) <= config.max_workloads:
         return
@@ -112,7 +112,7 @@ def _plan_gone(observation: Observation, *, config: PruneConfig, now: datetime) 
     """Find the workloads whose node does not exist or has been offline for too long.
 
     If no node at all is online, the result is empty, because after a restart of Headscale every node is offline until
-    it reconnects.
+    its client reconnects.
     """
     if not any(node.online for node in observation.nodes):
         return []

@@ -47,7 +47,7 @@ def run_bounded(work: Callable[[], Result], *, name: str) -> Result:
     """Run a function that cannot be interrupted, and wait for its result until the time budget is used up.
 
     Args:
-        work: the function. It runs in a daemon thread, in which no time budget is set, so it must not call `remaining_s`.
+        work: the function. It runs in a daemon thread, where no time budget is set, so it must not call `remaining_s`.
         name: the name of the thread.
 
     Raises:

@@ -106,7 +106,7 @@ def test_renamed_source_is_built_again(builds: Builds) -> None:
 
 
 def test_change_without_effect_on_the_layers_is_built_once(builds: Builds) -> None:
-    """Buildah reuses all layers, but the label must get the new hash of the sources. Otherwise every start would build."""
+    """Buildah reuses all layers. Without the new hash of the sources in the label, every start would build again."""
 
     def change(sources: Path) -> None:
         script = sources / "build/bytecode.py"

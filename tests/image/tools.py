@@ -199,7 +199,7 @@ class Builds:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment for build.sh: `environment`, and the paths of the sources, the archive and the termination log."""
+        """The environment for build.sh: `environment`, and the paths of the files that it uses."""
         return {
             **self.environment,
             "SOURCES": str(self.sources),
