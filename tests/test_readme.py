@@ -159,6 +159,7 @@ def test_env_file_of_a_page_is_valid_for_a_dry_run(page: str, access: str) -> No
     assert not settings.tailscale_interface
 
 
-def test_env_file_of_a_page_is_valid_for_prune() -> None:
-    Path(".env").write_text(env_file("docs/move-from-terraform.md"))
+@pytest.mark.parametrize("page", ["docs/dry-run.md", "docs/move-from-terraform.md"])
+def test_env_file_of_a_page_is_valid_for_prune(page: str) -> None:
+    Path(".env").write_text(env_file(page))
     assert load(PruneSettings).dns_owner == "services"
