@@ -141,7 +141,8 @@ def cleanup_section(
             case Node() as node:
                 section.notes.append(f"node {node.id} is kept: the tailscale container's state Secret contains its id")
         section.notes += [
-            f"node {node.id} stays: it has our hostname and is not ours ({describe(node)})" for node in plan.foreign
+            f"node {node.id} stays: it has the hostname, but the program does not own it ({describe(node)})"
+            for node in plan.foreign
         ]
         if observation.records_error is not None:
             raise observation.records_error

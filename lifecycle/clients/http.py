@@ -40,7 +40,8 @@ class HttpClient:
 
     Attributes:
         endpoint: the address of the upstream, and the proxy to it, for messages.
-        clock_skew: how far the upstream's clock was ahead of ours at its last response; None if unknown.
+        clock_skew: how far the upstream's clock was ahead of this machine's clock at the last response; None if
+            unknown.
     """
 
     def __init__(

@@ -74,7 +74,7 @@ class JsonClient:
 
     @property
     def clock_skew(self) -> timedelta | None:
-        """How far the upstream's clock was ahead of ours at its last response; None if unknown."""
+        """How far the upstream's clock was ahead of this machine's clock at its last response; None if unknown."""
         return self._http.clock_skew
 
     def reload_token(self) -> None:

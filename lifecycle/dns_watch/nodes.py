@@ -120,7 +120,7 @@ def _by_interface(ordered: Sequence[Node], ours: Sequence[Node], interface: Sequ
             return node
         case [_, *_] as several:
             ids = ", ".join(node.id for node in several)
-            return Unidentified(f"several nodes of ours have one of this pod's VPN addresses ({ids})")
+            return Unidentified(f"several nodes of this workload have one of this pod's VPN addresses ({ids})")
     for node in ordered:
         if set(node.addresses) & set(interface):
             return Unidentified(
@@ -141,7 +141,9 @@ def _only_node_online(ours: Sequence[Node], known: KnownNode | None) -> Node | U
             return Unidentified("no node of this workload is online")
         case online:
             ids = ", ".join(node.id for node in online)
-            return Unidentified(f"several nodes of ours are online ({ids}), and nothing shows which is this pod's")
+            return Unidentified(
+                f"several nodes of this workload are online ({ids}), and nothing shows which is this pod's"
+            )
 
 
 def _by_metadata(ours: Sequence[Node], hints: Hints) -> Node | Unidentified:

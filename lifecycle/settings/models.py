@@ -465,7 +465,7 @@ class CleanupSettings(Settings):
 
     node_policy: Literal["replace", "keep"] = Field(
         "replace",
-        description="replace: delete every old node of ours; keep: keep the node named in TS_KUBE_SECRET, "
+        description="replace: delete every old node of this workload; keep: keep the node named in TS_KUBE_SECRET, "
         "and its address",
     )
     ts_kube_secret: KubernetesName | None = Field(

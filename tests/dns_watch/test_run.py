@@ -132,7 +132,7 @@ def test_no_node_is_published_if_several_are_online(world: World, node: Node, ev
     world.headscale.add_node(NAME, user=USER)
     world.run(world.watch(MAX_RETRIES="0"), SEVERAL_READS_S)
     assert world.cloudflare.requests == []
-    assert "several nodes of ours are online (1, 2)" in named(events, "pass.skipped")[-1]["reason"]
+    assert "several nodes of this workload are online (1, 2)" in named(events, "pass.skipped")[-1]["reason"]
 
 
 def test_no_node_is_published_while_the_interface_has_no_vpn_address(world: World, node: Node, events: Events) -> None:

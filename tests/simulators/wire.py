@@ -91,11 +91,11 @@ class RefusedError(Exception):
 
 
 def time_text(dialect: Dialect, instant: datetime, *, nanos: int = 0) -> str:
-    """Return the text of an instant, in the format of this release.
+    """Return the text of a time, in the format of this release.
 
     Args:
         dialect: the release.
-        instant: an aware datetime.
+        instant: a timezone-aware datetime.
         nanos: the nanoseconds, which a datetime cannot contain: 0 to 999.
     """
     if instant == ZERO:
@@ -141,7 +141,7 @@ class Body:
         return bool(self.values.get(name, False))
 
     def time(self, name: str) -> datetime | None:
-        """Return an aware datetime; None if the field is missing."""
+        """Return a timezone-aware datetime; None if the field is missing."""
         value: datetime | None = self.values.get(name)
         return value
 

@@ -58,7 +58,10 @@ class ExecTransport:
         self._deleted: set[str] = set()
 
     def clock_skew(self) -> timedelta | None:
-        """Return how far the cluster's clock was ahead of ours. The command line does not report Headscale's time."""
+        """Return how far the cluster's clock was ahead of this machine's clock.
+
+        The command line does not report Headscale's time.
+        """
         return self._pod.cluster.clock_skew
 
     def version(self) -> str:

@@ -57,7 +57,7 @@ class HttpTransport:
         self._dialect: Dialect | None = None
 
     def clock_skew(self) -> timedelta | None:
-        """Return how far the server's clock was ahead of ours at its last response; None if unknown."""
+        """Return how far the server's clock was ahead of this machine's clock at its last response; None if unknown."""
         return self._client.clock_skew
 
     def version(self) -> str:

@@ -105,7 +105,7 @@ class Cluster:
 
     @property
     def clock_skew(self) -> timedelta | None:
-        """How far the server's clock was ahead of ours at its last response; None if unknown."""
+        """How far the server's clock was ahead of this machine's clock at its last response; None if unknown."""
         return self._http.clock_skew
 
     def secret(self, namespace: str, name: str) -> dict[str, bytes] | None:
