@@ -32,18 +32,18 @@ VALIDATING_HEAD = (
 )
 
 # A strategic merge patch keeps the handler of an existing probe. A probe may have only one handler, so the patch sets
-# the others to null.
+# the other kinds of handlers to null.
 PROBE_HANDLERS = ("exec", "httpGet", "tcpSocket", "grpc")
 
-# If a container already has a mount at the same path, a strategic merge patch keeps these fields of it. The patch sets
-# them to null.
+# If a container already has a mount at the same path, a strategic merge patch keeps these fields of that mount. So the
+# patch sets the fields to null.
 MOUNT_OPTIONS = ("subPath", "subPathExpr", "mountPropagation", "recursiveReadOnly")
 
 # The Tailscale container does not start if one of these variables is set in addition to TS_AUTHKEY or
 # TS_ENABLE_HEALTH_CHECK.
 CONFLICTING_VARIABLES = ("TS_CLIENT_ID", "TS_CLIENT_SECRET", "TS_ID_TOKEN", "TS_AUDIENCE", "TS_HEALTHCHECK_ADDR_PORT")
 
-# For each placeholder, the key in the ConfigMap "lifecycle" of the workload whose value replaces it.
+# For each placeholder, a key of the workload's ConfigMap "lifecycle". The value of that key replaces the placeholder.
 CONFIG_MAP_KEYS = {"hostname": "TS_HOSTNAME", "tailscale_args": "TS_EXTRA_ARGS", "state_secret": "TS_KUBE_SECRET"}
 # For each placeholder of an image, the default image.
 IMAGES = {name: InjectSettings.model_fields[name].default for name in ("lifecycle_image", "tailscale_image")}

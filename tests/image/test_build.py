@@ -64,7 +64,7 @@ def test_image_contains_no_setuid_programs(first_build: Builds) -> None:
     assert setuid == []
 
 
-def test_unchanged_sources_are_not_built_again(builds: Builds) -> None:
+def test_unchanged_sources_start_no_new_build(builds: Builds) -> None:
     before = builds.archive.path.stat()
     built = builds.build(BUILDER="no-such-builder")
     assert built.returncode == 0, built.stderr
@@ -88,7 +88,7 @@ def test_changed_sources_replace_the_archive_atomically(builds: Builds) -> None:
     assert builds.archive.labels["org.opencontainers.image.version"] == "99.0.0"
 
 
-def test_same_files_at_another_commit_are_not_built_again(builds: Builds) -> None:
+def test_same_files_at_another_commit_start_no_new_build(builds: Builds) -> None:
     def change(sources: Path) -> None:
         (sources / "REVISION").write_text("0" * 40)
         (sources / "ORIGIN").write_text("https://example.com/elsewhere.git")
@@ -100,7 +100,7 @@ def test_same_files_at_another_commit_are_not_built_again(builds: Builds) -> Non
     assert builds.archive.labels == before
 
 
-def test_renamed_source_is_built_again(builds: Builds) -> None:
+def test_renaming_a_source_file_starts_a_new_build(builds: Builds) -> None:
     builds.change_sources(lambda sources: (sources / "lifecycle/cli.py").rename(sources / "lifecycle/renamed.py"))
     assert "no-such-builder" in builds.build(BUILDER="no-such-builder").stderr
 
@@ -194,7 +194,7 @@ def test_full_disk_keeps_the_archive(builds: Builds) -> None:
         pytest.param(lambda path: (path.unlink(), path.mkdir()), id="folder"),
     ],
 )
-def test_invalid_archive_is_built_again(builds: Builds, damage: Callable[[Path], object]) -> None:
+def test_invalid_archive_is_replaced_by_a_new_build(builds: Builds, damage: Callable[[Path], object]) -> None:
     digest = builds.archive.digest
     damage(builds.archive.path)
     built = builds.build()

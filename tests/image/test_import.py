@@ -172,7 +172,7 @@ def test_image_is_imported_under_its_full_name_and_pinned(
 
 
 def test_image_is_visible_to_the_kubelet(containerd: Containerd, importer: Importer) -> None:
-    """containerd's CRI plugin sets this label on the images that it reports to the kubelet."""
+    """containerd's CRI plugin sets the label that this test reads on each image that it reports to the kubelet."""
     assert containerd.images()[IMAGE].labels["io.cri-containerd.image"] == "managed"
     assert names(containerd.images()) == [IMAGE]
 
@@ -234,8 +234,10 @@ def test_unpinned_image_is_pinned_again(containerd: Containerd, importer: Import
     assert containerd.images()[IMAGE].labels[PIN] == "pinned"
 
 
-def test_another_image_with_the_name_is_replaced(containerd: Containerd, archive: Archive, importer: Importer) -> None:
-    """Another process has imported the other image."""
+def test_another_image_under_the_same_name_is_replaced(
+    containerd: Containerd, archive: Archive, importer: Importer
+) -> None:
+    """Another process has imported a different image under the name of our image."""
     other = Archive(archive.path.with_name("other.tar"))
     shutil.copy(archive.path, other.path)
     other.rewrite(change_label)
@@ -248,7 +250,7 @@ def test_another_image_with_the_name_is_replaced(containerd: Containerd, archive
 def test_new_archive_replaces_the_image(
     containerd: Containerd, archive: Archive, importer: Importer, builds: Builds, tmp_path: Path
 ) -> None:
-    """The next pod of the DaemonSet finds the image of the previous pod."""
+    """The next pod of the DaemonSet finds the image that the previous pod has imported."""
     importer.stop()
     before = containerd.images()[IMAGE].digest
     builds.change_sources(lambda sources: (sources / "LICENSE").write_text("another\n"))
@@ -318,7 +320,7 @@ def test_invalid_archive_is_refused_and_the_image_is_kept(
 
 
 def image_listing(containerd: Containerd) -> str:
-    """Return what containerd lists for the image, which includes the time when its name was last changed."""
+    """Return containerd's list entry for the image. It includes the time when the image's name was last changed."""
     return run_checked([*containerd.ctr, "images", "ls", f"name=={IMAGE}"])
 
 
