@@ -172,7 +172,7 @@ def test_image_is_imported_under_its_full_name_and_pinned(
 
 
 def test_image_is_visible_to_the_kubelet(containerd: Containerd, importer: Importer) -> None:
-    """containerd's CRI plugin sets the label that this test reads on each image that it reports to the kubelet."""
+    """If containerd's CRI plugin reports an image to the kubelet, the plugin also sets this label on the image."""
     assert containerd.images()[IMAGE].labels["io.cri-containerd.image"] == "managed"
     assert names(containerd.images()) == [IMAGE]
 
