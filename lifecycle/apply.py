@@ -36,7 +36,7 @@ from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.logs import log_event
 
 if TYPE_CHECKING:
-    # Only pods with KUBERNETES_EVENTS=true import this module at run time.
+    # At run time, this module is imported only with KUBERNETES_EVENTS=true.
     from lifecycle.clients.kubernetes.events import EventWriter
 
 log = structlog.get_logger()
@@ -45,7 +45,7 @@ log = structlog.get_logger()
 # The largest number of Kubernetes Events that wait to be written.
 _MAX_WAITING_EVENTS = 32
 
-# The largest number of written Events whose repetitions are counted.
+# How many Events that were written are remembered, to count their repetitions.
 _MAX_REMEMBERED_EVENTS = 64
 
 # An Event that occurs again within this time is only counted. After this time, its new count is written.
@@ -85,11 +85,12 @@ def delete_nodes(
     """Delete the nodes in order. Each node is read again directly before its deletion.
 
     Args:
-        is_still_ours: called with the node as it is now. The node is deleted only if this function returns True.
+        is_still_ours: called with the node as it is now; returns True if this program still owns the node. Any other
+            node is not deleted.
 
     Raises:
-        ApiError: the deletion of a node could not be confirmed. The nodes before this node were deleted, and those
-            after it were not.
+        ApiError: the deletion of a node could not be confirmed. All nodes before this node in `changes` were deleted,
+            and none after it.
     """
     for change in changes:
         node = change.node
@@ -269,7 +270,7 @@ class EventRecorder:
             return
         with suppress(Full):
             self._queue.put_nowait(kubernetes_event)
-        # If no thread can be started, the event is only logged.
+        # If no thread can be started, no Kubernetes Event is written. The log has the event anyway.
         with suppress(RuntimeError):
             if self._thread is None:
                 thread = Thread(target=self._run, name="events", daemon=True)

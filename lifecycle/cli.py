@@ -38,7 +38,7 @@ log = structlog.get_logger()
 
 _PACKAGES = {"cleanup": cleanup, "dns-watch": dns_watch, "prune": prune, "status": status, "inject": inject}
 
-# The longest time that the process waits, before it ends, until the log is written. A pipe can have a slow reader.
+# Before the process ends, it waits at most this time until the log is written. The reader of a pipe can be slow.
 _FLUSH_S = 0.5
 
 
@@ -99,7 +99,7 @@ def _plan(options: argparse.Namespace) -> Report:
 
 def _show_status(options: argparse.Namespace) -> int:
     """Write the state of every workload to standard output, and return the exit status."""
-    from lifecycle.dry_run import status as read_status  # noqa: PLC0415 - see above
+    from lifecycle.dry_run import status as read_status  # noqa: PLC0415 - only status needs these imports
     from lifecycle.status import report as reports  # noqa: PLC0415
 
     report = read_status(_load_settings(StatusSettings, is_logged=False), redact=options.redact)
@@ -110,10 +110,10 @@ def _show_status(options: argparse.Namespace) -> int:
 
 def _show(report: Report, *, as_json: bool) -> int:
     """Write a report to standard output, and return the exit status."""
-    from lifecycle import report as reports  # noqa: PLC0415 - see above
+    from lifecycle import report as reports  # noqa: PLC0415 - only dry runs need this import
 
     text = _json(reports.document(report)) if as_json else reports.text(report, colors=_is_terminal("stdout"))
-    # On a terminal, warnings must appear before the report.
+    # Write the waiting log lines first, so that on a terminal warnings appear before the report.
     flush_logs(_FLUSH_S)
     if not _print(text):
         return EXIT_FAILED
@@ -193,7 +193,8 @@ def _load_settings(command: type[Command], *, is_logged: bool = True) -> Command
 
 class _Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
-        """Add the settings to the help of the program, not to that of a command."""
+        """Return the help text. Only the help of the program lists the settings, not the help of a single command."""
+        # The parser of a command has a name of two words, such as "lifecycle cleanup".
         if " " not in self.prog:
             self.epilog = help_text()
         return super().format_help()
@@ -236,8 +237,8 @@ def _parser() -> argparse.ArgumentParser:
             _add_output(command, default="text")
             command.add_argument("--redact", action="store_true", help="shorten names and addresses")
             continue
-        # The option of the command has no default, because a default would overwrite the option before the command, as
-        # in `lifecycle --dry-run cleanup`.
+        # Here --dry-run has no default. In `lifecycle --dry-run cleanup`, the default of the second parser would
+        # overwrite the option that the first parser has read.
         _add_dry_run(command, default=argparse.SUPPRESS)
         if package is dns_watch:
             command.add_argument(

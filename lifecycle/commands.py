@@ -22,8 +22,8 @@ from lifecycle.wiring.writers import connect_writers, recorded_events
 # The time in which `cleanup` may retry requests to Headscale. If a thousand pods start at the same time, a Headscale
 # server with one core needs ten minutes to answer all of them.
 CLEANUP_RETRY_BUDGET = timedelta(minutes=15)
-# The time in which `prune` may retry requests. It starts again each time that `prune` reads Headscale and Cloudflare.
-# It is short, because `prune` is run daily.
+# The time in which `prune` may retry requests. Each time that `prune` reads Headscale and Cloudflare, it has this time
+# again. The time is short, because `prune` runs daily, so the next run repeats what failed.
 PRUNE_RETRY_BUDGET = timedelta(minutes=2)
 
 
@@ -45,7 +45,7 @@ def cleanup(settings: CleanupSettings, stop: Event) -> None:
 
 def dns_watch(settings: DnsWatchSettings, stop: StopEvent, *, only_once: bool) -> None:
     """Keep the record in sync until `stop` is set, or with `only_once` until the first pass that finds the node."""
-    from lifecycle.clients.interface import InterfaceEvents, interface_addresses  # noqa: PLC0415 - see above
+    from lifecycle.clients.interface import InterfaceEvents, interface_addresses  # noqa: PLC0415 - as above
     from lifecycle.dns_watch.loop import DnsWatch, new_status  # noqa: PLC0415
     from lifecycle.health.server import serve  # noqa: PLC0415
 
@@ -88,7 +88,7 @@ def dns_watch(settings: DnsWatchSettings, stop: StopEvent, *, only_once: bool) -
 
 def prune(settings: PruneSettings, stop: Event, *, name: str | None) -> None:
     """Delete the nodes and records of workloads that no longer exist, or only those of the workload `name`."""
-    from lifecycle.prune.run import Prune  # noqa: PLC0415 - see above
+    from lifecycle.prune.run import Prune  # noqa: PLC0415 - only prune needs this import
 
     with ExitStack() as stack:
         budget = RetryBudget(PRUNE_RETRY_BUDGET)
@@ -99,7 +99,7 @@ def prune(settings: PruneSettings, stop: Event, *, name: str | None) -> None:
 
 def inject(settings: InjectSettings, files: Sequence[str], with_state_secrets: bool) -> str:  # noqa: FBT001 - an option
     """Return manifests with the containers added to the labelled workloads."""
-    from lifecycle.inject.manifests import inject as add_containers  # noqa: PLC0415 - see above
+    from lifecycle.inject.manifests import inject as add_containers  # noqa: PLC0415 - only inject needs these
     from lifecycle.inject.run import read, site_from_settings  # noqa: PLC0415
 
     return add_containers(read(files), site_from_settings(settings), with_state_secrets=with_state_secrets)

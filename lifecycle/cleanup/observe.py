@@ -47,7 +47,7 @@ def observe(
 
     Raises:
         ApiError: Headscale or the state Secret could not be read, after all retries.
-        UserError: our Headscale user cannot be determined.
+        UserError: it cannot be determined which Headscale user owns the pod's node.
     """
     timeout_s = settings.http_timeout.total_seconds()
     deadline = monotonic() + timeout_s
@@ -56,7 +56,8 @@ def observe(
         with time_budget(timeout_s):
             return tuple(cloudflare.records(settings.record_name, comment=settings.workload_mark))
 
-    # Cloudflare's token is read from a file. The read can block, and no time budget limits it, so a thread does it.
+    # A thread reads Cloudflare, because its token can be in a file: reading a file can block, and no time budget limits
+    # that.
     reading = in_background(read_records, name="zone")
     detection = in_background(headscale.detect_version, name="version")
     try:
@@ -66,7 +67,7 @@ def observe(
         # If the server is not Headscale or has an unsupported release, `version` raises an error that says so.
         headscale.version()
         raise
-    # Wait for the end of the detection. If it failed, `version` detects the version again.
+    # Wait for the end of the detection in the background. If the detection failed, `version` repeats it.
     detection.exception()
     version = headscale.version()
     state = saved_state(read_state()) if read_state is not None else None
@@ -82,7 +83,7 @@ def observe(
 
 
 def saved_state(values: Mapping[str, bytes] | None) -> SavedState | None:
-    """Parse the values of tailscale's state Secret; None stays None."""
+    """Parse the values of tailscale's state Secret; None if the Secret does not exist."""
     if values is None:
         return None
     # `device_id` is the node's id in Headscale. `device_ips` is not used: they may be addresses of an earlier pod.

@@ -1,4 +1,7 @@
-"""Pure functions that decide what cleanup changes."""
+"""Pure functions that decide what cleanup changes.
+
+Nodes and records are ours if this workload may change them (`NodeIdentity.owns_node`, `RecordIdentity.owns_record`).
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ class CleanupConfig:
     """The settings that the plan depends on.
 
     Attributes:
-        tags: tags of our pre-auth keys.
+        tags: the tags of the pre-auth keys that this program creates.
         main_identity: criteria for owning a record at the main name, which is the hostname.
         further_identities: criteria for owning a record at each further name (DNS_ALIASES and DNS_SHARED_NAMES).
         key_spec: returns the properties of the pre-auth key to create for a user.
-        keep_node: keep the node that the state Secret names.
+        keep_node: keep the node whose id is in tailscale's state Secret.
         leave_one_record: keep one stale record of each type, so that the name continues to resolve.
     """
 
@@ -57,11 +60,11 @@ class Observation:
 
     Attributes:
         version: Headscale's version.
-        user: the owner of our nodes and keys.
+        user: the Headscale user that owns our nodes and keys.
         nodes: all nodes in Headscale.
         records: all records at the main name, and our records at further names; None if they could not be read.
         records_error: why the records could not be read.
-        state: what tailscale saved; None if the state Secret does not exist or is not needed.
+        state: what tailscale saved in its state Secret; None if the Secret does not exist or is not needed.
     """
 
     version: str
@@ -74,18 +77,19 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class NoKeptNode:
-    """The reason why no node is kept although NODE_POLICY is `keep`. In this case, every node of ours is deleted."""
+    """The reason why no node is kept although NODE_POLICY is `keep`. In this case, all our nodes are deleted."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What cleanup changes, in this order.
+    """What cleanup changes. It deletes the nodes first, then creates the key, and then deletes the records.
 
     Attributes:
-        records: the stale records. Directly before their deletion, they are planned again from a new list of nodes.
-        kept: the kept node, or the reason why there is none; None unless NODE_POLICY=keep.
+        records: the stale records. Directly before the deletion, the stale records are determined again from a new list
+            of nodes.
+        kept: the node that NODE_POLICY=keep preserves, or the reason why there is none; None with another NODE_POLICY.
         foreign: the nodes that have our hostname but are not ours. They are not changed.
     """
 
@@ -149,7 +153,7 @@ def find_kept_node(
     if node is None:
         return NoKeptNode(f"Headscale has no node {state.node_id}")
     if state.machine_key not in (None, node.machine_key):
-        # Headscale assigns an id again after its database was restored from a backup.
+        # After its database was restored from a backup, Headscale can assign the id of this pod's node to another node.
         return NoKeptNode(f"node {node.id} is another machine's: its machine key is not the one in the Secret")
     reason = _why_not_kept(node, node_identity=node_identity, version=version, now=now)
     return NoKeptNode(f"node {node.id} {reason}") if reason else node
@@ -204,14 +208,17 @@ def refuse_taken_name(records: Iterable[Record], *, record_identity: RecordIdent
 def plan_records(
     records: Iterable[Record], nodes: Iterable[Node], *, config: CleanupConfig, user: User
 ) -> list[DeleteRecord]:
-    """Find our stale records. A record is stale if no node of ours has its address, or if its name was removed.
+    """Find our stale records.
+
+    A record is stale if none of our nodes has its address, or if its name was removed from DNS_ALIASES or
+    DNS_SHARED_NAMES.
 
     With `leave_one_record`, one stale record of each type is kept, and dns-watch updates it. A record whose address
     belongs to a node that is not ours is never kept.
 
     Args:
         nodes: every node in Headscale that is not deleted.
-        user: the owner of our nodes.
+        user: the Headscale user that owns our nodes.
     """
     records = sorted(records, key=lambda record: record.id)
     node_identity = config.node_identity(user)
@@ -222,7 +229,7 @@ def plan_records(
     changes = []
     for record_identity in (config.main_identity, *config.further_identities):
         ours = [record for record in records if record_identity.owns_record(record)]
-        # A name needs no stale record to resolve if it has a valid one. A shared name has the records of other pods.
+        # If a name has a valid record, it resolves without a stale record. A shared name resolves to other pods anyway.
         resolving = {record.type for record in ours if record.address in our_addresses}
         may_leave_one = config.leave_one_record and record_identity.kind is not NameKind.SHARED
         for record in ours:

@@ -30,7 +30,7 @@ class Cleanup:
 
     Attributes:
         now: returns the current time in UTC, with its time zone.
-        stop: is set by SIGTERM and SIGINT. No further step starts after that.
+        stop: set by SIGTERM and SIGINT. When it is set, no further step starts.
         read_state: reads tailscale's state Secret; None unless NODE_POLICY=keep.
     """
 

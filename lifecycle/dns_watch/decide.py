@@ -1,7 +1,7 @@
 """Pure functions that decide what dns-watch does next.
 
 `decide` returns the changes to make, from the state after the last pass and a new observation. `conclude` returns the
-next state, from the result of these changes. Neither reads a clock, sends a request or logs.
+next state, from the result of these changes. Neither function reads a clock, sends a request or logs.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def conclude(
         return _after_headscale_failure(state, applied.key_error, config, now)
     done = replace(decision, changes=(), events=(), failures=())
     if not decision.changes or decision.failures:
-        # `decide` has set the wait already.
+        # There is no result to consider: `decide` has already chosen the next state and the wait.
         return done
     events: tuple[Event, ...] = ()
     failures: tuple[Failure, ...] = ()
@@ -162,7 +162,7 @@ def _with_api_key_expiry(state: State, observation: Observation, now: Moment) ->
             events = (debug("api_key.unreadable", error=str(observation.api_key.error)),)
         else:
             state = replace(state, api_key_expires_at=observation.api_key.expires_at)
-            # An API key that expires soon may soon be replaced.
+            # If the API key expires soon, an operator may replace it. Then the warnings should end within an hour.
             wait_s = _HOUR_S if expires_soon(observation.api_key.expires_at, now.utc) else _DAY_S
         state = replace(state, api_keys_due_s=now.monotonic_s + add_jitter(wait_s, now.jitter))
     expiring = api_key_warning(state.api_key_expires_at, now.utc)

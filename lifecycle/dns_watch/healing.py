@@ -18,10 +18,12 @@ from lifecycle.domain.model import KeyMetadata, PreAuthKey, User
 CONFIRMING_OBSERVATIONS = 3
 CONFIRMING_S = 60.0
 
-# The number of seconds if Headscale lists no nodes at all. It may use another database while its own is restored.
+# If Headscale lists no nodes at all, a loss is confirmed only after this many seconds, because Headscale may use an
+# empty database while its database is restored.
 EMPTY_LIST_CONFIRMING_S = 300.0
 
-# The interval between checks whether a fresh key is needed. It doubles with each fresh key.
+# The first and the longest interval between checks whether a fresh key is needed. The interval doubles with each fresh
+# key.
 _FIRST_PAUSE_S = 60.0
 _MAX_PAUSE_S = 3600.0
 
@@ -45,7 +47,8 @@ def count_loss(heal: HealState, loss: Loss, *, is_superseded: bool, now: Moment)
         count = LossCount(*evidence, observations=0, since_s=now.monotonic_s)
     heal = replace(heal, loss_count=replace(count, observations=count.observations + 1))
     confirmed = _is_confirmed(heal, now)
-    # A later pod supersedes this pod immediately. That there is no later pod any more has to be confirmed, like a loss.
+    # A later pod supersedes this pod immediately. If the later pod is gone, that counts only after it was confirmed, as
+    # with a loss.
     if is_superseded or confirmed:
         heal = replace(heal, is_superseded=is_superseded)
     if confirmed and loss.kind is not LossKind.UNREGISTERED:
@@ -54,9 +57,10 @@ def count_loss(heal: HealState, loss: Loss, *, is_superseded: bool, now: Moment)
 
 
 def is_key_check_due(heal: HealState, state: State, now: Moment) -> bool:
-    """Return True if the key in the file has to be compared with Headscale's list.
+    """Return True if the key in the key file has to be compared with Headscale's list of keys.
 
-    While a restart helps, the key is checked in each pass, because a restart no longer helps once a node used the key.
+    While a restart helps, the key is checked in each pass, because a restart no longer helps once a node has used
+    the key.
     """
     if heal.loss_count is None or heal.loss_count.is_superseded:
         return False
@@ -68,7 +72,7 @@ def restart_helps(heal: HealState, state: State, now: Moment) -> bool:
 
     The loss has to be confirmed and current, no later pod may have the name, and a fresh key has to be in the key file.
     If the VPN interface changed within the last minute, a restart may be in progress, and another one does not help. A
-    restart never helps if the node is stranded: its id is unknown, so Headscale cannot confirm that it is gone.
+    restart never helps after LossKind.STRANDED: the node's id is unknown, so Headscale cannot confirm that it is gone.
     """
     return (
         heal.loss_count is not None
@@ -102,7 +106,7 @@ def heal_loss(
     Args:
         heal: the result of `count_loss`.
         state: what was remembered before this pass.
-        key_check: the comparison of the key in the file with Headscale's list; None if it was not due.
+        key_check: the result of comparing the key in the key file with Headscale's list; None if no check was due.
 
     Returns:
         What to remember, what to log, and the key to create, which is None if no key is needed or due.
@@ -130,7 +134,8 @@ def heal_loss(
     key = key_check.key
     is_usable = key is not None and key.is_usable(now.utc)
     if is_usable and key_check.is_in_file:
-        # If a pod has a VPN address and its key is unused, tailscale may be registered at another Headscale server.
+        # Tailscale has a VPN address, but has not used this key. It may be registered at another Headscale server,
+        # where the key is not valid.
         may_use_other_server = loss.kind is LossKind.STRANDED and heal.key is None
         return replace(heal, key=None if may_use_other_server else key), events, None
     heal = replace(heal, key=None)
@@ -147,7 +152,8 @@ def heal_loss(
         # An expired node keeps its id and machine key when it registers again.
         kept_node_id=loss.node_id or metadata.kept_node_id,
         kept_machine_key=known.machine_key if known else metadata.kept_machine_key,
-        # After a process was killed between its writes of the metadata and of the key, a usable key can be in no file.
+        # If a process was killed after it had written the metadata and before it wrote the key, a usable key exists
+        # that is in no file.
         replaces=key if is_usable else None,
     )
     return heal, events, change

@@ -108,7 +108,8 @@ class DnsWatch:
         try:
             write_restart_marker(key_id, self._writers.key_file)
         except KeyFileError as error:
-            # The volume may be read-only in this container. Then no fresh key can be written, and no marker is needed.
+            # The volume of the key file may be read-only in this container. Then no fresh key can be written here, so
+            # no restart marker is needed.
             log.debug("restart.marker_failed", error=str(error))
         self.status.state, self.status.restart_helps = self.state, key_id is not None
         self.status.poll_interval_s = poll_interval_s(self.state, config)
@@ -142,7 +143,8 @@ class DnsWatch:
                     except (ApiError, KeyFileError) as error:
                         key_error = error
                 case WriteKeyMetadata():
-                    # If the volume is read-only in this container, the metadata stays as cleanup wrote it.
+                    # If the volume of the key file is read-only in this container, the metadata stays as cleanup wrote
+                    # it.
                     with suppress(KeyFileError):
                         write_metadata(change, self._writers.key_file)
         return ApplyResult(key, key_error, self._change_records(changes))
@@ -150,8 +152,9 @@ class DnsWatch:
     def _change_records(self, changes: tuple[Change, ...]) -> ApiError | None:
         """Make the record changes, in one transaction for each name, and return the first failure.
 
-        If Cloudflare refuses the changes at one name, those at the other names are still made, except at its aliases,
-        which could point to another owner's record. After any other failure, no further changes are made.
+        If Cloudflare refuses the changes at one name, the changes at the other names are still made. Only the
+        aliases of the refused name are left out, because they could point to another owner's record. After any other
+        failure, no further changes are made.
         """
         names: dict[str, list[RecordChange]] = {}
         for change in changes:

@@ -1,4 +1,8 @@
-"""Pure functions that find this pod's node among the nodes of Headscale, or why it is missing."""
+"""Pure functions that find this pod's node among the nodes of Headscale, or the reason why it is missing.
+
+A node is ours if this workload owns it (`NodeIdentity.owns_node`). The key metadata is the file beside the key file
+that identifies the key of this pod and, once known, its node.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,7 @@ class Hints:
         return KnownNode(self.metadata.kept_node_id, self.metadata.kept_machine_key)
 
     def metadata_identifies(self, node: Node) -> bool:
-        """Return True if the node is this pod's according to the key metadata."""
+        """Return True if this pod's key metadata names the node, or names the key that the node registered with."""
         return (self.named_node is not None and self.named_node.is_same(node)) or self.used_our_key(node)
 
     def used_our_key(self, node: Node) -> bool:
@@ -49,7 +53,7 @@ def choose_node(
     """Find this pod's node by its VPN address.
 
     If the pod has no VPN interface, find the node by the key metadata. If the metadata names neither a node nor a
-    key, this pod's node is the only node of ours that is online.
+    key, and exactly one of our nodes is online, this node is chosen.
     """
     ordered = sorted(nodes, key=lambda node: node.sequence)
     ours = [node for node in ordered if node_identity.owns_node(node) and not node.is_expired(now)]
@@ -75,12 +79,12 @@ def find_loss(
     """Return the loss because of which `choose_node` found no node; None if the node may not be lost.
 
     Args:
-        own: this pod's node when it was last known; None = never.
+        own: this pod's node when it was last found, or else the node that the key metadata names; None = unknown.
         is_gone: Headscale itself reports that this node does not exist, or another machine has its id.
         is_superseded: a later pod of this workload had the name when nodes were last listed.
     """
     # An empty list can be wrong, so it counts only if Headscale also reports that this pod's node does not exist. If a
-    # later pod had the name, it never counts, because there is no such report about the node of the later pod.
+    # later pod had the name, an empty list never counts, because Headscale was not asked about the later pod's node.
     if not nodes and (not is_gone or is_superseded):
         return None
     interface = set(hints.interface or ())
@@ -97,7 +101,7 @@ def find_loss(
         return None
     valid = [node for node in ours if not node.is_expired(now)]
     if interface:
-        # An unexpired node of ours without this address may belong to a later pod.
+        # One of our unexpired nodes that has another address may belong to a later pod.
         is_taken = any(interface & set(node.addresses) for node in nodes)
         return None if valid or is_taken else Loss(LossKind.STRANDED)
     return Loss(LossKind.UNREGISTERED) if all(hints.metadata_identifies(node) for node in valid) else None

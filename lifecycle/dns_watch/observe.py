@@ -1,4 +1,8 @@
-"""Read everything that dns-watch needs for a decision. Nothing is changed."""
+"""Read everything that dns-watch needs for a decision. Nothing is changed.
+
+Our names are the main name (the hostname) and the further names (DNS_ALIASES and DNS_SHARED_NAMES). A successor is a
+node of a later pod of the same workload. The known node is this pod's node as it was last found.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +95,8 @@ def observe(
         return observation
     now = clock()
     if state.is_registered:
-        # These values are only reported. Reading them before the node is registered would delay the record.
+        # The version and the expiry of the API key are only reported. Reading them before the node is registered would
+        # delay the record.
         with suppress(ApiError):
             observation = replace(observation, version=sources.headscale.version())
         if now.monotonic_s >= state.api_keys_due_s:
@@ -130,8 +135,8 @@ def _look_up_known(
     """Read the known node by its id. Once a day all nodes are listed instead, to count them.
 
     Returns:
-        The observation, or None if the node does not belong to this pod any more; and whether the node is proved to be
-        gone.
+        The observation, or None if the node does not belong to this pod any more; and True if Headscale has proved that
+        the node is gone.
     """
     interface, started_s = state.interface, clock().monotonic_s
     node, is_gone, fleet_size = None, False, None
@@ -157,7 +162,7 @@ def _look_up_in_list(
     """Find this pod's node in the list of all nodes, or the reason why it is missing.
 
     Args:
-        is_gone: the node that was last known is proved to be gone.
+        is_gone: Headscale has proved that the known node is gone.
 
     Raises:
         ApiError: Headscale could not be read.
@@ -189,8 +194,8 @@ def _look_up_in_list(
     )
     successor = None
     if loss is not None and loss.node_id is not None and loss.kind in (LossKind.GONE, LossKind.EXPIRED):
-        # A node that registered with this pod's own key does not belong to a later pod, although the interface does not
-        # have its address yet.
+        # A node that registered with this pod's own key does not belong to a later pod, even if this pod's interface
+        # does not have the node's address yet.
         later = successors(nodes, node_id=loss.node_id, node_identity=node_identity, now=now.utc)
         successor = next((node for node in reversed(later) if not hints.metadata_identifies(node)), None)
     return Observation(interface, Unregistered(choice.reason, loss, successor), node_identity, metadata)
@@ -200,8 +205,8 @@ def _read_known(headscale: HeadscaleReader, known: KnownNode) -> tuple[Node | No
     """Read a node by its id.
 
     Returns:
-        The node, or None if it is not the known one; and whether the known node is proved to be gone. This is so if
-        Headscale reports that it does not exist, or assigned its id to another machine after a restore of its database.
+        The node, or None if the known node is gone; and True if it is gone. The known node is gone if Headscale reports
+        that it does not exist, or has assigned its id to another machine after a restore of Headscale's database.
     """
     try:
         node = headscale.node(known.id)
@@ -220,14 +225,14 @@ def _read_metadata(key_file: KeyFileReader, *, is_needed: bool) -> KeyMetadata |
     try:
         return key_file.read_metadata()
     except KeyFileError:
-        # With a VPN interface, the metadata is not needed to identify our node.
+        # If the pod has a VPN interface, its address identifies the node, so the metadata is not needed.
         if is_needed:
             raise
         return None
 
 
 def _check_key(sources: Sources, user: User) -> tuple[KeyMetadata | None, KeyCheck | FailedRead]:
-    """Compare the key in the file with Headscale's list."""
+    """Compare the key in the key file with Headscale's list of keys."""
     try:
         metadata = sources.key_file.read_metadata()
         if metadata is None or metadata.pre_auth_key_id is None:
@@ -244,7 +249,7 @@ def _check_key(sources: Sources, user: User) -> tuple[KeyMetadata | None, KeyChe
 def _read_records(
     state: State, node: Node, sources: Sources, *, node_identity: NodeIdentity, config: WatchConfig, now: Moment
 ) -> RecordsRead | FailedRead | None:
-    """Read the records at our names if they are due, and the nodes of later pods if one of them may have a record."""
+    """Read the records at our names if a read is due, and the successors if one of them may have written a record."""
     specs = desired_records(node, state.interface, config)
     if not specs or not records_are_due(state, node, specs, now):
         return None
@@ -252,7 +257,8 @@ def _read_records(
         records = _read_names(sources.cloudflare, node, specs, config)
         apex = None
         if any(record.type == "NS" for record in records):
-            # If the token may not read the zone, its name is unknown, and NS records are treated as foreign.
+            # If the token may not read the zone, the zone's name is unknown. NS records then prevent changes at their
+            # name, although they are normal at the zone's own name.
             with suppress(AuthError):
                 apex = sources.cloudflare.zone_name()
         later: list[Node] = []

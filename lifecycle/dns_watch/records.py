@@ -191,7 +191,8 @@ def _plan_type(ours: Sequence[Record], spec: RecordSpec | None, record_identity:
     if not ours:
         return [CreateRecord(spec, reason="no record exists")]
 
-    # If two pods run at the same time, both must keep the same record. So the order must not depend on the pod.
+    # If two pods of a workload run at the same time, both must keep the same record, so the order must not depend on
+    # the pod.
     def rank(record: Record) -> tuple[bool, bool, str]:
         return not spec.has_content_of(record), not record_identity.is_marked(record), record.id
 
@@ -245,7 +246,7 @@ def decide_records(
     if not plan.changes:
         verified = with_verified(state.records, specs, config, now, in_the_way=plan.in_the_way)
         return Decision(replace(state, records=verified), events=events)
-    # Clear `compared_specs`, so that the records are read again unless the change is confirmed.
+    # Clear `compared_specs`, so that the records are read again unless `conclude` learns that the change was made.
     pending = replace(state.records, compared_specs=None)
     state = replace(state, records=with_problem(pending, "the record is out of sync and has not been updated yet"))
     return Decision(state, plan.changes, events=events, in_the_way=plan.in_the_way)
@@ -302,12 +303,12 @@ def with_problem(records: RecordState, reason: str) -> RecordState:
 
 
 def with_failure_reason(records: RecordState, failure: ApiError) -> RecordState:
-    """Remember the failure as the reason why the records are out of sync, if they are."""
+    """If the records are out of sync, remember the failure as the reason."""
     return records if records.in_sync else replace(records, reason=str(failure))
 
 
 def with_cloudflare_failure(state: State, failure: ApiError, config: WatchConfig, now: Moment) -> tuple[State, Failure]:
-    """Remember a failure of Cloudflare, and when the next request to it may be sent."""
+    """Remember a failure of Cloudflare, and when the next request to Cloudflare may be sent."""
     failures = state.records.failures + 1
     max_s = config.verify_interval.total_seconds()
     wait_s = backoff_s(failures, max_s=max_s, jitter=now.jitter, error=failure)
@@ -321,7 +322,7 @@ def with_cloudflare_failure(state: State, failure: ApiError, config: WatchConfig
 
 
 def with_successor(state: State, successor: Node | None) -> tuple[State, tuple[Event, ...]]:
-    """Remember the successor because of which this pod changes no record, and log a change of it."""
+    """Remember the successor because of which this pod changes no record, and report if the successor has changed."""
     successor_id = successor.id if successor else None
     if successor_id == state.superseded_by:
         return state, ()

@@ -20,12 +20,13 @@ _DAY_S = 86_400.0
 SLOWEST_POLL_S = 300.0
 """The longest interval between polls of a registered node, unless POLL_INTERVAL is longer."""
 
-# The poll interval is at least this, times the number of nodes in Headscale. So all pods together send at most 3.3
-# requests per second. Headscale checks the API key of each request with bcrypt, which takes about 60 ms of a core.
+# The poll interval is at least this value multiplied by the number of nodes that registered with a pre-auth key, as
+# pods do. So all pods together send at most 1 / 0.3 = 3.3 requests per second. Headscale checks the API key of each
+# request with bcrypt, which takes about 60 ms of a core.
 _POLL_S_PER_NODE = 0.3
 
-# The poll interval is at least this, times the seconds that Headscale takes to respond. If Headscale takes 0.5 s, the
-# result is 30 s, which is the default of POLL_INTERVAL.
+# The poll interval is at least this value multiplied by the seconds that Headscale takes to respond. For example, 0.5 s
+# gives 30 s, which is the default of POLL_INTERVAL.
 _POLL_S_PER_RESPONSE_S = 60.0
 
 # The weight of a new duration in the moving average is 1 / _SMOOTHING.
@@ -33,12 +34,12 @@ _SMOOTHING = 4
 
 _SERVICE_UNAVAILABLE = 503
 
-# A pass starts this much after the records are due. Just before that time, it would read only the node.
+# A pass starts this much after the records are due. A pass that starts just before they are due would not read them.
 _MARGIN_S = 0.001
 
 
 def with_interface(state: State, interface: Interface, now: Moment) -> State:
-    """Remember the VPN interface. If it has changed, lookups become frequent again."""
+    """Remember the VPN interface. After its addresses have changed, lookups become frequent again."""
     if interface is not None:
         state = replace(state, interface_seen_s=now.monotonic_s)
     if interface == state.interface:
@@ -71,7 +72,7 @@ def records_for(state: State, node: Node) -> RecordState:
 
 
 def is_outdated(records: RecordState, specs: Sequence[RecordSpec], now: Moment) -> bool:
-    """Return True if the records have to be compared with these specs, for the first time or again."""
+    """Return True if the existing records have to be compared with these desired records, even if they were already."""
     return tuple(specs) != records.compared_specs or now.monotonic_s >= records.verify_at_s
 
 

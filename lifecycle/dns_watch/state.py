@@ -164,8 +164,8 @@ class RecordsRead:
     """The records at our names that a decision needs.
 
     Attributes:
-        records: all records at the main name, and our records at the further names. If those at a further name are
-            not as desired, all records at this name.
+        records: all records at the main name, and our records at the further names. If our records at a further name
+            are not as desired, all records at this further name are included.
         apex: the zone's own name; None if it is not known.
         successors: nodes of later pods; empty if all our records have addresses of this pod's node.
     """
@@ -180,10 +180,10 @@ class Observation:
     """Everything that one pass read. A value that was not read is None.
 
     Attributes:
-        node_identity: criteria for owning a node; None also if our Headscale user is unknown.
+        node_identity: criteria for owning a node; None also if it is unknown which Headscale user owns our nodes.
         metadata: the key metadata; None also if its file does not exist.
         version: Headscale's version; "" if it could not be read.
-        response_s: duration of a successful read of the node by its id; None if it was not read by its id.
+        response_s: duration of a successful read of the node by its id; None if the node was found in a list.
         fleet_size: the number of nodes in Headscale that registered with a pre-auth key.
     """
 
@@ -220,7 +220,8 @@ class LossCount:
 
     Attributes:
         is_superseded: a later pod has the name.
-        since_s: the monotonic time of the first of these observations.
+        is_list_empty: Headscale lists no nodes at all.
+        since_s: the monotonic time of the first observation that was counted.
     """
 
     kind: LossKind
@@ -262,10 +263,10 @@ class RecordState:
         verify_at_s: time of the next read if nothing changes.
         not_before_s: time of the next request to Cloudflare after a failure.
         failures: consecutive failures of Cloudflare.
-        in_sync: the records were right when they were last read.
-        reason: why the records are not in sync; "" if they are.
+        in_sync: the records were as desired when they were last read.
+        reason: why the records are not in sync; "" if they are in sync.
         addresses: the addresses that were published last.
-        verified_at_s: time when the records were last right; None = never.
+        verified_at_s: time of the last read that found the records as desired; None = never.
     """
 
     compared_specs: tuple[RecordSpec, ...] | None = None
@@ -296,8 +297,9 @@ class State:
         idle_polls: consecutive polls after which nothing was changed or reported.
         response_s: duration of a read of the node by its id, as a moving average.
         fleet_size: the number of nodes that registered with a pre-auth key, when all nodes were last listed.
-        fleet_count_due_s: time when these nodes are counted next; 0 = they were not counted yet.
-        assumed_user: the only user of Headscale, which is used without HEADSCALE_USER; "" until this was reported.
+        fleet_count_due_s: time when `fleet_size` is updated next; 0 = the nodes were not counted yet.
+        assumed_user: the only user of Headscale, which owns our nodes if HEADSCALE_USER is not set; "" until the log
+            has reported this user.
         reported_problem: the identification problem that was reported last.
     """
 

@@ -15,19 +15,19 @@ from lifecycle.dns_watch.state import State
 UPSTREAMS = ("Headscale", "Cloudflare")
 """The upstreams that dns-watch sends requests to."""
 
-# Requests to Headscale can be routed through the Kubernetes API, which can fail on its own.
+# With HEADSCALE_ACCESS=exec, requests to Headscale go through the Kubernetes API, which can fail while Headscale works.
 _ALL_UPSTREAMS = (*UPSTREAMS, "Kubernetes")
 
 _OUTCOMES = ("ok", "no_answer", "throttled", "server_error", "refused")
 
-# The loop counts as dead after this many of its longest intervals without progress. A record that was right when it was
-# last read counts as right for this many VERIFY_INTERVALs.
+# The loop counts as dead if it makes no progress for this many times its longest interval. A record that was right when
+# it was last read counts as right for this many times VERIFY_INTERVAL.
 _TOLERATED_INTERVALS = 3
 
 
 @dataclass(slots=True)
 class Status:
-    """The state after the last pass, and counters since the start. No decision reads it.
+    """The state after the last pass, and counters since the start. They are only reported; no decision depends on them.
 
     Attributes:
         longest_interval: the longest wait between two passes.
@@ -100,7 +100,7 @@ class Status:
 
     @property
     def ready(self) -> bool:
-        """Return True if the record was right when it was last read, and that is recent."""
+        """Return True if the record was right when it was last read, and this read is recent."""
         return self.state.records.in_sync and not self._is_outdated
 
     @property

@@ -1,4 +1,4 @@
-"""The changes that this program can make. Each has a reason, which is logged."""
+"""The changes that this program can make. Each change has a reason, which is logged."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class DeleteRecord:
 class WriteFreshKey:
     """Create a pre-auth key, and write it to the key file in place of the previous key.
 
-    The attributes `kept_…` are written to the metadata file beside the key file.
+    The id and machine key of the kept node are written to the metadata file beside the key file.
 
     Attributes:
         kept_node_id: the id of the node that this pod is expected to use again; None if it is unknown.

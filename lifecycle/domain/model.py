@@ -1,4 +1,4 @@
-"""Values for the objects of the upstreams: users, nodes, pre-auth keys and DNS records."""
+"""Values for Headscale's users, nodes and pre-auth keys, and for Cloudflare's DNS records."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ IpAddress: TypeAlias = IPv4Address | IPv6Address
 
 DecimalId: TypeAlias = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,19}$")]
 
-# Headscale's database can round the creation time of a key. It then differs from the time in the response that created
-# the key.
+# Headscale's database can round the creation time of a key. The time in a list of keys then differs from the time in
+# the response to the request that created the key.
 _TIME_TOLERANCE = timedelta(seconds=1)
 
 
@@ -50,7 +50,7 @@ class User:
         return self.name or self.email or f"id {self.id}"
 
     def is_same(self, other: User) -> bool:
-        """Return True if both values are the same user. Ids are compared if both have one, else names."""
+        """Return True if both are the same user. Their ids are compared if both users have one, else their names."""
         if self.id is not None and other.id is not None:
             return self.id == other.id
         return self.name == other.name
@@ -120,7 +120,7 @@ class KeyMetadata:
         kept_node_id: the id of this pod's last known node. With NODE_POLICY=keep, the pod uses this node again.
         kept_machine_key: the machine key of the node `kept_node_id`.
         key_sha256: the digest of the key; None if unknown. The metadata file is written first, so the digest shows
-            whether the key file was then written, too.
+            whether the key file was written after it.
         key_created_at: when Headscale created the key; None if unknown.
     """
 
@@ -182,7 +182,7 @@ class Node:
 
     @property
     def owner(self) -> User | None:
-        """The user of the node, or else the user of its key; None if neither has one.
+        """The user of the node, or else the user of the key that the node registered with; None if neither exists.
 
         The node's own user comes first, because an administrator can move a node to another user.
         """
@@ -209,7 +209,7 @@ class Record:
         content: an address in text form for A and AAAA, a name for CNAME.
         ttl_s: the time to live in seconds; 1 = automatic.
         comment: "" if there is none.
-        read_only: another Cloudflare product manages it, such as a Workers custom domain.
+        read_only: another Cloudflare product manages the record, such as a Workers custom domain.
     """
 
     id: str

@@ -23,26 +23,27 @@ MANAGED_TYPES = ADDRESS_TYPES | {"CNAME"}
 
 WILDCARD = "*."
 
-# The mark of a record is the comment that shows who owns it. Every mark starts with this text, for all owners (settings
-# DNS_OWNER) and in every version of this program.
+# The mark of a record is the comment in Cloudflare that shows who owns the record. Every mark starts with this text,
+# for every owner (setting DNS_OWNER) and in every version of this program.
 _MARK_PREFIX = "tailscale-lifecycle/"
 
-# A mark as returned by `workload_mark`: the program with its version, the owner, and the main name.
+# A mark as returned by `workload_mark`, such as "tailscale-lifecycle/1 services grafana.example.com": the program with
+# the version of the mark's format, the owner, and the main name.
 _WORKLOAD_MARK = re.compile(r"\S+ \S+ ([a-z0-9-]+(?:\.[a-z0-9-]+)+)", re.ASCII)
 
 _ID_SELECTOR = "id:"
 
 
 def mark_of(owner: str) -> str:
-    """Return the mark of an owner: the comment of its records at main names. It is ASCII, and case is significant."""
+    """Return the mark of an owner: the comment of the owner's records at main names. Upper and lower case differ."""
     return f"{_MARK_PREFIX}1 {owner}"
 
 
 def workload_mark(mark: str, main_name: str) -> str:
     """Return the mark of a workload's records at its further names.
 
-    The mark contains the main name, because two workloads of one owner can be configured with the same further name. It
-    prevents each workload from changing the records of the other.
+    The mark contains the main name, because two workloads of one owner can be configured with the same further name.
+    The different marks prevent each workload from changing the other's records.
     """
     return f"{mark} {main_name}"
 
@@ -135,7 +136,7 @@ def _describe_user(user: User) -> str:
 class NodeIdentity:
     """Criteria for owning a node: it has our hostname, a pre-auth key registered it, and it belongs to our user.
 
-    A node without a user needs a tag of our pre-auth keys instead.
+    Instead of belonging to our user, a node that has no user must have a tag of our pre-auth keys (AUTHKEY_TAGS).
     """
 
     hostname: str

@@ -18,7 +18,7 @@ class PruneConfig:
     Attributes:
         name: the only workload to remove, even if it is running; None = every workload that is gone.
         domain: is appended to a hostname without a dot.
-        mark: the comment of our records at main names. At further names, the comment also has the main name.
+        mark: the comment that identifies our records at main names. At further names, the main name is added to it.
         min_offline: a node counts as gone if it has been offline for longer than this.
         max_workloads: the largest number of workloads that one run may remove.
     """
@@ -33,7 +33,7 @@ class PruneConfig:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What was read: the owner of our nodes, all nodes in Headscale, and our records in the zone."""
+    """What was read: the user that owns our nodes, all nodes in Headscale, and our records in the zone."""
 
     user: User
     nodes: tuple[Node, ...]

@@ -64,7 +64,7 @@ SECRET_FOLDER = Path("/run/secrets/lifecycle")
 
 SECRETS = ("CLOUDFLARE_API_TOKEN", "HEADSCALE_API_KEY")
 
-# These values replace required settings that are invalid, so that the other settings can still be checked.
+# If a required setting is invalid, the value here replaces it, so that the other settings can still be checked.
 PLACEHOLDER_DOMAIN = "domain.invalid"
 PLACEHOLDERS = {"DOMAIN_NAME": PLACEHOLDER_DOMAIN, "LOGIN_SERVER": f"https://{PLACEHOLDER_DOMAIN}"}
 
@@ -84,11 +84,11 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         alias_generator=str.upper,
-        # Pydantic then builds only the class that is used, which saves time and memory.
+        # With this option, Pydantic builds only the class that is used, which saves time and memory.
         defer_build=True,
         extra="ignore",
         frozen=True,
-        # Without this, an error about one value also prints the secrets.
+        # Without this option, Pydantic's error about one setting can also print other settings, including secrets.
         hide_input_in_errors=True,
         validate_default=False,
     )
@@ -215,7 +215,7 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level to log")
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else json")
-    # Not a setting: the kubelet sets it, usually to the pod's name.
+    # HOSTNAME is not a setting: the kubelet sets this variable, usually to the pod's name.
     hostname: str | None = Field(None, exclude=True)
 
     def problems(self) -> Iterable[str]:
@@ -582,7 +582,7 @@ class DryRunSettings(CleanupSettings, DnsWatchSettings):
 
 
 class InjectSettings(CleanupSettings, DnsWatchSettings):
-    """Settings of `inject`: its own, and those that it passes to cleanup and dns-watch."""
+    """Settings of `inject`, which include the settings that `inject` passes to cleanup and dns-watch."""
 
     login_server: Url = Field(description="required; Headscale's https URL for the tailscale containers")
     lifecycle_image: str = Field(
@@ -593,7 +593,7 @@ class InjectSettings(CleanupSettings, DnsWatchSettings):
         min_length=1,
         description="image of the tailscale container",
     )
-    # In the other commands, these files have to exist. Here they need not, because they are in the pod.
+    # For the other commands, these files have to exist. `inject` does not check that, because the files are in the pod.
     cloudflare_api_token_file: FilePath | None = None
     headscale_api_key_file: FilePath | None = None
     headscale_ca_file: FilePath | None = None

@@ -46,7 +46,7 @@ class StatusConfig:
 
     Attributes:
         domain: is appended to a hostname without a dot.
-        mark: the comment of our records at main names. At further names, the comment also has the main name.
+        mark: the comment that identifies our records at main names. At further names, the main name is added to it.
         ipv6: AAAA records are managed.
     """
 
@@ -85,7 +85,7 @@ class Row:
     Attributes:
         name: the full name of the records. If pods share a name, several rows have it.
         records: our records at this name.
-        node: the node of ours to which the name belongs; None if there is none, or if it is unknown.
+        node: our node to which the name belongs; None if there is none, or if it is unknown.
         in_the_way: the foreign nodes or records with this name, as text; "" if there are none.
         advice: what the operator has to do; "" = nothing.
     """
@@ -251,7 +251,7 @@ def _row_with_node(
     config: StatusConfig,
     now: datetime,
 ) -> Row:
-    """Return the row of a workload with a node of ours."""
+    """Return the row of a workload that has one of our nodes."""
     record_identity = workload.record_identity
     foreign = [
         record

@@ -18,7 +18,7 @@ PROGRAM: Final = "headscale"
 # The exit statuses with which shells and some container runtimes report that the program does not exist.
 _NO_PROGRAM = frozenset({126, 127})
 
-# gRPC codes in refusals by the server. "" stands for a refusal by 0.30 or newer, which contains no code.
+# gRPC codes in refusals by the server. "" stands for a refusal by Headscale 0.30 or newer, which contains no code.
 _NOT_FOUND = frozenset({"NotFound", "Unknown", ""})
 _REFUSED_CALLER = frozenset({"Unauthenticated", "PermissionDenied"})
 _INVALID_REQUEST = frozenset({"InvalidArgument", "FailedPrecondition", "Unimplemented", "ResourceExhausted"})
@@ -28,7 +28,7 @@ _USAGE = re.compile(
     r"unknown (shorthand )?(flag|command)|required flag|invalid argument|accepts \d+ arg", re.IGNORECASE
 )
 
-# Messages about failures before the command line has reached the server. A retry cannot help.
+# Messages about failures that occur before the command line has contacted the server. A retry cannot help.
 _NO_CONFIGURATION = re.compile(
     r"(load|read|pars)(e|ing)? (the )?config|config file .*not found|HEADSCALE_CLI_\w+", re.IGNORECASE
 )

@@ -45,7 +45,7 @@ _CLI_STATUS = re.compile(r"unexpected response status: (.*)", re.DOTALL)
 def explain(what: str, response: Response) -> ApiError | None:
     """Return the error for a refused request; None to choose it by the HTTP status alone.
 
-    Up to 0.29, the HTTP status alone is often ambiguous. See `Upstream.explain`.
+    In releases up to 0.29, the HTTP status alone is often ambiguous. See `Upstream.explain`.
     """
     match _meaning(what, response):
         case kind, text:
@@ -175,9 +175,10 @@ HEADSCALE: Final = Upstream(
     ca_setting="HEADSCALE_CA_FILE",
     explain=explain,
     is_own=is_own,
-    # This gives 40 s with the default of HTTP_TIMEOUT, because Headscale's HTTP server ends a request after 30 s (its
-    # `WriteTimeout`). To end and repeat a request earlier would make an overload worse, because Headscale also does the
-    # expensive check of the API key for a request whose client no longer waits.
+    # With the default HTTP_TIMEOUT of 10 s, a request can take 40 s. This is longer than the 30 s after which
+    # Headscale's HTTP server ends a request (its `WriteTimeout`). To end and repeat a request earlier would make an
+    # overload worse, because Headscale also does the expensive check of the API key for a request whose client no
+    # longer waits.
     response_timeouts=4,
     health_path="/health",
 )

@@ -28,7 +28,8 @@ Parsed = TypeVar("Parsed")
 # When a key is created, the command line computes its expiry, and the server sets its creation time a moment later. The
 # lifetime between these two times is therefore shorter than requested, at most by this delay.
 _MAX_CREATION_DELAY = timedelta(seconds=0.5)
-# The clocks of two machines can differ by this time, and so can the expiry of a key and the requested expiry.
+# The clocks of two machines can differ by this time. The expiry of a key can then differ from the requested expiry by
+# the same time.
 _MAX_CLOCK_SKEW = timedelta(minutes=5)
 
 
@@ -110,7 +111,7 @@ class ExecTransport:
 
     def create_pre_auth_key(self, spec: KeySpec, expires_at: datetime) -> PreAuthKey:
         """Create a key. The command line accepts a lifetime, not a time of expiry."""
-        # If the output is lost, the exact number of milliseconds identifies our key in a list.
+        # If the output is lost, the exact number of milliseconds identifies the created key in a list.
         server_time = self._now() + (self.clock_skew() or timedelta())
         milliseconds = (expires_at - server_time) // timedelta(milliseconds=1)
         self._requested_lifetime = timedelta(milliseconds=milliseconds)

@@ -1,4 +1,4 @@
-"""Use Headscale through its REST API. Requests have the form (the dialect) that the server's release expects."""
+"""Use Headscale through its REST API. Each request has the form, called dialect, that the server's release expects."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _VERSION_SOURCES: tuple[tuple[str, Callable[[Any], Dialect | None]], ...] = (
 # key.
 _MISSING_PATH = frozenset({401, 404})
 
-# Neither a name nor an id of a user in any release.
+# In no release is this text a valid name or id of a user.
 _IMPOSSIBLE_USER = "~"
 
 
@@ -122,11 +122,12 @@ class HttpTransport:
 
         The list contains a prefix of each key. The key in use is found by its prefix.
         """
-        # The key is read again, because Headscale may still accept the previous key after a rotation.
+        # Read the API key from its file again. Otherwise that happens only if Headscale refuses the key, but after a
+        # rotation Headscale may still accept the previous key.
         self._client.reload_token()
         keys = self._list("/api/v1/apikey", "apiKeys", parse_api_key)
-        ours = [key for key in keys if self._client.token_starts_with(key.prefix)]
-        return ours[0].expires_at if len(ours) == 1 else None
+        in_use = [key for key in keys if self._client.token_starts_with(key.prefix)]
+        return in_use[0].expires_at if len(in_use) == 1 else None
 
     def expire_pre_auth_key(self, key: PreAuthKey, user: User) -> None:
         """Expire a key. Source: POST /api/v1/preauthkey/expire."""

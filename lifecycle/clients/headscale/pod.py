@@ -88,7 +88,7 @@ class HeadscalePod:
     def _candidates(self, pods: Sequence[Pod]) -> list[tuple[Pod, str]]:
         """Return the pods in which Headscale can run, ready or not, each with the name of Headscale's container."""
         container = self._container or _CONTAINER
-        # Other pods can have the same labels, so the container's name identifies Headscale.
+        # Pods of other programs can have the same labels, so the container's name identifies Headscale.
         pods_with_container = [(pod, container) for pod in pods if container in pod.containers]
         if pods_with_container or self._container is not None:
             return pods_with_container

@@ -11,11 +11,11 @@ import tenacity
 from lifecycle.domain.model import Node, PreAuthKey, User
 
 if TYPE_CHECKING:
-    # These imports are left out at run time, because they take time, and most pods need only one of the two classes.
+    # At run time, these classes are not imported here, because imports take time, and most pods need only one class.
     from lifecycle.clients.headscale.exec import ExecTransport
     from lifecycle.clients.headscale.http import HttpTransport
 
-# The two classes have the same methods. The methods send requests, and neither retry nor check anything.
+# Both transports have the same methods. These methods send requests, and do not retry them.
 HeadscaleTransport: TypeAlias = "HttpTransport | ExecTransport"
 
 
@@ -40,7 +40,7 @@ class HeadscaleReader:
         return self._retrying(self._transport.version)
 
     def detect_version(self) -> None:
-        """Detect the version for later calls. This is not retried: if it fails, the later calls detect the version."""
+        """Detect the version for later calls. A failure is not retried, because later calls repeat the detection."""
         self._transport.version()
 
     def users(self) -> list[User]:

@@ -33,7 +33,8 @@ class HeadscaleWriter(HeadscaleReader):
 
     def __init__(self, transport: HeadscaleTransport, retrying: tenacity.Retrying) -> None:
         super().__init__(transport, retrying)
-        # The specification and the expiry in a request for a key, if its response was lost. The key can exist.
+        # The specification and the expiry in the last request for a key, if the response was lost, so that the key may
+        # exist.
         self._unconfirmed: tuple[KeySpec, datetime] | None = None
 
     def delete_node(self, node: Node, *, is_still_ours: Callable[[Node], bool]) -> None:
@@ -49,7 +50,7 @@ class HeadscaleWriter(HeadscaleReader):
         """
 
         def attempt() -> None:
-            # The node is also read again before each retry, because the wait before it can be long.
+            # The node is also read again before each retry, because the wait before a retry can be long.
             current = self._transport.node(node.id)
             is_same_machine = current.machine_key == node.machine_key
             if not is_same_machine or not is_still_ours(current):
@@ -60,15 +61,15 @@ class HeadscaleWriter(HeadscaleReader):
                 )
             self._transport.delete_node(node.id)
 
-        # Another client may delete the node at any time.
+        # If another client has deleted the node in the meantime, nothing is left to do.
         with suppress(NotFoundError):
             self._retrying(attempt)
 
     def create_pre_auth_key(self, spec: KeySpec, *, now: datetime) -> PreAuthKey:
         """Create a key that is valid from now on.
 
-        If the response is lost, the key can exist. Before the next key is created, by a retry or by a later call, that
-        key is searched in the list of keys and expired.
+        If the response is lost, the key may exist. Before a retry or a later call creates the next key, the first key
+        is searched in the list of keys and expired.
 
         Args:
             now: the time by the clock of this machine, as a timezone-aware datetime in UTC.
