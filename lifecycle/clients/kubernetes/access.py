@@ -102,8 +102,8 @@ def _in_cluster(*, needed_for: str) -> Access:
     except (ConfigException, OSError) as error:
         raise ConfigError(
             f"{needed_for} needs the Kubernetes API, which is not available here ({error}). In a pod, mount its "
-            "service account's token (automountServiceAccountToken). Outside of a cluster, only commands that change "
-            f"nothing work, with a kubeconfig. Alternatively, {_ALTERNATIVES[needed_for]}."
+            "service account's token (automountServiceAccountToken). Outside of a cluster, use --dry-run or "
+            f"another command that changes nothing, with a kubeconfig. Alternatively, {_ALTERNATIVES[needed_for]}."
         ) from error
     return Access(
         url=configuration.host,
