@@ -118,7 +118,7 @@ def context(settings: Settings, sources: Sources, kubernetes: str | None) -> dic
 
 
 def _read(read: Callable[[], str]) -> str | None:
-    # A value that cannot be read is only left out here. The plans need the same values, and report the error.
+    # The value is left out if it cannot be read. The plans need the same value, so they report the error.
     with suppress(LifecycleError):
         return read()
     return None
@@ -156,7 +156,8 @@ def watch_section(settings: DnsWatchSettings, sources: Sources, interface: Inter
     """Return what one pass of dns-watch would change, if it no longer waited for the pod's VPN interface."""
     section = Section("dns-watch")
     config = watch_config(settings)
-    # dns-watch waits for the interface only for a limited time after it was last seen. Here, that time is over.
+    # dns-watch waits for the pod's VPN interface only for a limited time. This state makes it assume that the time is
+    # over.
     state = State(interface_seen_s=float("-inf"), records=RecordState(reason=""))
 
     def clock() -> Moment:
@@ -213,6 +214,6 @@ def _prune_section(settings: PruneSettings, sources: Sources, name: str | None, 
 
 
 def _check_zone(sources: Sources, name: str) -> None:
-    # A token that may edit records is not always allowed to read the zone. The zone is then not checked.
+    # A Cloudflare token that may edit records is not always allowed to read the zone. In this case, nothing is checked.
     with suppress(AuthError):
         sources.cloudflare.check_zone(name)

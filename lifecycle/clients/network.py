@@ -194,7 +194,7 @@ def connect(addresses: Sequence[Address]) -> socket.socket:
         except TimeoutError:
             raise UnreachableTimeoutError from None
         finally:
-            # The other attempts are abandoned.
+            # Close the sockets of all attempts that have not finished.
             for key in selector.get_map().values():
                 key.fileobj.close()  # type: ignore[union-attr]
     raise failure
@@ -228,7 +228,7 @@ def _optional_time_budget(timeout_s: float | None) -> AbstractContextManager[Non
 
 @contextmanager
 def _httpcore_errors(timed_out: type[Exception], failed: type[Exception]) -> Iterator[None]:
-    """Raise an OSError as an error of httpcore, with the OSError as its argument: httpcore resets `__cause__`."""
+    """Turn an OSError into an error of httpcore. The OSError is its argument, because httpcore resets `__cause__`."""
     try:
         yield
     except TimeoutError as error:

@@ -13,7 +13,7 @@ _MAX_JITTER = 0.25
 # If one client exceeds Cloudflare's rate limit, Cloudflare blocks all clients of the account for several minutes.
 _RATE_LIMIT_DELAY_S = 60.0
 
-# A long outage has more than a thousand failures, and 2.0 ** 1024 raises OverflowError.
+# During a long outage, there can be more than a thousand failures in a row, and 2.0 ** 1024 raises OverflowError.
 _MAX_EXPONENT = 16
 
 

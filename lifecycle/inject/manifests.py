@@ -36,10 +36,10 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "CronJob": ("spec", "jobTemplate", "spec", "template"),
 }
 
-# A line with the prefix of our label and annotations, before any comment.
+# A line that contains the prefix of this program's label and annotations, outside of a comment.
 _PREFIX = re.compile(rf"^[^#\n]*{DOMAIN}/", re.MULTILINE)
 
-# The API versions of these kinds.
+# The API versions of the kinds in TEMPLATES.
 _VERSIONS = frozenset({"v1", "apps/v1", "batch/v1"})
 
 # How deep lists within lists are searched. The limit is needed because an alias can make a list contain itself.
@@ -115,7 +115,10 @@ def _separated(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _objects(root: yaml.Node, document: str) -> Iterator[_Object]:
-    """Yield the objects of a document, also those in lists. A document without our label and annotations has none."""
+    """Yield the objects of a document, also those in lists.
+
+    A document that does not contain this program's label or annotations is skipped.
+    """
     # `_PREFIX` does not find a name with escapes, or after a # that is not the start of a comment.
     may_have_name = DOMAIN in document or "\\" in document
     if not _PREFIX.search(document) and not (may_have_name and DOMAIN in scalar_text(root)):

@@ -159,7 +159,7 @@ class Workload:
 
     Attributes:
         kind: the kind of the object, such as Deployment.
-        pod_count: how many of its pods run at the same time; for a DaemonSet, on each cluster node.
+        pod_count: how many pods of the workload run at the same time; for a DaemonSet, how many on each cluster node.
         labels_of_object: the labels of the object itself; empty for a Pod.
         metadata: the metadata of the pod template.
         spec: the spec of the pod template.
@@ -212,7 +212,7 @@ def _texts(values: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def refusals(workload: Workload, site: Site) -> Iterator[str]:
-    """Yield each reason why the containers cannot be added; none if they can."""
+    """Yield each reason why the containers cannot be added; nothing if they can be added."""
     yield from _name_refusals(workload)
     if not workload.requests_injection:
         return
@@ -250,7 +250,8 @@ def _hostname_refusals(workload: Workload, site: Site) -> Iterator[str]:
     elif isinstance(hostname, str):
         if "." in hostname and not is_in_domain(hostname, site.domain):
             yield _message("hostname-domain", value=hostname, domain=site.domain)
-        # The length of a reference is known only in the pod, where cleanup checks it.
+        # References such as $(POD_NAME) are not counted, because their values are known only in the pod, where cleanup
+        # checks the length.
         elif len(re.sub(_REFERENCE, "", full_hostname(hostname, site.domain))) > MAX_HOSTNAME_LENGTH:
             yield _message("hostname-length", value=full_hostname(hostname, site.domain))
     args = annotations.get(TAILSCALE_ARGS, "")

@@ -63,7 +63,8 @@ class KeyFileReader:
     def contains_key_of(self, metadata: KeyMetadata) -> bool:
         """Return True if the key file contains the key that the metadata describes.
 
-        It contains another key if a process was killed after it wrote the metadata, and before it wrote the key.
+        The key file contains another key if a process was killed after it wrote the metadata, and before it wrote the
+        key.
 
         Raises:
             KeyFileError: the key file cannot be read.

@@ -86,8 +86,8 @@ class KeyFileWriter(KeyFileReader):
                 path.unlink()
                 return True
             return False
-        # The liveness probe uses the modification time of the marker, so the marker is not written again for the same
-        # key.
+        # The liveness probe of the tailscale container uses the modification time of the marker, so the marker is not
+        # written again for the same key.
         with suppress(OSError):
             if read_file(path) == content.encode():
                 return False
@@ -102,7 +102,7 @@ def _check_replaceable(path: Path) -> None:
     its target should be replaced.
 
     Raises:
-        KeyFileError: the path is anything else.
+        KeyFileError: the path is a file of another kind, or a mount point.
     """
     try:
         mode = path.lstat().st_mode

@@ -17,7 +17,7 @@ class PruneConfig:
 
     Attributes:
         name: the only workload to remove, even if it is running; None = every workload that is gone.
-        domain: is appended to a hostname without a dot.
+        domain: the domain (DOMAIN_NAME), which is appended to a hostname without a dot.
         mark: the comment that identifies our records at main names. At further names, the main name is added to it.
         min_offline: a node counts as gone if it has been offline for longer than this.
         max_workloads: the largest number of workloads that one run may remove.
@@ -44,7 +44,8 @@ class Observation:
 class PruneWorkload:
     """What one workload left behind. Prune removes its nodes, then its records.
 
-    A workload is found by its records, so the records are removed last. If a removal fails, the next run continues it.
+    A workload is found by its records, so the records are removed last. If a removal fails, the next
+    run finds the workload again and removes the rest.
 
     Attributes:
         name: the full main name of the workload.
@@ -76,7 +77,7 @@ def plan_prune(observation: Observation, *, config: PruneConfig, now: datetime) 
         now: the time by Headscale's clock.
 
     Raises:
-        LifecycleError: no record of ours belongs to a workload with the given name.
+        LifecycleError: none of our records belongs to the workload `config.name`.
     """
     if config.name is None:
         return _plan_gone(observation, config=config, now=now)
@@ -119,7 +120,7 @@ def _plan_gone(observation: Observation, *, config: PruneConfig, now: datetime) 
     gone = []
     for name, records in _by_workload(observation.records, config.mark):
         candidates = [node for node in observation.nodes if may_have_name(node, name)]
-        # The workload stays if a node with its name is not ours, or was online recently.
+        # The workload stays if a node with its name is not ours, or has not been offline for long enough.
         if all(_owns(node, observation.user, config) and _is_long_offline(node, config, now) for node in candidates):
             nodes = tuple(node for node in candidates if record_name(node.hostname, config.domain) == name)
             reason = (

@@ -13,8 +13,8 @@ from types import FrameType
 
 from lifecycle.runtime.termination import write_termination_message
 
-# The time from the signal until the process is terminated. It is less than two seconds, because Python's exit takes
-# time.
+# The time from the signal until the process is terminated. The whole stop may take two seconds, and Python needs the
+# rest of them to exit.
 GRACE_S = 1.5
 
 # The longest time that `finish` waits until the stop is logged.

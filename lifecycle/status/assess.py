@@ -1,4 +1,8 @@
-"""Pure functions that derive the state of every workload of an owner (DNS_OWNER) from its nodes and records."""
+"""Pure functions that derive the state of every workload of an owner (DNS_OWNER) from its nodes and records.
+
+Nodes and records are ours if they belong to this owner. A node or record that has the name of a workload and is not
+ours is foreign.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +49,10 @@ class StatusConfig:
     """The settings that the states depend on.
 
     Attributes:
-        domain: is appended to a hostname without a dot.
+        domain: the domain (DOMAIN_NAME), which is appended to a hostname without a dot.
         mark: the comment that identifies our records at main names. At further names, the main name is added to it.
-        ipv6: AAAA records are managed.
+        tags: the tags of the pre-auth keys (AUTHKEY_TAGS).
+        ipv6: True if this program manages AAAA records.
     """
 
     domain: str
@@ -63,8 +68,8 @@ class Observation:
 
     Attributes:
         users: all users of Headscale.
-        user: the owner of our nodes.
-        nodes: all nodes.
+        user: the user that owns our nodes.
+        nodes: all nodes in Headscale.
         records: all records of the zone.
         apex: the zone's own name; None also if the token may not read the zone.
     """
@@ -83,7 +88,7 @@ class Row:
     """One line of the report, about a name of a workload, or about an older node with the same hostname.
 
     Attributes:
-        name: the full name of the records. If pods share a name, several rows have it.
+        name: the full name of the records. If several workloads share a name, each of them has a row with this name.
         records: our records at this name.
         node: our node to which the name belongs; None if there is none, or if it is unknown.
         in_the_way: the foreign nodes or records with this name, as text; "" if there are none.
@@ -163,7 +168,7 @@ def assess_workloads(observation: Observation, *, config: StatusConfig, now: dat
 def _workload_names(observation: Observation, config: StatusConfig) -> Iterator[_WorkloadName]:
     """Yield each name of each workload of the owner: the main name, and the further names that have records.
 
-    A node without a record belongs to a workload of the owner if its user is ours and its name is in our domain.
+    A node without a record belongs to a workload of the owner if it is ours and its name is in `config.domain`.
     """
     records: dict[str, list[Record]] = defaultdict(list)
     nodes: dict[str, list[Node]] = defaultdict(list)
@@ -177,7 +182,7 @@ def _workload_names(observation: Observation, config: StatusConfig) -> Iterator[
         record_identity = RecordIdentity(name, config.mark, config.vpn_prefixes)
         records_here, nodes_here = records[name], nodes[name]
         if any(map(record_identity.is_marked, records_here)):
-            # If the DOMAIN_NAME of the workload differs from ours, its node is found by the hostname alone.
+            # If the workload has another DOMAIN_NAME than this command, its node is found by the hostname alone.
             yield _WorkloadName(record_identity, records_here, nodes_here or by_hostname[name.partition(".")[0]])
         elif (
             is_in_domain(name, config.domain)
@@ -263,7 +268,7 @@ def _row_with_node(
     )
     expiry = node_warning(node, now)
     if not records and not (node.online and "." in node.hostname):
-        # No advice: the node may not belong to a workload, or its workload may have been removed.
+        # No advice is given, because the node may not belong to a workload, or its workload may have been removed.
         return Row(record_identity.name, State.NO_RECORD, records, node)
     advice = None
     if node.is_expired(now):

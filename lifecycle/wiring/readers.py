@@ -155,8 +155,8 @@ def connect_cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = 
 
 
 def _exec_transport(settings: Settings, cluster: Cluster, on_outcome: Callable[[str], None]) -> HeadscaleTransport:
-    from lifecycle.clients.headscale.exec import ExecTransport  # noqa: PLC0415 - see above
-    from lifecycle.clients.headscale.pod import HeadscalePod  # noqa: PLC0415 - see above
+    from lifecycle.clients.headscale.exec import ExecTransport  # noqa: PLC0415 - only needed with exec
+    from lifecycle.clients.headscale.pod import HeadscalePod  # noqa: PLC0415
 
     pod = HeadscalePod(
         cluster,
@@ -174,6 +174,6 @@ def state_reader(
     name = settings.ts_kube_secret
     if settings.node_policy != "keep" or cluster is None or name is None:
         return None
-    from lifecycle.clients.kubernetes.state_secret import read_state  # noqa: PLC0415 - see above
+    from lifecycle.clients.kubernetes.state_secret import read_state  # noqa: PLC0415 - only for keep
 
     return partial(read_state, cluster, namespace=settings.namespace, name=name, retrying=policy)

@@ -21,8 +21,8 @@ Parsed = TypeVar("Parsed")
 
 _ID = re.compile(r"[0-9a-f]{1,32}")
 
-# This is the API's default, which is enough for the few records of a name. The API accepts up to 5,000 records per
-# page.
+# 100 is Cloudflare's default, which is enough for the few records of a name. Larger pages, of up to 5,000 records, are
+# for lists of a whole zone.
 _RECORDS_PER_PAGE = 100
 _RECORDS_PER_LARGE_PAGE = 1000
 _ZONES_PER_PAGE = 50

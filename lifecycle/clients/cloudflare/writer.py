@@ -23,7 +23,8 @@ class CloudflareWriter(CloudflareReader):
         super().__init__(client, domain=domain, zone_id=zone_id)
         # Strays are records that Cloudflare created at another name than requested. These still have to be deleted.
         self._strays: list[Record] = []
-        # A stray shows that the zone is wrong. No further record is then created, and this message is the error.
+        # The error message after a stray was created, which shows that CLOUDFLARE_ZONE_ID is the wrong zone. If there
+        # is a message, no further record is created.
         self._wrong_zone: str | None = None
 
     def change(
@@ -52,7 +53,7 @@ class CloudflareWriter(CloudflareReader):
         self._delete_strays(path)
         if self._wrong_zone is not None and names:
             raise ResponseError(self._wrong_zone, upstream=UPSTREAM)
-        # A token that may edit records is not always allowed to read the zone. The names are then not checked.
+        # A token that may edit records is not always allowed to read the zone. In this case, the names are not checked.
         with suppress(AuthError):
             for name in names:
                 self.check_zone(name)
@@ -123,8 +124,8 @@ def _create_body(spec: RecordSpec) -> dict[str, Any]:
         "name": spec.name,
         "content": str(spec.content),
         "ttl": spec.ttl_s,
-        # This is always sent: if the zone has private routing enabled, Cloudflare would route requests for a proxied
-        # VPN address through a tunnel.
+        # The value is always sent, because if the zone has private routing enabled, Cloudflare would route requests for
+        # a proxied VPN address through a tunnel.
         "proxied": False,
         "comment": spec.comment,
     }
