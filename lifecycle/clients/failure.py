@@ -21,7 +21,7 @@ from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, ResponseError, TransientError
 from lifecycle.domain.proxy import Proxy
 
-# OpenSSL's names of the error that the peer does not speak TLS. Its versions use different names.
+# The names of the error that the peer does not speak TLS. They differ between OpenSSL's versions.
 _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"})
 
 # OpenSSL's codes for a certificate without a trusted issuer, and for a certificate of another host name or address.

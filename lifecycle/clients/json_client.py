@@ -95,7 +95,7 @@ class JsonClient:
         authorized: bool = True,
         items: Items[Any] | None = None,
     ) -> Response:
-        """Send a request. It is sent a second time if its token was refused, and another token can be read.
+        """Send a request. If its token was refused and another token can be read, send it a second time.
 
         Args:
             path: the path below the base address, starting with a slash.
@@ -130,7 +130,7 @@ class JsonClient:
             return send(token=self._credential.value)
 
     def _check_health(self, refusal: AuthError) -> None:
-        """Check that the upstream is healthy: while its database is down, Headscale refuses valid API keys too.
+        """Check that the upstream is healthy, because Headscale also refuses valid API keys while its database is down.
 
         Raises:
             TransientError: the upstream is unhealthy.
@@ -157,7 +157,8 @@ class JsonClient:
         """Call a function that reads the credential, and return its result.
 
         Raises:
-            AuthError: the credential cannot be read. This may be temporary, because it could be read at the start.
+            AuthError: the credential cannot be read. This may be temporary, because the
+                credential could be read when the program started.
                 Unlike a ConfigError, an AuthError does not end dns-watch.
         """
         try:

@@ -17,7 +17,7 @@ from lifecycle.inject.nodes import MAX_DEPTH, NUMBERS, STRING, VALUE, Fields, It
 _DOCUMENT = re.compile(r"^(?=---(?:\s|$))", re.MULTILINE)
 # The indentation of a line, including the dashes of list items.
 _INDENTATION = re.compile(r"^[-? ]+", re.MULTILINE)
-# Directives (%) and comments without a document. They belong to the document that follows.
+# YAML directives (lines that begin with %) and comments before a document. They belong to that document.
 _DIRECTIVES = re.compile(r"(?:[ \t\r]*(?:#.*)?\n)*%.*\n(?:[ \t\r]*(?:[%#].*)?\n)*")
 # What is kept at the beginning of a changed document: ---, directives, and comments such as Helm's "# Source:".
 _HEAD = re.compile(r"(?:(?:---[ \t]*|[ \t]*)(?:#.*)?\n|%.*\n)*")
@@ -49,7 +49,7 @@ class _Loader(_Resolver, _BaseLoader):  # type: ignore[misc] # one of two classe
     """Reads nodes."""
 
 
-class _Dumper(_Resolver, _BaseDumper):  # type: ignore[misc] # see above
+class _Dumper(_Resolver, _BaseDumper):  # type: ignore[misc] # one of two classes
     """Writes nodes."""
 
 
@@ -101,7 +101,7 @@ def parse_document(document: str) -> tuple[yaml.Node | None, bool]:
 
 def _check_depth(document: str) -> None:
     """Raise an error if the document is nested so deeply that it would exhaust the stack of the parser."""
-    # The sum is never lower than the depth, and is computed quickly. Each level of nesting needs a bracket or further
+    # This sum is computed quickly, and is never lower than the depth: each level of nesting needs a bracket or further
     # indentation. A list can have the indentation of its parent, so one column of indentation can begin two levels.
     columns = max(map(len, _INDENTATION.findall(document)), default=0)
     if document.count("[") + document.count("{") + 2 * columns < MAX_DEPTH:
@@ -172,5 +172,5 @@ def _json(node: yaml.Node, indent: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    # YAML allows fewer characters than JSON.
+    # YAML allows fewer characters in quotes than JSON, so other characters are escaped.
     return json.dumps(text, ensure_ascii=not text.isprintable())

@@ -16,7 +16,8 @@ import yaml
 
 from lifecycle.domain.errors import ManifestError
 
-# More nodes than any real manifest has. Aliases within aliases could otherwise be resolved to any number of nodes.
+# This limit is more than any real manifest needs. Without a limit, aliases within aliases could be resolved to any
+# number of nodes.
 _MAX_NODES = 200_000
 MAX_DEPTH = 200
 """How deep a document can be nested: more than any manifest, and less than exhausts the stack of the parser."""
@@ -171,7 +172,7 @@ def _copied(node: yaml.Node, budget: list[int], parents: tuple[int, ...]) -> yam
 
 
 def _pairs(node: yaml.MappingNode, budget: list[int], parents: tuple[int, ...]) -> list[tuple[yaml.Node, yaml.Node]]:
-    """Return copies of an object's fields: first those that it merges, then its own. Its own take precedence."""
+    """Return copies of an object's fields: first the merged fields (<<), then its own, which take precedence."""
     own: list[tuple[yaml.Node, yaml.Node]] = []
     merged: list[tuple[yaml.Node, yaml.Node]] = []
     for key, value in node.value:

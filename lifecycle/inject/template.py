@@ -76,7 +76,7 @@ class TemplateValues:
 
 
 def needs_kubernetes_api(settings: Mapping[str, str]) -> bool:
-    """Return True if cleanup and dns-watch run commands in Headscale's pod, or read the API key from a Secret there."""
+    """Return True if cleanup and dns-watch run commands in Headscale's pod, or read the API key from its namespace."""
     return settings.get("HEADSCALE_ACCESS") == "exec" or bool(settings.get("HEADSCALE_API_KEY_SECRET"))
 
 

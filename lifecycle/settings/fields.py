@@ -24,7 +24,7 @@ _TOO_LONG = "must be at most 100 years"
 # Longer than any useful duration, and short enough that no time overflows.
 _MAX_DURATION = timedelta(days=36_500)
 
-# ASCII only: without the flag, Python also accepts a dotless i as a letter, and the digits of other scripts.
+# The flag ASCII is set, because Python otherwise also accepts a dotless i as a letter, and the digits of other scripts.
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE | re.ASCII)
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", re.ASCII)
 _SECONDS = re.compile(r"\d+(\.\d+)?", re.ASCII)
@@ -214,7 +214,7 @@ def _not_empty(value: tuple[IpNetwork, ...]) -> tuple[IpNetwork, ...]:
 
 
 def _matching(pattern: re.Pattern[str], problem: str) -> AfterValidator:
-    """Return a validator that accepts a text only if the whole text matches."""
+    """Return a validator that accepts a text only if the whole text matches the pattern."""
 
     def check(value: str) -> str:
         if not pattern.fullmatch(value):
@@ -320,7 +320,7 @@ def value_text(field: FieldInfo, value: Any) -> str:
         case int() if is_file_mode(field):
             text = f"{value:04o}"
         case SecretStr():
-            # Of all secrets, only a proxy's URL has a scheme.
+            # A secret with a scheme is the URL of a proxy. No other secret has a scheme.
             secret = value.get_secret_value()
             text = Proxy(secret, setting="").address if "://" in secret else str(value)
         case _:

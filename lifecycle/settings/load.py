@@ -26,10 +26,10 @@ from lifecycle.settings.models import (
 
 ENV_FILE = ".env"
 
-# Like other programs, this program also reads these in lower case. The upper-case name takes precedence.
+# Like other programs, this program also reads these variables in lower case. The upper-case variable takes precedence.
 _ALSO_LOWER_CASE = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"})
 
-# Many programs read these and similar variables, such as NIX_SSL_CERT_FILE, which are not typing errors.
+# Many programs read these variables and similar ones, so a similar name, such as NIX_SSL_CERT_FILE, is no typing error.
 _SHARED_VARIABLES = _ALSO_LOWER_CASE | {"SSL_CERT_FILE", "SSL_CERT_DIR"}
 
 # The only variable that may be empty. For all others, an empty value counts as unset.
@@ -48,7 +48,7 @@ def load(command: type[Command]) -> Command:
     Raises:
         ConfigError: lists every problem with its variable's name and without its value.
     """
-    # Python's ssl would write the keys of TLS sessions to this file, and fail if it cannot.
+    # If SSLKEYLOGFILE is set, Python's ssl writes the keys of TLS sessions to that file, and fails if it cannot.
     os.environ.pop("SSLKEYLOGFILE", None)
     values, problems = _checked(command, environment())
     try:
@@ -59,9 +59,10 @@ def load(command: type[Command]) -> Command:
             problems.setdefault(name, _message(detail) + _advice(values.pop(name, ""), values))
             if command_variables(command)[name].is_required():
                 values[name] = PLACEHOLDERS[name]
-        # Without the invalid values, so that `problems` can check the others.
+        # The invalid values are left out, so that `problems` can check the other values.
         settings = command.model_validate(values)
-    # A secret is not also reported as missing if its file is invalid, nor the hostname if the pod's name is invalid.
+    # If the file of a secret is invalid, the secret is not also reported as missing. If the pod's name is invalid, the
+    # hostname is not also reported.
     reported = {name.removesuffix("_FILE") for name in problems} | problems.keys()
     if problems.keys() & {"POD_NAME", "ORDINALS_START"}:
         reported.add("TS_HOSTNAME")

@@ -74,8 +74,8 @@ def find_access(
         may_use_kubeconfig: True for commands that only read. A command that writes must not use a kubeconfig, because
             the current context of a laptop can be any cluster.
         timeout: the time that a credential plugin of the kubeconfig may take.
-        proxy_for: returns the proxy for a URL, if the kubeconfig sets none. In the cluster, no proxy is used.
-        public_authorities: returns the trusted authorities, if the kubeconfig sets none.
+        proxy_for: returns the proxy for a URL, for a kubeconfig that sets no proxy. In the cluster, no proxy is used.
+        public_authorities: returns the trusted authorities, for a kubeconfig that sets no authorities.
 
     Raises:
         ConfigError: there is neither a service account nor a usable kubeconfig.
@@ -178,8 +178,8 @@ def _load(path: str, timeout: timedelta) -> tuple[Configuration, list[str]]:
         TimeoutError: a credential plugin did not end in time.
     """
     configuration = Configuration()
-    # The library sets a proxy from the environment. Only a proxy of the kubeconfig or of this program's settings is
-    # used.
+    # Remove the proxy that the library takes from the environment. Only a proxy of the kubeconfig or of this program's
+    # settings is used.
     configuration.proxy = None
     # Without `persist_config=False`, the library would write a refreshed token to the kubeconfig.
     load = partial(load_kube_config, path, client_configuration=configuration, persist_config=False)

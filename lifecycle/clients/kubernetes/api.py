@@ -267,7 +267,7 @@ class Cluster:
         return ResponseError(text, upstream=UPSTREAM, status=status)
 
     def _error_if_unhealthy(self, what: str) -> TransientError | None:
-        """Return an error if the server is not ready: while it starts, it can refuse valid tokens."""
+        """Return an error if the server is not ready, because it can refuse valid tokens while it starts."""
         try:
             status = self._http.send("GET", "/readyz").status
         except ApiError as error:
