@@ -1,4 +1,4 @@
-"""Run the commands that are not dry runs: create the clients from the settings, then do the work."""
+"""Run cleanup, dns-watch, prune --yes and inject. `lifecycle.dry_run` has the dry runs and the status report."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def dns_watch(settings: DnsWatchSettings, stop: StopEvent, *, only_once: bool) -
         )
         if not only_once:
             stack.callback(serve(status, address=settings.health_address, port=settings.health_port))
-        # Garbage collection can ignore the objects that exist now, because they are needed until the process ends.
+        # Garbage collection was off until now. The objects that exist now are needed until the process ends, so only
+        # later ones are collected.
         gc.collect()
         gc.freeze()
         gc.enable()
@@ -98,7 +99,11 @@ def prune(settings: PruneSettings, stop: Event, *, name: str | None) -> None:
 
 
 def inject(settings: InjectSettings, files: Sequence[str], with_state_secrets: bool) -> str:  # noqa: FBT001 - an option
-    """Return manifests with the containers added to the labelled workloads."""
+    """Return manifests with the containers added to the labelled workloads.
+
+    Args:
+        with_state_secrets: also add the Secrets in which tailscale stores its state.
+    """
     from lifecycle.inject.manifests import inject as add_containers  # noqa: PLC0415 - only inject needs these
     from lifecycle.inject.run import read, site_from_settings  # noqa: PLC0415
 

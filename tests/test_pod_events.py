@@ -137,7 +137,7 @@ class TestRecorder:
         recording.clock.sleep(300.0)
         recording.record(LOST)
         assert recording.reasons_and_counts == [("NodeLost", 4)]
-        # The writes are the review of the token, the Event, and the update of its count.
+        # The writes are a SelfSubjectReview, the new Event, and the update of its count.
         assert len(recording.kubernetes.writes) == 3
 
     def test_different_notes_are_different_events(self, recording: Recording) -> None:
@@ -162,7 +162,7 @@ class TestRecorder:
 
 
 class TestFailures:
-    """A failure is logged once until an Event is written again, and has no other effect."""
+    """After a failure is logged, more failures are not logged until an Event is written. They have no other effect."""
 
     def test_missing_permission_is_not_retried(self, recording: Recording, events: list[Any]) -> None:
         recording.kubernetes.allow_nothing()
@@ -198,7 +198,7 @@ class TestFailures:
         recording.record(error("node.lost", node_id="9", reason="", advice=""))
         assert len(named(events, "kubernetes_event.failed")) == 2
 
-    def test_token_without_a_pod_is_reported(self, recording: Recording, events: list[Any]) -> None:
+    def test_token_that_is_not_bound_to_a_pod_is_reported(self, recording: Recording, events: list[Any]) -> None:
         recording.kubernetes.token_pod = None
         recording.record(LOST)
         assert recording.reasons_and_counts == []
@@ -283,6 +283,6 @@ class TestCommands:
         world.cleanup(HEADSCALE_USER=USER).run()
         assert reasons == ["NodeForeign"]
 
-    def test_event_is_created_for_an_event_that_other_code_logs(self, reasons: list[str]) -> None:
+    def test_log_event_creates_a_kubernetes_event(self, reasons: list[str]) -> None:
         log_event(RETURNED)
         assert reasons == ["NodeReturned"]

@@ -21,7 +21,7 @@ ReadState = Callable[[], Mapping[str, bytes] | None]
 
 
 def cleanup_config(settings: CleanupSettings) -> CleanupConfig:
-    """Return the settings as a value that pure functions can take."""
+    """Return the part of the settings that the plan needs."""
     return CleanupConfig(
         hostname=settings.node_hostname,
         tags=settings.authkey_tags,
@@ -56,8 +56,7 @@ def observe(
         with time_budget(timeout_s):
             return tuple(cloudflare.records(settings.record_name, comment=settings.workload_mark))
 
-    # A thread reads Cloudflare, because its token can be in a file: reading a file can block, and no time budget limits
-    # that.
+    # The Cloudflare token can be in a file. Reading a file can block without a time limit, so a thread does it.
     reading = in_background(read_records, name="zone")
     detection = in_background(headscale.detect_version, name="version")
     try:
@@ -67,7 +66,7 @@ def observe(
         # If the server is not Headscale or has an unsupported release, `version` raises an error that says so.
         headscale.version()
         raise
-    # Wait for the end of the detection in the background. If the detection failed, `version` repeats it.
+    # Wait until the detection has ended. If it failed, `version` repeats it.
     detection.exception()
     version = headscale.version()
     state = saved_state(read_state()) if read_state is not None else None

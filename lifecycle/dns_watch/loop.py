@@ -108,8 +108,8 @@ class DnsWatch:
         try:
             write_restart_marker(key_id, self._writers.key_file)
         except KeyFileError as error:
-            # The volume of the key file may be read-only in this container. Then no fresh key can be written here, so
-            # no restart marker is needed.
+            # The restart marker makes tailscale's probe fail, so that tailscale restarts and uses the fresh key. If the
+            # volume of the key file is read-only here, dns-watch cannot write a fresh key, and needs no marker.
             log.debug("restart.marker_failed", error=str(error))
         self.status.state, self.status.restart_helps = self.state, key_id is not None
         self.status.poll_interval_s = poll_interval_s(self.state, config)

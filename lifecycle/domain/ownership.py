@@ -35,7 +35,7 @@ _ID_SELECTOR = "id:"
 
 
 def mark_of(owner: str) -> str:
-    """Return the mark of an owner: the comment of the owner's records at main names. Upper and lower case differ."""
+    """Return the mark of an owner: the comment of the owner's records at main names. It is case-sensitive."""
     return f"{_MARK_PREFIX}1 {owner}"
 
 
@@ -136,7 +136,7 @@ def _describe_user(user: User) -> str:
 class NodeIdentity:
     """Criteria for owning a node: it has our hostname, a pre-auth key registered it, and it belongs to our user.
 
-    Instead of belonging to our user, a node that has no user must have a tag of our pre-auth keys (AUTHKEY_TAGS).
+    A node that has no user is ours if it has a tag of our pre-auth keys (AUTHKEY_TAGS) instead.
     """
 
     hostname: str

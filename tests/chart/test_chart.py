@@ -46,6 +46,7 @@ ALL_OPTIONS: Values = {
     "rbac": {
         "apiKeySecret": {"enabled": True, "subjects": [SUBJECT]},
         "exec": {"enabled": True, "subjects": [SUBJECT]},
+        # Permissions for NODE_POLICY=keep.
         "keep": [
             {"name": f"keep-{name}", "namespace": "services", "secret": name, "serviceAccountName": name}
             for name in ("grafana", "wiki")
@@ -167,7 +168,7 @@ def test_settings_of_injection_are_in_the_namespace_of_the_release(chart: Path) 
     bindings = of_kind(documents, "MutatingAdmissionPolicyBinding", "ValidatingAdmissionPolicyBinding")
     assert [binding["spec"]["paramRef"]["namespace"] for binding in bindings] == ["system", "system"]
     assert by_name(documents, "ConfigMap", "system").keys() == {"tailscale-lifecycle"}
-    # This namespace is that of the Kustomize folder deploy/inject.
+    # "tailscale-lifecycle-inject" is the namespace of the Kustomize folder deploy/inject.
     assert "tailscale-lifecycle-inject" not in json.dumps(documents)
 
 
@@ -210,7 +211,7 @@ def test_injection_is_refused_without_mutating_admission_policies(chart: Path) -
     assert template(chart, {"inject": {"enabled": False}}, "--kube-version=1.25.0")
 
 
-def test_changed_build_script_changes_the_name_of_its_config_map(chart: Path, tmp_path: Path) -> None:
+def test_changed_import_script_changes_the_name_of_its_config_map(chart: Path, tmp_path: Path) -> None:
     changed = tmp_path / CHART.name
     shutil.copytree(chart, changed)
     with (changed / "files/import.sh").open("a") as script:
@@ -249,7 +250,7 @@ PAGE_COMMANDS = sorted(
 
 
 @pytest.mark.parametrize(("page", "command"), PAGE_COMMANDS)
-def test_helm_has_the_subcommands_and_flags_of_the_pages(page: str, command: str) -> None:
+def test_helm_accepts_the_commands_in_the_documentation(page: str, command: str) -> None:
     # With --help, Helm only parses the flags.
     done = run(*shlex.split(command)[1:], "--help")
     assert done.returncode == 0, f"{page}: {done.stderr}"

@@ -113,7 +113,7 @@ def test_all_pages_are_read(account: Account, cloudflare: CloudflareWriter) -> N
     assert [exchange.query.count("page=2") for exchange in account.requests] == [0, 1]
 
 
-def test_no_records_are_read_with_one_request(account: Account, cloudflare: CloudflareWriter) -> None:
+def test_one_request_reads_a_name_without_records(account: Account, cloudflare: CloudflareWriter) -> None:
     assert cloudflare.records(NAME) == []
     [request] = account.requests
     assert request.query == "name=grafana.example.com&page=1&per_page=100"
@@ -347,7 +347,7 @@ def test_404_of_a_proxy_does_not_mean_a_missing_record(
 
 @pytest.fixture
 def wrong_zone(account: Account) -> str:
-    """The id of a zone that does not contain NAME. The token may not read the zone's name to detect that."""
+    """The id of a zone that does not contain NAME. The token has no permission to read the zone's name."""
     zone_id = account.add_zone("example.org")
     account.faults.add(refusal(403, 9109), path=r"/zones/[0-9a-f]+$", times=None)
     return zone_id
@@ -434,7 +434,7 @@ def test_name_of_a_workers_domain_is_a_conflict(account: Account, cloudflare: Cl
 def test_record_that_was_renamed_before_its_update_is_not_deleted(
     account: Account, cloudflare: CloudflareWriter
 ) -> None:
-    """The client deletes a record that it created at another name by mistake. This record is not such a record."""
+    """The client deletes a record that it created at a wrong name. It did not create this one, so it must keep it."""
     record_id = account.add("100.64.0.9")
     [record] = cloudflare.records(NAME)
     account.change_record(record_id, name="wiki.example.com")
@@ -561,7 +561,9 @@ def test_malformed_errors_are_tolerated(account: Account, cloudflare: Cloudflare
         cloudflare.records(NAME)
 
 
-def test_error_names_request_status_code_and_ray(account: Account, cloudflare: CloudflareWriter) -> None:
+def test_error_contains_the_request_the_status_the_code_and_the_ray(
+    account: Account, cloudflare: CloudflareWriter
+) -> None:
     account.set_token(permission="read")
     with pytest.raises(AuthError) as raised:
         cloudflare.change(creates=[a_spec()])

@@ -1,7 +1,8 @@
 """Run a schedule, which is a sequence of faults and events.
 
 The commands of a workload's pods run on a simulated clock, with simulated upstreams. workload.py defines the pods and
-the upstreams, events.py the events, and invariants.py the checks. A pass is one run of `cleanup`, or one iteration of
+the upstreams, events.py the events, and invariants.py the checks. "Never 1" to "Never 8" are the guarantees in
+docs/architecture.md. A pass is one run of `cleanup`, or one iteration of
 the loop of `dns-watch`. A node or record is ours if the program may change it, and foreign if it may not.
 """
 
@@ -64,7 +65,8 @@ MAX_LINES: Final = 80
 """The maximum number of lines of these functions that are executed before the process is killed."""
 
 MANY_REQUESTS: Final = 20
-"""More requests than dns-watch sends in the minute after which it treats a missing node as lost."""
+"""How often a fault is injected so that it lasts for more than a minute. After this time, dns-watch treats a missing
+node as lost."""
 
 MEMORY_FOLDER: Final = Path("/dev/shm")
 """A file system in memory, on Linux."""
@@ -83,7 +85,7 @@ class Engine:
         self.invariants = Invariants(self.workload, log_events)
         self._log_events = log_events
         self._interruptions: list[Interruption] = []
-        # One number for each process that will be killed while it writes a key: how many lines it executes before.
+        # One number for each process that will be killed while it writes a key: how many lines it executes until then.
         self._lines_until_kill: list[int] = []
         self._running_pod: Pod | None = None
         self._machine_count = 0
@@ -127,10 +129,12 @@ class Engine:
         headscale.add_node(f"x-{NAME}", user=USER)
         world.add_record("100.64.9.1", name="wiki.example.com", comment=OUR_COMMENT)
         world.add_record("100.64.9.2", name=f"x-{NAME}")
+        # The program owns only A, AAAA and CNAME records, so this record is foreign although it has our comment.
         world.add_record("made by hand", type_="TXT", comment=OUR_COMMENT)
         if world.environment["DNS_IPV6"] != "true":
             world.add_record("2001:db8::1", type_="AAAA")
         if world.has_further_names:
+            # SHARED is a name of several workloads. SIBLING_COMMENT is the comment of the records of another workload.
             world.add_record("100.64.9.1", name=SHARED, comment=SIBLING_COMMENT)
             world.add_record("wiki.example.com", name="old-wiki.example.com", type_="CNAME", comment=SIBLING_COMMENT)
             world.add_record("made by hand", name=SHARED, type_="TXT", comment=COMMENT_AT_FURTHER_NAMES)
@@ -269,7 +273,12 @@ class Engine:
         except LifecycleError as error:
             headscale_was_healthy = world.queues["headscale"].injected == faults_before and not pod.cut_off
             is_expected = isinstance(error, StoppedError | KeyFileError | NameTakenError)
-            if headscale_was_healthy and not current.disturbed and not is_expected and self._settings_are_accepted:
+            if (
+                headscale_was_healthy
+                and not current.disturbed
+                and not is_expected
+                and self._credentials_and_clock_are_right
+            ):
                 raise BrokenError(f"Never 8: cleanup failed while Headscale was healthy: {error}") from error
             return self._container_ended(pod)
         pod.initialized = True
@@ -279,7 +288,7 @@ class Engine:
         return 1.0
 
     @property
-    def _settings_are_accepted(self) -> bool:
+    def _credentials_and_clock_are_right(self) -> bool:
         """Return True if the credentials are valid and the clock is right."""
         return self.workload.credentials_are_valid and not self.clock.skew
 
@@ -319,8 +328,8 @@ class Engine:
             count("faults injected", step.kind)
             self._output.enter_context(failing_output(step.random, self._log_events))
         elif step.kind == HIDDEN_NODES:
-            # If `dns-watch` cannot read the VPN interface, it knows only from the list that its node exists. It would
-            # conclude that its key was never used, and create another key, which is not an error.
+            # If `dns-watch` cannot read the VPN interface, only the list shows its node. Without the node in
+            # the list, dns-watch correctly creates another key, which the checks would report. So skip this fault.
             if not self.world.environment["TAILSCALE_INTERFACE"]:
                 return
             queue = self.world.queues["headscale"]
@@ -357,7 +366,7 @@ class Engine:
             fault = FAULTS[step.kind](step.upstream, step.random)
         path = SECOND_PAGE.pattern if step.second_page else None
         method = "GET" if step.kind == "stale read" else step.method
-        # A list that is incomplete only once has no effect on dns-watch, so inject the fault more often.
+        # dns-watch ignores a single incomplete list. A fault that is to have an effect is injected many times.
         times = MANY_REQUESTS if step.kind == "incomplete list" and step.times > 1 else step.times
         self.world.queues[step.upstream].add_named(
             step.kind, fault, method=method, path=path, times=times, after=step.after
@@ -425,7 +434,7 @@ class Engine:
             raise BrokenError("cleanup failed although all faults were over")
 
     def _remove_blocking_records(self) -> None:
-        """Remove the foreign records because of which the program does not write ours, as an operator does."""
+        """Remove the foreign records that prevent the program from writing its own, as an operator would do."""
         for record in self.world.blocking:
             self.world.cloudflare.remove_record(record.id)
         self.invariants.remember_foreign_objects()

@@ -1,4 +1,4 @@
-"""Test how `lifecycle inject` reads and writes manifests. The rest of a text stays as it is."""
+"""Test how `lifecycle inject` reads and writes manifests. Text outside of the changed workloads stays as it is."""
 
 from __future__ import annotations
 
@@ -306,7 +306,7 @@ def test_any_text_is_returned_or_refused(text: str) -> None:
         assert str(error)  # noqa: PT017 - both outcomes are valid
 
 
-def test_annotation_for_a_state_secret_keeps_the_node() -> None:
+def test_annotation_for_a_state_secret_sets_node_policy_to_keep() -> None:
     containers = template_of(injected(annotated(deployment(), state_secret="web-state")))["spec"]["initContainers"]
     variables = {
         container["name"]: {variable["name"]: variable.get("value") for variable in container["env"]}

@@ -29,6 +29,8 @@ PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
 PROBE_HANDLERS = {"exec", "grpc", "httpGet", "tcpSocket"}
 LIFECYCLE_HANDLERS = {"exec", "httpGet", "sleep", "tcpSocket"}
 VARIANTS = ("native", "plain", "sidecar")
+"""The variants of the Kustomize component, named after their folders in deploy/components/lifecycle. `native` and
+`plain` are for a tailscale container in `containers`. `sidecar` is for one in `initContainers`."""
 TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 REQUIRED = template()["tailscale"]
@@ -79,7 +81,7 @@ def test_result_matches_the_schema(name: str, variant: str) -> None:
 
 
 @each_case
-def test_each_variable_probe_handler_and_volume_has_one_source(name: str, variant: str) -> None:
+def test_no_two_alternative_fields_are_set(name: str, variant: str) -> None:
     spec = spec_of(rendered_workload(name, variant))
     for container in [*spec["initContainers"], *spec["containers"]]:
         assert container["image"]
@@ -135,7 +137,7 @@ def test_required_variables_are_set_and_other_variables_are_kept(name: str, vari
 
 @each_case
 def test_probes_are_replaced(name: str, variant: str) -> None:
-    """The component keeps the times of a probe that it does not set itself, such as initialDelaySeconds."""
+    """The component keeps those fields of a probe that it does not set itself, such as initialDelaySeconds."""
     own, result = own_and_result(name, variant)
     for probe in ("livenessProbe", "startupProbe"):
         times = {field: value for field, value in (own.get(probe) or {}).items() if field not in PROBE_HANDLERS}
@@ -214,7 +216,7 @@ def test_rest_of_the_workload_is_unchanged(name: str, variant: str) -> None:
 
 
 def with_container_named(name: str) -> Document:
-    """Return a Deployment whose tailscale container has another name."""
+    """Return a Deployment whose tailscale container has this name."""
     document = workloads_with_tailscale()["documented-sidecar"]
     containers(spec_of(document))["tailscale"]["name"] = name
     return document

@@ -122,7 +122,7 @@ class Response:
 
     @property
     def forwarded(self) -> Any:
-        """The request that the stand-in application received, and returned as JSON in the body."""
+        """The request that nginx forwarded. The test's application behind nginx returns it as JSON in the body."""
         return json.loads(self.body)
 
 

@@ -173,7 +173,7 @@ class _RateLimit:
             "success": False,
             "errors": [{"code": self.code, "message": "Please wait and consider throttling your request speed"}],
         }
-        # The bodies of Cloudflare's two error codes differ.
+        # Only the response with this code has these members. The other code for rate limits is 10429.
         if self.code == THROTTLED:
             body |= {"messages": [], "result": None}
         response = json_response(body, 429)
@@ -429,7 +429,7 @@ class CloudflareSimulator(Upstream):
         per_page = _number(query, "per_page", default=20, low=5, high=50)
         name = query.get("name").lower()
         if ":" in name:
-            raise ApiError(400, VALIDATION, "The simulator supports no operators in names.")
+            raise ApiError(400, VALIDATION, "The simulator supports no filters such as `starts_with:` for names.")
         zones = [zone for zone in self._zones.values() if self._can_access(zone) and name in ("", zone.name)]
         return _page([self._zone_json(zone) for zone in zones], page, per_page)
 

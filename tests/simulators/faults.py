@@ -96,7 +96,7 @@ def html(status: int = 502) -> Fault:
 def wrong_content_type(*, committed: bool = False) -> Fault:
     """Send an HTML page with status 200, like a captive portal.
 
-    With `committed`, the request is executed before, as if a proxy had lost the real response.
+    With `committed`, the simulator first executes the request, as if a proxy had lost the real response.
     """
     return replace(html(200), committed=committed)
 
@@ -123,7 +123,7 @@ def refuse() -> Fault:
 
 
 def drop(*, committed: bool = False) -> Fault:
-    """Reset the connection without a response. With `committed`, the request is executed before."""
+    """Reset the connection without a response. With `committed`, the simulator first executes the request."""
     return Fault(kind=Kind.DROP, committed=committed)
 
 
@@ -202,7 +202,7 @@ class FaultQueue:
             path: regular expression that is searched in the path and query of a request. For example, the pattern
                 `[?&]page=2` matches requests for the second page.
             times: how many requests are affected; None = all until `clear`.
-            after: how many matching requests are not affected before the first one that is.
+            after: how many matching requests get their normal response before the fault begins.
         """
         pattern = None if path is None else re.compile(path)
         with self._lock:

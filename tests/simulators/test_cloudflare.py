@@ -211,6 +211,7 @@ def test_deleted_record_does_not_exist(account: Account) -> None:
 
 
 def test_dashboard_can_add_change_and_remove_a_record(account: Account) -> None:
+    """These methods of the simulator are for changes that an operator makes in Cloudflare's dashboard."""
     record_id = account.simulator.add_record(account.zone, type="A", name="a", content="100.64.0.1", comment="x")
     account.simulator.change_record(record_id, content="100.64.0.9")
     assert account.client.get(f"{account.records}/{record_id}").json()["result"]["content"] == "100.64.0.9"
@@ -365,7 +366,7 @@ def test_token_cannot_access_other_zones(account: Account) -> None:
 
 
 def test_fault_refuses_one_request_with_a_valid_token(account: Account) -> None:
-    """The real API was observed to refuse single requests with a valid token."""
+    """The real API was observed to refuse an occasional request although the token is valid."""
     account.simulator.faults.add(refusal(403, 10000, "Authentication error"))
     assert error(account.request_record()) == (403, 10000)
     assert account.request_record().status_code == 200
@@ -402,7 +403,7 @@ class Clock:
 
 @pytest.mark.parametrize("code", [971, 10429])
 @pytest.mark.parametrize("retry_after", [False, True])
-def test_requests_beyond_the_rate_limit_are_refused_for_a_window(code: Any, retry_after: bool) -> None:
+def test_requests_beyond_the_rate_limit_are_refused_until_the_window_ends(code: Any, retry_after: bool) -> None:
     clock = Clock()
     account = Account(now=clock)
     account.simulator.limit_rate(2, timedelta(minutes=5), retry_after=retry_after, code=code)
