@@ -21,7 +21,7 @@ from lifecycle.clients.headscale.pod import HeadscalePod
 from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.http import HttpClient
 from lifecycle.clients.kubernetes.access import Access
-from lifecycle.clients.kubernetes.api import Cluster
+from lifecycle.clients.kubernetes.api import Cluster, Pod
 from lifecycle.clients.kubernetes.state_secret import read_state
 from lifecycle.clients.trust import public_trust
 from lifecycle.clients.upstream import Upstream
@@ -35,6 +35,16 @@ from tests.simulators.memory import MemoryClient
 from tests.world import StopAt, World
 
 HEADSCALE_NAMESPACE: Final = "headscale"
+HEADSCALE_POD: Final = Pod(
+    HEADSCALE_NAMESPACE,
+    "headscale-0",
+    "uid",
+    "2026-03-01T12:00:00Z",
+    ("headscale",),
+    ready=True,
+    keeps_its_name=False,
+)
+"""A pod of a Deployment, for tests that run a command without finding the pod first."""
 NAMESPACE: Final = "default"
 """The namespace of the pod under test."""
 

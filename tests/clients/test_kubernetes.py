@@ -25,7 +25,15 @@ from lifecycle.domain.errors import ApiError, AuthError, ConfigError, ResponseEr
 from tests.clients.kubeconfigs import a_kubeconfig
 from tests.clients.servers import revealed_by
 from tests.in_cluster import DESCRIPTION as CLUSTER_DESCRIPTION
-from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, access_to, cluster_at, may_read
+from tests.in_cluster import (
+    HEADSCALE_NAMESPACE,
+    HEADSCALE_POD,
+    MAY_EXEC,
+    MAY_LIST_PODS,
+    access_to,
+    cluster_at,
+    may_read,
+)
 from tests.process.cluster import Authority
 from tests.simulators import faults
 from tests.simulators.faults import Fault
@@ -520,21 +528,11 @@ def test_only_a_server_with_a_certificate_of_the_clusters_ca_gets_requests(
     for name in ("cluster", "other"):
         (tmp_path / name).mkdir()
     cluster_authority, other_authority = Authority(tmp_path / "cluster"), Authority(tmp_path / "other")
-    pod = Pod(
-        HEADSCALE_NAMESPACE,
-        "headscale-0",
-        "uid",
-        "2026-03-01T12:00:00Z",
-        ("headscale",),
-        ready=True,
-        # As for the pod of a Deployment. This affects only the advised RBAC rule.
-        keeps_its_name=False,
-    )
     with serve(kubernetes, tls=cluster_authority.server) as url:
         trust = private_trust((cluster_authority if is_trusted else other_authority).certificate)
         with Cluster(access_to(url, kubernetes.token, trust=trust), timeout=timedelta(seconds=10)) as cluster:
             call: Callable[[], object] = (
-                (lambda: cluster.run(pod, "headscale", ["echo"]))
+                (lambda: cluster.run(HEADSCALE_POD, "headscale", ["echo"]))
                 if is_exec
                 else (lambda: cluster.secret(HEADSCALE_NAMESPACE, "api-key"))
             )

@@ -20,7 +20,7 @@ from lifecycle.clients.cloudflare.errors import CLOUDFLARE
 from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.http import HttpClient
 from lifecycle.clients.json_client import Credential, JsonClient
-from lifecycle.clients.kubernetes.api import Cluster, Pod
+from lifecycle.clients.kubernetes.api import Cluster
 from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import private_trust, public_trust
 from lifecycle.clients.upstream import Upstream
@@ -28,7 +28,7 @@ from lifecycle.domain.errors import ApiError, AuthError, ResponseError, Transien
 from lifecycle.domain.proxy import Proxy
 from tests.clients.certificates import PrivateAuthority
 from tests.clients.servers import Api, respond, revealed_by, serve_connection
-from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, access_to
+from tests.in_cluster import HEADSCALE_NAMESPACE, HEADSCALE_POD, MAY_EXEC, access_to
 from tests.simulators.headscale_cli import Finished
 from tests.simulators.kubernetes import KubernetesSimulator
 from tests.simulators.proxy import ProxySimulator
@@ -125,17 +125,8 @@ def test_command_in_a_pod_runs_through_the_proxy(stack: ExitStack, tmp_path: Pat
         proxy=Proxy(url, "HTTPS_PROXY"),
         tls_server_name="kubernetes",
     )
-    pod = Pod(
-        HEADSCALE_NAMESPACE,
-        "headscale-0",
-        "uid",
-        "2026-03-01T12:00:00Z",
-        ("headscale",),
-        ready=True,
-        keeps_its_name=True,
-    )
     with Cluster(access, timeout=timedelta(seconds=10)) as cluster:
-        assert cluster.run(pod, "headscale", ["echo"]).stdout == b"out"
+        assert cluster.run(HEADSCALE_POD, "headscale", ["echo"]).stdout == b"out"
     assert set(proxy.requested) == {"10.0.0.1:443"}
 
 
