@@ -19,7 +19,6 @@ LIBRARIES = (
     "httpx",
     "prometheus_client",
     "pydantic",
-    "pydantic_settings",
     "pytest",
     "structlog",
     "tenacity",
