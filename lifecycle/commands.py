@@ -13,7 +13,7 @@ from time import monotonic
 from lifecycle.domain.errors import LifecycleError
 from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.loop import repeat
-from lifecycle.runtime.retry import RetryBudget, no_retries, retrying
+from lifecycle.runtime.retry import RetryPolicy, no_retries
 from lifecycle.runtime.stop import StopEvent
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, InjectSettings, PruneSettings
 from lifecycle.wiring.readers import connect_cluster, state_reader
@@ -32,7 +32,7 @@ def cleanup(settings: CleanupSettings, stop: Event) -> None:
     from lifecycle.cleanup.run import Cleanup  # noqa: PLC0415 - each command imports only what it uses
 
     with ExitStack() as stack, recorded_events(settings):
-        policy = retrying(budget=RetryBudget(CLEANUP_RETRY_BUDGET), stop=stop)
+        policy = RetryPolicy(CLEANUP_RETRY_BUDGET, stop)
         cluster = connect_cluster(settings, stack)
         Cleanup(
             settings,
@@ -92,10 +92,10 @@ def prune(settings: PruneSettings, stop: Event, *, name: str | None) -> None:
     from lifecycle.prune.run import Prune  # noqa: PLC0415 - only prune needs this import
 
     with ExitStack() as stack:
-        budget = RetryBudget(PRUNE_RETRY_BUDGET)
+        policy = RetryPolicy(PRUNE_RETRY_BUDGET, stop)
         cluster = connect_cluster(settings, stack)
-        writers = connect_writers(settings, retrying(budget=budget, stop=stop), stack, cluster)
-        Prune(settings, writers=writers, name=name, now=utc_now, stop=stop, renew_budget=budget.renew).run()
+        writers = connect_writers(settings, policy, stack, cluster)
+        Prune(settings, writers=writers, name=name, now=utc_now, stop=stop, renew_budget=policy.renew_budget).run()
 
 
 def inject(settings: InjectSettings, files: Sequence[str], with_state_secrets: bool) -> str:  # noqa: FBT001 - an option

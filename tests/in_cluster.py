@@ -27,7 +27,7 @@ from lifecycle.clients.trust import public_trust
 from lifecycle.clients.upstream import Upstream
 from lifecycle.commands import CLEANUP_RETRY_BUDGET
 from lifecycle.runtime.clock import utc_now
-from lifecycle.runtime.retry import RetryBudget, retrying
+from lifecycle.runtime.retry import RetryPolicy
 from lifecycle.settings.models import CleanupSettings, Settings
 from tests.simulators.headscale_cli import HeadscaleCli
 from tests.simulators.kubernetes import KubernetesSimulator, SimulatedPod
@@ -144,7 +144,7 @@ class ClusterWorld(World):
         """Return `cleanup`. With NODE_POLICY=keep, it reads the state Secret."""
         settings = self.settings(CleanupSettings, **variables)
         stop = stop or StopAt(self.clock)
-        policy = retrying(budget=RetryBudget(CLEANUP_RETRY_BUDGET, clock=self.clock.monotonic), stop=stop)
+        policy = RetryPolicy(CLEANUP_RETRY_BUDGET, stop, clock=self.clock.monotonic)
         state = None
         if settings.node_policy == "keep":
             name = settings.ts_kube_secret or ""

@@ -1,9 +1,10 @@
-"""Test retries: exponential backoff, Retry-After, and the time budget."""
+"""Test retries: which errors are retried, the waits before and between requests, and the budget of time and retries."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import timedelta
+from itertools import repeat
 from typing import Any
 
 import pytest
@@ -18,19 +19,22 @@ from lifecycle.domain.errors import (
     StoppedError,
     TransientError,
 )
-from lifecycle.runtime.retry import MAX_RETRIES, RetryBudget, no_retries, retrying
+from lifecycle.runtime.retry import MAX_RETRIES, RetryPolicy, no_retries
 from tests.conftest import FakeStop
 
-BUDGET = timedelta(minutes=2)
+BUDGET_S = 120.0
 
 # Jitter multiplies a delay by at most this factor.
 MAX_JITTER_FACTOR = 1.25
 
+OUTAGE = TransientError("it is down", upstream="Headscale")
+# The error if no connection can be opened.
+UNSENT = TransientError("it is unreachable", upstream="Headscale", was_sent=False)
 
-def outage(retry_after_s: float | None = None) -> TransientError:
-    """Return an error that is retried."""
-    retry_after = None if retry_after_s is None else timedelta(seconds=retry_after_s)
-    return TransientError("it is down", upstream="Headscale", retry_after=retry_after)
+
+def busy(retry_after_s: float) -> TransientError:
+    """Return the error of a response with a Retry-After."""
+    return TransientError("it is busy", upstream="Headscale", retry_after=timedelta(seconds=retry_after_s))
 
 
 class Requests:
@@ -40,173 +44,212 @@ class Requests:
         duration_s: how far each call advances the clock.
     """
 
-    def __init__(
-        self, errors: Iterable[Exception] = (), *, clock: FakeStop | None = None, duration_s: float = 0.0
-    ) -> None:
+    def __init__(self, stop: FakeStop, errors: Iterable[Exception] = (), *, duration_s: float = 0.0) -> None:
+        self._stop = stop
         self._errors = iter(errors)
-        self._clock = clock
         self._duration_s = duration_s
         self.count = 0
 
     def __call__(self) -> str:
         self.count += 1
-        if self._clock is not None:
-            self._clock.now += self._duration_s
+        self._stop.now += self._duration_s
         for error in self._errors:
             raise error
         return "done"
 
 
-def endless(create_error: Callable[[], Exception]) -> Iterable[Exception]:
-    while True:
-        yield create_error()
+def policy(stop: FakeStop, *, budget_s: float = BUDGET_S) -> RetryPolicy:
+    """Return a retry policy whose clock advances when it waits for the stop event."""
+    return RetryPolicy(timedelta(seconds=budget_s), stop, clock=stop.monotonic)
 
 
-def policy(stop: FakeStop) -> Any:
-    """Return a retry policy with a budget of two minutes. Its waits advance the clock of the stop event."""
-    return retrying(budget=RetryBudget(BUDGET, clock=stop.monotonic), stop=stop)
+# --- Errors --------------------------------------------------------------------------------------------
 
 
-def test_success_is_not_retried() -> None:
-    stop, requests = FakeStop(), Requests()
-
-    assert policy(stop)(requests) == "done"
-    assert (requests.count, stop.waits) == (1, [])
-
-
-def test_transient_errors_are_retried(events: list[Any]) -> None:
-    stop, requests = FakeStop(), Requests([outage(), outage(), outage()])
-
-    assert policy(stop)(requests) == "done"
-    assert requests.count == 4
-    assert [event["event"] for event in events] == ["retry.scheduled"] * 3
-
-
-def test_delays_grow() -> None:
+def test_transient_errors_are_retried_and_logged(events: list[Any]) -> None:
     stop = FakeStop()
+    requests = Requests(stop, [busy(retry_after_s=2), OUTAGE])
 
-    policy(stop)(Requests([outage()] * 6))
-
-    for wait_s, min_s in zip(stop.waits, [0.5, 1.0, 2.0, 4.0, 8.0, 15.0], strict=True):
-        assert min_s <= wait_s <= min_s * MAX_JITTER_FACTOR
+    assert policy(stop)(requests) == "done"
+    assert requests.count == 3
+    assert [(event["event"], event["log_level"], event["attempt"], event["error"]) for event in events] == [
+        ("retry.scheduled", "warning", 1, "it is busy"),
+        ("retry.scheduled", "warning", 2, "it is down"),
+    ]
+    assert [event["wait_s"] for event in events] == [round(wait_s, 1) for wait_s in stop.waits]
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        *(
-            error("refused", upstream="Headscale")
-            for error in (AuthError, NotFoundError, ConflictError, ResponseError, ApiError)
-        ),
+        *(kind("refused", upstream="Headscale") for kind in (AuthError, NotFoundError, ConflictError, ResponseError)),
+        ApiError("unknown", upstream="Headscale"),
         LifecycleError("not an ApiError"),
         ValueError("a bug"),
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_other_errors_are_not_retried(error: Exception, events: list[Any]) -> None:
-    stop, requests = FakeStop(), Requests([error])
+@pytest.mark.parametrize("earlier_errors", [[], [OUTAGE]], ids=["first", "after an outage"])
+def test_other_errors_are_not_retried(error: Exception, earlier_errors: list[Exception]) -> None:
+    stop = FakeStop()
+    requests = Requests(stop, [*earlier_errors, error])
 
     with pytest.raises(type(error)) as raised:
         policy(stop)(requests)
 
     assert raised.value is error
-    assert (requests.count, stop.waits, events) == (1, [], [])
+    assert requests.count == 1 + len(stop.waits) == 1 + len(earlier_errors)
 
 
-def test_refusal_after_an_outage_is_raised() -> None:
-    stop, requests = FakeStop(), Requests([outage(), AuthError("refused", upstream="Headscale")])
-
-    with pytest.raises(AuthError):
-        policy(stop)(requests)
-
-    assert requests.count == 2
-
-
-def test_last_error_is_raised_when_the_budget_is_used_up() -> None:
+def test_policy_without_retries(events: list[Any]) -> None:
     stop = FakeStop()
-    errors = [outage() for _ in range(1000)]
-    requests = Requests(errors)
+    requests = Requests(stop, [OUTAGE])
 
-    with pytest.raises(TransientError) as raised:
-        policy(stop)(requests)
+    with pytest.raises(TransientError, match="it is down"):
+        no_retries()(requests)
 
-    assert raised.value is errors[requests.count - 1]
-    assert sum(stop.waits) < BUDGET.total_seconds()
-    # The rest of the budget was shorter than the longest delay.
-    assert sum(stop.waits) + 15.0 * MAX_JITTER_FACTOR >= BUDGET.total_seconds()
+    assert (requests.count, events) == (1, [])
+    assert no_retries()(requests) == "done"
 
 
-def test_duration_of_requests_counts_towards_the_budget() -> None:
+# --- Delays between attempts ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("errors", "expected_s"),
+    [
+        pytest.param([OUTAGE] * 6, [0.5, 1.0, 2.0, 4.0, 8.0, 15.0], id="growing"),
+        pytest.param([busy(retry_after_s=60)], [60.0], id="Retry-After"),
+        # A Retry-After is a minimum. A server that has been overloaded for long needs longer delays.
+        pytest.param([*[OUTAGE] * 4, busy(retry_after_s=1)], [0.5, 1.0, 2.0, 4.0, 8.0], id="short Retry-After"),
+    ],
+)
+def test_delays_depend_on_the_attempt_and_the_retry_after(errors: list[Exception], expected_s: list[float]) -> None:
     stop = FakeStop()
-    requests = Requests(endless(outage), clock=stop, duration_s=40.0)
 
-    with pytest.raises(TransientError):
-        policy(stop)(requests)
+    policy(stop)(Requests(stop, errors))
 
-    assert stop.now < BUDGET.total_seconds() + 40.0
-
-
-def test_number_of_retries_is_limited() -> None:
-    """A failed request can cost the server as much as a successful request."""
-    stop, requests = FakeStop(), Requests(endless(outage))
-
-    with pytest.raises(TransientError):
-        retrying(budget=RetryBudget(timedelta(hours=1), clock=stop.monotonic), stop=stop)(requests)
-
-    assert requests.count == 1 + MAX_RETRIES
+    for wait_s, min_s in zip(stop.waits, expected_s, strict=True):
+        assert min_s <= wait_s <= min_s * MAX_JITTER_FACTOR
 
 
-def test_slow_request_is_followed_by_a_random_pause(events: list[Any]) -> None:
+# --- Pauses after slow requests ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("duration_s", "pauses"), [(1.9, 0), (10.0, 19)], ids=["fast", "slow"])
+def test_slow_request_is_followed_by_a_random_pause(events: list[Any], duration_s: float, pauses: int) -> None:
     stop = FakeStop()
     retry = policy(stop)
 
     for _ in range(20):
-        retry(Requests(clock=stop, duration_s=10.0))
+        assert retry(Requests(stop, duration_s=duration_s)) == "done"
 
-    # There is a pause before each request except the first.
-    assert len({*stop.waits}) == len(stop.waits) == 19
+    assert len({*stop.waits}) == len(stop.waits) == pauses
+    assert [event["event"] for event in events] == ["request.delayed"] * pauses
     # The longest pause is 6 times the time by which the request exceeded 2 s.
-    assert 0.0 <= min(stop.waits) < 10.0 < max(stop.waits) <= 48.0
-    assert [event["event"] for event in events] == ["request.delayed"] * 19
-
-
-def test_fast_request_is_not_followed_by_a_pause() -> None:
-    stop = FakeStop()
-    retry = policy(stop)
-
-    for _ in range(20):
-        retry(Requests(clock=stop, duration_s=1.9))
-
-    assert stop.waits == []
+    assert not pauses or 0.0 <= min(stop.waits) < 10.0 < max(stop.waits) <= 48.0
 
 
 def test_delay_after_a_slow_failure_is_longer() -> None:
     """The server can still be working on the request to which it did not respond in time."""
     stop = FakeStop()
-    retry = retrying(budget=RetryBudget(timedelta(hours=2), clock=stop.monotonic), stop=stop)
 
-    retry(Requests([outage()] * 8, clock=stop, duration_s=12.0))
+    policy(stop, budget_s=7200.0)(Requests(stop, [OUTAGE] * 8, duration_s=12.0))
 
     assert min(stop.waits) >= 12.0
-    assert max(stop.waits) > 120.0
-    assert max(stop.waits) <= 300.0
+    assert 120.0 < max(stop.waits) <= 300.0
 
 
 def test_delay_after_a_slow_failure_to_connect_is_not_longer() -> None:
     """A slow failure to connect is no sign of an overloaded server. A firewall that drops packets can be the cause."""
     stop = FakeStop()
 
-    policy(stop)(Requests([TransientError("", upstream="Headscale", sent=False)] * 4, clock=stop, duration_s=10.0))
+    policy(stop)(Requests(stop, [UNSENT] * 4, duration_s=10.0))
 
     assert stop.waits[0] < 1.0
     assert max(stop.waits) <= 4.0 * MAX_JITTER_FACTOR
 
 
-def test_no_request_is_sent_if_a_stop_ends_the_pause() -> None:
+# --- The budget ----------------------------------------------------------------------------------------
+
+
+def test_last_error_is_raised_when_the_budget_is_used_up() -> None:
+    stop = FakeStop()
+    errors = [TransientError("it is down", upstream="Headscale") for _ in range(1000)]
+    requests = Requests(stop, errors)
+
+    with pytest.raises(TransientError) as raised:
+        policy(stop)(requests)
+
+    assert raised.value is errors[requests.count - 1]
+    # The rest of the budget was shorter than the longest delay.
+    assert BUDGET_S - 15.0 * MAX_JITTER_FACTOR <= sum(stop.waits) < BUDGET_S
+
+
+@pytest.mark.parametrize(
+    ("budget_s", "duration_s", "attempts"),
+    [
+        pytest.param(BUDGET_S, 40.0, 3, id="duration of the requests"),
+        # A failed request can cost the server as much as a successful request.
+        pytest.param(3600.0, 0.0, 1 + MAX_RETRIES, id="number of retries"),
+    ],
+)
+def test_budget_limits_the_attempts(budget_s: float, duration_s: float, attempts: int) -> None:
+    stop = FakeStop()
+    requests = Requests(stop, repeat(UNSENT), duration_s=duration_s)
+
+    with pytest.raises(TransientError):
+        policy(stop, budget_s=budget_s)(requests)
+
+    assert requests.count == attempts
+
+
+def test_calls_share_one_budget_until_it_is_renewed() -> None:
+    stop = FakeStop()
+    retry = policy(stop)
+    waits_s = []
+    for is_renewed in (False, False, True):
+        if is_renewed:
+            retry.renew_budget()
+        stop.waits.clear()
+        with pytest.raises(TransientError):
+            retry(Requests(stop, repeat(OUTAGE)))
+        waits_s.append(sum(stop.waits))
+
+    first_s, second_s, renewed_s = waits_s
+    # The rest of the budget is only enough for short delays.
+    assert second_s < BUDGET_S - first_s
+    assert BUDGET_S / 2 < renewed_s < BUDGET_S
+
+
+def test_request_is_not_retried_if_the_retry_after_exceeds_the_budget() -> None:
+    stop = FakeStop()
+
+    with pytest.raises(TransientError):
+        policy(stop)(Requests(stop, [busy(retry_after_s=121)]))
+
+    assert stop.waits == []
+
+
+# --- Stops ---------------------------------------------------------------------------------------------
+
+
+def test_stop_during_a_delay_ends_the_call() -> None:
+    """The next attempt could be a write."""
+    stop = FakeStop(after=2)
+    requests = Requests(stop, repeat(OUTAGE))
+
+    with pytest.raises(StoppedError):
+        policy(stop)(requests)
+
+    assert requests.count == len(stop.waits) == 2
+
+
+def test_stop_during_a_pause_ends_the_call() -> None:
     stop = FakeStop(after=1)
     retry = policy(stop)
-    retry(Requests(clock=stop, duration_s=10.0))
-    requests = Requests()
+    retry(Requests(stop, duration_s=10.0))
+    requests = Requests(stop)
 
     with pytest.raises(StoppedError):
         retry(requests)
@@ -214,100 +257,11 @@ def test_no_request_is_sent_if_a_stop_ends_the_pause() -> None:
     assert requests.count == 0
 
 
-def test_requests_share_one_budget() -> None:
-    stop = FakeStop()
-    retry = policy(stop)
-    with pytest.raises(TransientError):
-        retry(Requests(endless(outage)))
-    waits_before = len(stop.waits)
-
-    with pytest.raises(TransientError):
-        retry(Requests(endless(outage)))
-
-    # The rest of the budget is only enough for short delays.
-    assert sum(stop.waits) < BUDGET.total_seconds()
-    assert len(stop.waits) - waits_before < waits_before
-
-
-def test_delay_is_at_least_the_retry_after() -> None:
-    stop = FakeStop()
-
-    policy(stop)(Requests([outage(retry_after_s=60)]))
-
-    assert 60.0 <= stop.waits[0] <= 60.0 * MAX_JITTER_FACTOR
-
-
-def test_short_retry_after_does_not_shorten_the_delay() -> None:
-    """Retry-After is a minimum. A server that has been overloaded for long needs longer delays."""
-    stop = FakeStop()
-
-    policy(stop)(Requests([outage(), outage(), outage(), outage(), outage(retry_after_s=1)]))
-
-    assert stop.waits[4] >= 8.0
-
-
-def test_renewed_budget_starts_again() -> None:
-    stop = FakeStop()
-    budget = RetryBudget(BUDGET, clock=stop.monotonic)
-    retry = retrying(budget=budget, stop=stop)
-    stop.now += 900.0
-    with pytest.raises(TransientError):
-        retry(Requests([outage()]))
-
-    budget.renew()
-
-    assert retry(Requests([outage()])) == "done"
-    with pytest.raises(TransientError):
-        retry(Requests(endless(outage)))
-    assert BUDGET.total_seconds() / 2 < sum(stop.waits) < BUDGET.total_seconds()
-
-
-def test_request_is_not_retried_if_the_retry_after_exceeds_the_budget() -> None:
-    stop, requests = FakeStop(), Requests([outage(retry_after_s=121)])
-
-    with pytest.raises(TransientError):
-        policy(stop)(requests)
-
-    assert (requests.count, stop.waits) == (1, [])
-
-
-def test_nothing_is_sent_after_a_stop(events: list[Any]) -> None:
-    """The next attempt could be a write."""
-    stop, requests = FakeStop(after=2), Requests(endless(outage))
-
-    with pytest.raises(StoppedError):
-        policy(stop)(requests)
-
-    assert requests.count == 2
-    assert len(stop.waits) == 2
-
-
 def test_failure_after_a_stop_is_not_retried() -> None:
-    stop, requests = FakeStop(), Requests(endless(outage))
+    stop = FakeStop()
     stop.set()
 
     with pytest.raises(TransientError):
-        policy(stop)(requests)
+        policy(stop)(Requests(stop, repeat(OUTAGE)))
 
-    assert (requests.count, stop.waits) == (1, [])
-
-
-def test_each_retry_is_logged(events: list[Any]) -> None:
-    stop = FakeStop()
-
-    policy(stop)(Requests([outage(retry_after_s=2), outage()]))
-
-    assert [event["attempt"] for event in events] == [1, 2]
-    assert {event["error"] for event in events} == {"it is down"}
-    assert {event["log_level"] for event in events} == {"warning"}
-    assert [event["wait_s"] for event in events] == [round(wait_s, 1) for wait_s in stop.waits]
-
-
-def test_policy_without_retries(events: list[Any]) -> None:
-    requests = Requests([outage()])
-
-    with pytest.raises(TransientError, match="it is down"):
-        no_retries()(requests)
-
-    assert (requests.count, events) == (1, [])
-    assert no_retries()(Requests()) == "done"
+    assert stop.waits == []

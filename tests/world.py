@@ -31,7 +31,7 @@ from lifecycle.dns_watch.loop import DnsWatch
 from lifecycle.domain.model import IpAddress
 from lifecycle.keyfile.writer import KeyFileWriter
 from lifecycle.runtime.clock import utc_now
-from lifecycle.runtime.retry import RetryBudget, no_retries, retrying
+from lifecycle.runtime.retry import RetryPolicy, no_retries
 from lifecycle.settings.load import load
 from lifecycle.settings.models import CleanupSettings, Command, DnsWatchSettings, Settings
 from tests.builders import NAME, NOW, addresses
@@ -212,7 +212,7 @@ class World:
         """Return `cleanup`. Its waits advance this world's clock."""
         settings = self.settings(CleanupSettings, **variables)
         stop = stop or StopAt(self.clock)
-        policy = retrying(budget=RetryBudget(CLEANUP_RETRY_BUDGET, clock=self.clock.monotonic), stop=stop)
+        policy = RetryPolicy(CLEANUP_RETRY_BUDGET, stop, clock=self.clock.monotonic)
         return Cleanup(settings, writers=self.writers(settings, policy), now=self.clock.now, stop=stop)
 
     def watch(self, interface: Interface = NO_INTERFACE, /, **variables: str) -> DnsWatch:

@@ -79,7 +79,7 @@ def explain_failure(error: Exception, *, what: str, endpoint: Endpoint, timeout_
     match cause:
         case ResolutionError() | UnreachableError():
             text = _explain_connection(cause, what=what, endpoint=endpoint, timeout_s=timeout_s)
-            return TransientError(text, upstream=name, sent=False)
+            return TransientError(text, upstream=name, was_sent=False)
         case TlsExpectedError():
             return endpoint.https_required_error(what)
         case ssl.SSLError():

@@ -77,7 +77,7 @@ class TransientError(ApiError):
     Attributes:
         retry_after: the delay that the upstream requested; None if it requested none.
         throttled: the response was "too many requests" (429).
-        sent: False if no connection was opened, so the upstream cannot have received the request.
+        was_sent: False if no connection was opened, so the upstream cannot have received the request.
     """
 
     def __init__(
@@ -88,12 +88,12 @@ class TransientError(ApiError):
         status: int | None = None,
         retry_after: timedelta | None = None,
         throttled: bool = False,
-        sent: bool = True,
+        was_sent: bool = True,
     ) -> None:
         super().__init__(message, upstream=upstream, status=status)
         self.retry_after = retry_after
         self.throttled = throttled
-        self.sent = sent
+        self.was_sent = was_sent
 
 
 class AuthError(ApiError):

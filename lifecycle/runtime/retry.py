@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from threading import Event
 from time import monotonic
 from typing import Any, TypeVar
@@ -24,18 +25,19 @@ log = structlog.get_logger()
 
 Result = TypeVar("Result")
 
+# The longest delay of the exponential backoff.
 _MAX_DELAY_S = 15.0
 
 # The largest number of retries within a budget. If Headscale or Cloudflare refuses connections, these retries take two
 # to three minutes in total.
 MAX_RETRIES = 12
 
-# A call that takes longer shows that the server is busy: an idle server returns a list of 5,000 nodes in one second.
+# A request that takes longer shows that the server is busy: an idle server returns a list of 5,000 nodes in one second.
 _SLOW_S = 2.0
 
-# The longest pause after a slow call, as a multiple of the time by which the call exceeded _SLOW_S. Each slow call that
-# fails doubles this multiple. The average pause is half as long, about three times as long as the call. So about a
-# quarter of the pods have a request in progress at any time.
+# After a slow request, no request is sent for a random time. The longest such pause is _PAUSE_FACTOR times the part of
+# the request's duration that exceeds _SLOW_S. On average, a pause is therefore about three times as long as the request
+# before it, so that each pod is waiting for a response in about a quarter of the time.
 _PAUSE_FACTOR = 6.0
 _MAX_PAUSE_S = 300.0
 
@@ -45,150 +47,91 @@ def no_retries() -> tenacity.Retrying:
     return tenacity.Retrying(stop=tenacity.stop_after_attempt(1), reraise=True)
 
 
-class RetryBudget:
-    """Limits the total time and number of retries of several calls.
+class RetryPolicy(tenacity.Retrying):
+    """Retries calls that raise a TransientError, and pauses after a slow request.
+
+    All calls share one budget of time and retries. If the budget is used up, a call raises its last error. If
+    `stop_event` is set during a wait, the call raises StoppedError and sends no further request.
 
     Args:
-        length: the time after which no retry starts.
+        budget: the time after which no retry starts.
         clock: returns the seconds of a clock that never goes back.
     """
 
-    def __init__(self, length: timedelta, *, clock: Callable[[], float] = monotonic) -> None:
-        self._length_s = length.total_seconds()
-        self.clock = clock
-        self.renew()
+    def __init__(self, budget: timedelta, stop_event: Event, *, clock: Callable[[], float] = monotonic) -> None:
+        super().__init__(
+            retry=tenacity.retry_if_exception_type(TransientError),
+            stop=self._must_give_up,
+            wait=self._delay_s,
+            before_sleep=self._count_retry,
+            sleep=self._wait,
+            reraise=True,
+        )
+        self._budget_s = budget.total_seconds()
+        self._stop_event = stop_event
+        self._clock = clock
+        self._pause_ends_at_s = float("-inf")
+        self._pause_factor = _PAUSE_FACTOR
+        self.renew_budget()
 
-    def renew(self) -> None:
+    def renew_budget(self) -> None:
         """Start again with the full time and number of retries."""
-        self._deadline = self.clock() + self._length_s
+        self._budget_ends_at_s = self._clock() + self._budget_s
         self._retries_left = MAX_RETRIES
 
-    def allows(self, wait_s: float) -> bool:
-        """Return True if a retry that starts after this wait is within the budget."""
-        return self._retries_left > 0 and self.clock() + wait_s < self._deadline
-
-    def spend(self) -> None:
-        """Count a retry."""
-        self._retries_left -= 1
-
-
-class Pace:
-    """Decides when the next request may be sent. The slower a response was, the longer is the random pause after it.
-
-    Args:
-        clock: returns the seconds of a clock that never goes back.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._not_before_s = float("-inf")
-        self._factor = _PAUSE_FACTOR
-
-    @property
-    def pause_s(self) -> float:
-        """The seconds until the next request may be sent; 0 if there is no pause."""
-        return max(0.0, self._not_before_s - self._clock())
-
-    def measured(self, call: Callable[..., Result]) -> Callable[..., Result]:
-        """Return a function that makes the same call, and then starts a pause if the call was slow."""
-
-        def run(*arguments: Any) -> Result:
-            started_s = self._clock()
-            try:
-                result = call(*arguments)
-            except TransientError as error:
-                if error.sent:
-                    self._pause_after(self._clock() - started_s, failed=True)
-                raise
-            self._pause_after(self._clock() - started_s)
-            return result
-
-        return run
-
-    def _pause_after(self, duration_s: float, *, failed: bool = False) -> None:
-        excess_s = duration_s - _SLOW_S
-        if excess_s <= 0:
-            return
-        max_pause_s = min(self._factor * excess_s, _MAX_PAUSE_S)
-        # A request that failed can still keep the server busy, so the pause lasts at least as long as the request did.
-        min_pause_s = min(duration_s, max_pause_s) if failed else 0.0
-        self._not_before_s = self._clock() + random.uniform(min_pause_s, max_pause_s)  # noqa: S311 - spreads load
-        if failed:
-            self._factor *= 2
-
-
-class PacedRetrying(tenacity.Retrying):
-    """A retry policy that also pauses before the first attempt of a call, if its `Pace` requires that.
-
-    Args:
-        pace: decides when the next request may be sent; shared by all calls.
-        pause: waits for the given number of seconds.
-        options: the options of `tenacity.Retrying`.
-    """
-
-    def __init__(self, pace: Pace, pause: Callable[[float], None], **options: Any) -> None:
-        super().__init__(**options)
-        self._pace = pace
-        self._pause = pause
-
     def __call__(self, fn: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-        """Call the function after the pause that `Pace` requires, and retry it as the options say."""
-        pause_s = self._pace.pause_s
+        """Call the function after the current pause, and retry it."""
+        pause_s = self._remaining_pause_s()
         if pause_s > 0:
             log.info("request.delayed", wait_s=round(pause_s, 1), reason="the last response was slow")
-            self._pause(pause_s)
-        return super().__call__(self._pace.measured(fn), *args, **kwargs)
+            self._wait(pause_s)
+        return super().__call__(partial(self._call_once, fn), *args, **kwargs)
 
+    def _call_once(self, fn: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+        """Call the function, and start a pause if the call was slow."""
+        started_at_s = self._clock()
+        try:
+            result = fn(*args, **kwargs)
+        except TransientError as error:
+            if error.was_sent:
+                self._pause_after(self._clock() - started_at_s, has_failed=True)
+            raise
+        self._pause_after(self._clock() - started_at_s, has_failed=False)
+        return result
 
-def retrying(*, budget: RetryBudget, stop: Event, sleep: Callable[[float], None] | None = None) -> tenacity.Retrying:
-    """Return a policy that retries within a budget. If the budget is used up, the last error is raised.
+    def _pause_after(self, duration_s: float, *, has_failed: bool) -> None:
+        if duration_s <= _SLOW_S:
+            return
+        max_pause_s = min(self._pause_factor * (duration_s - _SLOW_S), _MAX_PAUSE_S)
+        min_pause_s = 0.0
+        if has_failed:
+            # The server may still be working on the request, so the pause is not shorter than the request.
+            min_pause_s = min(duration_s, max_pause_s)
+            self._pause_factor *= 2
+        self._pause_ends_at_s = self._clock() + random.uniform(min_pause_s, max_pause_s)  # noqa: S311 - spreads load
 
-    If `stop` is set while a call waits for its next attempt, the call raises StoppedError and sends no further request.
+    def _remaining_pause_s(self) -> float:
+        return max(0.0, self._pause_ends_at_s - self._clock())
 
-    Args:
-        budget: shared by all calls.
-        sleep: replaces the wait in tests.
-    """
-    pace = Pace(budget.clock)
+    def _must_give_up(self, state: tenacity.RetryCallState) -> bool:
+        is_used_up = self._retries_left <= 0 or self._clock() + state.upcoming_sleep >= self._budget_ends_at_s
+        return is_used_up or self._stop_event.is_set()
 
-    def is_over(state: tenacity.RetryCallState) -> bool:
-        return stop.is_set() or not budget.allows(state.upcoming_sleep)
+    def _delay_s(self, state: tenacity.RetryCallState) -> float:
+        jitter = random.random()  # noqa: S311 - spreads load
+        delay_s = retry_delay_s(state.attempt_number, max_s=_MAX_DELAY_S, jitter=jitter, error=_error(state))
+        return max(delay_s, self._remaining_pause_s())
+
+    def _count_retry(self, state: tenacity.RetryCallState) -> None:
+        self._retries_left -= 1
+        wait_s = round(state.upcoming_sleep, 1)
+        log.warning("retry.scheduled", attempt=state.attempt_number, wait_s=wait_s, error=str(_error(state)))
 
     # tenacity.sleep_using_event is not used, because it would send one more request after a stop.
-    def wait(seconds: float) -> None:
-        if stop.wait(seconds):
+    def _wait(self, seconds: float) -> None:
+        if self._stop_event.wait(seconds):
             raise StoppedError("stopped while waiting for the next attempt; no manual cleanup is needed")
 
-    def retry_wait_s(state: tenacity.RetryCallState) -> float:
-        return max(_wait_s(state), pace.pause_s)
 
-    def before_sleep(state: tenacity.RetryCallState) -> None:
-        budget.spend()
-        _log_retry(state)
-
-    return PacedRetrying(
-        pace,
-        sleep or wait,
-        retry=tenacity.retry_if_exception_type(TransientError),
-        stop=is_over,
-        wait=retry_wait_s,
-        sleep=sleep or wait,
-        before_sleep=before_sleep,
-        reraise=True,
-    )
-
-
-def _wait_s(state: tenacity.RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    jitter = random.random()  # noqa: S311 - spreads load
-    return retry_delay_s(state.attempt_number, max_s=_MAX_DELAY_S, jitter=jitter, error=error)
-
-
-def _log_retry(state: tenacity.RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    log.warning(
-        "retry.scheduled",
-        attempt=state.attempt_number,
-        wait_s=round(state.upcoming_sleep, 1),
-        error=str(error),
-    )
+def _error(state: tenacity.RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome else None

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import combinations
-from threading import Event
 
 import pytest
 import tenacity
@@ -18,14 +17,14 @@ from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.json_client import Credential
 from lifecycle.domain.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
 from lifecycle.domain.model import KeySpec, Node, PreAuthKey, RegisterMethod, User
-from lifecycle.runtime.retry import RetryBudget, no_retries, retrying
+from lifecycle.runtime.retry import RetryPolicy, no_retries
 from tests.builders import NAME
 from tests.clients.servers import revealed_by
 from tests.simulators import faults
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.faults import Fault
 from tests.simulators.headscale import HeadscaleSimulator
-from tests.world import Clock, json_client, named
+from tests.world import Clock, StopAt, json_client, named
 
 VERSIONS_WITH_A_VERSION_ENDPOINT = [version for version in VERSIONS if version >= "0.27"]
 HOUR = timedelta(hours=1)
@@ -75,7 +74,7 @@ def client_of(
 
 def retrying_on(clock: Clock) -> tenacity.Retrying:
     """Return the retry policy of `cleanup`, on a simulated clock."""
-    return retrying(budget=RetryBudget(timedelta(minutes=2), clock=clock.monotonic), stop=Event(), sleep=clock.sleep)
+    return RetryPolicy(timedelta(minutes=2), StopAt(clock), clock=clock.monotonic)
 
 
 @pytest.fixture

@@ -308,7 +308,7 @@ def test_time_for_a_response_can_exceed_the_time_for_a_connection(resolve_to: Ca
         error = failure(client("http://api.example"))
     assert isinstance(error, TransientError)
     assert "within 0.1 s" in str(error)
-    assert not error.sent
+    assert not error.was_sent
     with serve_connection(send_nothing) as address:
         resolve_to(lambda *_args, **_options: addresses(port_of(address)))
         assert "within 0.1 s" in str(failure(client("https://api.example")))

@@ -13,7 +13,7 @@ import pytest
 from lifecycle.commands import PRUNE_RETRY_BUDGET
 from lifecycle.domain.errors import ApiError, ConfigError, ConflictError, LifecycleError, PruneLimitError, StoppedError
 from lifecycle.prune.run import CONFIRMATION_DELAY_S, Prune
-from lifecycle.runtime.retry import RetryBudget, retrying
+from lifecycle.runtime.retry import RetryPolicy
 from lifecycle.settings.models import PruneSettings
 from tests.simulators import faults
 from tests.simulators.cloudflare import refusal
@@ -56,14 +56,14 @@ def prune(world: World, name: str | None = None, *, stop: StopAt | None = None, 
     """Return `prune` with these settings. With a name, it removes the workload of this name."""
     settings = world.settings(PruneSettings, **({"DNS_OWNER": OWNER, "HEADSCALE_USER": "svc"} | variables))
     stop = stop or StopAt(world.clock)
-    budget = RetryBudget(PRUNE_RETRY_BUDGET, clock=world.clock.monotonic)
+    policy = RetryPolicy(PRUNE_RETRY_BUDGET, stop, clock=world.clock.monotonic)
     return Prune(
         settings,
-        writers=world.writers(settings, retrying(budget=budget, stop=stop)),
+        writers=world.writers(settings, policy),
         name=name,
         now=world.clock.now,
         stop=stop,
-        renew_budget=budget.renew,
+        renew_budget=policy.renew_budget,
     )
 
 

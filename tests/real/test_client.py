@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from threading import Event
 
 import httpx
 import pytest
@@ -20,7 +19,8 @@ from lifecycle.clients.trust import public_trust
 from lifecycle.domain.errors import NotFoundError
 from lifecycle.domain.model import KeySpec, User
 from lifecycle.domain.ownership import choose_user
-from lifecycle.runtime.retry import RetryBudget, retrying
+from lifecycle.runtime.retry import RetryPolicy
+from tests.conftest import FakeStop
 from tests.real.server import HeadscaleServer
 from tests.real.workload import USER
 
@@ -74,8 +74,7 @@ def client_of(server: HeadscaleServer, transport: httpx.BaseTransport) -> Iterat
             HttpClient(http, upstream=HEADSCALE, timeout=timedelta(seconds=10)),
             credential=Credential(lambda: server.api_key, name="HEADSCALE_API_KEY"),
         )
-        policy = retrying(budget=RetryBudget(timedelta(minutes=1)), stop=Event(), sleep=lambda _s: None)
-        yield HeadscaleWriter(HttpTransport(client), policy)
+        yield HeadscaleWriter(HttpTransport(client), RetryPolicy(timedelta(minutes=1), FakeStop()))
 
 
 def configured_user(headscale: HeadscaleWriter) -> User:
