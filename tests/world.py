@@ -24,7 +24,7 @@ from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.headscale.http import HttpTransport
 from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.http import HttpClient
-from lifecycle.clients.json_client import Credential, JsonClient
+from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.upstream import Upstream as UpstreamApi
 from lifecycle.commands import CLEANUP_RETRY_BUDGET
 from lifecycle.dns_watch.loop import DnsWatch
@@ -192,14 +192,14 @@ class World:
             self.route(self.headscale),
             HEADSCALE,
             base_url="http://headscale",
-            credential=Credential(lambda: settings.secret("HEADSCALE_API_KEY"), name="HEADSCALE_API_KEY"),
+            read_token=lambda: settings.secret("HEADSCALE_API_KEY"),
             now=self.clock.now,
         )
         cloudflare = json_client(
             self.route(self.cloudflare),
             CLOUDFLARE,
             base_url="http://cloudflare/client/v4",
-            credential=Credential(lambda: settings.secret("CLOUDFLARE_API_TOKEN"), name="CLOUDFLARE_API_TOKEN"),
+            read_token=lambda: settings.secret("CLOUDFLARE_API_TOKEN"),
             now=self.clock.now,
         )
         return Writers(
@@ -278,13 +278,13 @@ def json_client(
     upstream: UpstreamApi,
     *,
     base_url: str,
-    credential: Credential,
+    read_token: Callable[[], str],
     now: Callable[[], datetime] = utc_now,
 ) -> JsonClient:
     """Return a JSON client whose requests are calls in this process."""
     return JsonClient(
         HttpClient(MemoryClient(handler, base_url), upstream=upstream, timeout=timedelta(seconds=10), now=now),
-        credential=credential,
+        read_token=read_token,
     )
 
 

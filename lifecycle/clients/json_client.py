@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 
@@ -15,44 +15,8 @@ from lifecycle.clients.items import Items
 from lifecycle.clients.response import Response
 from lifecycle.domain.errors import ApiError, AuthError, ConfigError, ResponseError, TransientError
 
-Result = TypeVar("Result")
-
 # Statuses with which a proxy for plain HTTP can refuse a request in place of the upstream.
 _PROXY_REFUSALS = frozenset({401, 403, 407})
-
-
-class Credential:
-    """A secret that is read again after it was refused, because tokens in files can be rotated.
-
-    Args:
-        read: returns the current secret; raises an error of `domain.errors`.
-        name: the setting that the secret comes from, for messages.
-    """
-
-    def __init__(self, read: Callable[[], str], *, name: str) -> None:
-        self.name = name
-        self._read = read
-        self._value: str | None = None
-
-    def __repr__(self) -> str:
-        return f"Credential({self.name})"
-
-    @property
-    def value(self) -> str:
-        """The secret, as it was last read."""
-        if self._value is None:
-            self._value = self._read()
-        return self._value
-
-    def reload(self) -> None:
-        """Read the secret again. If this fails, the previous secret stays in use."""
-        self._value = self._read()
-
-    def renew(self, refused: str) -> bool:
-        """Read the secret again if the refused one is in use. Return True if it then differs from the refused one."""
-        if self._value == refused:
-            self._value = self._read()
-        return self._value != refused
 
 
 class JsonClient:
@@ -60,16 +24,18 @@ class JsonClient:
 
     Args:
         http: sends the requests.
-        credential: the bearer token.
+        read_token: returns the current token; raises an error of `domain.errors`. It is called again after the upstream
+            has refused the token, because tokens in files can be rotated.
         on_outcome: called after each request with ok, no_answer, throttled, server_error or refused.
     """
 
     def __init__(
-        self, http: HttpClient, *, credential: Credential, on_outcome: Callable[[str], None] = lambda _outcome: None
+        self, http: HttpClient, *, read_token: Callable[[], str], on_outcome: Callable[[str], None] = lambda _: None
     ) -> None:
         self._http = http
         self._upstream = http.endpoint.upstream
-        self._credential = credential
+        self._read_token = read_token
+        self._token: str | None = None
         self._on_outcome = on_outcome
 
     @property
@@ -77,13 +43,22 @@ class JsonClient:
         """How far the upstream's clock was ahead of this machine's clock at its last response; None if unknown."""
         return self._http.clock_skew
 
-    def reload_token(self) -> None:
-        """Read the token again."""
-        self._from_credential(self._credential.reload)
+    def reload_token(self) -> str:
+        """Read the token again, and return it.
+
+        Raises:
+            AuthError: the token cannot be read. Unlike a ConfigError, this does not end dns-watch: it can be temporary,
+                because the token could be read when the program started.
+        """
+        try:
+            self._token = self._read_token()
+        except ConfigError as error:
+            raise AuthError(str(error), upstream=self._upstream.name) from error
+        return self._token
 
     def token_starts_with(self, prefix: str) -> bool:
         """Return True if the token in use starts with the prefix."""
-        return self._from_credential(lambda: self._credential.value).startswith(prefix)
+        return (self._token or self.reload_token()).startswith(prefix)
 
     def send(
         self,
@@ -120,14 +95,16 @@ class JsonClient:
             raise
 
     def _send_with_token(self, send: Callable[..., Response]) -> Response:
-        token = self._from_credential(lambda: self._credential.value)
+        token = self._token or self.reload_token()
         try:
             return send(token=token)
         except AuthError:
-            # A refused request had no effect, so it is safe to send it again.
-            if not self._from_credential(partial(self._credential.renew, token)):
+            # Another thread may have read the token again already.
+            current = self.reload_token() if self._token == token else self._token
+            if current == token:
                 raise
-            return send(token=self._credential.value)
+            # A refused request had no effect, so it is safe to send it again.
+            return send(token=current)
 
     def _check_health(self, refusal: AuthError) -> None:
         """Check that the upstream is healthy, because Headscale also refuses valid API keys while its database is down.
@@ -140,31 +117,17 @@ class JsonClient:
         try:
             self._send("GET", self._upstream.health_path, token=None)
         except TransientError as error:
-            if error.status is not None and not httpx.codes.is_server_error(error.status):
-                return
-            raise TransientError(
-                f"{self._upstream.name} refused the credentials, but is unhealthy, so they may be valid. {error}",
-                upstream=error.upstream,
-                status=error.status,
-                retry_after=error.retry_after,
-                throttled=error.throttled,
-            ) from refusal
+            if error.status is None or httpx.codes.is_server_error(error.status):
+                raise TransientError(
+                    f"{self._upstream.name} refused the credentials, but is unhealthy, so they may be valid. {error}",
+                    upstream=error.upstream,
+                    status=error.status,
+                    retry_after=error.retry_after,
+                    throttled=error.throttled,
+                ) from refusal
         except ApiError:
             # The health endpoint cannot be reached, for example because a proxy forwards only the API.
             return
-
-    def _from_credential(self, use: Callable[[], Result]) -> Result:
-        """Call a function that reads the credential, and return its result.
-
-        Raises:
-            AuthError: the credential cannot be read. This may be temporary, because the
-                credential could be read when the program started.
-                Unlike a ConfigError, an AuthError does not end dns-watch.
-        """
-        try:
-            return use()
-        except ConfigError as error:
-            raise AuthError(str(error), upstream=self._upstream.name) from error
 
     def _send(self, method: str, path: str, *, token: str | None, body: Any = None, **options: Any) -> Response:
         headers = {"Accept": "application/json"}

@@ -24,7 +24,7 @@ from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.headscale.http import HttpTransport
 from lifecycle.clients.headscale.reader import HeadscaleReader, HeadscaleSnapshot, HeadscaleTransport
 from lifecycle.clients.http import HttpClient
-from lifecycle.clients.json_client import Credential, JsonClient
+from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import add_authorities, public_trust
 from lifecycle.domain.errors import ConfigError
@@ -80,7 +80,7 @@ def open_upstreams(
     http = open_http(settings.cloudflare_api_url, trust=trust, proxy=proxy)
     cloudflare = JsonClient(
         HttpClient(stack.enter_context(http), upstream=CLOUDFLARE, timeout=settings.http_timeout, proxy=proxy),
-        credential=Credential(partial(settings.secret, "CLOUDFLARE_API_TOKEN"), name="CLOUDFLARE_API_TOKEN"),
+        read_token=partial(settings.secret, "CLOUDFLARE_API_TOKEN"),
         on_outcome=partial(on_outcome, CLOUDFLARE.name),
     )
     on_headscale_outcome = partial(on_outcome, HEADSCALE.name)
@@ -95,7 +95,7 @@ def open_upstreams(
     http = open_http(settings.effective_headscale_url, trust=trust, proxy=proxy)
     headscale = JsonClient(
         HttpClient(stack.enter_context(http), upstream=HEADSCALE, timeout=settings.http_timeout, proxy=proxy),
-        credential=_headscale_credential(settings, cluster),
+        read_token=_read_headscale_key(settings, cluster),
         on_outcome=on_headscale_outcome,
     )
     return HttpTransport(headscale), cloudflare
@@ -116,12 +116,11 @@ def _certificate_errors(setting: str) -> Iterator[None]:
         raise ConfigError(f"{setting}: contains a malformed certificate ({error.strerror})") from error
 
 
-def _headscale_credential(settings: Settings, cluster: Cluster | None) -> Credential:
+def _read_headscale_key(settings: Settings, cluster: Cluster | None) -> Callable[[], str]:
+    """Return a function that reads the API key from a Secret of the cluster, or from the settings."""
     if settings.headscale_api_key_secret is None or cluster is None:
-        return Credential(partial(settings.secret, "HEADSCALE_API_KEY"), name="HEADSCALE_API_KEY")
-    # The Secret is read when the key is first needed, and again when Headscale refuses the key.
-    read = partial(cluster.token, settings.headscale_namespace, settings.headscale_api_key_secret)
-    return Credential(read, name="HEADSCALE_API_KEY_SECRET")
+        return partial(settings.secret, "HEADSCALE_API_KEY")
+    return partial(cluster.token, settings.headscale_namespace, settings.headscale_api_key_secret)
 
 
 def connect_cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = False) -> Cluster | None:

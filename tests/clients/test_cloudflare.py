@@ -11,7 +11,6 @@ import pytest
 
 from lifecycle.clients.cloudflare.errors import CLOUDFLARE
 from lifecycle.clients.cloudflare.writer import CloudflareWriter
-from lifecycle.clients.json_client import Credential
 from lifecycle.domain.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
 from lifecycle.domain.model import Record, RecordSpec
 from tests.builders import COMMENT_OF_OTHER_OWNER, NAME, OUR_COMMENT, a_record, a_spec
@@ -51,7 +50,7 @@ def client_of(account: Account, zone_id: str | None, *, domain: str = ZONE) -> C
         account.handle,
         CLOUDFLARE,
         base_url="http://cloudflare/client/v4",
-        credential=Credential(lambda: account.token, name="CLOUDFLARE_API_TOKEN"),
+        read_token=lambda: account.token,
     )
     return CloudflareWriter(client, domain=domain, zone_id=zone_id)
 

@@ -14,7 +14,6 @@ import tenacity
 from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.headscale.http import HttpTransport
 from lifecycle.clients.headscale.writer import HeadscaleWriter
-from lifecycle.clients.json_client import Credential
 from lifecycle.domain.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
 from lifecycle.domain.model import KeySpec, Node, PreAuthKey, RegisterMethod, User
 from lifecycle.runtime.retry import RetryPolicy, no_retries
@@ -66,7 +65,7 @@ def client_of(
         server.handle,
         HEADSCALE,
         base_url="http://headscale",
-        credential=Credential(lambda: api_key or server.api_key, name="HEADSCALE_API_KEY"),
+        read_token=lambda: api_key or server.api_key,
         now=now or server.now,
     )
     return HeadscaleWriter(HttpTransport(client), policy or no_retries())

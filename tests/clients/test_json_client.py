@@ -21,7 +21,7 @@ import pytest
 
 from lifecycle.clients.http import MAX_RESPONSE_BYTES, HttpClient
 from lifecycle.clients.items import Items
-from lifecycle.clients.json_client import Credential, JsonClient
+from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.response import Response as ApiResponse
 from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import public_trust
@@ -87,8 +87,7 @@ def client_of(
     """Return a client of an API: a simulator in this process, or a URL."""
     http = open_http(api, trust=public_trust()) if isinstance(api, str) else MemoryClient(api.handle, "http://api")
     defaults: dict[str, Any] = {"upstream": API, "timeout": timedelta(seconds=10)}
-    credential = Credential(read, name="API_TOKEN")
-    return JsonClient(HttpClient(http, **(defaults | settings)), credential=credential, on_outcome=on_outcome)
+    return JsonClient(HttpClient(http, **(defaults | settings)), read_token=read, on_outcome=on_outcome)
 
 
 @pytest.fixture(params=["in-process", "over-loopback"])
@@ -380,12 +379,6 @@ def test_token_that_was_never_readable_is_an_auth_error(api: Api) -> None:
 def test_no_error_contains_the_token(client: JsonClient, api: Api, fault: Fault) -> None:
     api.faults.add(fault, times=None)
     assert TOKEN not in revealed_by(failure(client))
-
-
-def test_repr_of_a_credential_has_its_name_only() -> None:
-    credential = Credential(lambda: TOKEN, name="API_TOKEN")
-    assert credential.value == TOKEN
-    assert repr(credential) == "Credential(API_TOKEN)"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from lifecycle.clients.http import HttpClient
-from lifecycle.clients.json_client import Credential, JsonClient
+from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.network import UnreachableError, connect
 from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import private_trust, public_trust
@@ -44,7 +44,7 @@ Resolver = Callable[..., list[Any]]
 def client_of(url: str, *, trust: ssl.SSLContext | None = None, budget_s: float = BUDGET_S) -> JsonClient:
     return JsonClient(
         HttpClient(open_http(url, trust=trust or public_trust()), upstream=API, timeout=timedelta(seconds=budget_s)),
-        credential=Credential(lambda: "token", name="API_TOKEN"),
+        read_token=lambda: "token",
     )
 
 
@@ -301,7 +301,7 @@ def test_time_for_a_response_can_exceed_the_time_for_a_connection(resolve_to: Ca
     def client(url: str) -> JsonClient:
         slow_api = replace(API, response_timeouts=4)
         http = HttpClient(open_http(url, trust=public_trust()), upstream=slow_api, timeout=timedelta(seconds=0.1))
-        return JsonClient(http, credential=Credential(lambda: "token", name="API_TOKEN"))
+        return JsonClient(http, read_token=lambda: "token")
 
     with black_hole() as hole:
         resolve_to(lambda *_args, **_options: addresses(hole))

@@ -19,7 +19,7 @@ import pytest
 from lifecycle.clients.cloudflare.errors import CLOUDFLARE
 from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.http import HttpClient
-from lifecycle.clients.json_client import Credential, JsonClient
+from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.kubernetes.api import Cluster
 from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import private_trust, public_trust
@@ -46,7 +46,7 @@ def send(url: str, proxy: str, *, upstream: Upstream = HEADSCALE, timeout_s: flo
         return (
             JsonClient(
                 HttpClient(client, upstream=upstream, timeout=timedelta(seconds=timeout_s), proxy=configured),
-                credential=Credential(lambda: "token", name="TOKEN"),
+                read_token=lambda: "token",
             )
             .send("GET", "/thing")
             .json

@@ -15,7 +15,7 @@ import pytest
 from lifecycle.clients.cloudflare.errors import CLOUDFLARE
 from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.http import HttpClient
-from lifecycle.clients.json_client import Credential, JsonClient
+from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import add_authorities, private_trust, public_trust
 from lifecycle.clients.upstream import Upstream
@@ -36,7 +36,7 @@ def send(url: str, trust: ssl.SSLContext, upstream: Upstream = HEADSCALE) -> obj
     with open_http(url, trust=trust) as http:
         client = JsonClient(
             HttpClient(http, upstream=upstream, timeout=timedelta(seconds=10)),
-            credential=Credential(lambda: "token", name="TOKEN"),
+            read_token=lambda: "token",
         )
         return client.send("GET", "/thing").json
 

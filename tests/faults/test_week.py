@@ -20,7 +20,7 @@ import structlog
 
 from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.http import HttpClient
-from lifecycle.clients.json_client import Credential, JsonClient
+from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import public_trust
 from lifecycle.domain.errors import ApiError
@@ -200,7 +200,7 @@ def test_failed_requests_do_not_leave_connections_open(monkeypatch: pytest.Monke
     with serve(world.headscale) as url, open_http(url, trust=public_trust()) as http:
         client = JsonClient(
             HttpClient(http, upstream=HEADSCALE, timeout=timedelta(seconds=10)),
-            credential=Credential(lambda: world.headscale.api_key, name="HEADSCALE_API_KEY"),
+            read_token=lambda: world.headscale.api_key,
         )
         client.send("GET", "/api/v1/node")
         files = open_files()

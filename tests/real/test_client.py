@@ -13,7 +13,7 @@ from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.headscale.http import HttpTransport
 from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.http import HttpClient
-from lifecycle.clients.json_client import Credential, JsonClient
+from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.transport import PooledTransport
 from lifecycle.clients.trust import public_trust
 from lifecycle.domain.errors import NotFoundError
@@ -72,7 +72,7 @@ def client_of(server: HeadscaleServer, transport: httpx.BaseTransport) -> Iterat
     with httpx.Client(transport=transport, base_url=server.url) as http:
         client = JsonClient(
             HttpClient(http, upstream=HEADSCALE, timeout=timedelta(seconds=10)),
-            credential=Credential(lambda: server.api_key, name="HEADSCALE_API_KEY"),
+            read_token=lambda: server.api_key,
         )
         yield HeadscaleWriter(HttpTransport(client), RetryPolicy(timedelta(minutes=1), FakeStop()))
 
