@@ -1,20 +1,19 @@
-"""The types of settings, each of which parses and checks a value, and the conversion of a value back to text."""
+"""The types of settings. Each type parses and checks a value, and raises ValueError if the value is invalid."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 from datetime import timedelta
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, SecretStr
-from pydantic.fields import FieldInfo
+from pydantic import AfterValidator, BeforeValidator, PlainValidator, SecretStr
 
 from lifecycle.domain.ownership import WILDCARD, IpNetwork, mark_of
-from lifecycle.domain.proxy import Proxy
 
 # Source: Cloudflare's documentation of DNS records: the limits of a full name, and of a comment on the Free plan.
 RECORD_NAME_LENGTH = 253
@@ -48,11 +47,7 @@ _DEFAULT_PROXY_PORT = 80
 
 
 def checked_text(value: str) -> str:
-    """Check the stripped text of any setting, and return it.
-
-    Raises:
-        ValueError: the text contains an invisible character, or a reference that Kubernetes did not expand.
-    """
+    """Return the stripped text of any setting if it has no invisible character and no unexpanded reference."""
     invisible = next((character for character in value if unicodedata.category(character) in _INVISIBLE), None)
     if invisible is not None:
         raise ValueError(f"contains an invisible character, such as a line break (U+{ord(invisible):04X})")
@@ -82,24 +77,23 @@ def parse_duration(value: Any) -> timedelta:
         raise ValueError(_TOO_LONG) from None
 
 
-def _in_range(value: timedelta) -> timedelta:
-    if value <= timedelta():
-        raise ValueError("must be longer than 0")
-    if value > _MAX_DURATION:
-        raise ValueError(_TOO_LONG)
-    return value
-
-
 def _comma_separated(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-def _octal(value: Any) -> Any:
-    if isinstance(value, str):
-        if not re.fullmatch(r"(0o?)?[0-7]{3}", value):
-            raise ValueError("must be a file mode in octal, such as 0640")
-        return int(value, 8)
-    return value
+class Octal(int):
+    """An integer that is written in octal."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return f"{self:04o}"
+
+
+def _file_mode(value: str) -> Octal:
+    if not re.fullmatch(r"(0o?)?[0-7]{3}", value):
+        raise ValueError("must be a file mode in octal, such as 0640")
+    return Octal(value, 8)
 
 
 def _split_url(value: str) -> SplitResult | None:
@@ -128,11 +122,7 @@ def _url(value: str) -> str:
 
 
 def parse_proxy(value: SecretStr) -> SecretStr:
-    """Return the URL of a proxy, after adding its scheme and port and percent-encoding its credentials.
-
-    Raises:
-        ValueError: the value is not the URL of an HTTP proxy.
-    """
+    """Return the URL of a proxy, after adding its scheme and port and percent-encoding its credentials."""
     text = value.get_secret_value()
     scheme = text.partition("://")[0].lower()
     if scheme.startswith("socks"):
@@ -154,11 +144,7 @@ def parse_proxy(value: SecretStr) -> SecretStr:
 
 
 def parse_token(value: SecretStr) -> SecretStr:
-    """Check a token or an API key, and return it.
-
-    Raises:
-        ValueError: the value cannot be a token.
-    """
+    """Return a token or an API key if it can be valid."""
     if not _TOKEN.fullmatch(value.get_secret_value()):
         raise ValueError("is not a valid token: it contains quotes, spaces or line breaks, or is a placeholder")
     return value
@@ -171,33 +157,14 @@ def _domain(value: str) -> str:
     return name
 
 
-def _record_names(value: tuple[str, ...]) -> tuple[str, ...]:
-    names = tuple(name.removesuffix(".").lower() for name in value)
-    if not all(name == "*" or is_dns_name(name.removeprefix(WILDCARD)) for name in names):
+def _record_name(value: str) -> str:
+    name = value.removesuffix(".").lower()
+    if name != "*" and not is_dns_name(name.removeprefix(WILDCARD)):
         raise ValueError(
             "each must be a name such as docs, www.example.com or *.wiki, of letters, digits and inner hyphens (an "
             "international one in its xn-- form)"
         )
-    return names
-
-
-def _zone_id(value: str) -> str:
-    value = value.lower()
-    if not _ZONE_ID.fullmatch(value):
-        raise ValueError("must be the 32 hex digits from the zone's overview page, not the domain")
-    return value
-
-
-def _tags(value: frozenset[str]) -> frozenset[str]:
-    if not all(_TAG.fullmatch(tag) for tag in value):
-        raise ValueError("each must be `tag:` followed by lower-case letters, digits, - . or _")
-    return value
-
-
-def _owner(value: str) -> str:
-    if not _VISIBLE.fullmatch(value) or len(mark_of(value)) > COMMENT_LENGTH:
-        raise ValueError(f"must be ASCII without spaces, at most {COMMENT_LENGTH - len(mark_of(''))} characters")
-    return value
+    return name
 
 
 def _prefix(value: Any) -> Any:
@@ -207,27 +174,15 @@ def _prefix(value: Any) -> Any:
         raise ValueError("each must be a network such as 100.64.0.0/10, with no host bits set") from None
 
 
-def _not_empty(value: tuple[IpNetwork, ...]) -> tuple[IpNetwork, ...]:
-    if not value:
-        raise ValueError("must contain at least one network")
-    return value
+def _only_if(condition: Callable[[Any], object], problem: str) -> AfterValidator:
+    """Return a validator that accepts a value only if the condition is true for it."""
 
-
-def _matching(pattern: re.Pattern[str], problem: str) -> AfterValidator:
-    """Return a validator that accepts a text only if the whole text matches the pattern."""
-
-    def check(value: str) -> str:
-        if not pattern.fullmatch(value):
+    def check(value: Any) -> Any:
+        if not condition(value):
             raise ValueError(problem)
         return value
 
     return AfterValidator(check)
-
-
-def _file_path(value: Path) -> Path:
-    if value.name in {"", ".."}:
-        raise ValueError("is a folder; set the path of a file")
-    return value
 
 
 def _existing_file(value: Path) -> Path:
@@ -278,64 +233,48 @@ def is_dns_name(name: str) -> bool:
     return all(_LABEL.fullmatch(label) for label in name.split("."))
 
 
-Duration = Annotated[timedelta, BeforeValidator(parse_duration), AfterValidator(_in_range)]
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(parse_duration),
+    _only_if(lambda value: value > timedelta(), "must be longer than 0"),
+    _only_if(lambda value: value <= _MAX_DURATION, _TOO_LONG),
+]
 Url = Annotated[str, AfterValidator(_url)]
 ProxyUrl = Annotated[SecretStr, AfterValidator(parse_proxy)]
 Namespace = Annotated[
-    str, _matching(_NAMESPACE, "must be a Kubernetes namespace: at most 63 lower-case letters, digits and -")
+    str, _only_if(_NAMESPACE.fullmatch, "must be a Kubernetes namespace: at most 63 lower-case letters, digits and -")
 ]
 KubernetesName = Annotated[
-    str, _matching(_KUBERNETES_NAME, "must be the name of a Kubernetes object: lower-case letters, digits, - and .")
+    str,
+    _only_if(
+        _KUBERNETES_NAME.fullmatch, "must be the name of a Kubernetes object: lower-case letters, digits, - and ."
+    ),
 ]
+SecretReference = Annotated[str, _only_if(_SECRET_REFERENCE.fullmatch, "must be the `name` or `name/key` of a Secret")]
 Token = Annotated[SecretStr, AfterValidator(parse_token)]
 Prefixes = Annotated[
     tuple[Annotated[IpNetwork, BeforeValidator(_prefix)], ...],
     BeforeValidator(_comma_separated),
-    AfterValidator(_not_empty),
+    _only_if(bool, "must contain at least one network"),
 ]
-Tags = Annotated[frozenset[str], BeforeValidator(_comma_separated), AfterValidator(_tags)]
+_Tag = Annotated[str, _only_if(_TAG.fullmatch, "each must be `tag:` followed by lower-case letters, digits, - . or _")]
+Tags = Annotated[frozenset[_Tag], BeforeValidator(_comma_separated)]
 Domain = Annotated[str, AfterValidator(_domain)]
-RecordNames = Annotated[tuple[str, ...], BeforeValidator(_comma_separated), AfterValidator(_record_names)]
-ZoneId = Annotated[str, AfterValidator(_zone_id)]
-Owner = Annotated[str, AfterValidator(_owner)]
-SecretReference = Annotated[str, _matching(_SECRET_REFERENCE, "must be the `name` or `name/key` of a Secret")]
-FilePath = Annotated[Path, AfterValidator(_file_path)]
+RecordNames = Annotated[tuple[Annotated[str, AfterValidator(_record_name)], ...], BeforeValidator(_comma_separated)]
+ZoneId = Annotated[
+    str,
+    AfterValidator(str.lower),
+    _only_if(_ZONE_ID.fullmatch, "must be the 32 hex digits from the zone's overview page, not the domain"),
+]
+Owner = Annotated[
+    str,
+    _only_if(
+        lambda value: _VISIBLE.fullmatch(value) and len(mark_of(value)) <= COMMENT_LENGTH,
+        f"must be ASCII without spaces, at most {COMMENT_LENGTH - len(mark_of(''))} characters",
+    ),
+]
+FilePath = Annotated[Path, _only_if(lambda path: path.name not in {"", ".."}, "is a folder; set the path of a file")]
 ExistingFile = Annotated[Path, AfterValidator(_existing_file)]
 CertificateFile = Annotated[ExistingFile, AfterValidator(_certificates)]
 CertificateFolders = Annotated[str, AfterValidator(_certificate_folders)]
-FileMode = Annotated[int, BeforeValidator(_octal)]
-
-
-def value_text(field: FieldInfo, value: Any) -> str:
-    """Return a setting's value as written in a manifest, without a proxy's credentials; "" for None."""
-    match value:
-        case None:
-            text = ""
-        case bool():
-            text = str(value).lower()
-        case timedelta():
-            text = _duration_text(value)
-        case tuple() | frozenset():
-            text = ",".join(sorted(map(str, value)))
-        case int() if is_file_mode(field):
-            text = f"{value:04o}"
-        case SecretStr():
-            # A secret with a scheme is the URL of a proxy. No other secret has a scheme.
-            secret = value.get_secret_value()
-            text = Proxy(secret, setting="").address if "://" in secret else str(value)
-        case _:
-            text = str(value)
-    return text
-
-
-def is_file_mode(field: FieldInfo) -> bool:
-    """Return True if the setting is a file mode, which is written in octal."""
-    return any(getattr(item, "func", None) is _octal for item in field.metadata)
-
-
-def _duration_text(value: timedelta) -> str:
-    seconds = int(value.total_seconds())
-    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if seconds % length == 0:
-            return f"{seconds // length}{unit}"
-    return f"{seconds}s"
+FileMode = Annotated[Octal, PlainValidator(_file_mode)]

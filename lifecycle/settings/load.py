@@ -6,7 +6,6 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +108,9 @@ def environment() -> dict[str, str]:
 
 
 def _variables_of_file() -> dict[str, str]:
-    path = _env_file()
     try:
-        from_file = dotenv_values(path) if path else {}
+        # The result is empty if the file does not exist, is a folder or cannot be reached.
+        from_file = dotenv_values(ENV_FILE)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{ENV_FILE}: cannot be read as UTF-8 text ({type(error).__name__})") from None
     return {name: (value or "").strip() for name, value in from_file.items()}
@@ -132,14 +131,6 @@ def settings_to_pass_on(names: Iterable[str]) -> dict[str, str]:
     variables, from_file = environment(), _variables_of_file()
     values = {name: (from_file if name in _SHARED_VARIABLES else variables).get(name, "") for name in names}
     return {name: value for name, value in values.items() if value}
-
-
-def _env_file() -> Path | None:
-    """Return `.env`, or None if it does not exist, is a folder or cannot be reached."""
-    path = Path(ENV_FILE)
-    with suppress(OSError):
-        return path if path.exists() and not path.is_dir() else None
-    return None
 
 
 def service_links(variables: Mapping[str, str]) -> list[str]:

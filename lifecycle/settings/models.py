@@ -36,6 +36,7 @@ from lifecycle.settings.fields import (
     FilePath,
     KubernetesName,
     Namespace,
+    Octal,
     Owner,
     Prefixes,
     ProxyUrl,
@@ -161,7 +162,7 @@ class Settings(BaseModel):
     authkey_ephemeral: bool = Field(
         default=False, description="let Headscale delete the node soon after it goes offline"
     )
-    authkey_file_mode: FileMode = Field(0o640, description="permission bits of the key file, octal")
+    authkey_file_mode: FileMode = Field(Octal(0o640), description="permission bits of the key file, octal")
     authkey_tags: Tags = Field(frozenset(), description="tags of the pre-auth key, comma-separated, such as tag:web")
     dns_owner: Owner | None = Field(
         None, description="owner of our records, which is part of their comment; unset: the pod's namespace"

@@ -1,4 +1,4 @@
-"""Functions that return settings as text, for --help, for the reference documentation and for the log."""
+"""Format settings as text: for --help, for the reference documentation and for the log."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from lifecycle.settings.fields import is_file_mode, value_text
+from lifecycle.domain.proxy import Proxy
+from lifecycle.settings.fields import Octal
 from lifecycle.settings.models import COMMANDS, SECRETS, Settings, command_variables
 
 _REQUIRED = "required; "
@@ -19,7 +21,34 @@ _VARIABLE = re.compile(r"\b[A-Z]+(_[A-Z]+)+(=\w+)?\b")
 
 def default_text(field: FieldInfo) -> str:
     """Return a setting's default as written in a manifest; "" if it has none."""
-    return "" if field.is_required() else value_text(field, field.get_default())
+    return "" if field.is_required() else _value_text(field.get_default())
+
+
+def _value_text(value: Any) -> str:
+    """Return a setting's value as written in a manifest, without a proxy's credentials; "" for None."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return str(value).lower()
+        case timedelta():
+            return _duration_text(value)
+        case tuple() | frozenset():
+            return ",".join(sorted(map(str, value)))
+        case SecretStr():
+            # A secret with a scheme is the URL of a proxy. No other secret has a scheme.
+            secret = value.get_secret_value()
+            return Proxy(secret, setting="").address if "://" in secret else str(value)
+        case _:
+            return str(value)
+
+
+def _duration_text(value: timedelta) -> str:
+    seconds = int(value.total_seconds())
+    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds % length == 0:
+            return f"{seconds // length}{unit}"
+    return f"{seconds}s"
 
 
 def groups() -> Iterator[tuple[str | None, dict[str, FieldInfo]]]:
@@ -68,8 +97,8 @@ def changed(settings: Settings) -> dict[str, Any]:
         match value:
             case timedelta():
                 values[f"{name.lower()}_s"] = value.total_seconds()
-            case bool() | int() if not is_file_mode(field):
+            case int() if not isinstance(value, Octal):
                 values[name.lower()] = value
             case _:
-                values[name.lower()] = value_text(field, value)
+                values[name.lower()] = _value_text(value)
     return values
