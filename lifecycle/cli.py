@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import structlog
 
@@ -31,9 +30,6 @@ from lifecycle.settings.models import (
 )
 from lifecycle.settings.reference import changed, help_text
 
-if TYPE_CHECKING:
-    from lifecycle.report import Report
-
 log = structlog.get_logger()
 
 _PACKAGES = {"cleanup": cleanup, "dns-watch": dns_watch, "prune": prune, "status": status, "inject": inject}
@@ -43,28 +39,31 @@ _FLUSH_S = 0.5
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run one command line.
-
-    Returns:
-        The exit status, as described in `EXIT_STATUSES`.
-    """
-    configure_logs(console=_is_terminal("stdout"), to_stderr=options.is_dry_run or options.command == "inject")
+    """Run one command line, and return its exit status, as described in `EXIT_STATUSES`."""
+    configure_logs(console=_is_terminal(), to_stderr=options.is_dry_run or options.command == "inject")
     # `status` is run with `kubectl exec` in the container of dns-watch. It must not replace the termination message of
     # dns-watch.
     is_main_process = options.command != "status"
     is_watching = options.command == "dns-watch" and not options.is_dry_run
-    stop = Stop(
-        0 if is_watching else EXIT_FAILED,
-        partial(_report_stop, is_logged=not options.is_dry_run, is_failure=is_main_process and not is_watching),
-    )
+
+    def report_stop(signal: str) -> None:
+        if not options.is_dry_run:
+            log.info("stop.requested", signal=signal)
+        if is_main_process and not is_watching:
+            write_termination_message(STOPPED_EARLY.format(signal))
+
+    stop = Stop(0 if is_watching else EXIT_FAILED, report_stop)
     try:
         if options.command == "status":
             return _show_status(options)
         if options.is_dry_run:
-            return _show(_plan(options), as_json=options.output == "json")
+            return _show_plan(options)
         _run_command(options, stop)
     except LifecycleError as error:
-        return _report_failure(error, is_main_process=is_main_process)
+        _log_failure(error)
+        if is_main_process:
+            write_termination_message(str(error))
+        return error.exit_status
     except Exception as error:
         log.exception("command.crashed", error_type=type(error).__name__)
         if is_main_process:
@@ -90,37 +89,29 @@ def _run_command(options: argparse.Namespace, stop: Stop) -> None:
             )
 
 
-def _plan(options: argparse.Namespace) -> Report:
-    from lifecycle.dry_run import plan_commands  # noqa: PLC0415 - only dry runs need this import
+def _show_plan(options: argparse.Namespace) -> int:
+    """Write what the command would change to standard output, and return the exit status."""
+    from lifecycle import dry_run, report  # noqa: PLC0415 - only dry runs need these imports
 
     settings = _load_settings(COMMANDS.get(options.command, DryRunSettings), is_logged=False)
-    return plan_commands(settings, name=options.name if options.command == "prune" else None)
+    plan = dry_run.plan_commands(settings, name=options.name if options.command == "prune" else None)
+    as_json = options.output == "json"
+    if not _print(_json(report.document(plan)) if as_json else report.text(plan, colors=_is_terminal())):
+        return EXIT_FAILED
+    if not plan.problems:
+        return 0
+    write_termination_message("\n".join(plan.problems))
+    return EXIT_FAILED
 
 
 def _show_status(options: argparse.Namespace) -> int:
     """Write the state of every workload to standard output, and return the exit status."""
-    from lifecycle.dry_run import status as read_status  # noqa: PLC0415 - only status needs these imports
-    from lifecycle.status import report as reports  # noqa: PLC0415
+    from lifecycle import dry_run  # noqa: PLC0415 - only status needs these imports
+    from lifecycle.status import report  # noqa: PLC0415
 
-    report = read_status(_load_settings(StatusSettings, is_logged=False), redact=options.redact)
-    flush_logs(_FLUSH_S)
-    is_shown = _print(_json(report) if options.output == "json" else reports.text(report))
-    return EXIT_FAILED if reports.needs_action(report) or not is_shown else 0
-
-
-def _show(report: Report, *, as_json: bool) -> int:
-    """Write a report to standard output, and return the exit status."""
-    from lifecycle import report as reports  # noqa: PLC0415 - only dry runs need this import
-
-    text = _json(reports.document(report)) if as_json else reports.text(report, colors=_is_terminal("stdout"))
-    # Write the waiting log lines first, so that on a terminal warnings appear before the report.
-    flush_logs(_FLUSH_S)
-    if not _print(text):
-        return EXIT_FAILED
-    if not report.problems:
-        return 0
-    write_termination_message("\n".join(report.problems))
-    return EXIT_FAILED
+    document = dry_run.status(_load_settings(StatusSettings, is_logged=False), redact=options.redact)
+    is_printed = _print(_json(document) if options.output == "json" else report.text(document))
+    return EXIT_FAILED if report.needs_action(document) or not is_printed else 0
 
 
 def _json(document: Any) -> str:
@@ -129,6 +120,8 @@ def _json(document: Any) -> str:
 
 def _print(text: str) -> bool:
     """Write a result to standard output. Return False if the reader of a pipe has closed it, as with `| head`."""
+    # The waiting log lines are written first, so that on a terminal warnings appear before the result.
+    flush_logs(_FLUSH_S)
     try:
         print_text(text)
     except BrokenPipeError:
@@ -138,32 +131,17 @@ def _print(text: str) -> bool:
     return True
 
 
-def _report_failure(error: LifecycleError, *, is_main_process: bool) -> int:
-    """Log why a command failed, and return its exit status.
-
-    Args:
-        is_main_process: the command is the main process of its container, so it writes the termination message.
-    """
+def _log_failure(error: LifecycleError) -> None:
     if isinstance(error, ConfigError | ManifestError):
         event = "settings.invalid" if isinstance(error, ConfigError) else "manifest.refused"
         for problem in str(error).splitlines():
             log.error(event, error=problem)
     else:
         log.error("command.failed", error=str(error), error_type=type(error).__name__)
-    if is_main_process:
-        write_termination_message(str(error))
-    return error.exit_status
 
 
-def _report_stop(signal: str, *, is_logged: bool, is_failure: bool) -> None:
-    if is_logged:
-        log.info("stop.requested", signal=signal)
-    if is_failure:
-        write_termination_message(STOPPED_EARLY.format(signal))
-
-
-def _is_terminal(name: str) -> bool:
-    stream = standard_stream(name)
+def _is_terminal() -> bool:
+    stream = standard_stream("stdout")
     return stream is not None and stream.isatty()
 
 
@@ -185,7 +163,7 @@ def _load_settings(command: type[Command], *, is_logged: bool = True) -> Command
         )
     settings = load(command)
     if is_logged:
-        console = settings.log_format == "console" or (settings.log_format == "auto" and _is_terminal("stdout"))
+        console = settings.log_format == "console" or (settings.log_format == "auto" and _is_terminal())
         configure_logs(level=settings.log_level, console=console)
         log.info("settings.loaded", version=lifecycle.__version__, **changed(settings))
     return settings
@@ -215,52 +193,42 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    # These options have no default here. In `lifecycle --dry-run cleanup`, the default of the command's parser would
+    # overwrite the option that the program's parser has read. `parse_arguments` sets the defaults.
+    dry_run = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    dry_run.add_argument("--dry-run", action="store_true", help="read everything, write nothing, print the plan")
+    output = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    output.add_argument("--output", choices=("text", "json"), help="format of the report")
+    options_of = {inject: [], status: [output]}
+
     parser = _Parser(
         prog="lifecycle",
         description=lifecycle.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[dry_run, output],
     )
     parser.add_argument("--version", action="version", version=f"tailscale-lifecycle {lifecycle.__version__}")
-    _add_dry_run(parser, default=False)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, package in _PACKAGES.items():
-        command = subparsers.add_parser(name, help=package.__doc__, description=package.__doc__)
-        if package is inject:
-            command.add_argument("files", nargs="*", metavar="FILE", help="manifests; none or - for standard input")
-            command.add_argument(
-                "--state-secret",
-                action="store_true",
-                help="also write each state Secret, with its Role and RoleBinding",
-            )
-            continue
-        if package is status:
-            _add_output(command, default="text")
-            command.add_argument("--redact", action="store_true", help="shorten names and addresses")
-            continue
-        # Here --dry-run has no default. In `lifecycle --dry-run cleanup`, the default of the second parser would
-        # overwrite the option that the first parser has read.
-        _add_dry_run(command, default=argparse.SUPPRESS)
-        if package is dns_watch:
-            command.add_argument(
-                "--once", action="store_true", help="wait for the node, update the record once, and exit"
-            )
-        if package is prune:
-            command.add_argument("--name", help="remove only this workload, even if it is in use")
-            command.add_argument(
-                "--yes", action="store_true", help="remove the workloads; without --yes, only list them"
-            )
+    commands = {
+        name: subparsers.add_parser(
+            name,
+            help=package.__doc__,
+            description=package.__doc__,
+            parents=options_of.get(package, [dry_run, output]),
+        )
+        for name, package in _PACKAGES.items()
+    }
+    add = commands["dns-watch"].add_argument
+    add("--once", action="store_true", help="wait for the node, update the record once, and exit")
+    add = commands["prune"].add_argument
+    add("--name", help="remove only this workload, even if it is in use")
+    add("--yes", action="store_true", help="remove the workloads; without --yes, only list them")
+    add = commands["status"].add_argument
+    add("--redact", action="store_true", help="shorten names and addresses")
+    add = commands["inject"].add_argument
+    add("files", nargs="*", metavar="FILE", help="manifests; none or - for standard input")
+    add("--state-secret", action="store_true", help="also write each state Secret, with its Role and RoleBinding")
     return parser
-
-
-def _add_dry_run(parser: argparse.ArgumentParser, *, default: object) -> None:
-    parser.add_argument(
-        "--dry-run", action="store_true", default=default, help="read everything, write nothing, print the plan"
-    )
-    _add_output(parser, default="text" if default is False else default)
-
-
-def _add_output(parser: argparse.ArgumentParser, *, default: object) -> None:
-    parser.add_argument("--output", choices=("text", "json"), default=default, help="format of the report")
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -270,7 +238,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         The options. `is_dry_run` is also true for `status`, and for `prune` without --yes.
     """
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(arguments, argparse.Namespace(dry_run=False, output="text"))
     if not options.dry_run and options.command is None:
         parser.error("one of these is required: cleanup, dns-watch, prune, status, inject, --dry-run")
     if options.command == "inject" and options.dry_run:
