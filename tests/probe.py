@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from tests.pod.rendering import containers, pod_spec, rendered
+from tests.pod.rendering import containers, manifests_of, pod_spec
 
 BUSYBOX: Final = shutil.which("busybox")
 NO_BUSYBOX: Final = "needs busybox: scripts/bootstrap --system"
@@ -30,7 +30,7 @@ class Probe:
     """
 
     def __init__(self, folder: Path) -> None:
-        probe = containers(pod_spec(rendered("ollama")))["tailscale"]["livenessProbe"]
+        probe = containers(pod_spec(manifests_of("ollama")))["tailscale"]["livenessProbe"]
         self.command: list[str] = probe["exec"]["command"]
         self.timeout_s: int = probe["timeoutSeconds"]
         self._folder = folder

@@ -15,7 +15,7 @@ import yaml
 
 from tests.chart.helm import CHART, SITE, Document, Values, refusal, run, template
 from tests.pages import PAGES, blocks, name_of
-from tests.pod.rendering import NEWEST, of_kind
+from tests.pod.rendering import NEWEST_KUBERNETES, of_kind
 
 SUBJECT = {"kind": "Group", "apiGroup": "rbac.authorization.k8s.io", "name": "system:serviceaccounts:services"}
 CONTAINER_OPTIONS = {
@@ -81,7 +81,7 @@ def by_name(documents: list[Document], kind: str, namespace: str) -> dict[str, D
 def test_all_objects_are_valid_and_have_unique_names(all_objects: list[Document]) -> None:
     for document in all_objects:
         if document["kind"] not in WITHOUT_SCHEMA:
-            kubernetes_validate.validate(document, NEWEST, strict=True)
+            kubernetes_validate.validate(document, NEWEST_KUBERNETES, strict=True)
     names = [
         (document["kind"], document["metadata"].get("namespace"), document["metadata"]["name"])
         for document in all_objects

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.pod.rendering import containers, pod_spec, rendered
+from tests.pod.rendering import containers, manifests_of, pod_spec
 from tests.real.container import PROGRAMS
 from tests.real.programs import CLIENTS_VARIABLE, SERVERS_VARIABLE
 
-_CONTAINERS: Final = containers(pod_spec(rendered("ollama")))
+_CONTAINERS: Final = containers(pod_spec(manifests_of("ollama")))
 TAILSCALE: Final[str] = _CONTAINERS["tailscale"]["image"]
 NGINX: Final[str] = _CONTAINERS["nginx-tls"]["image"]
 BUSYBOX: Final = "docker.io/library/busybox:1.37"

@@ -10,7 +10,7 @@ import yaml
 
 from tests.cluster.api_server import ApiServer, RefusedError
 from tests.cluster.conftest import custom_resource_definition
-from tests.pod.rendering import DEPLOY, SHIPPED, render, rendered
+from tests.pod.rendering import DEPLOY, SHIPPED, manifests_of, render
 from tests.real.programs import eventually
 
 NOT_APPLIED: Final = ("base", "ingress/controller", "services/_template", "inject", "inject-v1beta1")
@@ -30,7 +30,7 @@ def folders() -> list[str]:
 @pytest.mark.parametrize("folder", folders())
 def test_folder_is_accepted(api_server: ApiServer, folder: str) -> None:
     kind, _, name = folder.partition("/")
-    documents = rendered(name) if kind == "services" else render(DEPLOY / folder)
+    documents = manifests_of(name) if kind == "services" else render(DEPLOY / folder)
     for document in documents:
         create_prerequisites(api_server, document)
     text = yaml.safe_dump_all(documents)

@@ -22,13 +22,13 @@ from tests.cluster.node import NODE_ADDRESS, NODE_NAME
 from tests.cluster.tailnet import HEADSCALE_NAMESPACE, LOGIN_NAME, LOGIN_URL, Tailnet
 from tests.pages import blocks
 from tests.pod.reference import USER
-from tests.pod.rendering import DOMAIN, ROOT, SITE, containers, pod_spec, render, rendered
+from tests.pod.rendering import DOMAIN, ROOT, SITE, containers, manifests_of, pod_spec, render
 from tests.real.programs import eventually
 from tests.simulators.dns import Record
 
 IMAGE_VARIABLE: Final = "INGRESS_IMAGE"
 
-CONTROLLER_IMAGE: Final[str] = containers(pod_spec(rendered("ingress/internal")))["nginx-ingress"]["image"]
+CONTROLLER_IMAGE: Final[str] = containers(pod_spec(manifests_of("ingress/internal")))["nginx-ingress"]["image"]
 NAMESPACE: Final = "nginx-ingress"
 EXTERNAL_NAMESPACE: Final = "ingress-nginx-external"
 

@@ -11,7 +11,7 @@ from tests.cluster.api_server import RefusedError
 from tests.cluster.cluster import START_TIMEOUT_S, Document
 from tests.cluster.images import BUSYBOX, TAILSCALE, application
 from tests.cluster.tailnet import LOGIN_URL, Tailnet
-from tests.pod.rendering import DOMAIN, containers, pod_spec, render, rendered
+from tests.pod.rendering import DOMAIN, containers, manifests_of, pod_spec, render
 from tests.real.programs import eventually
 
 GRAFANA: Final = "grafana-0"
@@ -30,7 +30,7 @@ CLIENT_USER: Final = "people"
 def deploy_grafana(tailnet: Tailnet) -> None:
     """Apply deploy/services/grafana, with a stand-in for the application, and wait for the pod and its record."""
     cluster = tailnet.cluster
-    image = containers(pod_spec(rendered("grafana")))["application"]["image"]
+    image = containers(pod_spec(manifests_of("grafana")))["application"]["image"]
     cluster.load({image: application(cluster.layers, 3000, "/api/health")})
     cluster.kubectl("-n", "services", "create", "secret", "generic", "grafana-admin", "--from-literal=password=a")
     cluster.kubectl("apply", "-k", tailnet.deploy / "services/grafana")

@@ -22,7 +22,7 @@ from tests.inject.samples import (
     with_component,
     workloads,
 )
-from tests.pod.rendering import WORKLOADS, config_map_data, rendered, workload_resource
+from tests.pod.rendering import WORKLOADS, config_map_data, manifests_of, workload_resource
 
 SETTING_NAMES = command_variables(DryRunSettings)
 
@@ -41,7 +41,7 @@ def test_component_adds_the_same_containers_as_inject(name: str, tmp_path: Path)
 @pytest.mark.parametrize("name", sorted({*WORKLOADS} - {"freeipa"}))
 def test_inject_creates_the_same_pod_as_the_manifests_in_deploy_services(name: str) -> None:
     """FreeIPA is excluded, because its tailscale container gets its network device from a device plugin."""
-    documents = rendered(name)
+    documents = manifests_of(name)
     literals, workload = config_map_data(documents, "lifecycle"), workload_resource(documents)
     settings = {key: value for key, value in literals.items() if key in SETTING_NAMES}
     expected = effective(template_of(workload)["spec"], literals)

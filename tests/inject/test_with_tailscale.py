@@ -19,7 +19,7 @@ from tests.inject.with_tailscale import (
     workloads_with_tailscale,
     write_kustomization,
 )
-from tests.pod.rendering import NEWEST, containers, render
+from tests.pod.rendering import NEWEST_KUBERNETES, containers, render
 
 pytestmark = pytest.mark.default_cases(10)
 
@@ -77,7 +77,7 @@ def test_workloads_include_each_kind_with_and_without_native_sidecars() -> None:
 
 @each_case
 def test_result_matches_the_schema(name: str, variant: str) -> None:
-    kubernetes_validate.validate(rendered_workload(name, variant), NEWEST, strict=True)
+    kubernetes_validate.validate(rendered_workload(name, variant), NEWEST_KUBERNETES, strict=True)
 
 
 @each_case

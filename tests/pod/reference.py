@@ -1,6 +1,6 @@
 """Prepare the workload that the tests of a running pod use: ollama of deploy/services.
 
-The manifests are rendered in the variant without native sidecars, and with the addresses of the test network.
+The manifests are rendered without native sidecars, and with the addresses of the test network.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from tests.pod.certificates import issue
 from tests.pod.conftest import STAND_INS
 from tests.pod.kubelet import Kubelet, Podman
 from tests.pod.network import Hosts
-from tests.pod.rendering import DOMAIN, SITE, copy_deploy, read_env_file, render, select_variant
+from tests.pod.rendering import DOMAIN, SITE, copy_deploy, read_env_file, render, select_plain_containers
 
 NAME = f"ollama.{DOMAIN}"
 RECORD_COMMENT = "tailscale-lifecycle/1 services"
@@ -71,7 +71,7 @@ def prepare_reference_workload(
         LOGIN_SERVER=headscale[0],
     )
     kustomization = repository / "deploy/services/ollama/kustomization.yaml"
-    select_variant("plain", kustomization)
+    select_plain_containers(kustomization)
     certificate, key = issue(f"*.{DOMAIN}")
     trust = folder / "trust.pem"
     trust.write_text(certificate)

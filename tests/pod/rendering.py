@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import kubernetes_validate
 import yaml
@@ -39,25 +39,37 @@ GENERATED_IMAGE = "docker.io/library/wiki:1.2.3"
 GENERATED_PORT = 8080
 """The arguments for a run of scripts/new-service. Its result has to pass the same tests as the shipped workloads."""
 WORKLOADS = (*SHIPPED, GENERATED_NAME)
+WORKLOAD_VARIANTS = (*WORKLOADS, *(f"{name}/plain" for name in WORKLOADS if name != "freeipa"))
+"""The workloads with native sidecars, and with "/plain" the workloads with the Kustomize component
+with-tailscale/plain. In these, tailscale and dns-watch are ordinary containers, for Kubernetes before 1.29. Every
+Kubernetes version that FreeIPA supports has native sidecars.
+"""
+
 INGRESS_CONTROLLERS = ("ingress/external", "ingress/internal")
-FOLDERS_WITH_PODS = (*INGRESS_CONTROLLERS, "ingress/headscale-ui")
-OTHER_FOLDERS = ("cert-manager", "ingress/examples", *FOLDERS_WITH_PODS)
-"""The folders for certificates and for Ingresses."""
-SUPPORT_FOLDERS = ("monitoring", "prune", *(f"rbac/{folder.name}" for folder in sorted((DEPLOY / "rbac").iterdir())))
-"""The folders for metrics, for deleting the nodes and records of removed workloads, and for permissions."""
+INGRESS_PODS = (*INGRESS_CONTROLLERS, "ingress/headscale-ui")
+"""The folders below deploy/ingress that contain a pod template."""
+INCLUDED_FOLDERS = {
+    "base",
+    "base/resources",
+    "ingress/controller",
+    "ingress/external/controller",
+    "ingress/external/headscale",
+}
+"""Folders that only other folders include."""
+INJECT_FOLDERS = ("inject", "inject-v1beta1")
+FOLDERS = tuple(
+    name
+    for file in sorted(DEPLOY.rglob("kustomization.yaml"))
+    if yaml.safe_load(file.read_text())["kind"] == "Kustomization"
+    and (name := str(file.parent.relative_to(DEPLOY))) not in (*INCLUDED_FOLDERS, *INJECT_FOLDERS)
+    and not name.startswith(("components/", "services/"))
+)
+"""The folders of deploy/ that operators apply, besides those of workloads and of the admission policies."""
 
 LIFECYCLE_CONTAINERS = ("cleanup", "dns-watch")
 
-NEWEST = kubernetes_validate.latest_version().rpartition(".")[0]
+NEWEST_KUBERNETES = kubernetes_validate.latest_version().rpartition(".")[0]
 """The newest Kubernetes version for which kubernetes-validate has schemas."""
-
-Variant = Literal["native", "plain"]
-"""Run tailscale and dns-watch as native sidecars, or as plain containers for Kubernetes before 1.29."""
-VARIANTS: tuple[tuple[str, Variant], ...] = (
-    *((name, "native") for name in WORKLOADS),
-    # Every Kubernetes version that FreeIPA supports has native sidecars.
-    *((name, "plain") for name in WORKLOADS if name != "freeipa"),
-)
 
 Document = dict[str, Any]
 
@@ -108,25 +120,26 @@ def argocd_kustomization() -> str:
     return block.text
 
 
-def select_variant(variant: Variant, kustomization: Path) -> None:
-    """Select a variant of the Kustomize component, as a comment in deploy/services/_template describes."""
-    if variant == "plain":
-        text = kustomization.read_text()
-        line = "- ../../components/lifecycle/with-tailscale\n"
-        assert line in text
-        kustomization.write_text(text.replace(line, line.replace("\n", "/plain\n")))
+def select_plain_containers(kustomization: Path) -> None:
+    """Select the component without native sidecars, as a comment in deploy/services/_template describes."""
+    text = kustomization.read_text()
+    line = "- ../../components/lifecycle/with-tailscale\n"
+    assert line in text
+    kustomization.write_text(text.replace(line, line.replace("\n", "/plain\n")))
 
 
 @cache
-def _rendered(name: str, variant: Variant) -> str:
-    if name not in WORKLOADS:
+def _rendered(name: str) -> str:
+    if name not in WORKLOAD_VARIANTS:
         return yaml.safe_dump_all(render(DEPLOY / name))
+    name, _, variant = name.partition("/")
     with tempfile.TemporaryDirectory() as folder:
         copy = copy_deploy(Path(folder))
         if name == GENERATED_NAME:
             done = new_service(copy, GENERATED_NAME, GENERATED_IMAGE, str(GENERATED_PORT))
             assert done.returncode == 0, done.stderr
-        select_variant(variant, copy / "deploy/services" / name / "kustomization.yaml")
+        if variant == "plain":
+            select_plain_containers(copy / "deploy/services" / name / "kustomization.yaml")
         if name == "argocd":
             # The documented kustomization includes the operator's folder ../site. This one uses the copied deploy/site.
             write_kustomization(copy / name, argocd_kustomization().replace("  - ../site\n", ""), copy / "deploy")
@@ -134,9 +147,9 @@ def _rendered(name: str, variant: Variant) -> str:
         return yaml.safe_dump_all(render(copy / "deploy/services" / name))
 
 
-def rendered(name: str, variant: Variant = "native") -> list[Document]:
-    """Return the rendered documents of a workload, or of another folder of deploy/. The caller may change them."""
-    return list(yaml.safe_load_all(_rendered(name, variant)))
+def manifests_of(name: str) -> list[Document]:
+    """Return the rendered manifests of one of WORKLOAD_VARIANTS or FOLDERS. The caller may change them."""
+    return list(yaml.safe_load_all(_rendered(name)))
 
 
 def of_kind(documents: list[Document], *kinds: str) -> list[Document]:

@@ -20,10 +20,10 @@ from tests.pod.rendering import (
     config_map_data,
     containers,
     copy_deploy,
+    manifests_of,
     of_kind,
     pod_spec,
     render,
-    rendered,
 )
 
 
@@ -45,7 +45,7 @@ def test_pages_name_only_existing_workloads() -> None:
 def test_documented_settings_of_a_new_workload_are_settings_of_the_base() -> None:
     documented, _ = kustomizations("add-a-service.md")
     names = {literal.partition("=")[0] for literal in documented["configMapGenerator"][0]["literals"]}
-    assert names <= config_map_data(rendered("grafana"), "lifecycle").keys()
+    assert names <= config_map_data(manifests_of("grafana"), "lifecycle").keys()
 
 
 def test_documented_patch_for_exec_mounts_the_token_in_dns_watch(

@@ -16,30 +16,31 @@ from lifecycle.settings.models import DryRunSettings, PruneSettings, command_var
 from tests.pod.conftest import SetVariables
 from tests.pod.rendering import (
     DOMAIN,
+    FOLDERS,
     INGRESS_CONTROLLERS,
     LIFECYCLE_CONTAINERS,
-    OTHER_FOLDERS,
+    WORKLOAD_VARIANTS,
     WORKLOADS,
     Document,
     config_map_data,
     containers,
     environment,
+    manifests_of,
     of_kind,
     pod_spec,
-    rendered,
     workload_resource,
 )
 
 
 def test_internal_controller_uses_the_default_vpn_prefixes() -> None:
-    snippet = config_map_data(rendered("ingress/internal"), "nginx-config")["http-snippets"]
+    snippet = config_map_data(manifests_of("ingress/internal"), "nginx-config")["http-snippets"]
     prefixes = [ip_network(prefix) for prefix in re.findall(r"[0-9a-f.:]+/\d+", snippet)]
     # The snippet lists the prefixes twice: for the client's address, and for the address to which the client connected.
     assert prefixes == list(command_variables(DryRunSettings)["VPN_PREFIXES"].default) * 2
 
 
 def test_external_controller_publishes_neither_the_api_nor_the_metrics() -> None:
-    (ingress,) = of_kind(rendered("ingress/external"), "Ingress")
+    (ingress,) = of_kind(manifests_of("ingress/external"), "Ingress")
     (rule,) = ingress["spec"]["rules"]
     published = {path["path"]: path["pathType"] for path in rule["http"]["paths"]}
     assert published["/ts2021"] == "Exact"
@@ -47,7 +48,7 @@ def test_external_controller_publishes_neither_the_api_nor_the_metrics() -> None
 
 
 def test_external_controller_has_access_to_two_namespaces_only() -> None:
-    documents = rendered("ingress/external")
+    documents = manifests_of("ingress/external")
     assert {role["metadata"]["namespace"] for role in of_kind(documents, "Role")} == {
         "headscale",
         "ingress-nginx-external",
@@ -57,22 +58,40 @@ def test_external_controller_has_access_to_two_namespaces_only() -> None:
     assert "-watch-namespace=headscale" in containers(pod_spec(documents))["nginx-ingress"]["args"]
 
 
+@pytest.mark.parametrize("name", [*INGRESS_CONTROLLERS, *WORKLOAD_VARIANTS])
+def test_external_controller_publishes_the_login_server_of_every_pod(name: str) -> None:
+    """The URL has https, because tailscale does not reconnect to a host name with http (docs/login-server.md)."""
+    documents = manifests_of(name)
+    flags = environment(containers(pod_spec(documents))["tailscale"], documents)["TS_EXTRA_ARGS"].split()
+    external = manifests_of("ingress/external")
+    (ingress,) = of_kind(external, "Ingress")
+    (certificate,) = of_kind(external, "Certificate")
+    (service,) = of_kind(external, "Service")
+    (tls,) = ingress["spec"]["tls"]
+    assert [flag for flag in flags if flag.startswith("--login-server")] == [
+        f"--login-server=https://{host}" for host in tls["hosts"]
+    ]
+    assert [rule["host"] for rule in ingress["spec"]["rules"]] == tls["hosts"] == certificate["spec"]["dnsNames"]
+    assert tls["secretName"] == certificate["spec"]["secretName"]
+    assert 443 in [port["port"] for port in service["spec"]["ports"]]
+
+
 @pytest.mark.parametrize(
     ("controller", "ingress_folder"),
     [("ingress/internal", "ingress/examples"), ("ingress/external", "ingress/external")],
 )
 def test_controller_and_ingress_use_the_same_class(controller: str, ingress_folder: str) -> None:
-    (ingress_class,) = of_kind(rendered(controller), "IngressClass")
+    (ingress_class,) = of_kind(manifests_of(controller), "IngressClass")
     name = ingress_class["metadata"]["name"]
-    arguments = containers(pod_spec(rendered(controller)))["nginx-ingress"]["args"]
+    arguments = containers(pod_spec(manifests_of(controller)))["nginx-ingress"]["args"]
     assert [word for word in arguments if word.startswith("-ingress-class=")] == [f"-ingress-class={name}"]
-    (ingress,) = of_kind(rendered(ingress_folder), "Ingress")
+    (ingress,) = of_kind(manifests_of(ingress_folder), "Ingress")
     assert ingress["spec"]["ingressClassName"] == name
 
 
 def test_proxy_timeouts_allow_the_long_connections_of_headscale() -> None:
     """The connection of a Tailscale client can be idle for about a minute. The default timeout of nginx is a minute."""
-    (ingress,) = of_kind(rendered("ingress/external"), "Ingress")
+    (ingress,) = of_kind(manifests_of("ingress/external"), "Ingress")
     assert ingress["metadata"]["annotations"] == {
         "nginx.org/websocket-services": "headscale",
         "nginx.org/proxy-read-timeout": "1h",
@@ -82,8 +101,8 @@ def test_proxy_timeouts_allow_the_long_connections_of_headscale() -> None:
 
 
 def test_network_policy_of_the_external_controller_allows_only_its_ports() -> None:
-    (policy,) = of_kind(rendered("ingress/external"), "NetworkPolicy")
-    (service,) = of_kind(rendered("ingress/external"), "Service")
+    (policy,) = of_kind(manifests_of("ingress/external"), "NetworkPolicy")
+    (service,) = of_kind(manifests_of("ingress/external"), "Service")
     ports = [port["targetPort"] for port in service["spec"]["ports"]]
     assert policy["spec"]["ingress"][0] == {"ports": [{"port": port} for port in ports]}
     # The VPN clients connect to the port of WireGuard, and Prometheus to the port of dns-watch.
@@ -94,7 +113,7 @@ def test_network_policy_of_the_external_controller_allows_only_its_ports() -> No
 
 
 def test_internal_class_is_the_only_default_class() -> None:
-    classes = of_kind(rendered("ingress/internal") + rendered("ingress/external"), "IngressClass")
+    classes = of_kind(manifests_of("ingress/internal") + manifests_of("ingress/external"), "IngressClass")
     default = "ingressclass.kubernetes.io/is-default-class"
     assert {
         ingress_class["metadata"]["name"]: ingress_class["metadata"].get("annotations", {}).get(default)
@@ -119,22 +138,22 @@ def served_certificates(documents: list[Document]) -> Iterator[tuple[str, str, s
 
 
 def test_every_served_certificate_is_requested_for_its_host_name() -> None:
-    documents = [document for name in (*OTHER_FOLDERS, *WORKLOADS) for document in rendered(name)]
+    documents = [document for name in (*FOLDERS, *WORKLOADS) for document in manifests_of(name)]
     requested = {
         (certificate["metadata"]["namespace"], certificate["spec"]["secretName"]): set(certificate["spec"]["dnsNames"])
         for certificate in of_kind(documents, "Certificate")
     }
-    served = {each for name in (*OTHER_FOLDERS, *WORKLOADS) for each in served_certificates(rendered(name))}
+    served = {each for name in (*FOLDERS, *WORKLOADS) for each in served_certificates(manifests_of(name))}
     assert {(namespace, secret) for namespace, secret, _ in served} == set(requested)
     for namespace, secret, host in served:
         assert {host, f"*.{host.partition('.')[2]}"} & requested[namespace, secret], host
-    controller = containers(pod_spec(rendered("ingress/internal")))["nginx-ingress"]
+    controller = containers(pod_spec(manifests_of("ingress/internal")))["nginx-ingress"]
     assert "-wildcard-tls-secret=services/wildcard-tls" in controller["args"]
 
 
 def test_certificates_use_the_only_issuer_with_dns01() -> None:
     """The test compares all fields, because Kubernetes' schemas do not include cert-manager's kinds."""
-    documents = [document for name in (*OTHER_FOLDERS, *WORKLOADS) for document in rendered(name)]
+    documents = [document for name in (*FOLDERS, *WORKLOADS) for document in manifests_of(name)]
     (issuer,) = of_kind(documents, "ClusterIssuer")
     for certificate in of_kind(documents, "Certificate"):
         spec = certificate["spec"]
@@ -166,7 +185,7 @@ HOSTNAMES = {"ingress/external": "nginx-external-0", "ingress/internal": "nginx-
 def variables(name: str, container: str) -> dict[str, str]:
     """Return a container's variables as the kubelet sets them: with fields of the pod, and references replaced."""
     fields = POD_FIELDS[name] | {"POD_NAMESPACE": "ingress", "HEALTH_ADDRESS": "192.0.2.1"}
-    documents = rendered(name)
+    documents = manifests_of(name)
     manifest = containers(pod_spec(documents))[container]
     rendered_values = environment(manifest, documents)
     values: dict[str, str] = {}
@@ -199,7 +218,7 @@ def test_variables_of_a_controller_are_valid_settings(name: str, set_variables: 
 
 def test_health_port_of_the_internal_controller_is_not_on_the_vpn() -> None:
     """dns-watch listens on the pod's address only. On the host network, this is the address of the cluster node."""
-    spec = pod_spec(rendered("ingress/internal"))
+    spec = pod_spec(manifests_of("ingress/internal"))
     (address,) = [variable for variable in containers(spec)["dns-watch"]["env"] if variable["name"] == "HEALTH_ADDRESS"]
     assert address["valueFrom"] == {"fieldRef": {"fieldPath": "status.podIP"}}
     assert spec["hostNetwork"]
@@ -213,7 +232,7 @@ def test_tailscale_on_the_host_network_changes_neither_firewall_nor_resolver() -
 
 
 def test_internal_controller_can_create_a_state_secret_for_each_cluster_node() -> None:
-    documents = rendered("ingress/internal")
+    documents = manifests_of("ingress/internal")
     spec = pod_spec(documents)
     (role,) = [role for role in of_kind(documents, "Role") if role["metadata"]["name"] == "nginx-ingress-state"]
     (secrets,) = [rule for rule in role["rules"] if rule["resources"] == ["secrets"]]
@@ -227,7 +246,7 @@ def test_internal_controller_can_create_a_state_secret_for_each_cluster_node() -
 
 def test_prune_of_the_internal_controller_owns_the_records_of_its_pods(set_variables: SetVariables) -> None:
     """The owner is part of the comment of each record. The owner is the pod's namespace, unless DNS_OWNER is set."""
-    documents = rendered("ingress/internal")
+    documents = manifests_of("ingress/internal")
     (job,) = of_kind(documents, "CronJob")
     namespace = job["metadata"]["namespace"]
     assert namespace == workload_resource(documents)["metadata"]["namespace"]
@@ -238,7 +257,7 @@ def test_prune_of_the_internal_controller_owns_the_records_of_its_pods(set_varia
 
 def test_external_controller_serves_the_login_server_without_the_vpn() -> None:
     """tailscale logs in through nginx in the same pod, so nginx must be reachable before tailscale is ready."""
-    documents = rendered("ingress/external")
+    documents = manifests_of("ingress/external")
     spec = pod_spec(documents)
     assert [container["name"] for container in spec["initContainers"]] == ["cleanup", "copy-configuration"]
     assert not {"startupProbe", "readinessProbe"} & containers(spec)["tailscale"].keys()
@@ -247,7 +266,7 @@ def test_external_controller_serves_the_login_server_without_the_vpn() -> None:
 
 
 def test_headscale_ui_and_the_api_have_the_same_host() -> None:
-    (ingress,) = of_kind(rendered("ingress/headscale-ui"), "Ingress")
+    (ingress,) = of_kind(manifests_of("ingress/headscale-ui"), "Ingress")
     (rule,) = ingress["spec"]["rules"]
     assert ingress["spec"]["ingressClassName"] == "nginx"
     backends = {path["path"]: path["backend"]["service"]["name"] for path in rule["http"]["paths"]}

@@ -17,37 +17,34 @@ from tests.pod.conftest import SetVariables
 from tests.pod.rendering import (
     DEPLOY,
     DOMAIN,
-    FOLDERS_WITH_PODS,
+    FOLDERS,
+    INGRESS_PODS,
     LIFECYCLE_CONTAINERS,
-    NEWEST,
-    OTHER_FOLDERS,
-    SHIPPED,
-    SUPPORT_FOLDERS,
-    VARIANTS,
+    NEWEST_KUBERNETES,
+    WORKLOAD_VARIANTS,
     WORKLOADS,
     Document,
-    Variant,
     claim_names,
     config_map_data,
     containers,
     environment,
     images,
+    manifests_of,
     of_kind,
     pod_spec,
     render,
-    rendered,
     workload_resource,
 )
 from tests.pod.tailscale_container import health_address
 
-OLDEST_NATIVE = "1.29"
-"""Kubernetes enables native sidecars by default since this version."""
-OLDEST_PLAIN = "1.25"
-"""The oldest supported version of Kubernetes."""
-OLDEST_OF_WORKLOAD = {"freeipa": "1.35"}
-"""Workloads that require a newer version of Kubernetes, as their README says."""
+OLDEST_KUBERNETES = {
+    # Kubernetes enables native sidecars by default since 1.29.
+    **dict.fromkeys((*WORKLOADS, "ingress/internal"), "1.29"),
+    "freeipa": "1.35",
+}
+"""The oldest version of Kubernetes that a folder supports, if it is newer than 1.25."""
 
-WITHOUT_SCHEMA = {"Certificate", "ClusterIssuer"}
+WITHOUT_SCHEMA = {"Certificate", "ClusterIssuer", "PodMonitor", "PrometheusRule"}
 """Kinds that Kubernetes' schemas do not include."""
 
 TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
@@ -84,44 +81,25 @@ def containers_with_mount(spec: Document, path: str) -> set[str]:
     }
 
 
-def test_every_folder_that_can_be_applied_is_tested() -> None:
-    """Folders that are only included by other folders are tested with those folders."""
-    folders = {
-        str(path.parent.relative_to(DEPLOY))
-        for path in DEPLOY.rglob("kustomization.yaml")
-        if path.relative_to(DEPLOY).parts[0] in ("cert-manager", "ingress", "services")
-    }
-    included = {
-        "ingress/controller",
-        "ingress/external/controller",
-        "ingress/external/headscale",
-        "ingress/external/vpn",
-        "services/_template",
-        "services/argocd/only-the-server",
-    }
-    assert folders - included == {*OTHER_FOLDERS, *(f"services/{name}" for name in SHIPPED)}
-
-
 @pytest.mark.full
-@pytest.mark.parametrize(("name", "variant"), [*((name, "native") for name in OTHER_FOLDERS), *VARIANTS])
-@pytest.mark.parametrize("newest", [True, False], ids=["newest", "oldest"])
-def test_manifests_match_the_schemas(name: str, variant: Variant, newest: bool) -> None:
+@pytest.mark.parametrize("name", [*FOLDERS, *WORKLOAD_VARIANTS])
+def test_manifests_match_the_schemas_of_the_oldest_and_newest_kubernetes(name: str) -> None:
     """`strict` rejects unknown fields, because an API server may silently ignore them."""
-    oldest = OLDEST_OF_WORKLOAD.get(name, OLDEST_NATIVE if variant == "native" else OLDEST_PLAIN)
-    for document in rendered(name, variant):
-        if document["kind"] not in WITHOUT_SCHEMA:
-            kubernetes_validate.validate(document, NEWEST if newest else oldest, strict=True)
+    for document in manifests_of(name):
+        for version in (OLDEST_KUBERNETES.get(name, "1.25"), NEWEST_KUBERNETES):
+            if document["kind"] not in WITHOUT_SCHEMA:
+                kubernetes_validate.validate(document, version, strict=True)
 
 
 def test_schema_of_an_old_version_rejects_native_sidecars() -> None:
     with pytest.raises(kubernetes_validate.ValidationError, match="restartPolicy"):
-        kubernetes_validate.validate(workload_resource(rendered("ollama")), "1.27", strict=True)
+        kubernetes_validate.validate(workload_resource(manifests_of("ollama")), "1.27", strict=True)
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_native_sidecars_start_in_order_before_other_containers(workload: str) -> None:
     """If tailscale started before cleanup, it would have no key, and the pod would never start."""
-    spec = pod_spec(rendered(workload))
+    spec = pod_spec(manifests_of(workload))
     init_containers = [(container["name"], container.get("restartPolicy")) for container in spec["initContainers"]]
     before = [("copy-models", None)] if workload == "open-webui" else []
     assert init_containers == [*before, ("cleanup", None), ("tailscale", "Always"), ("dns-watch", "Always")]
@@ -137,8 +115,8 @@ def test_native_sidecars_start_in_order_before_other_containers(workload: str) -
     assert "startupProbe" in containers(spec)["tailscale"]
 
 
-def test_variants_have_the_same_containers() -> None:
-    native, plain = pod_spec(rendered("grafana")), pod_spec(rendered("grafana", "plain"))
+def test_sidecars_and_plain_containers_differ_only_in_their_place_and_restart_policy() -> None:
+    native, plain = pod_spec(manifests_of("grafana")), pod_spec(manifests_of("grafana/plain"))
     native_containers = containers(native)
     for name in ("tailscale", "dns-watch"):
         assert native_containers[name].pop("restartPolicy") == "Always"
@@ -149,24 +127,24 @@ def test_variants_have_the_same_containers() -> None:
     assert native == plain
 
 
-@pytest.mark.parametrize(("workload", "variant"), VARIANTS)
-def test_variables_are_valid_settings(workload: str, variant: Variant, set_variables: SetVariables) -> None:
-    documents = rendered(workload, variant)
+@pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
+def test_variables_are_valid_settings(workload: str, set_variables: SetVariables) -> None:
+    documents = manifests_of(workload)
     variables = {name: environment(containers(pod_spec(documents))[name], documents) for name in LIFECYCLE_CONTAINERS}
     known = command_variables(DryRunSettings)
     # The tailscale container reads TS_EXTRA_ARGS from the same ConfigMap.
     assert {variable for values in variables.values() for variable in values} <= {*known, "TS_EXTRA_ARGS"}
-    set_variables(variables["cleanup"] | {"POD_NAME": f"{workload}-0"})
+    set_variables(variables["cleanup"] | {"POD_NAME": "made-up-0"})
     settings = load(DryRunSettings)
     assert settings.access == "api"
-    assert settings.record_name == f"{workload}.{DOMAIN}"
+    assert settings.record_name == f"{workload.partition('/')[0]}.{DOMAIN}"
     assert (settings.node_policy, settings.dns_cleanup, settings.self_heal) == ("keep", "keep", True)
     assert settings.headscale_user
 
 
-@pytest.mark.parametrize(("workload", "variant"), VARIANTS)
-def test_tailscale_settings_match_the_settings_of_cleanup(workload: str, variant: Variant) -> None:
-    documents = rendered(workload, variant)
+@pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
+def test_tailscale_settings_match_the_settings_of_cleanup(workload: str) -> None:
+    documents = manifests_of(workload)
     pod_containers = containers(pod_spec(documents))
     tailscale = environment(pod_containers["tailscale"], documents)
     cleanup = environment(pod_containers["cleanup"], documents)
@@ -186,7 +164,7 @@ def test_stand_in_rejects_health_addresses_that_tailscale_rejects(address: str) 
 
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_role_allows_access_to_the_state_secret_only(workload: str) -> None:
-    documents = rendered(workload)
+    documents = manifests_of(workload)
     (secret,) = of_kind(documents, "Secret")
     (role,) = of_kind(documents, "Role")
     (binding,) = of_kind(documents, "RoleBinding")
@@ -201,19 +179,19 @@ def test_role_allows_access_to_the_state_secret_only(workload: str) -> None:
     assert [subject["name"] for subject in binding["subjects"]] == [spec["serviceAccountName"]]
 
 
-@pytest.mark.parametrize(("workload", "variant"), VARIANTS)
-def test_only_containers_that_need_the_token_mount_it(workload: str, variant: Variant) -> None:
+@pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
+def test_only_containers_that_need_the_token_mount_it(workload: str) -> None:
     """cleanup and tailscale use the token for the state Secret. Argo CD is itself a client of the Kubernetes API."""
-    spec = pod_spec(rendered(workload, variant))
+    spec = pod_spec(manifests_of(workload))
     assert spec["automountServiceAccountToken"] is False
     assert containers_with_mount(spec, TOKEN_PATH) == {"cleanup", "tailscale"} | (
-        {"argocd-server"} if workload == "argocd" else set()
+        {"argocd-server"} if workload.startswith("argocd") else set()
     )
 
 
-@pytest.mark.parametrize(("workload", "variant"), VARIANTS)
-def test_key_volume_is_in_memory_and_readable_by_tailscale(workload: str, variant: Variant) -> None:
-    spec = pod_spec(rendered(workload, variant))
+@pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
+def test_key_volume_is_in_memory_and_readable_by_tailscale(workload: str) -> None:
+    spec = pod_spec(manifests_of(workload))
     (volume,) = [volume for volume in spec["volumes"] if volume["name"] == "tailscale-lifecycle-auth"]
     assert volume["emptyDir"]["medium"] == "Memory"
     mounts = {
@@ -230,27 +208,27 @@ def test_key_volume_is_in_memory_and_readable_by_tailscale(workload: str, varian
     assert group == containers(spec)["cleanup"]["securityContext"]["runAsGroup"]
 
 
-@pytest.mark.parametrize(("workload", "variant"), VARIANTS)
-def test_only_cleanup_and_dns_watch_mount_the_secret(workload: str, variant: Variant) -> None:
+@pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
+def test_only_cleanup_and_dns_watch_mount_the_secret(workload: str) -> None:
     """The Secret contains the API key of Headscale and the API token of Cloudflare."""
-    assert containers_with_mount(pod_spec(rendered(workload, variant)), "/run/secrets/lifecycle") == set(
+    assert containers_with_mount(pod_spec(manifests_of(workload)), "/run/secrets/lifecycle") == set(
         LIFECYCLE_CONTAINERS
     )
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_two_pods_never_run_at_the_same_time(workload: str) -> None:
-    resource = workload_resource(rendered(workload))
+    resource = workload_resource(manifests_of(workload))
     assert resource["spec"]["replicas"] == 1
     if resource["kind"] != "StatefulSet":
         assert resource["spec"]["strategy"] == {"type": "Recreate"}
     assert resource["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= 30
 
 
-@pytest.mark.parametrize(("workload", "variant"), VARIANTS)
-def test_probes_do_not_use_ports_with_an_allow_list(workload: str, variant: Variant) -> None:
+@pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
+def test_probes_do_not_use_ports_with_an_allow_list(workload: str) -> None:
     """On ports 80 and 443, nginx would return 403, because the kubelet connects from the cluster node's address."""
-    for name, container in containers(pod_spec(rendered(workload, variant))).items():
+    for name, container in containers(pod_spec(manifests_of(workload))).items():
         numbers = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
             probe = container.get(kind, {})
@@ -259,17 +237,17 @@ def test_probes_do_not_use_ports_with_an_allow_list(workload: str, variant: Vari
             assert "tcpSocket" not in probe, f"{name}: {kind}"
 
 
-@pytest.mark.parametrize(("workload", "variant"), VARIANTS)
-def test_readiness_does_not_depend_on_dns_watch(workload: str, variant: Variant) -> None:
+@pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
+def test_readiness_does_not_depend_on_dns_watch(workload: str) -> None:
     """/readyz of dns-watch fails during an outage of Cloudflare, which must not make pods unready."""
-    spec = pod_spec(rendered(workload, variant))
+    spec = pod_spec(manifests_of(workload))
     assert "readyz" not in yaml.safe_dump(spec)
     assert "readinessProbe" not in containers(spec)["dns-watch"]
 
 
-@pytest.mark.parametrize(("workload", "variant"), VARIANTS)
-def test_every_mounted_volume_exists(workload: str, variant: Variant) -> None:
-    documents = rendered(workload, variant)
+@pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
+def test_every_mounted_volume_exists(workload: str) -> None:
+    documents = manifests_of(workload)
     spec = pod_spec(documents)
     volumes = [*claim_names(documents), *(volume["name"] for volume in spec["volumes"])]
     assert len(volumes) == len(set(volumes))
@@ -284,7 +262,7 @@ def test_every_mounted_volume_exists(workload: str, variant: Variant) -> None:
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_all_resources_are_named_after_the_workload(workload: str) -> None:
     """Several workloads can share a namespace, so the names must not collide."""
-    documents = rendered(workload)
+    documents = manifests_of(workload)
     resource = workload_resource(documents)
     label = resource["spec"]["selector"]["matchLabels"]
     assert resource["metadata"]["name"] == ("argocd-server" if workload == "argocd" else workload)
@@ -303,7 +281,7 @@ def test_all_resources_are_named_after_the_workload(workload: str) -> None:
 
 def test_images_are_pinned_to_a_version() -> None:
     """The image of this repository has no version, because each cluster node builds it."""
-    references = {image for name in [*OTHER_FOLDERS, *WORKLOADS] for image in images(rendered(name))}
+    references = {image for name in (*FOLDERS, *WORKLOADS) for image in images(manifests_of(name))}
     assert "localhost/tailscale-lifecycle:latest" in references
     for image in references - {"localhost/tailscale-lifecycle:latest"}:
         assert re.fullmatch(
@@ -314,14 +292,14 @@ def test_images_are_pinned_to_a_version() -> None:
 
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_nginx_allows_the_default_vpn_prefixes(workload: str) -> None:
-    lines = config_map_data(rendered(workload), "nginx")["vpn-prefixes.conf"].split(";")
+    lines = config_map_data(manifests_of(workload), "nginx")["vpn-prefixes.conf"].split(";")
     prefixes = {ip_network(line.split()[0]) for line in lines if line}
     assert prefixes == set(command_variables(DryRunSettings)["VPN_PREFIXES"].default)
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_network_policy_allows_only_wireguard_and_metrics(workload: str) -> None:
-    documents = rendered(workload)
+    documents = manifests_of(workload)
     (policy,) = of_kind(documents, "NetworkPolicy")
     assert policy["spec"]["policyTypes"] == ["Ingress"]
     monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
@@ -335,9 +313,9 @@ def test_network_policy_allows_only_wireguard_and_metrics(workload: str) -> None
     assert [port["containerPort"] for port in containers(spec)["dns-watch"]["ports"]] == [9003]
 
 
-@pytest.mark.parametrize(("name", "variant"), [*((name, "native") for name in FOLDERS_WITH_PODS), *VARIANTS])
-def test_termination_message_falls_back_to_the_log(name: str, variant: Variant) -> None:
-    for container in containers(pod_spec(rendered(name, variant))).values():
+@pytest.mark.parametrize("name", [*INGRESS_PODS, *WORKLOAD_VARIANTS])
+def test_termination_message_falls_back_to_the_log(name: str) -> None:
+    for container in containers(pod_spec(manifests_of(name))).values():
         assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
         assert "terminationMessagePath" not in container
 
@@ -354,11 +332,11 @@ PROBES = {
 """The path or URL of each probe that sends a request. The application of FreeIPA has other probes, with systemctl."""
 
 
-@pytest.mark.parametrize(("workload", "variant"), VARIANTS)
-def test_probes_use_existing_endpoints(workload: str, variant: Variant) -> None:
-    pod_containers = containers(pod_spec(rendered(workload, variant)))
+@pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
+def test_probes_use_existing_endpoints(workload: str) -> None:
+    pod_containers = containers(pod_spec(manifests_of(workload)))
     for (name, kind), path in PROBES.items():
-        is_argocd = (workload, name) == ("argocd", "application")
+        is_argocd = workload.startswith("argocd") and name == "application"
         probe = pod_containers.get("argocd-server" if is_argocd else name, {}).get(kind)
         if is_argocd and kind == "startupProbe":
             # The manifest of Argo CD has no startup probe.
@@ -372,12 +350,10 @@ def test_probes_use_existing_endpoints(workload: str, variant: Variant) -> None:
             assert [word for word in words if word.startswith("http://")] == [path]
 
 
-@pytest.mark.parametrize(("workload", "variant"), VARIANTS)
-def test_liveness_probe_of_tailscale_compares_the_restart_marker_with_the_socket(
-    workload: str, variant: Variant
-) -> None:
+@pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
+def test_liveness_probe_of_tailscale_compares_the_restart_marker_with_the_socket(workload: str) -> None:
     """The restart marker is a file that dns-watch writes, so that the kubelet restarts the tailscale container."""
-    documents = rendered(workload, variant)
+    documents = manifests_of(workload)
     pod_containers = containers(pod_spec(documents))
     variables = environment(pod_containers["dns-watch"], documents)
     key_file = Path(
@@ -397,9 +373,9 @@ def test_liveness_probe_of_tailscale_compares_the_restart_marker_with_the_socket
     assert mounts == {("tailscale-lifecycle-auth", False), ("tailscale-lifecycle-auth", True)}
 
 
-@pytest.mark.parametrize(("workload", "variant"), VARIANTS)
-def test_no_other_container_can_replace_the_socket_of_tailscale(workload: str, variant: Variant) -> None:
-    documents = rendered(workload, variant)
+@pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
+def test_no_other_container_can_replace_the_socket_of_tailscale(workload: str) -> None:
+    documents = manifests_of(workload)
     pod_containers = containers(pod_spec(documents))
     socket = Path(environment(pod_containers["tailscale"], documents)["TS_SOCKET"])
     (volume,) = {
@@ -429,7 +405,7 @@ def test_documented_dry_run_of_prune_removes_the_option_that_applies_the_plan() 
 
 
 def test_roles_have_no_wildcards() -> None:
-    for name in [*OTHER_FOLDERS, *SUPPORT_FOLDERS, *WORKLOADS]:
-        for role in of_kind(rendered(name), "Role", "ClusterRole"):
+    for name in (*FOLDERS, *WORKLOADS):
+        for role in of_kind(manifests_of(name), "Role", "ClusterRole"):
             for rule in role["rules"]:
                 assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]

@@ -10,7 +10,7 @@ import pytest
 
 from tests.pod.rendering import (
     DEPLOY,
-    NEWEST,
+    NEWEST_KUBERNETES,
     ROOT,
     claim_names,
     config_map_data,
@@ -93,7 +93,7 @@ def test_volume_argument_sets_the_mount_path_of_the_data(
     assert done.returncode == 0, done.stderr
     documents = render(folder)
     for document in documents:
-        kubernetes_validate.validate(document, NEWEST, strict=True)
+        kubernetes_validate.validate(document, NEWEST_KUBERNETES, strict=True)
     application = containers(pod_spec(documents))["application"]
     assert application["image"] == image
     assert {mount["name"]: mount["mountPath"] for mount in application["volumeMounts"]} == mounts

@@ -35,8 +35,8 @@ from tests.pod.rendering import (
     WORKLOADS,
     config_map_data,
     containers,
+    manifests_of,
     pod_spec,
-    rendered,
 )
 
 NAME = f"{GENERATED_NAME}.{DOMAIN}"
@@ -88,7 +88,7 @@ class Pod:
 @contextmanager
 def nginx(host: Host, workload: str, folder: Path, tls: Path) -> Iterator[int]:
     """Run nginx with the files, paths, command and user of the manifest, and yield its process id."""
-    documents = rendered(workload)
+    documents = manifests_of(workload)
     spec = pod_spec(documents)
     container = containers(spec)["nginx-tls"]
     files = folder / "configuration"
@@ -308,7 +308,7 @@ http {{
 
 
 def test_snippets_of_the_internal_controller_allow_vpn_clients_only(tmp_path: Path) -> None:
-    snippets = config_map_data(rendered("ingress/internal"), "nginx-config")
+    snippets = config_map_data(manifests_of("ingress/internal"), "nginx-config")
     MountedSecret(tmp_path / "tls").write_certificate(*issue(NAME), group=0)
     file = tmp_path / "nginx.conf"
     file.write_text(

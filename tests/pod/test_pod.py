@@ -24,7 +24,7 @@ from tests.pod.network import (
     eventually,
 )
 from tests.pod.reference import NAME, RECORD_COMMENT, USER, prepare_reference_workload
-from tests.pod.rendering import DOMAIN, config_map_data, containers, pod_spec, rendered
+from tests.pod.rendering import DOMAIN, config_map_data, containers, manifests_of, pod_spec
 from tests.simulators.cloudflare import CloudflareSimulator, Record
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.serve import serve
@@ -145,7 +145,7 @@ def test_probe_passes_in_a_healthy_pod(container: str, kind: str, running: tuple
 
 
 def test_all_probes_are_tested() -> None:
-    pod_containers = containers(pod_spec(rendered("ollama", "plain")))
+    pod_containers = containers(pod_spec(manifests_of("ollama/plain")))
     assert [
         (name, kind) for name in sorted(pod_containers) for kind in sorted(PROBES) if kind in pod_containers[name]
     ] == PROBED

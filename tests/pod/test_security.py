@@ -1,4 +1,4 @@
-"""Check the pods against the Pod Security Standard "restricted" and the policy scanner Checkov.
+"""Check the pods against the Pod Security Standard "restricted", and with the scanner Checkov.
 
 Each exception has a reason.
 """
@@ -8,25 +8,24 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from tests.pod.rendering import (
-    FOLDERS_WITH_PODS,
+    FOLDERS,
     INGRESS_CONTROLLERS,
-    OTHER_FOLDERS,
+    INGRESS_PODS,
     ROOT,
-    SUPPORT_FOLDERS,
-    VARIANTS,
+    WORKLOAD_VARIANTS,
     WORKLOADS,
     Document,
-    Variant,
     containers,
+    manifests_of,
     of_kind,
     pod_spec,
-    rendered,
 )
 
 SAFE_SYSCTLS = {"net.ipv4.ip_unprivileged_port_start"}
@@ -49,21 +48,22 @@ TAILSCALE_VIOLATIONS = {
     ("tailscale", "capability MKNOD"),
     ("tailscale", "runs as root"),
 }
-EXCEPTIONS = {
+EXCEPTIONS: dict[str, set[tuple[str, str]]] = {
     # systemd starts daemons under about thirty users. The pod's user namespace maps root to an unprivileged user.
-    "freeipa": {
+    "freeipa": TAILSCALE_VIOLATIONS
+    | {
         ("application", "keeps the runtime's capabilities"),
         ("application", "may gain privileges"),
         ("application", "runs as root"),
     },
-    "ingress/external": TAILSCALE_VIOLATIONS,
+    "ingress/headscale-ui": set(),
     # The VPN interface is in the cluster node's network namespace.
     "ingress/internal": TAILSCALE_VIOLATIONS | {("pod", "hostNetwork")},
 }
-"""By folder: the accepted violations. For workloads, TAILSCALE_VIOLATIONS are accepted as well."""
+"""By folder: the accepted violations, if they are not TAILSCALE_VIOLATIONS."""
 
 
-def violations(spec: Document) -> Iterator[tuple[str, str]]:
+def restricted_violations(spec: Document) -> Iterator[tuple[str, str]]:
     """Iterate over what "restricted" does not allow in a pod, as pairs: a container or "pod", and the reason.
 
     The rules are those of the Pod Security Standards in Kubernetes 1.37.
@@ -79,50 +79,43 @@ def violations(spec: Document) -> Iterator[tuple[str, str]]:
         ("pod", f"sysctl {sysctl['name']}") for sysctl in pod.get("sysctls", []) if sysctl["name"] not in SAFE_SYSCTLS
     )
     for name, container in containers(spec).items():
-        yield from ((name, reason) for reason in _violations(container, pod | container.get("securityContext", {})))
+        context = pod | container.get("securityContext", {})
+        capabilities = context.get("capabilities", {})
+        checks = {
+            "privileged": context.get("privileged") or context.get("procMount", "Default") != "Default",
+            "may gain privileges": context.get("allowPrivilegeEscalation") is not False,
+            "runs as root": not context.get("runAsNonRoot") or context.get("runAsUser") == 0,
+            "any system call": context.get("seccompProfile", {}).get("type") not in {"RuntimeDefault", "Localhost"},
+            "keeps the runtime's capabilities": "ALL" not in capabilities.get("drop", []),
+            "a port of the host": any("hostPort" in port for port in container.get("ports", [])),
+        }
+        yield from ((name, reason) for reason, is_violated in checks.items() if is_violated)
+        yield from ((name, f"capability {added}") for added in {*capabilities.get("add", [])} - {"NET_BIND_SERVICE"})
 
 
-def _violations(container: Document, context: Document) -> Iterator[str]:
-    capabilities = context.get("capabilities", {})
-    checks = {
-        "privileged": context.get("privileged") or context.get("procMount", "Default") != "Default",
-        "may gain privileges": context.get("allowPrivilegeEscalation") is not False,
-        "runs as root": not context.get("runAsNonRoot") or context.get("runAsUser") == 0,
-        "any system call": context.get("seccompProfile", {}).get("type") not in {"RuntimeDefault", "Localhost"},
-        "keeps the runtime's capabilities": "ALL" not in capabilities.get("drop", []),
-        "a port of the host": any("hostPort" in port for port in container.get("ports", [])),
-    }
-    yield from (reason for reason, is_violated in checks.items() if is_violated)
-    yield from (f"capability {added}" for added in set(capabilities.get("add", [])) - {"NET_BIND_SERVICE"})
-
-
-@pytest.mark.default_cases(2)
-@pytest.mark.parametrize(("workload", "variant"), VARIANTS)
-def test_pod_is_restricted_except_for_tailscale(workload: str, variant: Variant) -> None:
-    assert set(violations(pod_spec(rendered(workload, variant)))) == TAILSCALE_VIOLATIONS | EXCEPTIONS.get(
-        workload, set()
-    )
-
-
-@pytest.mark.parametrize("name", FOLDERS_WITH_PODS)
-def test_pod_of_an_ingress_folder_is_restricted_except_for_tailscale(name: str) -> None:
-    assert set(violations(pod_spec(rendered(name)))) == EXCEPTIONS.get(name, set())
+@pytest.mark.default_cases(5)
+@pytest.mark.parametrize("name", [*INGRESS_PODS, *WORKLOAD_VARIANTS])
+def test_pod_is_restricted_except_for_tailscale(name: str) -> None:
+    assert set(restricted_violations(pod_spec(manifests_of(name)))) == EXCEPTIONS.get(name, TAILSCALE_VIOLATIONS)
 
 
 @pytest.mark.parametrize("name", INGRESS_CONTROLLERS)
-def test_namespace_enforces_the_strictest_level_that_admits_the_pod(name: str) -> None:
-    (namespace,) = of_kind(rendered(name), "Namespace")
-    level = namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
-    assert level == ("privileged" if list(violations(pod_spec(rendered(name)))) else "restricted")
+def test_namespace_of_a_controller_admits_tailscale(name: str) -> None:
+    (namespace,) = of_kind(manifests_of(name), "Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "privileged"
 
 
 def test_violations_are_detected() -> None:
-    spec = pod_spec(rendered("ingress/headscale-ui"))
-    assert list(violations(spec)) == []
+    spec = pod_spec(manifests_of("ingress/headscale-ui"))
+    assert list(restricted_violations(spec)) == []
     spec["volumes"].append({"name": "host", "hostPath": {"path": "/"}})
     spec["containers"][0]["securityContext"]["capabilities"]["add"] = ["SYS_ADMIN"]
     del spec["securityContext"]["seccompProfile"]
-    assert {reason for _, reason in violations(spec)} == {"volume host", "capability SYS_ADMIN", "any system call"}
+    assert {reason for _, reason in restricted_violations(spec)} == {
+        "volume host",
+        "capability SYS_ADMIN",
+        "any system call",
+    }
 
 
 # --- The scanner --------------------------------------------------------------------------------------
@@ -134,7 +127,7 @@ ACCEPTED_FINDINGS: dict[str, tuple[str, set[str]]] = {
     },
     "CKV_K8S_11": (
         "CPU limits slow applications down, and CPU requests already protect other pods",
-        {*WORKLOADS, *FOLDERS_WITH_PODS},
+        {*WORKLOADS, *INGRESS_PODS},
     ),
     "CKV_K8S_14": (
         "each cluster node builds this project's image from the sources in the cluster, so it has no version",
@@ -142,19 +135,19 @@ ACCEPTED_FINDINGS: dict[str, tuple[str, set[str]]] = {
     ),
     "CKV_K8S_15": (
         "Always would pull this project's image from a registry on localhost, and other images have fixed tags",
-        {*WORKLOADS, *FOLDERS_WITH_PODS, "prune"},
+        {*WORKLOADS, *INGRESS_PODS, "prune"},
     ),
     "CKV_K8S_25": (
         "NET_ADMIN and MKNOD for tailscale, NET_BIND_SERVICE for the ingress controllers and caddy",
-        {*WORKLOADS, *FOLDERS_WITH_PODS},
+        {*WORKLOADS, *INGRESS_PODS},
     ),
     "CKV_K8S_40": (
         "the images' files belong to the user that the image was built for",
-        {*WORKLOADS, *FOLDERS_WITH_PODS} - {"freeipa"},
+        {*WORKLOADS, *INGRESS_PODS} - {"freeipa"},
     ),
     "CKV_K8S_43": (
         "tags are readable and can be mirrored; operators can set digests under images:",
-        {*WORKLOADS, *FOLDERS_WITH_PODS, "prune"},
+        {*WORKLOADS, *INGRESS_PODS, "prune"},
     ),
     "CKV_K8S_21": ("the operator chooses the namespace, which must contain the Secret with the keys", {"prune"}),
     "CKV_K8S_22": (
@@ -182,20 +175,16 @@ ACCEPTED_FINDINGS: dict[str, tuple[str, set[str]]] = {
 Checkov's policy index for Kubernetes describes what each check requires.
 """
 
-SCANNED_FOLDERS = [*OTHER_FOLDERS, *SUPPORT_FOLDERS, *WORKLOADS]
 
-
-@pytest.fixture(scope="module")
-def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
-    """Run the scanner, and return the ids of the failed checks by folder."""
-    folder = tmp_path_factory.mktemp("rendered")
+@pytest.mark.full
+def test_scanner_reports_exactly_the_accepted_findings(tmp_path: Path) -> None:
     names: dict[str, str] = {}
-    for name, variant in (*((name, "native") for name in (*OTHER_FOLDERS, *SUPPORT_FOLDERS)), *VARIANTS):
+    for name in (*FOLDERS, *WORKLOAD_VARIANTS):
         file = f"{len(names)}.yaml"
-        (folder / file).write_text(yaml.safe_dump_all(rendered(name, variant)))
-        names[f"/{file}"] = name
+        (tmp_path / file).write_text(yaml.safe_dump_all(manifests_of(name)))
+        names[f"/{file}"] = name.removesuffix("/plain")
     done = subprocess.run(
-        [ROOT / "scripts/policy", "--directory", folder, "--output", "json", "--quiet", "--soft-fail"],
+        [ROOT / "scripts/policy", "--directory", tmp_path, "--output", "json", "--quiet", "--soft-fail"],
         capture_output=True,
         text=True,
         check=False,
@@ -203,14 +192,6 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     assert done.returncode == 0, done.stdout + done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
     assert report["summary"]["parsing_errors"] == 0
-    failed: dict[str, set[str]] = {name: set() for name in SCANNED_FOLDERS}
-    for check in report["results"]["failed_checks"]:
-        failed[names[check["file_path"]]].add(check["check_id"])
-    return failed
-
-
-@pytest.mark.full
-def test_scanner_reports_exactly_the_accepted_findings(findings: dict[str, set[str]]) -> None:
-    assert {(check, name) for check, (_, names) in ACCEPTED_FINDINGS.items() for name in names} == {
-        (check, name) for name, checks in findings.items() for check in checks
+    assert {(check["check_id"], names[check["file_path"]]) for check in report["results"]["failed_checks"]} == {
+        (check, folder) for check, (_, folders) in ACCEPTED_FINDINGS.items() for folder in folders
     }

@@ -18,10 +18,10 @@ from tests.pod.rendering import (
     argocd_kustomization,
     config_map_data,
     containers,
+    manifests_of,
     of_kind,
     pod_spec,
     render,
-    rendered,
     write_kustomization,
 )
 
@@ -35,7 +35,7 @@ def argocd_manifests() -> list[Document]:
 
 def test_component_keeps_the_container_of_argo_cd() -> None:
     (before,) = pod_spec(argocd_manifests())["containers"]
-    after = containers(pod_spec(rendered("argocd")))["argocd-server"]
+    after = containers(pod_spec(manifests_of("argocd")))["argocd-server"]
     for key in ("args", "env", "image", "securityContext"):
         assert after[key] == before[key]
     assert [mount for mount in before["volumeMounts"] if mount not in after["volumeMounts"]] == []
@@ -43,12 +43,12 @@ def test_component_keeps_the_container_of_argo_cd() -> None:
 
 def test_argo_cd_listens_on_localhost_for_nginx() -> None:
     """The container reads these keys of the ConfigMap into variables."""
-    assert config_map_data(rendered("argocd"), "argocd-cmd-params-cm") == {
+    assert config_map_data(manifests_of("argocd"), "argocd-cmd-params-cm") == {
         "server.insecure": "true",
         "server.listen.address": "127.0.0.1",
         "server.metrics.listen.address": "127.0.0.1",
     }
-    assert config_map_data(rendered("argocd"), "nginx")["application.conf"] == "proxy_pass http://127.0.0.1:8080;"
+    assert config_map_data(manifests_of("argocd"), "nginx")["application.conf"] == "proxy_pass http://127.0.0.1:8080;"
 
 
 def test_other_workloads_of_argo_cd_get_no_containers(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def models(tmp_path: Path) -> tuple[Path, Path]:
 
 def copy_models(image: Path, volume: Path) -> None:
     """Run the command of the init container `copy-models`, with other paths."""
-    *command, source, target = containers(pod_spec(rendered("open-webui")))["copy-models"]["command"]
+    *command, source, target = containers(pod_spec(manifests_of("open-webui")))["copy-models"]["command"]
     assert (source, target) == ("/app/backend/data", "/data")
     subprocess.run([*command, image, volume], check=True)
 
@@ -130,7 +130,7 @@ def test_interrupted_copy_of_the_models_is_repeated(models: tuple[Path, Path]) -
 
 def test_container_of_freeipa_has_the_hostname_on_the_vpn() -> None:
     """At the first start, FreeIPA's image installs the server under the container's hostname."""
-    documents = rendered("freeipa")
+    documents = manifests_of("freeipa")
     assert pod_spec(documents)["hostnameOverride"] == config_map_data(documents, "lifecycle")["TS_HOSTNAME"]
 
 
@@ -142,5 +142,5 @@ def test_documented_snippets_for_freeipa_are_valid() -> None:
     # An argument of the device plugin, which contains JSON.
     (device,) = blocks(page, "text")
     name = json.loads(shlex.split(device.text)[1])["name"]
-    limits = containers(pod_spec(rendered("freeipa")))["tailscale"]["resources"]["limits"]
+    limits = containers(pod_spec(manifests_of("freeipa")))["tailscale"]["resources"]["limits"]
     assert limits[f"squat.ai/{name}"] == "1"

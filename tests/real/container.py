@@ -12,14 +12,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from tests.pod.rendering import containers, environment, of_kind, pod_spec, rendered
+from tests.pod.rendering import containers, environment, manifests_of, of_kind, pod_spec
 from tests.probe import BUSYBOX
 from tests.real.programs import TIMEOUT_S, BackgroundProcess, Release, eventually
 from tests.real.workload import NAMESPACE
 from tests.simulators.kubernetes import KubernetesSimulator
 from tests.simulators.serve import serve
 
-DOCUMENTS: Final = rendered("ollama")
+DOCUMENTS: Final = manifests_of("ollama")
 """The rendered manifests of the example service ollama."""
 
 CONTAINER_MANIFEST: Final = containers(pod_spec(DOCUMENTS))["tailscale"]

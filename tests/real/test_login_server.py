@@ -27,7 +27,7 @@ import pytest
 
 from tests.pod.certificates import issue
 from tests.pod.network import create_host
-from tests.pod.rendering import environment, of_kind, rendered
+from tests.pod.rendering import environment, manifests_of, of_kind
 from tests.probe import BUSYBOX
 from tests.process.cluster import Authority, with_service_account
 from tests.real.command import DnsWatch
@@ -105,7 +105,7 @@ def rendered_url() -> str:
 
 def published_locations(headscale: str) -> str:
     """Return nginx locations for the paths that the rendered Ingress publishes."""
-    (ingress,) = of_kind(rendered("ingress/external"), "Ingress")
+    (ingress,) = of_kind(manifests_of("ingress/external"), "Ingress")
     (rule,) = ingress["spec"]["rules"]
     operators = {"Exact": "=", "Prefix": ""}
     return "\n".join(

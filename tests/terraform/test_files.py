@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pod.rendering import containers, environment, pod_spec, rendered
+from tests.pod.rendering import containers, environment, manifests_of, pod_spec
 from tests.terraform.modules import (
     MODULES,
     apply,
@@ -56,7 +56,7 @@ def test_example_creates_the_objects_of_deploy_services_grafana(tmp_path: Path) 
     folder = tmp_path / "deploy" / "terraform" / "examples" / "grafana"
     (folder / "main.tf").write_text(with_stand_ins((folder / "main.tf").read_text()))
     state = apply(initialize(folder))
-    from_kustomize = rendered("grafana")
+    from_kustomize = manifests_of("grafana")
     application = containers(pod_spec(from_kustomize))["application"]
     values = environment(application, from_kustomize)
     # The module inserts the hostname where the Kustomize folder refers to the variable TS_HOSTNAME.

@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.pod.rendering import NEWEST, copy_deploy, new_service, render
+from tests.pod.rendering import NEWEST_KUBERNETES, copy_deploy, new_service, render
 from tests.terraform.modules import (
     MODULES,
     Manifests,
@@ -50,7 +50,7 @@ def test_module_creates_the_objects_of_kustomize(kustomized: Manifests, tmp_path
     state = apply(root_module(tmp_path, {"wiki": INPUTS}))
     manifests: Manifests = state["outputs"]["wiki"]["value"]
     for manifest in manifests.values():
-        kubernetes_validate.validate(manifest, NEWEST, strict=True)
+        kubernetes_validate.validate(manifest, NEWEST_KUBERNETES, strict=True)
     assert comparable(manifests, "wiki") == kustomized
 
 
