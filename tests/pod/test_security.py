@@ -184,7 +184,7 @@ def test_scanner_reports_exactly_the_accepted_findings(tmp_path: Path) -> None:
         (tmp_path / file).write_text(yaml.safe_dump_all(manifests_of(name)))
         names[f"/{file}"] = name.removesuffix("/plain")
     done = subprocess.run(
-        [ROOT / "scripts/policy", "--directory", tmp_path, "--output", "json", "--quiet", "--soft-fail"],
+        [ROOT / "scripts/checkov", "--directory", tmp_path, "--output", "json", "--quiet", "--soft-fail"],
         capture_output=True,
         text=True,
         check=False,
