@@ -37,7 +37,7 @@ from tests.fleet.storm import storm
 from tests.simulators import faults
 
 # Importing these libraries takes most of the start-up time, so their import is the reference for each command.
-LIBRARIES = "httpx, pydantic, structlog, tenacity"
+LIBRARIES = "httpx, pydantic_settings, structlog, tenacity"
 INTERFACE = "tailscale0"
 # The simulated delay of each request in the measurement of requests in series.
 LATENCY_S = 0.15

@@ -11,7 +11,7 @@ import yaml
 PRINT_WHETHER_ASYNCIO_IS_LOADED = """
 import sys
 import lifecycle.imports
-import httpcore, httpx, pydantic, structlog, tenacity
+import httpcore, httpx, pydantic_settings, structlog, tenacity
 loaded = "asyncio.events" in sys.modules
 import asyncio
 async def three():

@@ -9,8 +9,9 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import Field, SecretStr
 from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from lifecycle.domain.errors import ConfigError
 from lifecycle.domain.model import KeySpec, User
@@ -79,17 +80,31 @@ _MIN_TTL_S = 60
 _MAX_TTL_S = 86_400
 
 
-class Settings(BaseModel):
+class Settings(BaseSettings):
     """Settings of all commands."""
 
-    model_config = ConfigDict(
+    model_config = SettingsConfigDict(
         alias_generator=str.upper,
         # With this option, Pydantic builds only the class that is used, which saves time and memory.
         defer_build=True,
+        extra="ignore",
         frozen=True,
         # Without this option, Pydantic's error about one setting can also print other settings, including secrets.
         hide_input_in_errors=True,
+        validate_default=False,
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the library's signature
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Use only the variables that `load` passes, because it strips and checks their values first."""
+        return (init_settings,)
 
     headscale_namespace: Namespace = Field("headscale", description="namespace in which Headscale runs")
     cloudflare_api_token: Token | None = Field(

@@ -19,6 +19,7 @@ LIBRARIES = (
     "httpx",
     "prometheus_client",
     "pydantic",
+    "pydantic_settings",
     "pytest",
     "structlog",
     "tenacity",
