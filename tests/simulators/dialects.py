@@ -175,8 +175,6 @@ class Dialect:
     """The API has machines instead of nodes."""
     version_path: bool = False
     """GET /version exists."""
-    api_health: bool = False
-    """GET /api/v1/health exists."""
     swagger: bool = True
     """The API is described at /swagger/v1/openapiv2.json instead of /api/v1/openapi.json."""
     unknown_path: UnknownPath = UnknownPath.EMPTY_404
@@ -192,24 +190,12 @@ class Dialect:
     unknown_node_code: int = 2
     """The gRPC code if a node does not exist."""
     unknown_node_text: str = "record not found"
-    changed_unknown_node_text: str = "record not found"
-    """The error message if a request expires or renames a node that does not exist."""
-    duplicate_user_code: int = 2
-    duplicate_user_text: str = "user already exists"
 
     # Users
     user_details: bool = False
     """Users have an email and a provider."""
-    user_filter: bool = False
-    """GET /user has the filters id, name and email."""
-    user_by_name: bool = True
-    """GET /user/{name} exists."""
     user_name_falls_back: bool = False
     """A user without a name is listed with the email or the id as the name."""
-    user_name_pattern: str = r"[a-z0-9.-]{0,63}"
-    """The names that a new user can have."""
-    node_filter_checks_name: bool = True
-    """The filter `user` of GET /node refuses a value that is not a valid user name."""
     sole_user_by_default: bool = False
     """If there is only one user, a request without a user name refers to this user."""
 
@@ -226,10 +212,10 @@ class Dialect:
     keys_masked: bool = False
     """Lists do not contain the secrets of keys."""
     keys_without_user: bool = False
-    """Requests to list, expire or delete pre-auth keys do not contain a user. The list has the keys of all users, and a
-    key is identified by its id."""
+    """Requests to list or expire pre-auth keys do not contain a user. The list has the keys of all users, and a key is
+    identified by its id."""
     unknown_key_is_404: bool = False
-    """A request to expire or delete a pre-auth key that does not exist is an error."""
+    """A request to expire a pre-auth key that does not exist is an error."""
     keys_expire_once: bool = True
     """Expiring a used or expired pre-auth key is an error."""
     reusable_becomes_used: bool = True
@@ -249,25 +235,15 @@ class Dialect:
     """In lists, the field validTags contains the tags, too."""
     routes_in_node: bool = False
     """Nodes have fields for routes."""
-    online_everywhere: bool = False
-    """Responses to changes report if the node is online. In other releases, they always report it as offline."""
     tagged_pseudo_user: bool = False
     """In lists, the user of a tagged node is tagged-devices."""
     tagged_user_hidden: bool = False
-    """A tagged node that is not read in a list has no user. The list of a user's nodes contains no tagged nodes."""
+    """A tagged node that is not read in a list has no user."""
     no_expiry: NoExpiry = NoExpiry.ZERO
     zero_id_hits_first: bool = True
     """A request for the node with id 0 affects the first node."""
-
-    # Expiry of nodes
-    expire_query: bool = False
-    """A time of expiry can be set by a query parameter."""
-    expire_disable: bool = False
-    """The expiry can be removed."""
-    expire_body: bool = False
-    """A time of expiry can be set in the body."""
     expiry_survives_restart: bool = True
-    """An expiry that a request has set is stored in the database."""
+    """The time at which an administrator expires a node is stored in the database."""
 
     # Names of nodes
     hostname: Callable[[str, str, Random], str] = _raw_labels
@@ -280,10 +256,6 @@ class Dialect:
     """If another node has the given name, a number is appended instead of random letters."""
     given_name_follows_login: bool = True
     """A login with another hostname also changes the given name, unless the node was renamed."""
-    rename_pattern: str = r"[a-z0-9.-]{1,63}"
-    """The given names to which a node can be renamed."""
-    rename_to_own_name: bool = False
-    """A node can be renamed to its own given name."""
 
     # Registration and sessions
     live_needs_no_key: bool = True
@@ -324,11 +296,7 @@ V0_24 = replace(
     V0_23,
     version="0.24.3",
     key_tags_everywhere=True,
-    duplicate_user_text="creating user: UNIQUE constraint failed: users.name",
     user_details=True,
-    user_filter=True,
-    user_by_name=False,
-    node_filter_checks_name=False,
     sole_user_by_default=True,
     key_user_format=KeyUserFormat.EMAIL_OR_NAME,
     valid_tags_in_list=True,
@@ -347,8 +315,6 @@ V0_25 = replace(
     expired_key_text="authkey expired",
     used_key_text="authkey already used",
     no_expiry=NoExpiry.NULL,
-    rename_pattern=r"[a-z0-9.-]{2,63}",
-    user_name_pattern=r"(?=..)(?!\d)[\w.-]*@?[\w.-]*",
     login_match=LoginMatch.LOWEST_ID_OF_MACHINE,
     login_tags=LoginTags.ALWAYS,
     logout_in_1970=True,
@@ -370,21 +336,13 @@ V0_27_0 = replace(
     V0_26,
     version="0.27.0",
     version_path=True,
-    api_health=True,
     wrong_key_status=401,
     unknown_node_code=5,
     unknown_node_text="node not found",
-    changed_unknown_node_text="node not found in NodeStore",
-    user_name_pattern=r".+",
-    duplicate_user_code=13,
-    duplicate_user_text="failed to create user: creating user: UNIQUE constraint failed: users.name",
     key_snapshot_in_node=True,
-    online_everywhere=True,
     no_expiry=NoExpiry.ZERO,
     zero_id_hits_first=False,
-    expire_query=True,
     hostname=_validated,
-    rename_to_own_name=True,
     live_needs_no_key=False,
     login_match=LoginMatch.MACHINE_AND_USER,
     login_resets_online=True,
@@ -405,7 +363,6 @@ V0_28 = replace(
     V0_27,
     version="0.28.0",
     unknown_path=UnknownPath.BLANK_PAGE_200,
-    changed_unknown_node_text="node no longer exists in NodeStore",
     user_name_falls_back=True,
     key_user=KeyUser.ID_OR_TAGS,
     key_format=KeyFormat.PREFIXED_BASE64,
@@ -429,13 +386,11 @@ V0_29_2 = replace(
     all_of_api_needs_key=True,
     tagged_user_hidden=True,
     no_expiry=NoExpiry.NULL,
-    expire_disable=True,
     expiry_survives_restart=True,
     hostname=_raw,
     given_name=_label,
     given_name_numbered=True,
     given_name_follows_login=False,
-    rename_pattern=r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?",
     login_match=LoginMatch.MACHINE_AND_OWNERSHIP,
     key_check=KeyCheck.UNLESS_LIVE,
     login_resets_online=False,
@@ -461,8 +416,6 @@ V0_30 = replace(
     strict_json=True,
     key_format=KeyFormat.PREFIXED_HEX,
     unknown_key_is_404=True,
-    expire_query=False,
-    expire_body=True,
 )
 
 DIALECTS: Final[Mapping[str, Dialect]] = MappingProxyType(
@@ -480,81 +433,21 @@ VERSIONS: Final = tuple(version for version, dialect in DIALECTS.items() if not 
 
 
 def swagger(dialect: Dialect) -> dict[str, Any]:
-    """Return the document at /swagger/v1/openapiv2.json, with the parts in which the releases differ.
+    """Return the document at /swagger/v1/openapiv2.json, with the parts by which the program detects the release.
 
     The real document does not contain the release in `info.version` either.
     """
-    api = "/api/v1"
     operation: dict[str, Any] = {"responses": {"200": {"description": "A successful response."}}}
-    document: dict[str, Any] = {
+    methods = ("get", "post", "delete") if dialect.keys_without_user else ("get", "post")
+    user = {"type": "string"} if dialect.key_user is KeyUser.NAME else {"type": "string", "format": "uint64"}
+    return {
         "swagger": "2.0",
         "info": {"title": "headscale/v1/headscale.proto", "version": "version not set"},
-        "tags": [{"name": "HeadscaleService"}],
-        "consumes": ["application/json"],
-        "produces": ["application/json"],
-    }
-    if dialect.machine_api:
-        document["paths"] = {
-            f"{api}/machine": {"get": operation},
-            f"{api}/machine/{{machineId}}": {"get": operation, "delete": operation},
-            f"{api}/preauthkey": {"get": operation, "post": operation},
-            f"{api}/user": {"get": operation, "post": operation},
-        }
-        document["definitions"] = {"v1Machine": {"type": "object"}, "v1User": _swagger_object(id="string")}
-        return document
-
-    by_id = dialect.key_user is not KeyUser.NAME
-    paths: dict[str, Any] = {
-        f"{api}/apikey": {"get": operation, "post": operation},
-        f"{api}/node": {"get": operation},
-        f"{api}/node/{{nodeId}}": {"get": operation, "delete": operation},
-        f"{api}/node/{{nodeId}}/expire": {"post": operation},
-        f"{api}/node/{{nodeId}}/rename/{{newName}}": {"post": operation},
-        f"{api}/node/{{nodeId}}/tags": {"post": operation},
-        f"{api}/preauthkey": {"get": operation, "post": operation},
-        f"{api}/preauthkey/expire": {"post": operation},
-        f"{api}/user": {"get": operation, "post": operation},
-    }
-    if by_id:
-        paths[f"{api}/node/{{nodeId}}/approve_routes"] = {"post": operation}
-    else:
-        paths[f"{api}/routes"] = {"get": operation}
-    if dialect.user_by_name:
-        paths[f"{api}/user/{{name}}"] = {"get": operation, "delete": operation}
-    else:
-        paths[f"{api}/user/{{id}}"] = {"delete": operation}
-    if dialect.api_health:
-        paths[f"{api}/health"] = {"get": operation}
-    if dialect.keys_without_user:
-        paths[f"{api}/preauthkey"] = {"get": operation, "post": operation, "delete": operation}
-    if dialect.expire_disable:
-        paths[f"{api}/auth/register"] = {"post": operation}
-        expire = {"name": "disableExpiry", "in": "query", "required": False, "type": "boolean"}
-        paths[f"{api}/node/{{nodeId}}/expire"] = {"post": {**operation, "parameters": [expire]}}
-
-    uint64 = {"type": "string", "format": "uint64"}
-    node = _swagger_object(id=uint64, name="string", givenName="string", online="boolean")
-    tag_lists = ("forcedTags", "invalidTags", "validTags") if dialect.forced_tags else ("tags",)
-    for name in tag_lists:
-        node["properties"][name] = {"type": "array", "items": {"type": "string"}}
-    document["paths"] = paths
-    document["definitions"] = {
-        "v1Node": node,
-        "v1User": _swagger_object(id=uint64 if dialect.user_details else "string", name="string"),
-        "v1CreatePreAuthKeyRequest": _swagger_object(
-            user=uint64 if by_id else "string",
-            reusable="boolean",
-            ephemeral="boolean",
-            expiration={"type": "string", "format": "date-time"},
-        ),
-    }
-    return document
-
-
-def _swagger_object(**properties: str | dict[str, str]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": {name: {"type": kind} if isinstance(kind, str) else kind for name, kind in properties.items()},
+        "paths": {
+            f"/api/v1/{'machine' if dialect.machine_api else 'node'}": {"get": operation},
+            "/api/v1/preauthkey": dict.fromkeys(methods, operation),
+        },
+        "definitions": {"v1CreatePreAuthKeyRequest": {"type": "object", "properties": {"user": user}}},
     }
 
 
@@ -564,12 +457,5 @@ def openapi(dialect: Dialect) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "Headscale API", "version": f"v{dialect.version}"},
-        "paths": {
-            "/api/v1/node": {"get": operation},
-            "/api/v1/node/{nodeId}": {"get": operation, "delete": operation},
-            "/api/v1/node/{nodeId}/expire": {"post": operation},
-            "/api/v1/preauthkey": {"get": operation, "post": operation, "delete": operation},
-            "/api/v1/preauthkey/expire": {"post": operation},
-            "/api/v1/user": {"get": operation, "post": operation},
-        },
+        "paths": {"/api/v1/node": {"get": operation}},
     }

@@ -1,11 +1,11 @@
 """The simulated Headscale: a server with the API of a chosen release.
 
+Only the requests that the program needs are supported. Other requests are refused, even if Headscale accepts them.
 Tests change the state of the server with the methods of its base class `Tailnet`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from email.utils import format_datetime
@@ -41,7 +41,6 @@ from tests.simulators.wire import (
     Field,
     RefusedError,
     parse_id,
-    parse_time,
     read_body,
     time_text,
 )
@@ -94,21 +93,14 @@ UNAUTHENTICATED: Final[tuple[tuple[str, str, str, IsInRelease], ...]] = (
 """Endpoints that require no API key: method, path, handler, and the function that selects the releases."""
 
 AUTHENTICATED: Final[tuple[tuple[str, str, str, IsInRelease], ...]] = (
-    ("GET", "/api/v1/machine", "_list_machines", lambda dialect: dialect.machine_api),
-    ("GET", "/api/v1/health", "_api_health", lambda dialect: dialect.api_health),
     ("GET", "/api/v1/apikey", "_list_api_keys", _has_node_api),
     ("GET", "/api/v1/user", "_list_users", _has_node_api),
-    ("POST", "/api/v1/user", "_create_user", _has_node_api),
-    ("GET", "/api/v1/user/<name>", "_get_user", lambda dialect: dialect.user_by_name and _has_node_api(dialect)),
     ("GET", "/api/v1/node", "_list_nodes", _has_node_api),
     ("GET", "/api/v1/node/<node_id>", "_get_node", _has_node_api),
     ("DELETE", "/api/v1/node/<node_id>", "_delete_node", _has_node_api),
-    ("POST", "/api/v1/node/<node_id>/expire", "_expire_node", _has_node_api),
-    ("POST", "/api/v1/node/<node_id>/rename/<new_name>", "_rename_node", _has_node_api),
     ("GET", "/api/v1/preauthkey", "_list_keys", _has_node_api),
     ("POST", "/api/v1/preauthkey", "_create_key", _has_node_api),
     ("POST", "/api/v1/preauthkey/expire", "_expire_key", _has_node_api),
-    ("DELETE", "/api/v1/preauthkey", "_delete_key", lambda dialect: dialect.keys_without_user),
 )
 """Endpoints that require an API key, in the same form."""
 
@@ -333,7 +325,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
             "createdAt": self._time(node.created_at, row=node.id),
             "registerMethod": REGISTER_METHODS[node.registered_by],
             "givenName": node.given_name,
-            "online": (kind != "change" or dialect.online_everywhere) and self.online(node.id),
+            "online": self.online(node.id),
         }
         if dialect.forced_tags:
             valid = list(node.tags) if kind == "list" and dialect.valid_tags_in_list else []
@@ -383,12 +375,6 @@ class HeadscaleSimulator(Tailnet, Upstream):
     def _openapi(self, _request: Request, _arguments: Mapping[str, str]) -> Response:
         return json_response(openapi(self.dialect), content_type="application/openapi+json")
 
-    def _api_health(self, _request: Request, _arguments: Mapping[str, str]) -> Response:
-        return json_response({"databaseConnectivity": True})
-
-    def _list_machines(self, _request: Request, _arguments: Mapping[str, str]) -> Response:
-        return json_response({"machines": []})
-
     def _list_api_keys(self, _request: Request, _arguments: Mapping[str, str]) -> Response:
         keys = [
             {
@@ -405,45 +391,17 @@ class HeadscaleSimulator(Tailnet, Upstream):
     # --- Users --------------------------------------------------------------------------------------
 
     def _list_users(self, request: Request, _arguments: Mapping[str, str]) -> Response:
-        users = self.users
-        if self.dialect.user_filter:
-            user_id = parse_id(request.parameters.get("id"), operation="invalid id")
-            if name := request.parameters.get("name"):
-                users = [user for user in users if user.name == name]
-            elif email := request.parameters.get("email"):
-                users = [user for user in users if user.email == email]
-            elif user_id:
-                users = [user for user in users if user.id == user_id]
-        return json_response({"users": [self._user_json(user) for user in users]})
+        _refuse_filters(request)
+        return json_response({"users": [self._user_json(user) for user in self.users]})
 
-    def _get_user(self, _request: Request, arguments: Mapping[str, str]) -> Response:
-        return json_response({"user": self._user_json(self._user_by_name(arguments["name"]))})
-
-    def _create_user(self, request: Request, _arguments: Mapping[str, str]) -> Response:
-        dialect = self.dialect
-        fields = {"name": Field.TEXT}
-        if dialect.user_details:
-            fields |= {"displayName": Field.TEXT, "email": Field.TEXT, "pictureUrl": Field.TEXT}
-        body = read_body(request, dialect, fields)
-        name = body.text("name")
-        if re.fullmatch(dialect.user_name_pattern, name) is None:
-            raise RefusedError("user name is invalid", code=dialect.duplicate_user_code, operation="creating user")
-        if any(user.name == name for user in self.users):
-            raise RefusedError(
-                "user already exists" if dialect.strict_json else dialect.duplicate_user_text,
-                code=dialect.duplicate_user_code,
-                status=409,
-            )
-        return json_response({"user": self._user_json(self.add_user(name, body.text("email")))})
-
-    def _user_by_name(self, name: str, *, operation: str = "") -> User:
+    def _user_by_name(self, name: str) -> User:
         users = [user for user in self.users if user.name == name]
         if not name and self.dialect.sole_user_by_default:
             users = self.users
         if not users:
-            raise RefusedError("user not found", status=404, operation=operation)
+            raise RefusedError("user not found", status=404)
         if len(users) > 1:
-            raise RefusedError(f"expected exactly one user, found {len(users)}", status=500, operation=operation)
+            raise RefusedError(f"expected exactly one user, found {len(users)}", status=500)
         return users[0]
 
     def _user_by_id(self, user_id: int, *, operation: str = "") -> User:
@@ -455,17 +413,10 @@ class HeadscaleSimulator(Tailnet, Upstream):
     # --- Nodes --------------------------------------------------------------------------------------
 
     def _list_nodes(self, request: Request, _arguments: Mapping[str, str]) -> Response:
-        dialect = self.dialect
-        nodes = self.nodes
-        if name := request.parameters.get("user"):
-            if dialect.node_filter_checks_name and re.fullmatch(dialect.user_name_pattern, name) is None:
-                raise RefusedError("DNS segment should be lowercase: invalid user name")
-            user = self._user_by_name(name, operation="listing nodes")
-            hidden = dialect.tagged_user_hidden
-            nodes = [node for node in nodes if node.user_id == user.id and not (hidden and node.tags)]
-        if len(nodes) > TOO_MANY_NODES and not dialect.strict_json:
+        _refuse_filters(request)
+        if len(self.nodes) > TOO_MANY_NODES and not self.dialect.strict_json:
             raise RefusedError("grpc: received message larger than max (4200000 vs. 4194304)", code=EXHAUSTED)
-        return json_response({"nodes": [self._node_json(node, "list") for node in nodes]})
+        return json_response({"nodes": [self._node_json(node, "list") for node in self.nodes]})
 
     def _get_node(self, _request: Request, arguments: Mapping[str, str]) -> Response:
         return json_response({"node": self._node_json(self._requested_node(arguments), "get")})
@@ -474,58 +425,13 @@ class HeadscaleSimulator(Tailnet, Upstream):
         self.delete_node(self._requested_node(arguments).id)
         return json_response({})
 
-    def _expire_node(self, request: Request, arguments: Mapping[str, str]) -> Response:
-        parse_id(arguments["node_id"])
-        body = self._requested_expiry(request)
-        expiry, disable = body.time("expiry"), body.flag("disableExpiry")
-        if expiry is not None and disable:
-            raise RefusedError("cannot set both disable_expiry and expiry", code=INVALID, status=400)
-        node = self._requested_node(arguments, change="expiring node")
-        node = self.expire_node(node.id, expiry, disable=disable)
-        return json_response({"node": self._node_json(node, "change")})
-
-    def _requested_expiry(self, request: Request) -> Body:
-        """Return the fields of a request to expire a node. Depending on the release, they are in its body or query."""
-        dialect = self.dialect
-        if dialect.expire_body:
-            fields = {"expiry": Field.TIME, "disableExpiry": Field.FLAG}
-            return read_body(request, dialect, fields, required=False)
-        values: dict[str, Any] = {}
-        if dialect.expire_query and "expiry" in request.parameters:
-            values["expiry"] = parse_time(request.parameters.get("expiry"))
-            if values["expiry"] is None:
-                raise RefusedError("parsing field 'expiry': invalid timestamp", code=INVALID)
-        if dialect.expire_disable:
-            disable = request.parameters.get("disableExpiry", request.parameters.get("disable_expiry"))
-            values["disableExpiry"] = disable == "true"
-        return Body(values)
-
-    def _rename_node(self, _request: Request, arguments: Mapping[str, str]) -> Response:
-        operation = "renaming node"
-        parse_id(arguments["node_id"])
-        name = arguments["new_name"]
-        if re.fullmatch(self.dialect.rename_pattern, name) is None:
-            raise RefusedError("name is invalid", status=400, operation=operation)
-        node = self._requested_node(arguments, change=operation)
-        ignored_id = node.id if self.dialect.rename_to_own_name else None
-        if name in {other.given_name for other in self.nodes if other.id != ignored_id}:
-            raise RefusedError("node name is not unique", status=400, operation=operation)
-        return json_response({"node": self._node_json(self.rename_node(node.id, name), "change")})
-
-    def _requested_node(self, arguments: Mapping[str, str], *, change: str = "") -> Node:
-        """Return the node in the path of a request.
-
-        Args:
-            arguments: the arguments in the path.
-            change: the name of the operation for the error message; empty for reads and deletions.
-        """
+    def _requested_node(self, arguments: Mapping[str, str]) -> Node:
+        """Return the node in the path of a request."""
         dialect = self.dialect
         node_id = parse_id(arguments["node_id"], parameter="node_id")
         node = self._state.nodes.get(node_id)
         if node is None and node_id == 0 and dialect.zero_id_hits_first and self._state.nodes:
             return self.nodes[0]
-        if node is None and change:
-            raise RefusedError(f"{dialect.changed_unknown_node_text}: {node_id}", status=404, operation=change)
         if node is None:
             raise RefusedError(dialect.unknown_node_text, code=dialect.unknown_node_code, status=404)
         return node
@@ -581,22 +487,11 @@ class HeadscaleSimulator(Tailnet, Upstream):
             self.expire_key(self._key_of_user(read_body(request, dialect, fields)).id)
             return json_response({})
         key_id = read_body(request, dialect, {"id": Field.ID}).number("id")
-        if self._is_known_key(key_id, operation="expiring pre-auth key"):
-            self.expire_key(key_id)
-        return json_response({})
-
-    def _delete_key(self, request: Request, _arguments: Mapping[str, str]) -> Response:
-        key_id = parse_id(request.parameters.get("id"), operation="invalid pre-auth key id")
-        if self._is_known_key(key_id, operation="deleting pre-auth key"):
-            self.delete_key(key_id)
-        return json_response({})
-
-    def _is_known_key(self, key_id: int, *, operation: str) -> bool:
         if key_id in self._state.keys:
-            return True
-        if self.dialect.unknown_key_is_404:
-            raise RefusedError("record not found", status=404, operation=operation)
-        return False
+            self.expire_key(key_id)
+        elif dialect.unknown_key_is_404:
+            raise RefusedError("record not found", status=404, operation="expiring pre-auth key")
+        return json_response({})
 
     def _key_of_user(self, body: Body) -> PreAuthKey:
         """Return the pre-auth key that a request identifies by its secret and its user, as releases up to 0.27 do."""
@@ -646,6 +541,12 @@ class HeadscaleSimulator(Tailnet, Upstream):
         if node_id not in self._state.nodes:
             return text_response("node not found", 404)
         return json_response(self._node_json(self.readdress(node_id), "get"))
+
+
+def _refuse_filters(request: Request) -> None:
+    """Refuse query parameters, which the program does not send. Headscale ignores parameters that it does not know."""
+    if request.query:
+        raise RefusedError("the simulator supports no filters", code=INVALID, status=400)
 
 
 def _check_tags(tags: tuple[str, ...]) -> None:

@@ -330,11 +330,6 @@ class Tailnet:
         with self.lock:
             return self._sessions.online(node_id, self._now(), self._offline_grace)
 
-    def session_open(self, node_id: int) -> bool:
-        """Return True if the node's client is connected. From 0.27 on, it stays connected if its node is deleted."""
-        with self.lock:
-            return node_id in self._sessions.open
-
     def secrets(self) -> list[str]:
         """Return every API key and pre-auth key that was created or accepted at any time."""
         with self.lock:
@@ -449,11 +444,11 @@ class Tailnet:
             if not (self.dialect.deleted_session_stays and node_id in self._sessions.open):
                 self._sessions.forget(node_id)
 
-    def expire_node(self, node_id: int, expires_at: datetime | None = None, *, disable: bool = False) -> Node:
-        """Set the expiry of a node, by default to the current time. `disable` removes the expiry."""
+    def expire_node(self, node_id: int, expires_at: datetime | None = None) -> Node:
+        """Set the expiry of a node, by default to the current time."""
         with self.lock:
             self._save_previous_state()
-            instant = None if disable else expires_at or self._now()
+            instant = expires_at or self._now()
             changes: dict[str, Any] = {"expires_at": instant}
             if self.dialect.expiry_survives_restart:
                 changes["stored_expires_at"] = instant
