@@ -21,8 +21,7 @@ from lifecycle.clients.headscale.pod import HeadscalePod
 from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.http import HttpClient
 from lifecycle.clients.kubernetes.access import Access
-from lifecycle.clients.kubernetes.api import Cluster, Pod
-from lifecycle.clients.kubernetes.state_secret import read_state
+from lifecycle.clients.kubernetes.api import Cluster, Pod, read_state
 from lifecycle.clients.trust import public_trust
 from lifecycle.clients.upstream import Upstream
 from lifecycle.commands import CLEANUP_RETRY_BUDGET

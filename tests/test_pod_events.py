@@ -45,7 +45,6 @@ class MemoryEventWriter(EventWriter):
     """A writer whose requests are calls of a simulator in this process."""
 
     def __init__(self, kubernetes: KubernetesSimulator) -> None:
-        self._pod = None
         self._access = memory_access(kubernetes)
         self._client = MemoryClient(kubernetes.handle, MEMORY_URL)
         self._http = HttpClient(self._client, upstream=self._access.upstream, timeout=timedelta(seconds=10))

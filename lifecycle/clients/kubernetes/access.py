@@ -7,6 +7,7 @@ import os
 import ssl
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -26,6 +27,8 @@ from lifecycle.domain.proxy import Proxy
 from lifecycle.runtime.background import in_background
 
 UPSTREAM: Final = "Kubernetes"
+
+_KUBECONFIG = "The kubeconfig (KUBECONFIG, or ~/.kube/config)"
 
 # Maps a setting that needs the Kubernetes API to the advice what to set instead.
 _ALTERNATIVES = {
@@ -89,9 +92,7 @@ def find_access(
             return _kubeconfig(timeout=timeout, proxy_for=proxy_for, public_authorities=public_authorities)
         except ConfigException as error:
             # The exception is not chained, because it can contain parts of the file.
-            raise ConfigError(
-                f"{not_in_cluster} The kubeconfig (KUBECONFIG, or ~/.kube/config) cannot be used: {excerpt(str(error))}"
-            ) from None
+            raise ConfigError(f"{not_in_cluster} {_KUBECONFIG} cannot be used: {excerpt(str(error))}") from None
 
 
 def _in_cluster(*, needed_for: str) -> Access:
@@ -118,12 +119,7 @@ def _in_cluster(*, needed_for: str) -> Access:
 def _kubeconfig(
     *, timeout: timedelta, proxy_for: Callable[[str], Proxy | None], public_authorities: Callable[[], ssl.SSLContext]
 ) -> Access:
-    """Return the access with the current context of the kubeconfig.
-
-    Raises:
-        ConfigException: the kubeconfig does not exist.
-        ConfigError: the kubeconfig cannot be used.
-    """
+    """Return the access with the current context of the kubeconfig. A ConfigException means that it does not exist."""
     try:
         path = os.environ.get("KUBECONFIG") or "~/.kube/config"
         _, context = list_kube_config_contexts(path)
@@ -134,11 +130,9 @@ def _kubeconfig(
         ) from None
     except (YAMLError, AttributeError, KeyError, TypeError, ValueError):
         # The exception is not chained, because it can contain parts of the file, such as keys.
-        raise ConfigError("The kubeconfig (KUBECONFIG, or ~/.kube/config) is malformed.") from None
+        raise ConfigError(f"{_KUBECONFIG} is malformed.") from None
     except OSError as error:
-        raise ConfigError(
-            f"The kubeconfig (KUBECONFIG, or ~/.kube/config) cannot be read ({error.strerror})."
-        ) from None
+        raise ConfigError(f"{_KUBECONFIG} cannot be read ({error.strerror}).") from None
     name, user = context["name"], context["context"].get("user", "")
     if not configuration.verify_ssl:
         raise ConfigError(
@@ -169,17 +163,14 @@ def _kubeconfig(
 
 
 def _load(path: str, timeout: timedelta) -> tuple[Configuration, list[str]]:
-    """Load the kubeconfig.
-
-    Returns:
-        The configuration, and the errors that the library has logged about a credential plugin.
+    """Load the kubeconfig. Return the configuration, and the errors that the library has logged about a plugin.
 
     Raises:
         TimeoutError: a credential plugin did not end in time.
     """
     configuration = Configuration()
-    # Remove the proxy that the library takes from the environment. Only a proxy of the kubeconfig or of this program's
-    # settings is used.
+    # The library takes a proxy from the environment. Only a proxy of the kubeconfig or of this program's settings is
+    # used.
     configuration.proxy = None
     # Without `persist_config=False`, the library would write a refreshed token to the kubeconfig.
     load = partial(load_kube_config, path, client_configuration=configuration, persist_config=False)
@@ -198,21 +189,15 @@ def _kubeconfig_proxy(url: Any) -> Proxy | None:
     if not url:
         return None
     setting = "proxy-url in the kubeconfig"
-    try:
+    with suppress(httpx.InvalidURL, TypeError):
         parsed = httpx.URL(url)
-    except (httpx.InvalidURL, TypeError):
-        parsed = httpx.URL()
-    if parsed.scheme != "http" or not parsed.host:
-        raise ConfigError(f"{setting}: only http://HOST:PORT is supported.")
-    return Proxy(url, setting)
+        if parsed.scheme == "http" and parsed.host:
+            return Proxy(url, setting)
+    raise ConfigError(f"{setting}: only http://HOST:PORT is supported.")
 
 
 def _authorization(configuration: Configuration) -> Mapping[str, str]:
-    """Return the header with the current token, which the library reads again every minute.
-
-    Raises:
-        TransientError: the token cannot be read.
-    """
+    """Return the header with the current token, which the library reads again every minute."""
     try:
         settings: Mapping[str, Any] = configuration.auth_settings()
         return {setting["key"]: setting["value"] for setting in settings.values()}

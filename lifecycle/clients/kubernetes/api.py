@@ -13,6 +13,7 @@ from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
+import tenacity
 
 from lifecycle.clients.http import HttpClient
 from lifecycle.clients.kubernetes.access import UPSTREAM, Access
@@ -109,12 +110,7 @@ class Cluster:
         return self._http.clock_skew
 
     def secret(self, namespace: str, name: str) -> dict[str, bytes] | None:
-        """Return a Secret's values by their keys; None if the Secret does not exist.
-
-        Raises:
-            AuthError: the permission is missing.
-            TransientError: it is unknown whether the Secret exists.
-        """
+        """Return a Secret's values by their keys; None if the Secret does not exist."""
         path = f"/api/v1/namespaces/{quote(namespace)}/secrets/{quote(name)}"
         secret = self._get(path, {}, RbacRule(namespace, "secrets", ("get",), (name,)))
         with well_formed(malformed(f"Secret {namespace}/{name}")):
@@ -152,11 +148,7 @@ class Cluster:
         raise AuthError(f"HEADSCALE_API_KEY_SECRET: {problem}", upstream=UPSTREAM)
 
     def pods(self, namespace: str, selector: str) -> list[Pod]:
-        """Return the pods that match a label selector, in no particular order.
-
-        Raises:
-            AuthError: the permission is missing.
-        """
+        """Return the pods that match a label selector, in no particular order."""
         path = f"/api/v1/namespaces/{quote(namespace)}/pods"
         # The rule has no names of pods, because RBAC cannot limit the verb `list` to some objects.
         pods = self._get(path, {"labelSelector": selector}, RbacRule(namespace, "pods", ("list",)))
@@ -167,17 +159,13 @@ class Cluster:
             raise ValueError("not a list of pods")
 
     def run(self, pod: Pod, container: str, command: Sequence[str], *, where: str | None = None) -> Output:
-        """Run a command in a container, without a shell, and wait until it ends.
+        """Run a command in a container, without a shell, and wait until it ends. Return its output and exit status.
 
         Args:
             command: the program and its arguments.
             where: the container and pod, for messages.
 
-        Returns:
-            The output, whatever the exit status.
-
         Raises:
-            AuthError: the permission is missing.
             TransientError: it is unknown how the command ended, or whether it started.
 
         Source: GET …/pods/{name}/exec, upgraded to a websocket.
@@ -219,14 +207,13 @@ class Cluster:
         """
         what = f"{method} {path}"
         authorization = self._access.authorization()
-        content_type = (
-            {"Content-Type": f"application/{'merge-patch+' if method == 'PATCH' else ''}json"} if body else {}
-        )
+        content_type = f"application/{'merge-patch+' if method == 'PATCH' else ''}json"
+        body_headers = {"Content-Type": content_type} if body else {}
         response = self._http.send(
             method,
             path,
             params=query,
-            headers={"Accept": "application/json", **content_type, **authorization},
+            headers={"Accept": "application/json", **body_headers, **authorization},
             content=json.dumps(body).encode() if body else None,
             secret=_token_of(authorization),
         )
@@ -277,6 +264,23 @@ class Cluster:
         return TransientError(
             f"Kubernetes refused {what}, but is not ready (GET /readyz: {status}).", upstream=UPSTREAM, status=status
         )
+
+
+def read_state(cluster: Cluster, *, namespace: str, name: str, retrying: tenacity.Retrying) -> dict[str, bytes] | None:
+    """Return the values of the Secret with the state of a tailscale container; None if it does not exist.
+
+    Raises:
+        TransientError: the Secret could not be read, even after all retries.
+    """
+
+    def read() -> dict[str, bytes] | None:
+        try:
+            return cluster.secret(namespace, name)
+        except AuthError as error:
+            # This is retried, because the Role with the permission is often created shortly after the pod.
+            raise TransientError(str(error), upstream=error.upstream, status=error.status) from error
+
+    return retrying(read)
 
 
 def _parse_pod(item: Any) -> Pod:

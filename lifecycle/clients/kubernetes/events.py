@@ -5,11 +5,12 @@ Source: Kubernetes API, events.k8s.io/v1 Event and authentication.k8s.io/v1 Self
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Final
 from uuid import uuid4
 
-from lifecycle.clients.kubernetes.access import UPSTREAM, Access
+from lifecycle.clients.kubernetes.access import UPSTREAM
 from lifecycle.clients.kubernetes.api import Cluster, RbacRule, malformed
 from lifecycle.clients.response import well_formed
 from lifecycle.domain.errors import AuthError
@@ -28,17 +29,13 @@ _POD_KEY: Final = "authentication.kubernetes.io/pod-"
 class EventWriter(Cluster):
     """A `Cluster` in which Events about this pod can be written."""
 
-    def __init__(self, access: Access, *, timeout: timedelta) -> None:
-        super().__init__(access, timeout=timeout)
-        self._pod: dict[str, str] | None = None
-
     def create_event(self, event: PodEvent, now: datetime) -> str:
         """Create an Event, and return its name.
 
         Raises:
             ApiError: the Event was not created, or it is unknown whether it was created.
         """
-        pod = self._own_pod()
+        pod = self._pod
         name = f"{pod['name'][:_MAX_POD_NAME]}.{uuid4().hex[:16]}"
         body = {
             "apiVersion": f"{_GROUP}/v1",
@@ -66,21 +63,17 @@ class EventWriter(Cluster):
         self._send_event("PATCH", {"series": {"count": count, "lastObservedTime": _micro_time(now)}}, f"/{name}")
 
     def _send_event(self, method: str, body: dict[str, Any], path: str = "") -> None:
-        namespace = self._own_pod()["namespace"]
+        namespace = self._pod["namespace"]
         rule = RbacRule(namespace, "events", ("create", "patch"), group=_GROUP)
         self.send(method, f"/apis/{_GROUP}/v1/namespaces/{namespace}/events{path}", rule, body=body)
 
-    def _own_pod(self) -> dict[str, str]:
-        """Return the reference to this pod. The API server knows it, because the pod's token was issued for this pod.
+    @cached_property
+    def _pod(self) -> dict[str, str]:
+        """The reference to this pod. The API server knows it, because the pod's token was issued for this pod.
 
         Raises:
             AuthError: the token was not issued for a pod.
         """
-        if self._pod is None:
-            self._pod = self._read_own_pod()
-        return self._pod
-
-    def _read_own_pod(self) -> dict[str, str]:
         rule = RbacRule("", "selfsubjectreviews", ("create",), group="authentication.k8s.io")
         body = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
         review = self.send("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", rule, body=body)
