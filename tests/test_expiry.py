@@ -211,7 +211,7 @@ def test_node_without_expiry_is_not_reported(world: World, tmp_path: Path, event
 )
 def test_asterisks_are_removed_from_the_prefix_of_an_api_key(listed_prefix: str, prefix: str) -> None:
     """The values are from real servers."""
-    assert parse_api_key({"prefix": listed_prefix, "expiration": None}).prefix == prefix
+    assert parse_api_key({"prefix": listed_prefix, "expiration": None}) == (prefix, None)
 
 
 @pytest.mark.parametrize("listed_prefix", ["", "***", "abc***", "hskey-"])

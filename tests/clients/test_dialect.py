@@ -17,7 +17,6 @@ from lifecycle.clients.headscale.dialect import (
     dialect_of_swagger,
     dialect_of_version,
 )
-from lifecycle.clients.headscale.errors import cli_refusal
 from lifecycle.domain.errors import ResponseError
 from lifecycle.domain.model import User
 from tests.clients.json_values import JSON
@@ -49,10 +48,8 @@ class TestVersion:
 
         assert dialect == Dialect.of_minor(minor, text.removeprefix("v"))
         assert dialect is not None
-        # Requests contain the id of the user; keys are listed for one user; keys are expired by id.
         assert dialect.user_by_id is (minor >= 26)
-        assert dialect.keys_by_user is (minor < 28)
-        assert dialect.key_expire_by_id is (minor >= 28)
+        assert dialect.key_by_id is (minor >= 28)
 
     @pytest.mark.parametrize(
         "text",
@@ -115,11 +112,7 @@ class TestDescription:
         expected = dialect_of_version(version)
         assert detected is not None
         assert expected is not None
-        assert (detected.user_by_id, detected.keys_by_user, detected.key_expire_by_id) == (
-            expected.user_by_id,
-            expected.keys_by_user,
-            expected.key_expire_by_id,
-        )
+        assert (detected.user_by_id, detected.key_by_id) == (expected.user_by_id, expected.key_by_id)
         assert covers(detected.version, int(version.split(".")[1]))
 
     def test_old_api_is_refused(self) -> None:
@@ -196,17 +189,3 @@ class TestDescription:
 )
 def test_requests_contain_the_id_or_the_name_of_a_user(minor: int, user: User, reference: str) -> None:
     assert Dialect.of_minor(minor, "").user_reference(user) == reference
-
-
-@pytest.mark.parametrize(
-    ("text", "code", "message"),
-    [
-        ("rpc error: code = NotFound desc = node not found", "NotFound", "node not found"),
-        ("cannot get nodes: rpc error: code = Unknown desc = a\nb", "Unknown", "a\nb"),
-        ("unexpected response status: 404 Not Found", "", "404 Not Found"),
-        ("connection refused", None, "connection refused"),
-        ("", None, ""),
-    ],
-)
-def test_refusal_in_the_output_of_the_command_line_is_parsed(text: str, code: str | None, message: str) -> None:
-    assert cli_refusal(text) == (code, message)

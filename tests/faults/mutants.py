@@ -194,8 +194,8 @@ SCHEDULE_MUTANTS: Final = (
         guarantee="Healing",
         name="treats the 404 of a proxy as a deleted node",
         file="clients/headscale/errors.py",
-        old="if code == _GRPC_NOT_FOUND or _is_problem(response):",
-        new="if True:",
+        old="case httpx.codes.NOT_FOUND, _ if code == _Grpc.NOT_FOUND or _is_problem(response):",
+        new="case httpx.codes.NOT_FOUND, _:",
         seed=2,
     ),
     Mutant(

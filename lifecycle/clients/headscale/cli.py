@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-from lifecycle.clients.headscale.errors import CHECK_NAMES, UPSTREAM, cli_refusal, is_ambiguous, is_missing
+from lifecycle.clients.headscale.errors import AMBIGUOUS_USER, CHECK_NAMES, MISSING, UPSTREAM
 from lifecycle.clients.headscale.pod import CHECK_SETTINGS, Target
 from lifecycle.clients.kubernetes.exec import Output
 from lifecycle.clients.text import excerpt
@@ -15,30 +15,49 @@ from lifecycle.domain.errors import ApiError, AuthError, NotFoundError, Response
 
 PROGRAM: Final = "headscale"
 
-# The exit statuses with which shells and some container runtimes report that the program does not exist.
-_NO_PROGRAM = frozenset({126, 127})
-
-# gRPC codes in refusals by the server. "" stands for a refusal by Headscale 0.30 or newer, which contains no code.
-_NOT_FOUND = frozenset({"NotFound", "Unknown", ""})
-_REFUSED_CALLER = frozenset({"Unauthenticated", "PermissionDenied"})
-_INVALID_REQUEST = frozenset({"InvalidArgument", "FailedPrecondition", "Unimplemented", "ResourceExhausted"})
-
-# Messages about wrong arguments.
-_USAGE = re.compile(
-    r"unknown (shorthand )?(flag|command)|required flag|invalid argument|accepts \d+ arg", re.IGNORECASE
-)
-
-# Messages about failures that occur before the command line has contacted the server. A retry cannot help.
-_NO_CONFIGURATION = re.compile(
-    r"(load|read|pars)(e|ing)? (the )?config|config file .*not found|HEADSCALE_CLI_\w+", re.IGNORECASE
-)
-_NO_PERMISSION = re.compile(r"permission denied", re.IGNORECASE)
-
-_LINE_START = re.compile(r"^(?=[^\s])", re.MULTILINE)
-
 
 class UsageError(ResponseError):
     """The command line refused its arguments, because they are those of another release."""
+
+
+# The exit statuses with which shells and some container runtimes report that the program does not exist.
+_NO_PROGRAM = frozenset({126, 127})
+
+# A refusal by the server: its gRPC code, such as "NotFound", and its message. From 0.30 on, refusals have no code.
+_REFUSAL = re.compile(r"(?:rpc error: code = (\w+) desc =|unexpected response status:) (.*)", re.DOTALL)
+
+# The codes of a refusal that can be about a missing object.
+_NOT_FOUND = frozenset({"NotFound", "Unknown", None})
+
+# Any other code means that the server is down or has failed.
+_KINDS: dict[str | None, type[ApiError]] = {
+    **dict.fromkeys(("Unauthenticated", "PermissionDenied"), AuthError),
+    **dict.fromkeys(("InvalidArgument", "FailedPrecondition", "Unimplemented", "ResourceExhausted"), ResponseError),
+}
+
+# The failures that occur before the command line has contacted the server, each with its message and the advice. A
+# retry cannot help.
+_LOCAL_FAILURES: tuple[tuple[str, type[ResponseError], str], ...] = (
+    (r"unknown (shorthand )?(flag|command)|required flag|invalid argument|accepts \d+ arg", UsageError, CHECK_SETTINGS),
+    (
+        r"(load|read|pars)(e|ing)? (the )?config|config file .*not found|HEADSCALE_CLI_\w+",
+        ResponseError,
+        (
+            "The command does not find the server's configuration. In the environment of Headscale's container, set "
+            "HEADSCALE_CONFIG to the path of the configuration. Commands in the container inherit this environment."
+        ),
+    ),
+    (
+        "permission denied",
+        ResponseError,
+        (
+            "The container's user has no access to Headscale's socket or configuration. Check unix_socket_permission "
+            "in Headscale's configuration and the user of its container."
+        ),
+    ),
+)
+
+_LINE_START = re.compile(r"^(?=[^\s])", re.MULTILINE)
 
 
 def describe(arguments: Sequence[str]) -> str:
@@ -59,40 +78,22 @@ def explain_cli_failure(arguments: Sequence[str], target: Target, output: Output
         )
     else:
         kind, advice = _meaning(text)
-        why = f": {text}{advice}"
+        why = f": {text}{advice and f'. {advice}'}"
     return kind(f"Headscale: {describe(arguments)} in {target} failed{why}", upstream=UPSTREAM)
 
 
 def _meaning(text: str) -> tuple[type[ApiError], str]:
     """Return the type of the error, and advice. Either the server refused the request, or the command line failed."""
-    code, message = cli_refusal(text)
-    if is_ambiguous(message):
-        return ResponseError, f". {CHECK_NAMES}"
-    if code is not None:
-        return _kind(code, message), ""
-    if _USAGE.search(text):
-        return UsageError, f". {CHECK_SETTINGS}"
-    if _NO_CONFIGURATION.search(text):
-        return ResponseError, (
-            ". The command does not find the server's configuration. In the environment of Headscale's container, set "
-            "HEADSCALE_CONFIG to the path of the configuration. Commands in the container inherit this environment."
-        )
-    if _NO_PERMISSION.search(text):
-        return ResponseError, (
-            ". The container's user has no access to Headscale's socket or configuration. Check unix_socket_permission "
-            "in Headscale's configuration and the user of its container."
-        )
+    if AMBIGUOUS_USER in text:
+        return ResponseError, CHECK_NAMES
+    if refusal := _REFUSAL.search(text):
+        code, message = refusal.groups()
+        is_missing = code in _NOT_FOUND and MISSING.search(message)
+        return NotFoundError if is_missing else _KINDS.get(code, TransientError), ""
+    for pattern, kind, advice in _LOCAL_FAILURES:
+        if re.search(pattern, text, re.IGNORECASE):
+            return kind, advice
     return TransientError, ""
-
-
-def _kind(code: str, message: str) -> type[ApiError]:
-    """Return the type of the error for a refusal by the server."""
-    if code in _NOT_FOUND and is_missing(message):
-        return NotFoundError
-    if code in _REFUSED_CALLER:
-        return AuthError
-    # Any other code means that the server is down or has failed.
-    return ResponseError if code in _INVALID_REQUEST else TransientError
 
 
 def malformed_output(arguments: Sequence[str], target: Target | None) -> ResponseError:

@@ -20,8 +20,7 @@ OLDEST_MINOR: Final = 23
 
 # The minor releases that changed the requests about pre-auth keys.
 _USER_BY_ID_SINCE: Final = 26
-_KEYS_OF_ALL_USERS_SINCE: Final = 28
-_EXPIRE_BY_ID_SINCE: Final = 28
+_KEY_BY_ID_SINCE: Final = 28
 
 _VERSION = re.compile(r"v?0\.(\d{1,4})\.(\d{1,4})([-+].*)?", re.ASCII)
 
@@ -33,15 +32,13 @@ class Dialect:
     Attributes:
         version: the version that the server reports, or a range of releases such as "0.26 or 0.27".
         user_by_id: True if requests about pre-auth keys contain the id of the user (0.26 and newer); else the name.
-        keys_by_user: True if pre-auth keys are listed for one user (0.27 and older); else for all users.
-        key_expire_by_id: True if a request to expire a pre-auth key contains the id of the key (0.28 and newer); else
-            the secret.
+        key_by_id: True if a pre-auth key is expired by its id, and the keys of all users are listed together (0.28 and
+            newer). Otherwise a key is expired by its secret, and the keys of each user are listed separately.
     """
 
     version: str
     user_by_id: bool
-    keys_by_user: bool
-    key_expire_by_id: bool
+    key_by_id: bool
 
     @classmethod
     def of_minor(cls, minor: int, version: str) -> Dialect:
@@ -52,12 +49,7 @@ class Dialect:
         """
         if minor < OLDEST_MINOR:
             raise unsupported(version)
-        return cls(
-            version=version,
-            user_by_id=minor >= _USER_BY_ID_SINCE,
-            keys_by_user=minor < _KEYS_OF_ALL_USERS_SINCE,
-            key_expire_by_id=minor >= _EXPIRE_BY_ID_SINCE,
-        )
+        return cls(version, user_by_id=minor >= _USER_BY_ID_SINCE, key_by_id=minor >= _KEY_BY_ID_SINCE)
 
     def user_reference(self, user: User) -> str:
         """Return what requests about pre-auth keys contain for a user: the id or the name."""
@@ -88,30 +80,26 @@ def dialect_of_swagger(document: Any) -> Dialect | None:
         ResponseError: the API is that of a release before 0.23.
     """
     match document:
-        case {"paths": dict(paths), "definitions": dict(definitions)}:
-            pass
-        case _:
-            return None
-    if "/api/v1/machine" in paths:
-        raise unsupported("0.22 or older")
-    match paths.get("/api/v1/preauthkey"):
-        case {"delete": dict()}:
+        case {"paths": {"/api/v1/machine": _}, "definitions": dict()}:
+            raise unsupported("0.22 or older")
+        case {"paths": {"/api/v1/preauthkey": {"delete": dict()}}, "definitions": dict()}:
             return Dialect.of_minor(28, "0.28 or 0.29")
-    match definitions.get("v1CreatePreAuthKeyRequest"):
-        case {"properties": {"user": {"format": "uint64"}}}:
+        case {
+            "paths": dict(),
+            "definitions": {"v1CreatePreAuthKeyRequest": {"properties": {"user": {"format": "uint64"}}}},
+        }:
             return Dialect.of_minor(26, "0.26 or 0.27")
-    if "/api/v1/node" in paths:
-        return Dialect.of_minor(23, "0.23 to 0.25")
+        case {"paths": {"/api/v1/node": _}, "definitions": dict()}:
+            return Dialect.of_minor(23, "0.23 to 0.25")
     return None
 
 
 def dialect_of_openapi(document: Any) -> Dialect | None:
     """Detect the dialect from the API description that 0.30 and newer serve."""
     match document:
-        case {"openapi": str(), "paths": dict(paths)} if "/api/v1/node" in paths:
+        case {"openapi": str(), "paths": {"/api/v1/node": _}}:
             return Dialect.of_minor(30, "0.30 or newer")
-        case _:
-            return None
+    return None
 
 
 def dialect_of_help(text: str) -> Dialect | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import IntEnum
 from typing import Any, Final
 
 import httpx
@@ -14,10 +15,15 @@ from lifecycle.domain.releases import is_untested, newest_tested
 
 UPSTREAM: Final = "Headscale"
 
-# gRPC codes in the body of a refusal (0.29 and older).
-_GRPC_UNKNOWN = 2
-_GRPC_NOT_FOUND = 5
-_GRPC_RESOURCE_EXHAUSTED = 8
+
+class _Grpc(IntEnum):
+    """Codes in the body of a refusal by 0.29 and older."""
+
+    UNKNOWN = 2
+    NOT_FOUND = 5
+    RESOURCE_EXHAUSTED = 8
+
+
 _GRPC_CODES = range(1, 17)
 
 # The body of the response to a refused API key, up to 0.29.
@@ -25,79 +31,74 @@ _UNAUTHORIZED_TEXT = "Unauthorized"
 
 # The text of an error about a missing object. An error with another text has another cause, such as a database that is
 # down.
-_MISSING = re.compile(r"\b(record|node|user|authkey) not found", re.IGNORECASE)
+MISSING: Final = re.compile(r"\b(record|node|user|authkey) not found", re.IGNORECASE)
 
 # The texts of the server errors with which 0.23 and 0.24 refuse to expire an expired or used key.
 _UNUSABLE_KEY = frozenset({"AuthKey expired", "AuthKey has already been used"})
 
-# 0.24 and 0.25 find users only by name. If two users have the same name, both requests for their keys fail: listing and
-# creating.
-_AMBIGUOUS_USER = "expected exactly one user"
+# 0.24 and 0.25 find users only by name. If two users have the same name, both requests for their keys fail with this
+# text: listing and creating.
+AMBIGUOUS_USER: Final = "expected exactly one user"
 CHECK_NAMES: Final = (
     "Another user has the same name. Up to 0.25, Headscale finds users by name, even with HEADSCALE_USER=id:N. "
     "List the users with `headscale users list` and rename one with `headscale users rename`, or upgrade to 0.26."
 )
 
-_CLI_GRPC = re.compile(r"rpc error: code = (\w+) desc = (.*)", re.DOTALL)
-_CLI_STATUS = re.compile(r"unexpected response status: (.*)", re.DOTALL)
-
 
 def explain(what: str, response: Response) -> ApiError | None:
-    """Return the error for a refused request; None to choose it by the HTTP status alone.
+    """Return the error for a refused request; None to choose it by the HTTP status alone; see `Upstream.explain`.
 
-    In releases up to 0.29, the HTTP status alone is often ambiguous. See `Upstream.explain`.
+    In releases up to 0.29, the HTTP status alone is often ambiguous.
     """
-    match _meaning(what, response):
-        case kind, text:
-            return kind(text, upstream=UPSTREAM, status=response.status)
-    return None
-
-
-def _meaning(what: str, response: Response) -> tuple[type[ApiError], str] | None:
-    code, text = _grpc_error(response.json)
     status = response.status
-    if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN) or (
+    code, text = _grpc_error(response.json)
+    kind: type[ApiError]
+    match status, code:
+        case _ if _is_unauthorized(response):
+            kind, message = AuthError, _explain_unauthorized(what, response)
+        case httpx.codes.INTERNAL_SERVER_ERROR, _Grpc.UNKNOWN if MISSING.search(text):
+            kind, message = NotFoundError, f"Headscale: {what}: not found"
+        case httpx.codes.INTERNAL_SERVER_ERROR, _Grpc.UNKNOWN if text in _UNUSABLE_KEY:
+            kind, message = ConflictError, f"Headscale: {what}: the key is already used or expired"
+        case httpx.codes.INTERNAL_SERVER_ERROR, _Grpc.UNKNOWN if AMBIGUOUS_USER in text:
+            kind, message = ResponseError, f"Headscale refused {what} ({text}). {CHECK_NAMES}"
+        case httpx.codes.NOT_FOUND, _ if code == _Grpc.NOT_FOUND or _is_problem(response):
+            kind, message = NotFoundError, f"Headscale: {what}: not found"
+        case httpx.codes.NOT_FOUND, _:
+            kind = TransientError
+            message = (
+                f"The response to {what} is a 404 that is not Headscale's own. Headscale may be starting behind a "
+                "proxy, or HEADSCALE_URL points elsewhere."
+            )
+        case httpx.codes.TOO_MANY_REQUESTS, _Grpc.RESOURCE_EXHAUSTED:
+            kind = ResponseError
+            message = (
+                f"Headscale has more nodes than it can return in one response ({what}: {status}). Delete old nodes, or "
+                "upgrade Headscale to 0.30."
+            )
+        case _:
+            return None
+    return kind(message, upstream=UPSTREAM, status=status)
+
+
+def _is_unauthorized(response: Response) -> bool:
+    return response.status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN) or (
         # Up to 0.26, a wrong API key gets a server error with this word as its body.
-        status == httpx.codes.INTERNAL_SERVER_ERROR and response.text.strip() == _UNAUTHORIZED_TEXT
-    ):
-        if is_own(response):
-            text = (
-                f"Headscale refused the API key ({what}: {status}). Create one with "
-                "`headscale apikeys create --expiration 90d` and store it in the Secret or file that HEADSCALE_API_KEY "
-                "is read from."
-            )
-        else:
-            text = (
-                f"Something in front of Headscale refused {what} ({status}), such as a proxy or an ingress. Check "
-                f"HEADSCALE_URL, and that the proxy admits this pod.{response.reason}"
-            )
-        return AuthError, text
-    if status == httpx.codes.INTERNAL_SERVER_ERROR and code == _GRPC_UNKNOWN:
-        return _meaning_of_unknown(what, text)
-    if status == httpx.codes.NOT_FOUND:
-        if code == _GRPC_NOT_FOUND or _is_problem(response):
-            return NotFoundError, f"Headscale: {what}: not found"
-        return TransientError, (
-            f"The response to {what} is a 404 that is not Headscale's own. Headscale may be starting behind a proxy, "
-            "or HEADSCALE_URL points elsewhere."
-        )
-    if status == httpx.codes.TOO_MANY_REQUESTS and code == _GRPC_RESOURCE_EXHAUSTED:
-        return ResponseError, (
-            f"Headscale has more nodes than it can return in one response ({what}: {status}). Delete old nodes, or "
-            "upgrade Headscale to 0.30."
-        )
-    return None
+        response.status == httpx.codes.INTERNAL_SERVER_ERROR and response.text.strip() == _UNAUTHORIZED_TEXT
+    )
 
 
-def _meaning_of_unknown(what: str, text: str) -> tuple[type[ApiError], str] | None:
-    """Return the meaning of a server error with the gRPC code "unknown", by its text."""
-    if is_missing(text):
-        return NotFoundError, f"Headscale: {what}: not found"
-    if text in _UNUSABLE_KEY:
-        return ConflictError, f"Headscale: {what}: the key is already used or expired"
-    if is_ambiguous(text):
-        return ResponseError, f"Headscale refused {what} ({text}). {CHECK_NAMES}"
-    return None
+def _explain_unauthorized(what: str, response: Response) -> str:
+    if is_own(response):
+        return (
+            f"Headscale refused the API key ({what}: {response.status}). Create one with "
+            "`headscale apikeys create --expiration 90d` and store it in the Secret or file that HEADSCALE_API_KEY "
+            "is read from."
+        )
+    return (
+        f"Something in front of Headscale refused {what} ({response.status}), such as a proxy or an ingress. Check "
+        f"HEADSCALE_URL, and that the proxy admits this pod.{response.reason}"
+    )
 
 
 def malformed_response(what: str, *, version: str = "") -> ResponseError:
@@ -108,39 +109,14 @@ def malformed_response(what: str, *, version: str = "") -> ResponseError:
         version: the version of the server; "" if unknown.
     """
     if is_untested(version):
-        return ResponseError(
+        text = (
             f"The response of Headscale {version} to {what} has another form than that of {newest_tested()}, the "
-            "newest release that this program was tested with. Upgrade tailscale-lifecycle.",
-            upstream=UPSTREAM,
+            "newest release that this program was tested with. Upgrade tailscale-lifecycle."
         )
-    return ResponseError(
-        f"Malformed response to {what}. Check that HEADSCALE_URL is the address of Headscale itself, without a path.",
-        upstream=UPSTREAM,
-    )
-
-
-def cli_refusal(text: str) -> tuple[str | None, str]:
-    """Parse an error of the command line.
-
-    Returns:
-        The gRPC code, such as "NotFound", and the server's message. The code is "" for a refusal by 0.30 or newer,
-        and None if the error is not a refusal by the server.
-    """
-    if match := _CLI_GRPC.search(text):
-        return match[1], match[2]
-    if match := _CLI_STATUS.search(text):
-        return "", match[1]
-    return None, text
-
-
-def is_missing(text: str) -> bool:
-    """Return True if Headscale's text reports a missing object."""
-    return _MISSING.search(text) is not None
-
-
-def is_ambiguous(text: str) -> bool:
-    """Return True if Headscale's text reports that several users have the requested name."""
-    return _AMBIGUOUS_USER in text
+    else:
+        advice = "Check that HEADSCALE_URL is the address of Headscale itself, without a path."
+        text = f"Malformed response to {what}. {advice}"
+    return ResponseError(text, upstream=UPSTREAM)
 
 
 def is_own(response: Response) -> bool:

@@ -7,17 +7,9 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from lifecycle.clients.headscale.cli import (
-    PROGRAM,
-    UsageError,
-    describe,
-    explain_cli_failure,
-    last_json,
-    malformed_output,
-)
+from lifecycle.clients.headscale import cli, parsing
 from lifecycle.clients.headscale.dialect import Dialect, dialect_of_help, dialect_of_version
 from lifecycle.clients.headscale.errors import UPSTREAM
-from lifecycle.clients.headscale.parsing import parse_listed_user, parse_node, parse_pre_auth_key, with_camel_case_names
 from lifecycle.clients.headscale.pod import HeadscalePod, Target
 from lifecycle.clients.response import well_formed
 from lifecycle.domain.errors import ApiError, NotFoundError, ResponseError, TransientError
@@ -37,7 +29,7 @@ class ExecTransport:
     """A Headscale server, used through the command line in its pod. Most methods run one command.
 
     Args:
-        now: returns the current time as a timezone-aware datetime in UTC.
+        now: returns the current time in UTC.
         on_outcome: called after each command with ok, no_answer, server_error or refused.
     """
 
@@ -71,12 +63,12 @@ class ExecTransport:
 
     def users(self) -> list[User]:
         """Return every user."""
-        return self._list(("users", "list"), parse_listed_user)
+        return self._list(("users", "list"), parsing.parse_listed_user)
 
     def nodes(self) -> list[Node]:
         """Return every node."""
         # The command line omits empty values, and so the member `name` of a node without a name.
-        return self._list(("nodes", "list"), lambda node: parse_node({"name": ""} | node))
+        return self._list(("nodes", "list"), lambda node: parsing.parse_node({"name": ""} | node))
 
     def node(self, node_id: str) -> Node:
         """Return one node. The command line cannot read a single node, so all nodes are listed.
@@ -95,14 +87,11 @@ class ExecTransport:
         raise NotFoundError(f"Headscale lists no node {node_id}.", upstream=UPSTREAM)
 
     def delete_node(self, node_id: str) -> None:
-        """Delete a node. Then check that it is gone, because up to 0.28 the command line does not report every failure.
-
-        Raises:
-            ResponseError: the node still exists.
-        """
+        """Delete a node. Then check that it is gone, because up to 0.28 the command does not report every failure."""
         self._deleted.add(node_id)
         # Without --force the command asks for confirmation.
-        if self._json("nodes", "delete", "--identifier", node_id, "--force") is None:
+        command = ("nodes", "delete", "--identifier", node_id, "--force")
+        if self._parsed(command, lambda output: output is None):
             # Up to 0.28, a failed deletion differs from a successful one only in this output.
             raise TransientError(f"Headscale did not delete node {node_id}, and gave no reason.", upstream=UPSTREAM)
         with suppress(NotFoundError):
@@ -117,14 +106,11 @@ class ExecTransport:
         self._requested_lifetime = timedelta(milliseconds=milliseconds)
 
         def create(dialect: Dialect) -> PreAuthKey:
-            options = ["--user", dialect.user_reference(spec.user), "--expiration", f"{milliseconds}ms"]
-            options += ["--reusable"] * spec.reusable + ["--ephemeral"] * spec.ephemeral
-            if spec.tags:
-                options += ["--tags", ",".join(sorted(spec.tags))]
-            command = ("preauthkeys", "create")
-            payload = self._json(*command, *options)
-            with well_formed(malformed_output(command, self._target)):
-                return parse_pre_auth_key(payload)
+            command = ["preauthkeys", "create", "--user", dialect.user_reference(spec.user)]
+            command += ["--expiration", f"{milliseconds}ms"]
+            command += ["--reusable"] * spec.reusable + ["--ephemeral"] * spec.ephemeral
+            command += ["--tags", ",".join(sorted(spec.tags))] if spec.tags else []
+            return self._parsed(command, parsing.parse_pre_auth_key)
 
         return self._in_dialect(create)
 
@@ -142,8 +128,8 @@ class ExecTransport:
         """Return the keys of the user, or of all users (from 0.28 on)."""
 
         def list_keys(dialect: Dialect) -> list[PreAuthKey]:
-            options = ("--user", dialect.user_reference(user)) if dialect.keys_by_user else ()
-            return self._list(("preauthkeys", "list", *options), parse_pre_auth_key)
+            options = () if dialect.key_by_id else ("--user", dialect.user_reference(user))
+            return self._list(("preauthkeys", "list", *options), parsing.parse_pre_auth_key)
 
         return self._in_dialect(list_keys)
 
@@ -160,13 +146,13 @@ class ExecTransport:
         """
 
         def expire(dialect: Dialect) -> None:
-            if not dialect.key_expire_by_id:
+            if not dialect.key_by_id:
                 raise ResponseError(
                     f"Pre-auth key {key.id} of {user.label} cannot be expired with the command line of Headscale "
                     f"{dialect.version} without exposing its secret. It expires by itself.",
                     upstream=UPSTREAM,
                 )
-            self._json("preauthkeys", "expire", "--id", key.id)
+            self._parsed(("preauthkeys", "expire", "--id", key.id), lambda output: output)
 
         self._in_dialect(expire)
 
@@ -175,7 +161,7 @@ class ExecTransport:
         dialect = self._current_dialect()
         try:
             return operation(dialect)
-        except UsageError:
+        except cli.UsageError:
             # A refused command had no effect, so it is safe to repeat it.
             self._dialect = None
             if self._current_dialect() == dialect:
@@ -183,51 +169,42 @@ class ExecTransport:
             return operation(self._current_dialect())
 
     def _current_dialect(self) -> Dialect:
+        """Detect the release by its version, or by its options if the version is not that of a release."""
         if self._dialect is None:
-            self._dialect = self._detect()
+            output = self._run("version", "-o", "json")
+            try:
+                version = cli.last_json(output)["version"]
+            except (ValueError, KeyError, TypeError):
+                # Some older releases write only the version, even with `-o json`.
+                version = output.strip()
+            dialect = dialect_of_version(version) or dialect_of_help(self._run("preauthkeys", "list", "--help"))
+            if dialect is None:
+                raise cli.malformed_output(("version",), self._target)
+            self._dialect = dialect
         return self._dialect
 
-    def _detect(self) -> Dialect:
-        """Detect the release by its version, or by its options if the version is not that of a release."""
-        output = self._run("version", "-o", "json")
-        try:
-            version = last_json(output)["version"]
-        except (ValueError, KeyError, TypeError):
-            # Some older releases write only the version, even with `-o json`.
-            version = output.strip()
-        dialect = dialect_of_version(version)
-        if dialect is None:
-            dialect = dialect_of_help(self._run("preauthkeys", "list", "--help"))
-        if dialect is None:
-            raise malformed_output(("version",), self._target)
-        return dialect
-
     def _list(self, command: Sequence[str], parse: Callable[[Any], Parsed]) -> list[Parsed]:
-        output = self._json(*command)
-        with well_formed(malformed_output(command, self._target)):
+        def parse_list(items: Any) -> list[Parsed]:
             # Up to 0.29, an empty list is null.
-            items = [] if output is None else output
-            if not isinstance(items, list):
+            if not isinstance(items, list | None):
                 raise TypeError("not a list")
-            return [parse(item) for item in items]
+            return [parse(item) for item in items or ()]
 
-    def _json(self, *arguments: str) -> Any:
-        """Run a command and return its JSON output, with members named as in the REST API."""
+        return self._parsed(command, parse_list)
+
+    def _parsed(self, command: Sequence[str], parse: Callable[[Any], Parsed]) -> Parsed:
+        """Run a command, and parse its JSON output, in which the members are then named as in the REST API."""
         # `-o` and `json` are two arguments, because `-o=json` would not disable log lines.
-        output = self._run(*arguments, "-o", "json")
+        output = self._run(*command, "-o", "json")
         if not output.strip():
-            raise TransientError(f"{describe(arguments)} in {self._target} wrote no output.", upstream=UPSTREAM)
-        with well_formed(malformed_output(arguments, self._target)):
-            return with_camel_case_names(last_json(output))
+            raise TransientError(f"{cli.describe(command)} in {self._target} wrote no output.", upstream=UPSTREAM)
+        with well_formed(cli.malformed_output(command, self._target)):
+            return parse(parsing.with_camel_case_names(cli.last_json(output)))
 
     def _run(self, *arguments: str) -> str:
-        """Run a command and return its output.
-
-        Raises:
-            ApiError: the command failed, or it is unknown whether it succeeded.
-        """
+        """Run a command and return its output. An ApiError means that it failed, or that its result is unknown."""
         try:
-            target, output = self._pod.run((PROGRAM, *arguments))
+            target, output = self._pod.run((cli.PROGRAM, *arguments))
         except ApiError:
             self._on_outcome("no_answer")
             raise
@@ -236,7 +213,7 @@ class ExecTransport:
             self._dialect = None
         self._target = target
         if output.exit_status != 0:
-            error = explain_cli_failure(arguments, target, output)
+            error = cli.explain_cli_failure(arguments, target, output)
             self._on_outcome("server_error" if isinstance(error, TransientError) else "refused")
             raise error
         self._on_outcome("ok")

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import httpx
 
+from lifecycle.clients.headscale import parsing
 from lifecycle.clients.headscale.dialect import Dialect, dialect_of_openapi, dialect_of_swagger, dialect_of_version
 from lifecycle.clients.headscale.errors import malformed_response
-from lifecycle.clients.headscale.parsing import (
-    parse_api_key,
-    parse_complete_node,
-    parse_complete_pre_auth_key,
-    parse_complete_user,
-)
 from lifecycle.clients.items import Items
 from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.response import well_formed
@@ -66,23 +61,20 @@ class HttpTransport:
 
     def users(self) -> list[User]:
         """Return every user. Source: GET /api/v1/user."""
-        return self._list("/api/v1/user", "users", parse_complete_user)
+        return self._list("/api/v1/user", "users", parsing.parse_complete_user)
 
     def nodes(self) -> list[Node]:
         """Return every node. Source: GET /api/v1/node, which has no pages in any release."""
-        return self._list("/api/v1/node", "nodes", parse_complete_node)
+        return self._list("/api/v1/node", "nodes", parsing.parse_complete_node)
 
     def node(self, node_id: str) -> Node:
         """Return one node. Source: GET /api/v1/node/{id}."""
-        return self._one("GET", _node_path(node_id), "node", parse_complete_node)
+        return self._one("GET", _node_path(node_id), "node", parsing.parse_complete_node)
 
     def delete_node(self, node_id: str) -> None:
-        """Delete a node. Source: DELETE /api/v1/node/{id}, which returns a JSON object after the deletion.
-
-        Raises:
-            ResponseError: the response is not from Headscale, but from a proxy, for example.
-        """
+        """Delete a node. Source: DELETE /api/v1/node/{id}."""
         path = _node_path(node_id)
+        # Headscale returns an object after the deletion. Another response is from a proxy, for example.
         if not isinstance(self._send("DELETE", path), dict):
             raise malformed_response(f"DELETE {path}")
 
@@ -100,7 +92,7 @@ class HttpTransport:
                 "expiration": expires_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 "aclTags": sorted(spec.tags),
             }
-            return self._one("POST", "/api/v1/preauthkey", "preAuthKey", parse_complete_pre_auth_key, body=body)
+            return self._one("POST", "/api/v1/preauthkey", "preAuthKey", parsing.parse_complete_pre_auth_key, body=body)
 
         return self._in_dialect(create)
 
@@ -112,8 +104,8 @@ class HttpTransport:
         """Return the keys of the user, or of all users (from 0.28 on). Source: GET /api/v1/preauthkey."""
 
         def list_keys(dialect: Dialect) -> list[PreAuthKey]:
-            params = {"user": dialect.user_reference(user)} if dialect.keys_by_user else None
-            return self._list("/api/v1/preauthkey", "preAuthKeys", parse_complete_pre_auth_key, params=params)
+            params = None if dialect.key_by_id else {"user": dialect.user_reference(user)}
+            return self._list("/api/v1/preauthkey", "preAuthKeys", parsing.parse_complete_pre_auth_key, params=params)
 
         return self._in_dialect(list_keys)
 
@@ -125,19 +117,16 @@ class HttpTransport:
         # Read the API key from its file again. Otherwise that happens only if Headscale refuses the key, but after a
         # rotation Headscale may still accept the previous key.
         self._client.reload_token()
-        keys = self._list("/api/v1/apikey", "apiKeys", parse_api_key)
-        in_use = [key for key in keys if self._client.token_starts_with(key.prefix)]
-        return in_use[0].expires_at if len(in_use) == 1 else None
+        keys = self._list("/api/v1/apikey", "apiKeys", parsing.parse_api_key)
+        in_use = [expires_at for prefix, expires_at in keys if self._client.token_starts_with(prefix)]
+        return in_use[0] if len(in_use) == 1 else None
 
     def expire_pre_auth_key(self, key: PreAuthKey, user: User) -> None:
         """Expire a key. Source: POST /api/v1/preauthkey/expire."""
 
         def expire(dialect: Dialect) -> None:
-            if dialect.key_expire_by_id:
-                body = {"id": key.id}
-            else:
-                secret = key.known_secret.get_secret_value() if key.known_secret else ""
-                body = {"user": dialect.user_reference(user), "key": secret}
+            secret = key.known_secret.get_secret_value() if key.known_secret else ""
+            body = {"id": key.id} if dialect.key_by_id else {"user": dialect.user_reference(user), "key": secret}
             self._send("POST", "/api/v1/preauthkey/expire", body=body)
 
         # The release is detected again, because the server may have been upgraded: for a request in the older dialect,
@@ -150,13 +139,12 @@ class HttpTransport:
         dialect = self._current_dialect()
         try:
             return operation(dialect)
-        except NotFoundError:
-            # Releases 0.23 to 0.27 raise this error if they are asked for a list of keys without a user.
-            self._dialect = None
+        except (NotFoundError, ResponseError) as error:
+            # Releases 0.23 to 0.27 raise a NotFoundError if they are asked for a list of keys without a user. After
+            # other errors that can mean another dialect, `_send` has already forgotten the dialect.
+            if isinstance(error, NotFoundError):
+                self._dialect = None
             if self._current_dialect() == dialect:
-                raise
-        except ResponseError as error:
-            if error.status not in _OTHER_DIALECT or self._current_dialect() == dialect:
                 raise
         # A refused request had no effect, so it is safe to repeat it.
         return operation(self._current_dialect())
@@ -220,34 +208,33 @@ class HttpTransport:
                 self._dialect = None
             raise
 
-    @contextmanager
-    def _well_formed(self, what: str) -> Iterator[None]:
-        """Raise ResponseError if the block cannot parse a payload.
-
-        If this program was not tested with the server's release, the message says so.
-        """
-        try:
-            with well_formed(malformed_response(what)):
-                yield
-        except ResponseError:
-            version = ""
-            with suppress(ApiError):
-                version = self._current_dialect().version
-            raise malformed_response(what, version=version) from None
-
     def _one(self, method: str, path: str, member: str, parse: Callable[[Any], Parsed], **request: Any) -> Parsed:
-        payload = self._send(method, path, **request)
-        with self._well_formed(f"{method} {path}"):
-            return parse(payload[member])
+        return self._parsed(method, path, lambda payload: parse(payload[member]), **request)
 
     def _list(self, path: str, member: str, parse: Callable[[Any], Parsed], **request: Any) -> list[Parsed]:
         items = Items(member, parse)
-        payload = self._send("GET", path, items=items, **request)
-        with self._well_formed(f"GET {path}"):
+
+        def parse_rest(payload: Any) -> list[Parsed]:
             rest = payload[member]
             if not isinstance(rest, list):
                 raise TypeError("not a list")
             return items.parsed + [parse(item) for item in rest]
+
+        return self._parsed("GET", path, parse_rest, items=items, **request)
+
+    def _parsed(self, method: str, path: str, parse: Callable[[Any], Parsed], **request: Any) -> Parsed:
+        """Send a request, and parse the JSON of its response."""
+        what = f"{method} {path}"
+        payload = self._send(method, path, **request)
+        try:
+            with well_formed(malformed_response(what)):
+                return parse(payload)
+        except ResponseError:
+            # The message says if this program was not tested with the server's release.
+            version = ""
+            with suppress(ApiError):
+                version = self._current_dialect().version
+            raise malformed_response(what, version=version) from None
 
 
 def _node_path(node_id: str) -> str:

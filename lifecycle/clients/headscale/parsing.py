@@ -7,27 +7,26 @@ and `exec.py`, turn these exceptions into the error "malformed response".
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from socket import AF_INET, AF_INET6, inet_pton
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import SecretStr
 
 from lifecycle.domain.model import IpAddress, KeyOrigin, Node, PreAuthKey, RegisterMethod, User
 
+Value = TypeVar("Value")
+
 # From 0.28 on, lists contain this name as the user of tagged nodes. Such a user does not exist in the database.
 _TAGGED_DEVICES = "tagged-devices"
 
+# Each method has a name, and a number in the output of the command line.
 _REGISTER_METHODS: dict[object, RegisterMethod] = {
-    "REGISTER_METHOD_AUTH_KEY": RegisterMethod.AUTH_KEY,
-    "REGISTER_METHOD_CLI": RegisterMethod.CLI,
-    "REGISTER_METHOD_OIDC": RegisterMethod.OIDC,
-    1: RegisterMethod.AUTH_KEY,
-    2: RegisterMethod.CLI,
-    3: RegisterMethod.OIDC,
+    **dict.fromkeys(("REGISTER_METHOD_AUTH_KEY", 1), RegisterMethod.AUTH_KEY),
+    **dict.fromkeys(("REGISTER_METHOD_CLI", 2), RegisterMethod.CLI),
+    **dict.fromkeys(("REGISTER_METHOD_OIDC", 3), RegisterMethod.OIDC),
 }
 
 # The shortest prefix of an API key in any release.
@@ -42,28 +41,10 @@ _NANOSECONDS_PER_SECOND = 1_000_000_000
 # The members that each object of the REST API always has. A node also has `tags` from 0.28 on, or `forcedTags` up to
 # 0.27.
 _USER = frozenset({"id", "name"})
-_NODE = frozenset(
-    {
-        *("id", "name", "machineKey", "ipAddresses", "user", "preAuthKey", "registerMethod"),
-        *("online", "expiry", "lastSeen"),
-    }
-)
+_NODE = _USER | {"machineKey", "ipAddresses", "user", "preAuthKey", "registerMethod", "online", "expiry", "lastSeen"}
 _TAGS = frozenset({"tags", "forcedTags"})
 _KEY_OF_NODE = frozenset({"id", "user", "createdAt"})
 _KEY = frozenset({"id", "user", "key", "reusable", "ephemeral", "used", "expiration", "createdAt", "aclTags"})
-
-
-@dataclass(frozen=True, slots=True)
-class ListedApiKey:
-    """An API key in a list.
-
-    Attributes:
-        prefix: the first characters of the key.
-        expires_at: None = never.
-    """
-
-    prefix: str
-    expires_at: datetime | None
 
 
 def parse_user(payload: Any) -> User | None:
@@ -87,7 +68,7 @@ def parse_user(payload: Any) -> User | None:
 # malformed id True as 1.
 @lru_cache(maxsize=100, typed=True)
 def _owner(user_id: Any, name: Any, email: Any, provider: Any) -> User | None:
-    user = User(parse_id(user_id), _text(name), _text(email), _text(provider))
+    user = User(parse_id(user_id), _value(name, str), _value(email, str), _value(provider, str))
     return None if user.name == _TAGGED_DEVICES or not (user.id or user.name) else user
 
 
@@ -109,12 +90,12 @@ def parse_node(payload: Any) -> Node:
         id=_required_id(payload["id"]),
         hostname=hostname,
         machine_key=machine_key,
-        addresses=tuple(map(_address, _texts(payload, "ipAddresses"))),
+        addresses=tuple(map(_address, _texts(payload.get("ipAddresses")))),
         user=parse_user(payload.get("user")),
-        tags=frozenset(_texts(payload, "tags") + _texts(payload, "forcedTags") + _texts(payload, "validTags")),
+        tags=frozenset(tag for member in ("tags", "forcedTags", "validTags") for tag in _texts(payload.get(member))),
         registered_by=_parse_register_method(payload.get("registerMethod")),
         pre_auth_key=_parse_key_origin(payload.get("preAuthKey")),
-        online=_flag(payload, "online"),
+        online=_value(payload.get("online"), bool),
         expires_at=parse_time(payload.get("expiry")),
         last_seen=parse_time(payload.get("lastSeen")),
     )
@@ -129,10 +110,8 @@ def _address(text: str) -> IpAddress:
 
 
 def _parse_register_method(value: Any) -> RegisterMethod:
-    # A Boolean is malformed. It is not looked up, because True would find the method of the number 1.
-    if isinstance(value, str | int) and not isinstance(value, bool):
-        return _REGISTER_METHODS.get(value, RegisterMethod.UNKNOWN)
-    return RegisterMethod.UNKNOWN
+    # The values True and 1.0 are malformed. They are not looked up, because they would find the method of the number 1.
+    return _REGISTER_METHODS.get(value if type(value) in (str, int) else None, RegisterMethod.UNKNOWN)
 
 
 def _parse_key_origin(payload: Any) -> KeyOrigin | None:
@@ -149,14 +128,14 @@ def _parse_key_origin(payload: Any) -> KeyOrigin | None:
 
 def parse_pre_auth_key(payload: Any) -> PreAuthKey:
     """Parse a pre-auth key from a list, or a key that was just created."""
-    secret = _text(payload.get("key"))
+    secret = _value(payload.get("key"), str)
     return PreAuthKey(
         id=_required_id(payload["id"]),
         user=parse_user(payload.get("user")),
-        tags=frozenset(_texts(payload, "aclTags")),
-        reusable=_flag(payload, "reusable"),
-        ephemeral=_flag(payload, "ephemeral"),
-        used=_flag(payload, "used"),
+        tags=frozenset(_texts(payload.get("aclTags"))),
+        reusable=_value(payload.get("reusable"), bool),
+        ephemeral=_value(payload.get("ephemeral"), bool),
+        used=_value(payload.get("used"), bool),
         created_at=parse_time(payload.get("createdAt")),
         expires_at=parse_time(payload.get("expiration")),
         # From 0.28 on, Headscale masks the secret in lists, with asterisks at the end.
@@ -164,8 +143,8 @@ def parse_pre_auth_key(payload: Any) -> PreAuthKey:
     )
 
 
-def parse_api_key(payload: Any) -> ListedApiKey:
-    """Parse an API key in a list.
+def parse_api_key(payload: Any) -> tuple[str, datetime | None]:
+    """Parse an API key in a list. Return the first characters of the key, and when it expires (None = never).
 
     Up to 0.27, a key is `<prefix>.<secret>`, with 10 and 43 characters (up to 0.24) or 7 and 32 characters. From 0.28
     on, a new key is `hskey-api-<12 characters>-<64 characters>`, and each listed prefix ends in `***`.
@@ -173,7 +152,7 @@ def parse_api_key(payload: Any) -> ListedApiKey:
     prefix = payload["prefix"].rstrip("*")
     if len(prefix) < _MIN_PREFIX_LENGTH:
         raise ValueError("the prefix is too short to identify a key")
-    return ListedApiKey(prefix, parse_time(payload.get("expiration")))
+    return prefix, parse_time(payload.get("expiration"))
 
 
 def parse_complete_user(payload: Any) -> User:
@@ -223,28 +202,19 @@ def _required_id(value: Any) -> str:
     return required
 
 
-def _text(value: Any) -> str:
-    """Return a text; "" if it is absent, because the command line omits empty values."""
-    if value is not None and not isinstance(value, str):
-        raise TypeError("not a string")
-    return value or ""
+def _value(value: Any, kind: type[Value]) -> Value:
+    """Return a value of the kind; its empty value for null, because the command line omits empty values."""
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise TypeError(f"not a {kind.__name__}")
+    return value
 
 
-def _flag(payload: Any, field: str) -> bool:
-    """Return a Boolean; False if it is absent, because the command line omits false values."""
-    value = payload.get(field)
-    if value is not None and not isinstance(value, bool):
-        raise TypeError(f"{field} is not a Boolean")
-    return bool(value)
-
-
-def _texts(payload: Any, field: str) -> list[str]:
-    values = payload.get(field)
-    if values is None:
-        return []
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise TypeError(f"{field} is not a list of strings")
-    return values
+def _texts(values: Any) -> list[str]:
+    if not all(isinstance(text, str) for text in _value(values, list)):
+        raise TypeError("not a list of strings")
+    return values or []
 
 
 def parse_time(value: Any) -> datetime | None:
@@ -255,34 +225,25 @@ def parse_time(value: Any) -> datetime | None:
             the command line.
     """
     # `isinstance` is used instead of `match`, which takes five times as long. A list has thousands of times.
-    try:
-        if isinstance(value, str) and value:
-            return _instant_of_text(value)
-        if isinstance(value, dict):
-            return _instant_of_numbers(value)
-    except OverflowError:
-        raise ValueError("not an instant in the years 1 to 9999") from None
     if value is None or value == "":
         return None
-    raise ValueError("not an RFC 3339 instant")
-
-
-def _instant_of_text(text: str) -> datetime | None:
-    if text.startswith("0000-12-31T"):
-        # This is the start of year 1 in UTC, written in a time zone west of Greenwich.
+    # This is the start of year 1 in UTC, written in a time zone west of Greenwich.
+    if isinstance(value, str) and value.startswith("0000-12-31T"):
         return None
-    instant = datetime.fromisoformat(text)
-    if instant.tzinfo is None:
-        raise ValueError("an instant without a time zone")
-    return None if instant.year == 1 else instant.astimezone(UTC)
+    try:
+        instant = datetime.fromisoformat(value) if isinstance(value, str) else _instant_of_numbers(value)
+        if instant.tzinfo is None:
+            raise ValueError("an instant without a time zone")
+        return None if instant.year == 1 else instant.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("not an instant in the years 1 to 9999") from None
 
 
-def _instant_of_numbers(value: dict[str, Any]) -> datetime | None:
-    seconds, nanoseconds = value.get("seconds"), value.get("nanos", 0)
+def _instant_of_numbers(value: dict[str, Any]) -> datetime:
+    seconds, nanoseconds = value["seconds"], value.get("nanos", 0)
     if type(seconds) is not int or type(nanoseconds) is not int or not 0 <= nanoseconds < _NANOSECONDS_PER_SECOND:
         raise ValueError("seconds is not an integer, or nanos is not a fraction of a second")
-    instant = _EPOCH + timedelta(seconds=seconds, microseconds=nanoseconds // 1000)
-    return None if instant.year == 1 else instant
+    return _EPOCH + timedelta(seconds=seconds, microseconds=nanoseconds // 1000)
 
 
 def with_camel_case_names(value: Any) -> Any:

@@ -48,11 +48,7 @@ class HeadscalePod:
         self._container = container
 
     def run(self, command: Sequence[str]) -> tuple[Target, Output]:
-        """Run a command in the container, and return where it ran and what it wrote.
-
-        Raises:
-            ApiError: no pod is ready, or the command did not complete.
-        """
+        """Run a command in the container, and return where it ran and what it wrote."""
         target = self._find()
         try:
             return target, self.cluster.run(target.pod, target.container, command, where=str(target))

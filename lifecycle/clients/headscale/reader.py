@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cache
 from typing import TYPE_CHECKING, TypeAlias
 
 import tenacity
@@ -11,7 +11,7 @@ import tenacity
 from lifecycle.domain.model import Node, PreAuthKey, User
 
 if TYPE_CHECKING:
-    # At run time, these classes are not imported here, because imports take time, and most pods need only one class.
+    # At run time, these classes are not imported here: imports take time, and most pods need only one class.
     from lifecycle.clients.headscale.exec import ExecTransport
     from lifecycle.clients.headscale.http import HttpTransport
 
@@ -52,11 +52,7 @@ class HeadscaleReader:
         return self._retrying(self._transport.nodes)
 
     def node(self, node_id: str) -> Node:
-        """Return one node.
-
-        Raises:
-            NotFoundError: Headscale itself reports that the node does not exist.
-        """
+        """Return one node. A NotFoundError means that Headscale itself reports that the node does not exist."""
         return self._retrying(self._transport.node, node_id)
 
     def api_key_expires_at(self) -> datetime | None:
@@ -72,21 +68,17 @@ class HeadscaleReader:
 class HeadscaleSnapshot(HeadscaleReader):
     """A Headscale server whose lists are read only once: they are expensive, and every plan of a dry run needs them."""
 
-    @cached_property
-    def _users(self) -> list[User]:
-        return super().users()
-
-    @cached_property
-    def _nodes(self) -> list[Node]:
-        return super().nodes()
+    def __init__(self, transport: HeadscaleTransport, retrying: tenacity.Retrying) -> None:
+        super().__init__(transport, retrying)
+        self._users, self._nodes = cache(super().users), cache(super().nodes)
 
     def users(self) -> list[User]:
         """Return every user, as first read."""
-        return self._users
+        return self._users()
 
     def nodes(self) -> list[Node]:
         """Return every node of the VPN, as first read."""
-        return self._nodes
+        return self._nodes()
 
 
 def is_key_of(key: PreAuthKey, user: User) -> bool:

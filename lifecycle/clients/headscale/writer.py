@@ -87,7 +87,8 @@ class HeadscaleWriter(HeadscaleReader):
             try:
                 return self._transport.create_pre_auth_key(spec, expires_at)
             except (TransientError, ResponseError) as error:
-                if _may_have_succeeded(error):
+                # Unless the server refused the request, it can have executed it.
+                if not (error.throttled if isinstance(error, TransientError) else error.status is not None):
                     self._unconfirmed = (spec, expires_at)
                 raise
 
@@ -139,12 +140,12 @@ class HeadscaleWriter(HeadscaleReader):
             try:
                 self._transport.expire_pre_auth_key(key, spec.user)
             except (NotFoundError, ConflictError) as error:
-                log.info("pre_auth_key.expired", key_id=key.id, reason=f"{reason}; {error}")
+                reason += f"; {error}"
             except ResponseError as error:
                 # The key stays valid until its expiry, but its secret is unknown, so no node can use it.
                 log.warning("pre_auth_key.expire_failed", key_id=key.id, expires_at=key.expires_at, error=str(error))
-            else:
-                log.info("pre_auth_key.expired", key_id=key.id, reason=reason)
+                return
+            log.info("pre_auth_key.expired", key_id=key.id, reason=reason)
         elif matching:
             log.warning("pre_auth_key.create_unconfirmed", user=spec.user.label, expires_at=expires_at)
 
@@ -158,8 +159,3 @@ def _has_requested_lifetime(key: PreAuthKey, lifetime: timedelta) -> bool:
     actual = key.expires_at - key.created_at
     # At least half of the requested lifetime is accepted, because such a key is still usable.
     return lifetime / 2 <= actual <= lifetime + timedelta(seconds=_MAX_SPREAD_S) + _LIFETIME_TOLERANCE
-
-
-def _may_have_succeeded(error: TransientError | ResponseError) -> bool:
-    """Return True if the server can have executed the request: the response was lost or malformed, not a refusal."""
-    return not error.throttled if isinstance(error, TransientError) else error.status is None
