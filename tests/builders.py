@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
 
 from lifecycle.domain.model import IpAddress, KeyOrigin, Node, Record, RecordSpec, RegisterMethod, User
-from lifecycle.domain.ownership import NameKind, NodeIdentity, RecordIdentity
+from lifecycle.domain.ownership import NameKind, NodeOwnership, RecordOwnership
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 EXPIRED = NOW - timedelta(seconds=1)
@@ -28,15 +28,15 @@ ANN = User("2", "ann")
 VPN_PREFIXES = (ip_network("100.64.0.0/10"), ip_network("fd7a:115c:a1e0::/48"))
 
 # The criteria for owning a node, and for owning a record at the main name.
-NODE_IDENTITY = NodeIdentity(NAME, SVC, frozenset({"tag:svc"}))
-RECORD_IDENTITY = RecordIdentity(NAME, OUR_COMMENT, VPN_PREFIXES)
+NODE_OWNERSHIP = NodeOwnership(NAME, SVC, frozenset({"tag:svc"}))
+RECORD_OWNERSHIP = RecordOwnership(NAME, OUR_COMMENT, VPN_PREFIXES)
 
 ALIAS = "docs.example.com"
 APEX = "example.com"
 """An alias that is the domain itself."""
 SHARED_NAME = "*.apps.example.com"
 FURTHER_NAMES = tuple(
-    RecordIdentity(name, COMMENT_AT_FURTHER_NAMES, VPN_PREFIXES, kind, NAME)
+    RecordOwnership(name, COMMENT_AT_FURTHER_NAMES, VPN_PREFIXES, kind, NAME)
     for name, kind in ((ALIAS, NameKind.ALIAS), (APEX, NameKind.APEX_ALIAS), (SHARED_NAME, NameKind.SHARED))
 )
 """The criteria for owning a record at each of these names."""

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from lifecycle.domain.errors import UserError
 from lifecycle.domain.model import KeyOrigin, Node, Record, RegisterMethod, User
-from lifecycle.domain.ownership import NodeIdentity, RecordIdentity, choose_user, mark_of
+from lifecycle.domain.ownership import NodeOwnership, RecordOwnership, choose_user, mark_of
 from tests.builders import (
     ANN,
     COMMENT_OF_OTHER_OWNER,
     NAME,
-    NODE_IDENTITY,
+    NODE_OWNERSHIP,
     OUR_COMMENT,
-    RECORD_IDENTITY,
+    RECORD_OWNERSHIP,
     SVC,
     VPN_PREFIXES,
     a_node,
@@ -54,7 +54,7 @@ VPN_IPV6_ADDRESS = "fd7a:115c:a1e0::1"
 )
 def test_node_that_meets_all_criteria_is_ours(node: Node) -> None:
     """Such a node has our hostname, was registered with a pre-auth key, and belongs to our user or has our tag."""
-    assert NODE_IDENTITY.owns_node(node)
+    assert NODE_OWNERSHIP.is_owned(node)
 
 
 @pytest.mark.parametrize(
@@ -90,14 +90,14 @@ def test_node_that_meets_all_criteria_is_ours(node: Node) -> None:
     ],
 )
 def test_node_that_misses_one_criterion_is_not_ours(node: Node) -> None:
-    assert not NODE_IDENTITY.owns_node(node)
+    assert not NODE_OWNERSHIP.is_owned(node)
 
 
 def test_tags_count_only_if_our_keys_have_tags() -> None:
-    untagged = NodeIdentity(NAME, SVC)
+    untagged = NodeOwnership(NAME, SVC)
 
-    assert not untagged.owns_node(a_node(user=None, key_user=None, tags=OUR_TAGS))
-    assert not untagged.owns_node(a_node(user=None, key_user=None))
+    assert not untagged.is_owned(a_node(user=None, key_user=None, tags=OUR_TAGS))
+    assert not untagged.is_owned(a_node(user=None, key_user=None))
 
 
 def test_tagged_node_whose_key_was_deleted_is_ours() -> None:
@@ -105,7 +105,7 @@ def test_tagged_node_whose_key_was_deleted_is_ours() -> None:
     node = a_node(user=None, tags=OUR_TAGS)
     without_key = replace(node, pre_auth_key=None)
 
-    assert NODE_IDENTITY.owns_node(without_key)
+    assert NODE_OWNERSHIP.is_owned(without_key)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_tagged_node_whose_key_was_deleted_is_ours() -> None:
     ],
 )
 def test_foreign_node_with_our_hostname_is_detected(node: Node, has_name: bool) -> None:
-    assert NODE_IDENTITY.has_our_name(node) is has_name
+    assert NODE_OWNERSHIP.has_our_hostname(node) is has_name
 
 
 USERS = st.one_of(st.none(), st.builds(User, st.sampled_from([None, "1", "2"]), st.sampled_from(["svc", "ann"])))
@@ -139,7 +139,7 @@ def test_any_node_of_ours_meets_every_criterion(
 ) -> None:
     node = replace(a_node(hostname=hostname, user=user, tags=tags, registered_by=registered_by), pre_auth_key=key)
 
-    if NODE_IDENTITY.owns_node(node):
+    if NODE_OWNERSHIP.is_owned(node):
         assert hostname.lower() == NAME
         assert registered_by is RegisterMethod.AUTH_KEY
         owner = user or (key.user if key else None)
@@ -161,7 +161,7 @@ def test_any_node_of_ours_meets_every_criterion(
 )
 def test_record_with_our_comment_or_with_a_vpn_address_and_no_comment_is_ours(record: Record) -> None:
     """Records without a comment were created by an older script."""
-    assert RECORD_IDENTITY.owns_record(record)
+    assert RECORD_OWNERSHIP.is_owned(record)
 
 
 @pytest.mark.parametrize(
@@ -194,12 +194,12 @@ def test_record_with_our_comment_or_with_a_vpn_address_and_no_comment_is_ours(re
     ],
 )
 def test_other_record_is_not_ours(record: Record) -> None:
-    assert not RECORD_IDENTITY.owns_record(record)
+    assert not RECORD_OWNERSHIP.is_owned(record)
 
 
 @given(comment=st.text(max_size=40), content=st.sampled_from(["100.64.0.1", PUBLIC_ADDRESS]))
 def test_record_with_any_other_comment_is_not_ours(comment: str, content: str) -> None:
-    owned = RECORD_IDENTITY.owns_record(a_record(comment=comment, content=content))
+    owned = RECORD_OWNERSHIP.is_owned(a_record(comment=comment, content=content))
 
     assert owned is (comment == OUR_COMMENT or (comment == "" and content == "100.64.0.1"))
 
@@ -228,8 +228,8 @@ def test_record_with_any_other_comment_is_not_ours(comment: str, content: str) -
     ],
 )
 def test_comment_is_ours_or_another_owners_or_neither(record: Record, is_ours: bool, is_another_owners: bool) -> None:
-    assert RECORD_IDENTITY.is_marked(record) is is_ours
-    assert RECORD_IDENTITY.is_marked_by_another(record) is is_another_owners
+    assert RECORD_OWNERSHIP.is_marked(record) is is_ours
+    assert RECORD_OWNERSHIP.is_marked_by_another(record) is is_another_owners
 
 
 def test_comment_does_not_change_between_releases() -> None:
@@ -239,9 +239,9 @@ def test_comment_does_not_change_between_releases() -> None:
 
 def test_vpn_addresses_are_selected_by_prefix_in_their_order() -> None:
     all_addresses = addresses(VPN_IPV6_ADDRESS, "192.0.2.1", "100.64.0.2", "::1", "100.64.0.1", "fe80::1")
-    ipv4_only = RecordIdentity(NAME, OUR_COMMENT, VPN_PREFIXES[:1])
+    ipv4_only = RecordOwnership(NAME, OUR_COMMENT, VPN_PREFIXES[:1])
 
-    assert RECORD_IDENTITY.vpn_addresses(all_addresses) == addresses(VPN_IPV6_ADDRESS, "100.64.0.2", "100.64.0.1")
+    assert RECORD_OWNERSHIP.vpn_addresses(all_addresses) == addresses(VPN_IPV6_ADDRESS, "100.64.0.2", "100.64.0.1")
     assert ipv4_only.vpn_addresses(all_addresses) == addresses("100.64.0.2", "100.64.0.1")
 
 

@@ -1,6 +1,6 @@
 """Pure functions that decide what cleanup changes.
 
-Nodes and records are ours if this workload may change them (`NodeIdentity.owns_node`, `RecordIdentity.owns_record`).
+Nodes and records are ours if this workload may change them (`NodeOwnership`, `RecordOwnership`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from datetime import datetime
 from lifecycle.domain.changes import DeleteNode, DeleteRecord, WriteFreshKey
 from lifecycle.domain.errors import LifecycleError, NameTakenError
 from lifecycle.domain.model import IpAddress, KeySpec, Node, Record, User
-from lifecycle.domain.ownership import NameKind, NodeIdentity, RecordIdentity, records_at_removed_names
+from lifecycle.domain.ownership import NameKind, NodeOwnership, RecordOwnership, records_at_removed_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +21,8 @@ class CleanupConfig:
 
     Attributes:
         tags: the tags of the pre-auth keys that this program creates.
-        main_identity: criteria for owning a record at the main name, which is the hostname.
-        further_identities: criteria for owning a record at each further name (DNS_ALIASES and DNS_SHARED_NAMES).
+        main_ownership: criteria for owning a record at the main name, which is the hostname.
+        further_ownerships: criteria for owning a record at each further name (DNS_ALIASES and DNS_SHARED_NAMES).
         key_spec: returns the properties of the pre-auth key to create for a user.
         keep_node: keep the node whose id is in tailscale's state Secret.
         leave_one_record: keep one stale record of each type, so that the name continues to resolve.
@@ -30,15 +30,15 @@ class CleanupConfig:
 
     hostname: str
     tags: frozenset[str]
-    main_identity: RecordIdentity
+    main_ownership: RecordOwnership
     key_spec: Callable[[User], KeySpec]
     keep_node: bool
     leave_one_record: bool
-    further_identities: tuple[RecordIdentity, ...] = ()
+    further_ownerships: tuple[RecordOwnership, ...] = ()
 
-    def node_identity(self, user: User) -> NodeIdentity:
+    def node_ownership(self, user: User) -> NodeOwnership:
         """Return the criteria for owning a node."""
-        return NodeIdentity(self.hostname, user, self.tags)
+        return NodeOwnership(self.hostname, user, self.tags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,20 +109,20 @@ def plan_cleanup(observation: Observation, *, config: CleanupConfig, now: dateti
     Raises:
         NameTakenError: another instance of this program, with another DNS_OWNER, uses the name.
     """
-    refuse_taken_name(observation.records or (), record_identity=config.main_identity)
-    node_identity = config.node_identity(observation.user)
+    refuse_taken_name(observation.records or (), record_ownership=config.main_ownership)
+    node_ownership = config.node_ownership(observation.user)
     kept = None
     if config.keep_node:
         kept = find_kept_node(
             observation.nodes,
-            node_identity=node_identity,
+            node_ownership=node_ownership,
             state=observation.state,
             version=observation.version,
             now=now,
         )
     kept_node = kept if isinstance(kept, Node) else None
     kept_id = kept_node.id if kept_node else None
-    deletions = plan_nodes(observation.nodes, node_identity=node_identity, kept_id=kept_id)
+    deletions = plan_nodes(observation.nodes, node_ownership=node_ownership, kept_id=kept_id)
     deleted = {change.node.id for change in deletions}
     remaining = [node for node in observation.nodes if node.id not in deleted]
     return Plan(
@@ -135,12 +135,12 @@ def plan_cleanup(observation: Observation, *, config: CleanupConfig, now: dateti
         ),
         records=tuple(plan_records(observation.records or (), remaining, config=config, user=observation.user)),
         kept=kept,
-        foreign=tuple(foreign_nodes(observation.nodes, node_identity=node_identity)),
+        foreign=tuple(foreign_nodes(observation.nodes, node_ownership=node_ownership)),
     )
 
 
 def find_kept_node(
-    nodes: Iterable[Node], *, node_identity: NodeIdentity, state: SavedState | None, version: str, now: datetime
+    nodes: Iterable[Node], *, node_ownership: NodeOwnership, state: SavedState | None, version: str, now: datetime
 ) -> Node | NoKeptNode:
     """Find the node that tailscale will use again, which is the node whose id and keys are in its state Secret."""
     if state is None:
@@ -155,18 +155,18 @@ def find_kept_node(
     if state.machine_key not in (None, node.machine_key):
         # After its database was restored from a backup, Headscale can assign the id of this pod's node to another node.
         return NoKeptNode(f"node {node.id} is another machine's: its machine key is not the one in the Secret")
-    reason = _why_not_kept(node, node_identity=node_identity, version=version, now=now)
+    reason = _why_not_kept(node, node_ownership=node_ownership, version=version, now=now)
     return NoKeptNode(f"node {node.id} {reason}") if reason else node
 
 
-def _why_not_kept(node: Node, *, node_identity: NodeIdentity, version: str, now: datetime) -> str:
-    if not node_identity.has_our_name(node):
+def _why_not_kept(node: Node, *, node_ownership: NodeOwnership, version: str, now: datetime) -> str:
+    if not node_ownership.has_our_hostname(node):
         return (
-            f"has the hostname {node.hostname}, and not {node_identity.hostname}; it was renamed or belongs to another "
-            "workload"
+            f"has the hostname {node.hostname}, and not {node_ownership.hostname}; it was renamed or belongs to "
+            "another workload"
         )
-    if not node_identity.owns_node(node):
-        return f"does not belong to user {node_identity.user.label}, or was not registered with a pre-auth key"
+    if not node_ownership.is_owned(node):
+        return f"does not belong to user {node_ownership.user.label}, or was not registered with a pre-auth key"
     if node.is_expired(now):
         return "has expired, and some expired nodes cannot log in again"
     if version.startswith("0.28") and node.owner is None:
@@ -174,32 +174,32 @@ def _why_not_kept(node: Node, *, node_identity: NodeIdentity, version: str, now:
     return ""
 
 
-def plan_nodes(nodes: Iterable[Node], *, node_identity: NodeIdentity, kept_id: str | None = None) -> list[DeleteNode]:
+def plan_nodes(nodes: Iterable[Node], *, node_ownership: NodeOwnership, kept_id: str | None = None) -> list[DeleteNode]:
     """Find the nodes that earlier pods of this workload left behind, except the kept node, in ascending order of id."""
-    stale = [node for node in nodes if node_identity.owns_node(node) and node.id != kept_id]
+    stale = [node for node in nodes if node_ownership.is_owned(node) and node.id != kept_id]
     return [
         DeleteNode(node, reason="it was left by an earlier pod")
         for node in sorted(stale, key=lambda node: node.sequence)
     ]
 
 
-def foreign_nodes(nodes: Iterable[Node], *, node_identity: NodeIdentity) -> list[Node]:
+def foreign_nodes(nodes: Iterable[Node], *, node_ownership: NodeOwnership) -> list[Node]:
     """Return the nodes that have our hostname and are not ours, in ascending order of id."""
-    foreign = [node for node in nodes if node_identity.has_our_name(node) and not node_identity.owns_node(node)]
+    foreign = [node for node in nodes if node_ownership.has_our_hostname(node) and not node_ownership.is_owned(node)]
     return sorted(foreign, key=lambda node: node.sequence)
 
 
-def refuse_taken_name(records: Iterable[Record], *, record_identity: RecordIdentity) -> None:
+def refuse_taken_name(records: Iterable[Record], *, record_ownership: RecordOwnership) -> None:
     """Check that no other instance of this program, with another DNS_OWNER, uses the name.
 
     Raises:
         NameTakenError: a record at the name has the comment of another owner.
     """
     for record in sorted(records, key=lambda record: record.id):
-        if record_identity.is_marked_by_another(record):
+        if record_ownership.is_marked_by_another(record):
             raise NameTakenError(
                 f"{record.name} belongs to another owner or workload: its {record.type} record {record.content} has "
-                f'the comment "{record.comment}", and ours would have "{record_identity.mark}". Another namespace, '
+                f'the comment "{record.comment}", and ours would have "{record_ownership.mark}". Another namespace, '
                 "cluster or workload uses this name. Nothing was deleted. Set another TS_HOSTNAME. If the other "
                 "workload no longer exists, delete the record or clear its comment"
             )
@@ -221,25 +221,25 @@ def plan_records(
         user: the Headscale user that owns our nodes.
     """
     records = sorted(records, key=lambda record: record.id)
-    node_identity = config.node_identity(user)
+    node_ownership = config.node_ownership(user)
     our_addresses: set[IpAddress] = set()
     other_addresses: set[IpAddress] = set()
     for node in nodes:
-        (our_addresses if node_identity.owns_node(node) else other_addresses).update(node.addresses)
+        (our_addresses if node_ownership.is_owned(node) else other_addresses).update(node.addresses)
     changes = []
-    for record_identity in (config.main_identity, *config.further_identities):
-        ours = [record for record in records if record_identity.owns_record(record)]
+    for record_ownership in (config.main_ownership, *config.further_ownerships):
+        ours = [record for record in records if record_ownership.is_owned(record)]
         # If a name has a valid record, it resolves without a stale record. A shared name resolves to other pods anyway.
         resolving = {record.type for record in ours if record.address in our_addresses}
-        may_leave_one = config.leave_one_record and record_identity.kind is not NameKind.SHARED
+        may_leave_one = config.leave_one_record and record_ownership.kind is not NameKind.SHARED
         for record in ours:
             is_taken = record.address in other_addresses
-            if record.address in our_addresses or record_identity.is_alias(record):
+            if record.address in our_addresses or record_ownership.is_alias(record):
                 continue
             if may_leave_one and record.type not in resolving and not is_taken:
                 resolving.add(record.type)
                 continue
             reason = "its address belongs to another node" if is_taken else "no remaining node has this address"
             changes.append(DeleteRecord(record, reason))
-    unused = records_at_removed_names(records, config.main_identity, config.further_identities)
+    unused = records_at_removed_names(records, config.main_ownership, config.further_ownerships)
     return changes + [DeleteRecord(record, reason="the workload no longer has this name") for record in unused]

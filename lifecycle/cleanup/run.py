@@ -61,7 +61,7 @@ class Cleanup:
         plan = plan_cleanup(observation, config=self._config, now=headscale.server_time(self.now()))
         self._log_plan(plan, observation)
         self._check_stop()
-        is_still_ours = self._config.node_identity(observation.user).owns_node
+        is_still_ours = self._config.node_ownership(observation.user).is_owned
         apply.delete_nodes(plan.nodes, headscale, is_still_ours=is_still_ours)
         self._check_stop()
         key = apply.write_fresh_key(plan.key, headscale=headscale, key_file=key_file, now=self.now())

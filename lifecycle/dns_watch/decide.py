@@ -136,15 +136,15 @@ def _with_identity(state: State, observation: Observation, config: WatchConfig) 
         untested = untested_warning(observation.version)
         events = (untested,) if untested is not None else ()
         state = replace(state, headscale_version=observation.version)
-    if observation.node_identity is not None:
-        user = observation.node_identity.user.name
+    if observation.node_ownership is not None:
+        user = observation.node_ownership.user.name
         if config.user is None and user != state.assumed_user:
             events = (
                 *events,
                 warning("user.assumed", user=user, reason="it is the only user; set HEADSCALE_USER"),
             )
             state = replace(state, assumed_user=user)
-        state = replace(state, node_identity=observation.node_identity, reported_problem="")
+        state = replace(state, node_ownership=observation.node_ownership, reported_problem="")
     problem = observation.node.error if isinstance(observation.node, Unregistered) else None
     if problem is not None and str(problem) != state.reported_problem:
         failed = error("node.identification_failed", error=str(problem), error_type=type(problem).__name__)
@@ -189,8 +189,8 @@ def _decide_unregistered(
     events: tuple[Event, ...] = ()
     changes: tuple[Change, ...] = ()
     heal = without_loss_count(state.heal)
-    node_identity = state.node_identity
-    if unregistered.loss is not None and node_identity is not None:
+    node_ownership = state.node_ownership
+    if unregistered.loss is not None and node_ownership is not None:
         state, events = with_successor(state, unregistered.successor)
         heal = count_loss(state.heal, unregistered.loss, is_superseded=unregistered.successor is not None, now=now)
         if isinstance(observation.key_check, FailedRead):
@@ -200,7 +200,7 @@ def _decide_unregistered(
             heal,
             unregistered.loss,
             state=state,
-            user=node_identity.user,
+            user=node_ownership.user,
             metadata=observation.metadata,
             key_check=observation.key_check,
             config=config,

@@ -1,6 +1,6 @@
 """Pure functions that find this pod's node among the nodes of Headscale, or the reason why it is missing.
 
-A node is ours if this workload owns it (`NodeIdentity.owns_node`). The key metadata is the file beside the key file
+A node is ours if this workload owns it (`NodeOwnership.is_owned`). The key metadata is the file beside the key file
 that identifies the key of this pod and, once known, its node.
 """
 
@@ -12,7 +12,7 @@ from datetime import datetime
 
 from lifecycle.dns_watch.state import Interface, KnownNode, Loss, LossKind, Unidentified
 from lifecycle.domain.model import IpAddress, KeyMetadata, Node, describe
-from lifecycle.domain.ownership import NodeIdentity
+from lifecycle.domain.ownership import NodeOwnership
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Hints:
 
 
 def choose_node(
-    nodes: Iterable[Node], *, node_identity: NodeIdentity, hints: Hints, now: datetime
+    nodes: Iterable[Node], *, node_ownership: NodeOwnership, hints: Hints, now: datetime
 ) -> Node | Unidentified:
     """Find this pod's node by its VPN address.
 
@@ -56,7 +56,7 @@ def choose_node(
     key, and exactly one of our nodes is online, this node is chosen.
     """
     ordered = sorted(nodes, key=lambda node: node.sequence)
-    ours = [node for node in ordered if node_identity.owns_node(node) and not node.is_expired(now)]
+    ours = [node for node in ordered if node_ownership.is_owned(node) and not node.is_expired(now)]
     if hints.interface is not None:
         return _by_interface(ordered, ours, hints.interface)
     if hints.named_node is not None or (hints.metadata is not None and hints.metadata.pre_auth_key_id is not None):
@@ -69,7 +69,7 @@ def choose_node(
 def find_loss(
     nodes: Sequence[Node],
     *,
-    node_identity: NodeIdentity,
+    node_ownership: NodeOwnership,
     hints: Hints,
     now: datetime,
     own: KnownNode | None,
@@ -88,7 +88,7 @@ def find_loss(
     if not nodes and (not is_gone or is_superseded):
         return None
     interface = set(hints.interface or ())
-    ours = [node for node in nodes if node_identity.owns_node(node)]
+    ours = [node for node in nodes if node_ownership.is_owned(node)]
     for node in ours:
         is_known = own is not None and own.is_same(node)
         is_own = interface & set(node.addresses) if interface else is_known or hints.metadata_identifies(node)
@@ -107,12 +107,12 @@ def find_loss(
     return Loss(LossKind.UNREGISTERED) if all(hints.metadata_identifies(node) for node in valid) else None
 
 
-def successors(nodes: Iterable[Node], *, node_id: str, node_identity: NodeIdentity, now: datetime) -> list[Node]:
+def successors(nodes: Iterable[Node], *, node_id: str, node_ownership: NodeOwnership, now: datetime) -> list[Node]:
     """Return the nodes of later pods of this workload, which have higher ids, in ascending order of id."""
     return [
         node
         for node in sorted(nodes, key=lambda node: node.sequence)
-        if node_identity.owns_node(node) and not node.is_expired(now) and node.sequence > int(node_id)
+        if node_ownership.is_owned(node) and not node.is_expired(now) and node.sequence > int(node_id)
     ]
 
 

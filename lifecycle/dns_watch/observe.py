@@ -34,7 +34,7 @@ from lifecycle.dns_watch.state import (
 )
 from lifecycle.domain.errors import ApiError, AuthError, KeyFileError, NotFoundError, TransientError, UserError
 from lifecycle.domain.model import KeyMetadata, Node, Record, RecordSpec, RegisterMethod, User
-from lifecycle.domain.ownership import NodeIdentity, choose_user, workload_mark
+from lifecycle.domain.ownership import NodeOwnership, choose_user, workload_mark
 from lifecycle.keyfile.reader import KeyFileReader
 from lifecycle.settings.models import DnsWatchSettings
 
@@ -58,8 +58,8 @@ class Sources(Protocol):
 def watch_config(settings: DnsWatchSettings) -> WatchConfig:
     """Return the settings as a value that pure functions can take."""
     return WatchConfig(
-        main_identity=settings.main_identity,
-        further_identities=settings.further_identities,
+        main_ownership=settings.main_ownership,
+        further_ownerships=settings.further_ownerships,
         hostname=settings.node_hostname,
         user=settings.headscale_user,
         tags=settings.authkey_tags,
@@ -101,16 +101,16 @@ def observe(
             observation = replace(observation, version=sources.headscale.version())
         if now.monotonic_s >= state.api_keys_due_s:
             observation = replace(observation, api_key=_read_api_key(sources.headscale))
-    node_identity, node = observation.node_identity or state.node_identity, observation.node
-    if node_identity is None:
+    node_ownership, node = observation.node_ownership or state.node_ownership, observation.node
+    if node_ownership is None:
         return observation
     if isinstance(node, Node):
-        records = _read_records(state, node, sources, node_identity=node_identity, config=config, now=now)
+        records = _read_records(state, node, sources, node_ownership=node_ownership, config=config, now=now)
         return replace(observation, records=records)
     if isinstance(node, Unregistered) and node.loss is not None:
         heal = count_loss(state.heal, node.loss, is_superseded=node.successor is not None, now=now)
         if is_key_check_due(heal, state, now):
-            metadata, key_check = _check_key(sources, node_identity.user)
+            metadata, key_check = _check_key(sources, node_ownership.user)
             return replace(observation, metadata=metadata, key_check=key_check)
     return observation
 
@@ -122,7 +122,7 @@ def _look_up(state: State, sources: Sources, *, config: WatchConfig, clock: Call
         ApiError: Headscale could not be read.
     """
     is_gone = False
-    if state.node is not None and state.node_identity is not None:
+    if state.node is not None and state.node_ownership is not None:
         observation, is_gone = _look_up_known(state, state.node, sources.headscale, clock)
         if observation is not None:
             return observation
@@ -169,23 +169,23 @@ def _look_up_in_list(
     """
     headscale, interface = sources.headscale, state.interface
     try:
-        node_identity = NodeIdentity(config.hostname, choose_user(headscale.users(), config.user), config.tags)
+        node_ownership = NodeOwnership(config.hostname, choose_user(headscale.users(), config.user), config.tags)
         metadata = _read_metadata(sources.key_file, is_needed=interface is None)
     except (UserError, KeyFileError) as error:
         return Observation(interface, Unregistered(str(error), error=error))
     nodes = headscale.nodes()
     now = clock()
     hints = Hints(interface, metadata, has_waited=interface_wait_is_over(state, config, now), known=state.node)
-    choice = choose_node(nodes, node_identity=node_identity, hints=hints, now=now.utc)
+    choice = choose_node(nodes, node_ownership=node_ownership, hints=hints, now=now.utc)
     if isinstance(choice, Node):
-        return Observation(interface, choice, node_identity, metadata, fleet_size=_fleet_size(nodes))
+        return Observation(interface, choice, node_ownership, metadata, fleet_size=_fleet_size(nodes))
     own = state.node or hints.named_node
     if state.node is None and own is not None and not any(own.is_same(node) for node in nodes):
         # The list alone does not prove that the node is gone.
         _, is_gone = _read_known(headscale, own)
     loss = find_loss(
         nodes,
-        node_identity=node_identity,
+        node_ownership=node_ownership,
         hints=hints,
         now=now.utc,
         own=own,
@@ -196,9 +196,9 @@ def _look_up_in_list(
     if loss is not None and loss.node_id is not None and loss.kind in (LossKind.GONE, LossKind.EXPIRED):
         # A node that registered with this pod's own key does not belong to a later pod, even if this pod's interface
         # does not have the node's address yet.
-        later = successors(nodes, node_id=loss.node_id, node_identity=node_identity, now=now.utc)
+        later = successors(nodes, node_id=loss.node_id, node_ownership=node_ownership, now=now.utc)
         successor = next((node for node in reversed(later) if not hints.metadata_identifies(node)), None)
-    return Observation(interface, Unregistered(choice.reason, loss, successor), node_identity, metadata)
+    return Observation(interface, Unregistered(choice.reason, loss, successor), node_ownership, metadata)
 
 
 def _read_known(headscale: HeadscaleReader, known: KnownNode) -> tuple[Node | None, bool]:
@@ -217,7 +217,7 @@ def _read_known(headscale: HeadscaleReader, known: KnownNode) -> tuple[Node | No
 
 def _is_still_ours(node: Node, state: State, now: Moment) -> bool:
     has_other_address = bool(state.interface) and not set(node.addresses) & set(state.interface or ())
-    is_owned = state.node_identity is not None and state.node_identity.owns_node(node)
+    is_owned = state.node_ownership is not None and state.node_ownership.is_owned(node)
     return is_owned and not has_other_address and not node.is_expired(now.utc)
 
 
@@ -247,7 +247,7 @@ def _check_key(sources: Sources, user: User) -> tuple[KeyMetadata | None, KeyChe
 
 
 def _read_records(
-    state: State, node: Node, sources: Sources, *, node_identity: NodeIdentity, config: WatchConfig, now: Moment
+    state: State, node: Node, sources: Sources, *, node_ownership: NodeOwnership, config: WatchConfig, now: Moment
 ) -> RecordsRead | FailedRead | None:
     """Read the records at our names if a read is due, and the successors if one of them may have written a record."""
     specs = desired_records(node, state.interface, config)
@@ -262,8 +262,8 @@ def _read_records(
             with suppress(AuthError):
                 apex = sources.cloudflare.zone_name()
         later: list[Node] = []
-        if needs_successor_check(records, record_identities=config.record_identities, node=node):
-            later = _read_successors(sources.headscale, node, node_identity, now)
+        if needs_successor_check(records, record_ownerships=config.record_ownerships, node=node):
+            later = _read_successors(sources.headscale, node, node_ownership, now)
         return RecordsRead(records, apex, tuple(later))
     except ApiError as error:
         return FailedRead(error)
@@ -279,24 +279,24 @@ def _read_names(
     changes, and has another comment. If the response has no record at the main name, this name is also read alone,
     because a server that ignores the parameter `match` returns only records that meet both filters.
     """
-    main = config.main_identity
-    comment = workload_mark(main.mark, main.name) if config.further_identities else None
+    main = config.main_ownership
+    comment = workload_mark(main.mark, main.name) if config.further_ownerships else None
     records = cloudflare.records(main.name, comment=comment)
-    if config.further_identities and all(record.name != main.name for record in records):
+    if config.further_ownerships and all(record.name != main.name for record in records):
         records = [*records, *cloudflare.records(main.name)]
-    for further in config.further_identities:
-        if is_out_of_sync(records, node, specs, record_identity=further, config=config):
+    for further in config.further_ownerships:
+        if is_out_of_sync(records, node, specs, record_ownership=further, config=config):
             others = [record for record in records if record.name != further.name]
             records = [*others, *cloudflare.records(further.name)]
     return tuple(records)
 
 
-def _read_successors(headscale: HeadscaleReader, node: Node, node_identity: NodeIdentity, now: Moment) -> list[Node]:
+def _read_successors(headscale: HeadscaleReader, node: Node, node_ownership: NodeOwnership, now: Moment) -> list[Node]:
     nodes = headscale.nodes()
     if all(listed.id != node.id for listed in nodes):
         # The list is incomplete, so it cannot show that there is no successor.
         raise TransientError(f"Headscale's list of nodes lacks node {node.id}, which exists.", upstream=HEADSCALE)
-    return successors(nodes, node_id=node.id, node_identity=node_identity, now=now.utc)
+    return successors(nodes, node_id=node.id, node_ownership=node_ownership, now=now.utc)
 
 
 def _read_api_key(headscale: HeadscaleReader) -> ApiKeyRead | FailedRead:

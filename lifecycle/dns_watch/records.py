@@ -30,7 +30,7 @@ from lifecycle.domain.errors import ApiError
 from lifecycle.domain.events import Event, error, info, warning
 from lifecycle.domain.foreign import advice_on_foreign_record, blocks
 from lifecycle.domain.model import IpAddress, Node, Record, RecordSpec, record_type
-from lifecycle.domain.ownership import NameKind, RecordIdentity, records_at_removed_names
+from lifecycle.domain.ownership import NameKind, RecordOwnership, records_at_removed_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +54,21 @@ def desired_records(node: Node, interface: Interface, config: WatchConfig) -> tu
     """
     addresses = [
         address
-        for address in config.main_identity.vpn_addresses(node.addresses)
+        for address in config.main_ownership.vpn_addresses(node.addresses)
         if (interface is None or address in interface) and (config.ipv6 or record_type(address) == "A")
     ]
     if not addresses:
         return ()
     return tuple(
-        RecordSpec(record_identity.name, content, config.ttl_s, record_identity.mark)
-        for record_identity in config.record_identities
-        for content in ([record_identity.target] if record_identity.kind is NameKind.ALIAS else addresses)
+        RecordSpec(record_ownership.name, content, config.ttl_s, record_ownership.mark)
+        for record_ownership in config.record_ownerships
+        for content in ([record_ownership.target] if record_ownership.kind is NameKind.ALIAS else addresses)
     )
 
 
 def undecided_types(node: Node, specs: Sequence[RecordSpec], config: WatchConfig) -> frozenset[str]:
     """Return the record types for which the node has an address that is not on the interface yet."""
-    types = {record_type(address) for address in config.main_identity.vpn_addresses(node.addresses)}
+    types = {record_type(address) for address in config.main_ownership.vpn_addresses(node.addresses)}
     if not config.ipv6:
         types.discard("AAAA")
     return frozenset(types - {spec.type for spec in specs})
@@ -76,7 +76,7 @@ def undecided_types(node: Node, specs: Sequence[RecordSpec], config: WatchConfig
 
 def why_unpublishable(node: Node, config: WatchConfig) -> str:
     """Return why `desired_records` is empty."""
-    if any(not config.main_identity.is_vpn_address(address) for address in node.addresses):
+    if any(not config.main_ownership.is_vpn_address(address) for address in node.addresses):
         return "the node's address is outside VPN_PREFIXES; set VPN_PREFIXES to the prefixes of Headscale"
     if node.addresses and not config.ipv6:
         return "the node has no IPv4 address that this pod's interface has; to publish only IPv6, set DNS_IPV6=true"
@@ -84,17 +84,17 @@ def why_unpublishable(node: Node, config: WatchConfig) -> str:
 
 
 def published_successor(
-    records: Iterable[Record], successors: Sequence[Node], *, record_identities: Sequence[RecordIdentity], node: Node
+    records: Iterable[Record], successors: Sequence[Node], *, record_ownerships: Sequence[RecordOwnership], node: Node
 ) -> Node | None:
     """Return the online successor whose address is already in a marked record.
 
     Args:
         records: all records at our names.
-        record_identities: criteria for owning a record at each name.
+        record_ownerships: criteria for owning a record at each name.
         node: this pod's node. If it is offline, an offline successor counts too, because all nodes are offline after a
             restart of Headscale.
     """
-    marked = _marked_addresses(records, record_identities)
+    marked = _marked_addresses(records, record_ownerships)
     for successor in successors:
         if (successor.online or not node.online) and marked & set(successor.addresses):
             return successor
@@ -102,18 +102,18 @@ def published_successor(
 
 
 def needs_successor_check(
-    records: Iterable[Record], *, record_identities: Sequence[RecordIdentity], node: Node
+    records: Iterable[Record], *, record_ownerships: Sequence[RecordOwnership], node: Node
 ) -> bool:
     """Return True if a marked record has an address of another node, because a successor may have written it."""
-    return not _marked_addresses(records, record_identities) <= set(node.addresses)
+    return not _marked_addresses(records, record_ownerships) <= set(node.addresses)
 
 
-def _marked_addresses(records: Iterable[Record], record_identities: Sequence[RecordIdentity]) -> set[IpAddress]:
+def _marked_addresses(records: Iterable[Record], record_ownerships: Sequence[RecordOwnership]) -> set[IpAddress]:
     return {
         record.address
         for record in records
         if record.address is not None
-        and any(record_identity.is_marked(record) for record_identity in record_identities)
+        and any(record_ownership.is_marked(record) for record_ownership in record_ownerships)
     }
 
 
@@ -122,11 +122,11 @@ def is_out_of_sync(
     node: Node,
     specs: Sequence[RecordSpec],
     *,
-    record_identity: RecordIdentity,
+    record_ownership: RecordOwnership,
     config: WatchConfig,
 ) -> bool:
     """Return True if our records at a further name are not the desired ones."""
-    plan = plan_name(records, node, specs, record_identity=record_identity, config=config, apex=None)
+    plan = plan_name(records, node, specs, record_ownership=record_ownership, config=config, apex=None)
     return plan != RecordPlan()
 
 
@@ -134,16 +134,16 @@ def plan_names(read: RecordsRead, node: Node, specs: Sequence[RecordSpec], confi
     """Compare the records at all names with the desired ones. A foreign record prevents changes only at its name."""
     changes: list[RecordChange] = []
     in_the_way: list[Record] = []
-    for record_identity in config.record_identities:
-        if record_identity.kind is NameKind.ALIAS and any(
-            record.name == record_identity.target for record in in_the_way
+    for record_ownership in config.record_ownerships:
+        if record_ownership.kind is NameKind.ALIAS and any(
+            record.name == record_ownership.target for record in in_the_way
         ):
             # The alias would point to the foreign record at the main name.
             continue
-        plan = plan_name(read.records, node, specs, record_identity=record_identity, config=config, apex=read.apex)
+        plan = plan_name(read.records, node, specs, record_ownership=record_ownership, config=config, apex=read.apex)
         changes += plan.changes
         in_the_way += plan.in_the_way
-    unused = records_at_removed_names(read.records, config.main_identity, config.further_identities)
+    unused = records_at_removed_names(read.records, config.main_ownership, config.further_ownerships)
     changes += (DeleteRecord(record, reason="the workload no longer has this name") for record in unused)
     return RecordPlan(tuple(changes), tuple(in_the_way))
 
@@ -153,7 +153,7 @@ def plan_name(
     node: Node,
     specs: Sequence[RecordSpec],
     *,
-    record_identity: RecordIdentity,
+    record_ownership: RecordOwnership,
     config: WatchConfig,
     apex: str | None,
 ) -> RecordPlan:
@@ -163,29 +163,31 @@ def plan_name(
         records: at least all records at the name, in any order.
         specs: the desired records, at most one of each type at a name. Our records of other types are deleted, except
             those of `undecided_types`. Without DNS_IPV6, AAAA records are deleted only if they are marked.
-        record_identity: criteria for owning a record at the name.
+        record_ownership: criteria for owning a record at the name.
         apex: the zone's own name, where NS records are normal; None if it is not known.
     """
     ordered = sorted(records, key=lambda record: record.id)
     in_the_way = tuple(
-        record for record in ordered if blocks(record, record_identity=record_identity, ipv6=config.ipv6, apex=apex)
+        record for record in ordered if blocks(record, record_ownership=record_ownership, ipv6=config.ipv6, apex=apex)
     )
     if in_the_way:
         return RecordPlan(in_the_way=in_the_way)
     # An alias has a CNAME record. DNS allows no address record beside it.
-    undecided = () if record_identity.kind is NameKind.ALIAS else undecided_types(node, specs, config)
+    undecided = () if record_ownership.kind is NameKind.ALIAS else undecided_types(node, specs, config)
     changes: list[RecordChange] = []
     for type_ in ("A", "AAAA", "CNAME"):
-        ours = [record for record in ordered if record.type == type_ and record_identity.owns_record(record)]
+        ours = [record for record in ordered if record.type == type_ and record_ownership.is_owned(record)]
         if type_ == "AAAA" and not config.ipv6:
-            ours = [record for record in ours if record_identity.is_marked(record)]
-        spec = next((spec for spec in specs if (spec.name, spec.type) == (record_identity.name, type_)), None)
+            ours = [record for record in ours if record_ownership.is_marked(record)]
+        spec = next((spec for spec in specs if (spec.name, spec.type) == (record_ownership.name, type_)), None)
         if spec is not None or type_ not in undecided:
-            changes += _plan_type(ours, spec, record_identity)
+            changes += _plan_type(ours, spec, record_ownership)
     return RecordPlan(changes=tuple(changes))
 
 
-def _plan_type(ours: Sequence[Record], spec: RecordSpec | None, record_identity: RecordIdentity) -> list[RecordChange]:
+def _plan_type(
+    ours: Sequence[Record], spec: RecordSpec | None, record_ownership: RecordOwnership
+) -> list[RecordChange]:
     if spec is None:
         return [DeleteRecord(record, reason="the name has no record of this type") for record in ours]
     if not ours:
@@ -194,13 +196,13 @@ def _plan_type(ours: Sequence[Record], spec: RecordSpec | None, record_identity:
     # If two pods of a workload run at the same time, both must keep the same record, so the order must not depend on
     # the pod.
     def rank(record: Record) -> tuple[bool, bool, str]:
-        return not spec.has_content_of(record), not record_identity.is_marked(record), record.id
+        return not spec.has_content_of(record), not record_ownership.is_marked(record), record.id
 
     kept, *rest = sorted(ours, key=rank)
     changes: list[RecordChange] = []
     differing = spec.differences(kept)
     if differing:
-        adopted = not record_identity.is_marked(kept)
+        adopted = not record_ownership.is_marked(kept)
         reason = "adopted: it has no comment and a VPN address" if adopted else f"changed: {', '.join(differing)}"
         changes.append(UpdateRecord(kept, spec, reason=reason))
     changes += [DeleteRecord(record, reason="duplicate") for record in rest]
@@ -225,7 +227,7 @@ def decide_records(
     if read is None:
         return Decision(state)
     successor = published_successor(
-        read.records, read.successors, record_identities=config.record_identities, node=node
+        read.records, read.successors, record_ownerships=config.record_ownerships, node=node
     )
     state, events = with_successor(state, successor)
     if successor is not None:
@@ -254,15 +256,15 @@ def decide_records(
 
 def _main_addresses(specs: Iterable[RecordSpec], config: WatchConfig) -> tuple[IpAddress, ...]:
     return tuple(
-        spec.content for spec in specs if spec.name == config.main_identity.name and not isinstance(spec.content, str)
+        spec.content for spec in specs if spec.name == config.main_ownership.name and not isinstance(spec.content, str)
     )
 
 
 def _advice(record: Record, config: WatchConfig) -> str:
-    record_identity = next(
-        record_identity for record_identity in config.record_identities if record_identity.name == record.name
+    record_ownership = next(
+        record_ownership for record_ownership in config.record_ownerships if record_ownership.name == record.name
     )
-    return advice_on_foreign_record(record, record_identity=record_identity)
+    return advice_on_foreign_record(record, record_ownership=record_ownership)
 
 
 def _with_read(records: RecordState, specs: tuple[RecordSpec, ...], interval: timedelta, now: Moment) -> RecordState:
@@ -288,7 +290,7 @@ def with_verified(
     """
     interval = min(config.poll_interval, config.verify_interval) if verify_soon else config.verify_interval
     records = _with_read(records, specs, interval, now)
-    if all(record.name != config.main_identity.name for record in in_the_way):
+    if all(record.name != config.main_ownership.name for record in in_the_way):
         records = replace(records, addresses=_main_addresses(specs, config))
     if in_the_way:
         record = in_the_way[-1]

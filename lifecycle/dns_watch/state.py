@@ -17,7 +17,7 @@ from lifecycle.domain.changes import Change
 from lifecycle.domain.errors import ApiError, LifecycleError
 from lifecycle.domain.events import Event
 from lifecycle.domain.model import IpAddress, KeyMetadata, KeySpec, Node, PreAuthKey, Record, RecordSpec, User
-from lifecycle.domain.ownership import NodeIdentity, RecordIdentity
+from lifecycle.domain.ownership import NodeOwnership, RecordOwnership
 
 Interface: TypeAlias = tuple[IpAddress, ...] | None
 """The VPN addresses of this pod's interface, sorted; None if the interface does not exist."""
@@ -28,8 +28,8 @@ class WatchConfig:
     """The settings that decisions depend on.
 
     Attributes:
-        main_identity: criteria for owning a record at the main name.
-        further_identities: criteria for owning a record at each further name.
+        main_ownership: criteria for owning a record at the main name.
+        further_ownerships: criteria for owning a record at each further name.
         user: the configured Headscale user; None = the only one.
         key_spec: returns the properties of the pre-auth key to create for a user.
         key_path: the path of the key file, for messages.
@@ -41,7 +41,7 @@ class WatchConfig:
         expects_interface: tailscale creates a VPN interface in this pod.
     """
 
-    main_identity: RecordIdentity
+    main_ownership: RecordOwnership
     hostname: str
     user: str | None
     tags: frozenset[str]
@@ -56,12 +56,12 @@ class WatchConfig:
     min_poll_interval: timedelta
     verify_interval: timedelta
     expects_interface: bool
-    further_identities: tuple[RecordIdentity, ...] = ()
+    further_ownerships: tuple[RecordOwnership, ...] = ()
 
     @property
-    def record_identities(self) -> tuple[RecordIdentity, ...]:
+    def record_ownerships(self) -> tuple[RecordOwnership, ...]:
         """Criteria for owning a record at each name, the main name first."""
-        return self.main_identity, *self.further_identities
+        return self.main_ownership, *self.further_ownerships
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ class Observation:
     """Everything that one pass read. A value that was not read is None.
 
     Attributes:
-        node_identity: criteria for owning a node; None also if it is unknown which Headscale user owns our nodes.
+        node_ownership: criteria for owning a node; None also if it is unknown which Headscale user owns our nodes.
         metadata: the key metadata; None also if its file does not exist.
         version: Headscale's version; "" if it could not be read.
         response_s: duration of a successful read of the node by its id; None if the node was found in a list.
@@ -189,7 +189,7 @@ class Observation:
 
     interface: Interface
     node: Node | Unregistered | FailedRead
-    node_identity: NodeIdentity | None = None
+    node_ownership: NodeOwnership | None = None
     metadata: KeyMetadata | None = None
     key_check: KeyCheck | FailedRead | None = None
     records: RecordsRead | FailedRead | None = None
@@ -288,7 +288,7 @@ class State:
         is_registered: the last lookup whose request did not fail found the node.
         node_warned_at_s: time of the last warning that the node expires soon.
         api_keys_due_s: time when the list of API keys is read next.
-        node_identity: criteria for owning a node; None until the users were read.
+        node_ownership: criteria for owning a node; None until the users were read.
         superseded_by: the id of a later pod's node, because of which this pod changes no record; None if there is none.
         interface_seen_s: time when the pod last had a VPN interface, or when dns-watch started if it never had one.
         lookups: consecutive lookups that did not find the node. Lookups whose request failed are not counted.
@@ -310,7 +310,7 @@ class State:
     api_key_expires_at: datetime | None = None
     api_key_warned_at_s: float | None = None
     api_keys_due_s: float = 0.0
-    node_identity: NodeIdentity | None = None
+    node_ownership: NodeOwnership | None = None
     superseded_by: str | None = None
     interface: Interface = None
     interface_seen_s: float = 0.0

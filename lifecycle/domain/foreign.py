@@ -7,28 +7,28 @@ program changes no record at the name.
 from __future__ import annotations
 
 from lifecycle.domain.model import Record
-from lifecycle.domain.ownership import MANAGED_TYPES, NameKind, RecordIdentity
+from lifecycle.domain.ownership import MANAGED_TYPES, NameKind, RecordOwnership
 
 
-def blocks(record: Record, *, record_identity: RecordIdentity, ipv6: bool, apex: str | None) -> bool:
+def blocks(record: Record, *, record_ownership: RecordOwnership, ipv6: bool, apex: str | None) -> bool:
     """Return True if a record is foreign and blocks our name.
 
     Args:
         record: any record of the zone.
-        record_identity: our name, and the criteria for owning a record there.
+        record_ownership: our name, and the criteria for owning a record there.
         ipv6: True if this program manages AAAA records.
         apex: the zone's own name, where NS records are normal; None if it is unknown.
     """
-    if record.name != record_identity.name:
+    if record.name != record_ownership.name:
         return False
     if record.read_only:
         return True
-    if record_identity.owns_record(record) or record_identity.can_coexist(record):
+    if record_ownership.is_owned(record) or record_ownership.can_coexist(record):
         return False
     if record.type == "NS":
         return record.name != apex
     # An alias is published as a CNAME record, and DNS allows no other record beside a CNAME record.
-    return record.type in {"A", "CNAME"} or (record.type == "AAAA" and ipv6) or record_identity.kind is NameKind.ALIAS
+    return record.type in {"A", "CNAME"} or (record.type == "AAAA" and ipv6) or record_ownership.kind is NameKind.ALIAS
 
 
 _HOW_TO_AVOID_NAME = {
@@ -39,9 +39,9 @@ _HOW_TO_AVOID_NAME = {
 }
 
 
-def advice_on_foreign_record(record: Record, *, record_identity: RecordIdentity) -> str:
+def advice_on_foreign_record(record: Record, *, record_ownership: RecordOwnership) -> str:
     """Return what the operator can do about a foreign record."""
-    avoid_name = _HOW_TO_AVOID_NAME[record_identity.kind]
+    avoid_name = _HOW_TO_AVOID_NAME[record_ownership.kind]
     if record.read_only:
         return (
             "Another Cloudflare product manages it, such as a Workers custom domain. Remove it in that product "
@@ -49,25 +49,25 @@ def advice_on_foreign_record(record: Record, *, record_identity: RecordIdentity)
         )
     if record.type == "NS":
         return f"The name is delegated to other name servers. Publish the record on those servers, or {avoid_name}."
-    if record_identity.kind is not NameKind.MAIN:
-        return _advice_at_further_name(record, record_identity, avoid_name)
+    if record_ownership.kind is not NameKind.MAIN:
+        return _advice_at_further_name(record, record_ownership, avoid_name)
     if record.type == "CNAME":
         return f"DNS allows no address record beside a CNAME record. Delete the CNAME record, or {avoid_name}."
     if not record.comment:
         return (
             f"It has no comment and its address is outside VPN_PREFIXES, so another application may use it. Delete it, "
             f"or {avoid_name}. To let this program manage it, set its comment to "
-            f'"{record_identity.mark}". It will then point to this pod and will not be proxied.'
+            f'"{record_ownership.mark}". It will then point to this pod and will not be proxied.'
         )
-    is_vpn_address = record.address is not None and record_identity.is_vpn_address(record.address)
+    is_vpn_address = record.address is not None and record_ownership.is_vpn_address(record.address)
     comment_change = "clear its comment or change it" if is_vpn_address else "change its comment"
     return (
-        f'To let this program manage it, {comment_change} to "{record_identity.mark}". If it belongs to another '
+        f'To let this program manage it, {comment_change} to "{record_ownership.mark}". If it belongs to another '
         f"instance of this program, set DNS_OWNER to that owner. Otherwise delete it, or {avoid_name}."
     )
 
 
-def _advice_at_further_name(record: Record, record_identity: RecordIdentity, avoid_name: str) -> str:
+def _advice_at_further_name(record: Record, record_ownership: RecordOwnership, avoid_name: str) -> str:
     if record.type not in MANAGED_TYPES:
         return (
             "The CNAME of an alias would hide it. Move the name to DNS_SHARED_NAMES, which uses address records, or "
@@ -75,5 +75,5 @@ def _advice_at_further_name(record: Record, record_identity: RecordIdentity, avo
         )
     return (
         f"It may belong to another workload or application. Delete it, or {avoid_name}. To let this program replace "
-        f'it, set its comment to "{record_identity.mark}".'
+        f'it, set its comment to "{record_ownership.mark}".'
     )

@@ -133,7 +133,7 @@ def _describe_user(user: User) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeIdentity:
+class NodeOwnership:
     """Criteria for owning a node: it has our hostname, a pre-auth key registered it, and it belongs to our user.
 
     A node that has no user is ours if it has a tag of our pre-auth keys (AUTHKEY_TAGS) instead.
@@ -143,14 +143,14 @@ class NodeIdentity:
     user: User
     tags: frozenset[str] = frozenset()
 
-    def has_our_name(self, node: Node) -> bool:
+    def has_our_hostname(self, node: Node) -> bool:
         """Return True if the node has exactly our hostname, without regard to case."""
         return node.hostname.casefold() == self.hostname.casefold()
 
-    def owns_node(self, node: Node) -> bool:
+    def is_owned(self, node: Node) -> bool:
         """Return True if we may change the node; False if that is uncertain."""
         is_by_key = node.registered_by is RegisterMethod.AUTH_KEY
-        return is_by_key and self.has_our_name(node) and self._belongs_to_our_user(node)
+        return is_by_key and self.has_our_hostname(node) and self._belongs_to_our_user(node)
 
     def _belongs_to_our_user(self, node: Node) -> bool:
         if node.owner is not None:
@@ -172,7 +172,7 @@ class NameKind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class RecordIdentity:
+class RecordOwnership:
     """Criteria for owning a record: it has exactly our name, and our mark as its comment.
 
     At the main name, an address record without a comment is ours too, if its address is in the VPN.
@@ -189,7 +189,7 @@ class RecordIdentity:
     kind: NameKind = NameKind.MAIN
     target: str = ""
 
-    def owns_record(self, record: Record) -> bool:
+    def is_owned(self, record: Record) -> bool:
         """Return True if we may change the record; False if that is uncertain."""
         if record.name != self.name:
             return False
@@ -214,7 +214,7 @@ class RecordIdentity:
 
     def is_marked(self, record: Record) -> bool:
         """Return True if the record is ours and has our mark."""
-        return self.owns_record(record) and record.comment == self.mark
+        return self.is_owned(record) and record.comment == self.mark
 
     def is_marked_by_another(self, record: Record) -> bool:
         """Return True if the record has the mark of another owner or workload."""
@@ -235,7 +235,7 @@ class RecordIdentity:
 
 
 def records_at_removed_names(
-    records: Iterable[Record], main: RecordIdentity, further: Iterable[RecordIdentity]
+    records: Iterable[Record], main: RecordOwnership, further: Iterable[RecordOwnership]
 ) -> list[Record]:
     """Return the records that this workload has under further names that were removed from its settings.
 
@@ -248,7 +248,7 @@ def records_at_removed_names(
         The records, in ascending order of id.
     """
     mark = workload_mark(main.mark, main.name)
-    names = {main.name, *(record_identity.name for record_identity in further)}
+    names = {main.name, *(record_ownership.name for record_ownership in further)}
     return sorted(
         (
             record

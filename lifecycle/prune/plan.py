@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from lifecycle.domain.errors import LifecycleError, PruneLimitError
 from lifecycle.domain.model import Node, Record, User
-from lifecycle.domain.ownership import NodeIdentity, marked_workload, may_have_name, record_name
+from lifecycle.domain.ownership import NodeOwnership, marked_workload, may_have_name, record_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ def _by_workload(records: Iterable[Record], mark: str) -> list[tuple[str, tuple[
 
 
 def _owns(node: Node, user: User, config: PruneConfig) -> bool:
-    return NodeIdentity(node.hostname, user, config.tags).owns_node(node)
+    return NodeOwnership(node.hostname, user, config.tags).is_owned(node)
 
 
 def _is_long_offline(node: Node, config: PruneConfig, now: datetime) -> bool:

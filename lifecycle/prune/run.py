@@ -13,7 +13,7 @@ from lifecycle import apply
 from lifecycle.domain.changes import DeleteNode, DeleteRecord
 from lifecycle.domain.errors import ConflictError, StoppedError
 from lifecycle.domain.model import Node, User
-from lifecycle.domain.ownership import NodeIdentity
+from lifecycle.domain.ownership import NodeOwnership
 from lifecycle.prune.observe import observe, prune_config
 from lifecycle.prune.plan import PruneConfig, PruneWorkload, check_limit, plan_prune
 from lifecycle.settings.models import PruneSettings
@@ -93,11 +93,11 @@ class Prune:
 
     def _remove(self, workload: PruneWorkload, user: User) -> None:
         for node in workload.nodes:
-            node_identity = NodeIdentity(node.hostname, user, self.settings.authkey_tags)
+            node_ownership = NodeOwnership(node.hostname, user, self.settings.authkey_tags)
 
-            def is_still_ours(reread: Node, node_identity: NodeIdentity = node_identity) -> bool:
+            def is_still_ours(reread: Node, node_ownership: NodeOwnership = node_ownership) -> bool:
                 # A node that is online again stays, unless `name` is set.
-                return node_identity.owns_node(reread) and (self.name is not None or not reread.online)
+                return node_ownership.is_owned(reread) and (self.name is not None or not reread.online)
 
             change = DeleteNode(node, workload.reason)
             apply.delete_nodes([change], self.writers.headscale, is_still_ours=is_still_ours)

@@ -18,7 +18,7 @@ from lifecycle.domain.model import KeySpec, User
 from lifecycle.domain.ownership import (
     WILDCARD,
     NameKind,
-    RecordIdentity,
+    RecordOwnership,
     is_in_domain,
     mark_of,
     record_name,
@@ -440,15 +440,15 @@ class Settings(BaseSettings):
     @property
     def names(self) -> list[str]:
         """All full names of the workload, the main name first."""
-        return [self.record_name, *(record_identity.name for record_identity in self.further_identities)]
+        return [self.record_name, *(record_ownership.name for record_ownership in self.further_ownerships)]
 
     @property
-    def main_identity(self) -> RecordIdentity:
+    def main_ownership(self) -> RecordOwnership:
         """Criteria for owning a record at the main name."""
-        return RecordIdentity(self.record_name, self.mark, self.vpn_prefixes)
+        return RecordOwnership(self.record_name, self.mark, self.vpn_prefixes)
 
     @property
-    def further_identities(self) -> tuple[RecordIdentity, ...]:
+    def further_ownerships(self) -> tuple[RecordOwnership, ...]:
         """Criteria for owning a record at each further name."""
         aliases = [record_name(name, self.domain_name) for name in self.dns_aliases]
         kinds = {
@@ -456,7 +456,7 @@ class Settings(BaseSettings):
             **{record_name(name, self.domain_name): NameKind.SHARED for name in self.dns_shared_names},
         }
         return tuple(
-            RecordIdentity(name, self.workload_mark, self.vpn_prefixes, kind, self.record_name)
+            RecordOwnership(name, self.workload_mark, self.vpn_prefixes, kind, self.record_name)
             for name, kind in kinds.items()
         )
 

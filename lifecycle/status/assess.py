@@ -18,8 +18,8 @@ from lifecycle.domain.model import Node, Record, User, describe, record_type
 from lifecycle.domain.ownership import (
     IpNetwork,
     NameKind,
-    NodeIdentity,
-    RecordIdentity,
+    NodeOwnership,
+    RecordOwnership,
     is_in_domain,
     marked_workload,
     record_name,
@@ -131,7 +131,7 @@ _NO_NODES = (
 class _WorkloadName:
     """One name of a workload, with all records and nodes that have it."""
 
-    record_identity: RecordIdentity
+    record_ownership: RecordOwnership
     records: Sequence[Record]
     nodes: Sequence[Node]
 
@@ -147,7 +147,7 @@ def assess_workloads(observation: Observation, *, config: StatusConfig, now: dat
     """
     problems = list(observation.problems)
     rows = [
-        _with_main_name(row, workload.record_identity)
+        _with_main_name(row, workload.record_ownership)
         for workload in _workload_names(observation, config)
         for row in _rows(workload, observation, config, now)
     ]
@@ -179,49 +179,49 @@ def _workload_names(observation: Observation, config: StatusConfig) -> Iterator[
         nodes[record_name(node.hostname, config.domain)].append(node)
         by_hostname[node.hostname.casefold()].append(node)
     for name in sorted({*records, *nodes}):
-        record_identity = RecordIdentity(name, config.mark, config.vpn_prefixes)
+        record_ownership = RecordOwnership(name, config.mark, config.vpn_prefixes)
         records_here, nodes_here = records[name], nodes[name]
-        if any(map(record_identity.is_marked, records_here)):
+        if any(map(record_ownership.is_marked, records_here)):
             # If the workload has another DOMAIN_NAME than this command, its node is found by the hostname alone.
-            yield _WorkloadName(record_identity, records_here, nodes_here or by_hostname[name.partition(".")[0]])
+            yield _WorkloadName(record_ownership, records_here, nodes_here or by_hostname[name.partition(".")[0]])
         elif (
             is_in_domain(name, config.domain)
             and any(_owns(node, observation, config) for node in nodes_here)
             and all(
                 marked_workload(record, config.mark)
                 for record in records_here
-                if record_identity.is_marked_by_another(record)
+                if record_ownership.is_marked_by_another(record)
             )
         ):
-            yield _WorkloadName(record_identity, records_here, nodes_here)
+            yield _WorkloadName(record_ownership, records_here, nodes_here)
     for name, records_here in sorted(records.items()):
         for main_name in sorted({marked_workload(record, config.mark) or name for record in records_here} - {name}):
             nodes_here = nodes[main_name] or by_hostname[main_name.partition(".")[0]]
-            yield _WorkloadName(_further_identity(name, main_name, records_here, config), records_here, nodes_here)
+            yield _WorkloadName(_further_ownership(name, main_name, records_here, config), records_here, nodes_here)
 
 
-def _further_identity(
+def _further_ownership(
     name: str, main_name: str, records_here: Sequence[Record], config: StatusConfig
-) -> RecordIdentity:
+) -> RecordOwnership:
     """Return the criteria for owning a record of the workload at a further name."""
     mark = workload_mark(config.mark, main_name)
     is_alias = any(record.type == "CNAME" and record.comment == mark for record in records_here)
     kind = NameKind.ALIAS if is_alias else NameKind.SHARED
-    return RecordIdentity(name, mark, config.vpn_prefixes, kind, main_name)
+    return RecordOwnership(name, mark, config.vpn_prefixes, kind, main_name)
 
 
-def _with_main_name(row: Row, record_identity: RecordIdentity) -> Row:
+def _with_main_name(row: Row, record_ownership: RecordOwnership) -> Row:
     """Add the main name of the workload to the advice about a further name."""
-    if record_identity.kind is NameKind.MAIN or not row.advice:
+    if record_ownership.kind is NameKind.MAIN or not row.advice:
         return row
-    return replace(row, advice=f"This is a further name of {record_identity.target}. {row.advice}")
+    return replace(row, advice=f"This is a further name of {record_ownership.target}. {row.advice}")
 
 
 def _rows(workload: _WorkloadName, observation: Observation, config: StatusConfig, now: datetime) -> Iterator[Row]:
-    record_identity, name = workload.record_identity, workload.record_identity.name
-    ours = [record for record in workload.records if record_identity.owns_record(record)]
+    record_ownership, name = workload.record_ownership, workload.record_ownership.name
+    ours = [record for record in workload.records if record_ownership.is_owned(record)]
     if not config.ipv6:
-        ours = [record for record in ours if record.type == "A" or record_identity.is_marked(record)]
+        ours = [record for record in ours if record.type == "A" or record_ownership.is_marked(record)]
     records = tuple(sorted(ours, key=lambda record: (record.type, record.content, record.id)))
     owned = sorted(
         (node for node in workload.nodes if _owns(node, observation, config)), key=lambda node: node.sequence
@@ -241,7 +241,7 @@ def _rows(workload: _WorkloadName, observation: Observation, config: StatusConfi
         yield Row(name, State.FOREIGN_NODE, records, None, foreign, _ADVICE[State.FOREIGN_NODE])
     else:
         yield Row(name, State.ORPHANED, records, advice=_ADVICE[State.ORPHANED])
-    for older in valid if record_identity.kind is NameKind.MAIN else ():
+    for older in valid if record_ownership.kind is NameKind.MAIN else ():
         if node is not None and older.sequence < node.sequence:
             advice = _ADVICE[State.SUPERSEDED] if older.online else ""
             yield Row(name, State.SUPERSEDED, (), older, advice=advice)
@@ -257,11 +257,11 @@ def _row_with_node(
     now: datetime,
 ) -> Row:
     """Return the row of a workload that has one of our nodes."""
-    record_identity = workload.record_identity
+    record_ownership = workload.record_ownership
     foreign = [
         record
         for record in workload.records
-        if blocks(record, record_identity=record_identity, ipv6=config.ipv6, apex=apex)
+        if blocks(record, record_ownership=record_ownership, ipv6=config.ipv6, apex=apex)
     ]
     in_the_way = "; ".join(
         f"{record.type} {record.content} (comment: {record.comment or 'none'})" for record in foreign
@@ -269,39 +269,41 @@ def _row_with_node(
     expiry = node_warning(node, now)
     if not records and not (node.online and "." in node.hostname):
         # No advice is given, because the node may not belong to a workload, or its workload may have been removed.
-        return Row(record_identity.name, State.NO_RECORD, records, node)
+        return Row(record_ownership.name, State.NO_RECORD, records, node)
     advice = None
     if node.is_expired(now):
         state = State.EXPIRED
     elif foreign:
         state = State.FOREIGN_RECORD
-        advice = advice_on_foreign_record(foreign[0], record_identity=record_identity)
+        advice = advice_on_foreign_record(foreign[0], record_ownership=record_ownership)
     elif not records:
         state = State.NO_RECORD
     elif not node.online:
         state = State.OFFLINE
-    elif not _are_in_sync(records, node, record_identity, config):
+    elif not _are_in_sync(records, node, record_ownership, config):
         state = State.DRIFTED
     elif expiry is not None:
         state = State.EXPIRING
         advice = f"The node expires at {timestamp(expiry.fields['expires_at'])}. {expiry.fields['advice']}"
     else:
         state = State.IN_SYNC
-    return Row(record_identity.name, state, records, node, in_the_way, advice or _ADVICE.get(state, ""))
+    return Row(record_ownership.name, state, records, node, in_the_way, advice or _ADVICE.get(state, ""))
 
 
-def _are_in_sync(records: Sequence[Record], node: Node, record_identity: RecordIdentity, config: StatusConfig) -> bool:
-    if record_identity.kind is NameKind.ALIAS:
-        return all(record_identity.is_alias(record) and not record.proxied for record in records)
-    addresses = record_identity.vpn_addresses(node.addresses)
+def _are_in_sync(
+    records: Sequence[Record], node: Node, record_ownership: RecordOwnership, config: StatusConfig
+) -> bool:
+    if record_ownership.kind is NameKind.ALIAS:
+        return all(record_ownership.is_alias(record) and not record.proxied for record in records)
+    addresses = record_ownership.vpn_addresses(node.addresses)
     required = {record_type(address) for address in addresses} - (set() if config.ipv6 else {"AAAA"})
     types = [record.type for record in records]
     if not required <= set(types) or len(types) > len(set(types)):
         return False
     return all(
-        record.address in addresses and record_identity.is_marked(record) and not record.proxied for record in records
+        record.address in addresses and record_ownership.is_marked(record) and not record.proxied for record in records
     )
 
 
 def _owns(node: Node, observation: Observation, config: StatusConfig) -> bool:
-    return observation.user is not None and NodeIdentity(node.hostname, observation.user, config.tags).owns_node(node)
+    return observation.user is not None and NodeOwnership(node.hostname, observation.user, config.tags).is_owned(node)

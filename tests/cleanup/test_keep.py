@@ -20,7 +20,7 @@ from lifecycle.cleanup.plan import NoKeptNode, find_kept_node
 from lifecycle.cleanup.run import Cleanup
 from lifecycle.domain.errors import ConfigError, ResponseError, TransientError
 from lifecycle.domain.model import Node, RegisterMethod, User
-from tests.builders import ANN, EXPIRED, NAME, NODE_IDENTITY, NOW, OUR_COMMENT, a_node
+from tests.builders import ANN, EXPIRED, NAME, NODE_OWNERSHIP, NOW, OUR_COMMENT, a_node
 from tests.in_cluster import NAMESPACE, STATE_SECRET, ClusterWorld, may_read
 from tests.simulators import faults
 from tests.simulators.dialects import VERSIONS
@@ -39,7 +39,7 @@ def kept_id_or_reason(*nodes: Node, device_id: str | None = "3", version: str = 
     values = {key: value.encode() for key, value in state.items()}
     if device_id is not None:
         values["device_id"] = device_id.encode()
-    kept = find_kept_node(nodes, node_identity=NODE_IDENTITY, state=saved_state(values), version=version, now=NOW)
+    kept = find_kept_node(nodes, node_ownership=NODE_OWNERSHIP, state=saved_state(values), version=version, now=NOW)
     return kept.id if isinstance(kept, Node) else kept.reason
 
 
@@ -83,7 +83,7 @@ def test_id_is_compared_exactly(device_id: str) -> None:
 
 
 def test_no_node_is_kept_without_the_secret() -> None:
-    kept = find_kept_node([a_node(3)], node_identity=NODE_IDENTITY, state=None, version="0.29.2", now=NOW)
+    kept = find_kept_node([a_node(3)], node_ownership=NODE_OWNERSHIP, state=None, version="0.29.2", now=NOW)
     assert isinstance(kept, NoKeptNode)
 
 

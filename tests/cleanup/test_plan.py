@@ -34,10 +34,10 @@ from tests.builders import (
     COMMENT_OF_OTHER_OWNER,
     EXPIRED,
     NAME,
-    NODE_IDENTITY,
+    NODE_OWNERSHIP,
     NOW,
     OUR_COMMENT,
-    RECORD_IDENTITY,
+    RECORD_OWNERSHIP,
     SVC,
     a_node,
     a_record,
@@ -48,8 +48,8 @@ VPN_IPV6_ADDRESS = "fd7a:115c:a1e0::1"
 
 CONFIG = CleanupConfig(
     hostname=NAME,
-    tags=NODE_IDENTITY.tags,
-    main_identity=RECORD_IDENTITY,
+    tags=NODE_OWNERSHIP.tags,
+    main_ownership=RECORD_OWNERSHIP,
     key_spec=lambda user: KeySpec(user, lifetime=timedelta(hours=1)),
     keep_node=False,
     leave_one_record=False,
@@ -58,7 +58,7 @@ CONFIG = CleanupConfig(
 
 def deleted_nodes(nodes: Iterable[Node], *, kept: str | None = None) -> list[str]:
     """Return the ids of the nodes that `cleanup` would delete. `kept` is the id of a node that must stay."""
-    return [change.node.id for change in plan_nodes(nodes, node_identity=NODE_IDENTITY, kept_id=kept)]
+    return [change.node.id for change in plan_nodes(nodes, node_ownership=NODE_OWNERSHIP, kept_id=kept)]
 
 
 class TestNodes:
@@ -77,10 +77,10 @@ class TestNodes:
         ],
     )
     def test_our_node_is_deleted(self, node: Node) -> None:
-        assert plan_nodes([node], node_identity=NODE_IDENTITY) == [
+        assert plan_nodes([node], node_ownership=NODE_OWNERSHIP) == [
             DeleteNode(node, reason="it was left by an earlier pod")
         ]
-        assert foreign_nodes([node], node_identity=NODE_IDENTITY) == []
+        assert foreign_nodes([node], node_ownership=NODE_OWNERSHIP) == []
 
     @pytest.mark.parametrize(
         ("node", "is_foreign"),
@@ -97,7 +97,7 @@ class TestNodes:
     )
     def test_node_that_is_not_ours_stays(self, node: Node, is_foreign: bool) -> None:
         assert deleted_nodes([node]) == []
-        assert foreign_nodes([node], node_identity=NODE_IDENTITY) == ([node] if is_foreign else [])
+        assert foreign_nodes([node], node_ownership=NODE_OWNERSHIP) == ([node] if is_foreign else [])
 
     def test_kept_node_stays_and_others_are_deleted(self) -> None:
         assert deleted_nodes([a_node(1), a_node(2), a_node(3)], kept="2") == ["1", "3"]
@@ -108,7 +108,7 @@ class TestNodes:
     def test_order_is_by_numeric_id(self) -> None:
         assert deleted_nodes([a_node(10), a_node(9), a_node(100)]) == ["9", "10", "100"]
         foreign = [a_node(10, user=ANN), a_node(9, user=ANN)]
-        assert [node.id for node in foreign_nodes(foreign, node_identity=NODE_IDENTITY)] == ["9", "10"]
+        assert [node.id for node in foreign_nodes(foreign, node_ownership=NODE_OWNERSHIP)] == ["9", "10"]
 
     def test_no_nodes_need_no_deletion(self) -> None:
         assert deleted_nodes([]) == []
@@ -266,7 +266,7 @@ class TestTakenName:
     )
     def test_name_of_another_owner_is_refused(self, record: Record) -> None:
         with pytest.raises(NameTakenError) as raised:
-            refuse_taken_name([a_record("0"), record], record_identity=RECORD_IDENTITY)
+            refuse_taken_name([a_record("0"), record], record_ownership=RECORD_OWNERSHIP)
 
         for part in (NAME, record.content, record.comment, OUR_COMMENT, "TS_HOSTNAME"):
             assert part in str(raised.value)
@@ -285,10 +285,10 @@ class TestTakenName:
         ],
     )
     def test_name_with_another_record_is_accepted(self, record: Record) -> None:
-        refuse_taken_name([record], record_identity=RECORD_IDENTITY)
+        refuse_taken_name([record], record_ownership=RECORD_OWNERSHIP)
 
     def test_name_without_records_is_accepted(self) -> None:
-        refuse_taken_name([], record_identity=RECORD_IDENTITY)
+        refuse_taken_name([], record_ownership=RECORD_OWNERSHIP)
 
 
 USERS = st.one_of(st.none(), st.sampled_from([User("1", "svc"), User(None, "svc"), ANN, User(None, "ann")]))
@@ -347,7 +347,7 @@ class TestProperties:
         deletions = deleted_nodes(nodes, kept=kept)
 
         for node in nodes:
-            assert (node.id in deletions) is (NODE_IDENTITY.owns_node(node) and node.id != kept)
+            assert (node.id in deletions) is (NODE_OWNERSHIP.is_owned(node) and node.id != kept)
             if node.id in deletions:
                 assert node.hostname.lower() == NAME
                 assert node.registered_by is RegisterMethod.AUTH_KEY
@@ -359,7 +359,9 @@ class TestProperties:
         random.shuffle(shuffled)
 
         assert deleted_nodes(shuffled) == deleted_nodes(nodes)
-        assert foreign_nodes(shuffled, node_identity=NODE_IDENTITY) == foreign_nodes(nodes, node_identity=NODE_IDENTITY)
+        assert foreign_nodes(shuffled, node_ownership=NODE_OWNERSHIP) == foreign_nodes(
+            nodes, node_ownership=NODE_OWNERSHIP
+        )
 
     @given(NODES)
     def test_plan_after_the_deletion_of_nodes_is_empty(self, nodes: list[Node]) -> None:
@@ -367,13 +369,13 @@ class TestProperties:
         remaining = [node for node in nodes if node.id not in deletions]
 
         assert deleted_nodes(remaining) == []
-        assert foreign_nodes(remaining, node_identity=NODE_IDENTITY) == foreign_nodes(
-            nodes, node_identity=NODE_IDENTITY
+        assert foreign_nodes(remaining, node_ownership=NODE_OWNERSHIP) == foreign_nodes(
+            nodes, node_ownership=NODE_OWNERSHIP
         )
 
     @given(NODES)
     def test_every_node_with_our_hostname_is_deleted_or_foreign(self, nodes: list[Node]) -> None:
-        handled = [*deleted_nodes(nodes), *(node.id for node in foreign_nodes(nodes, node_identity=NODE_IDENTITY))]
+        handled = [*deleted_nodes(nodes), *(node.id for node in foreign_nodes(nodes, node_ownership=NODE_OWNERSHIP))]
 
         assert sorted(handled) == sorted(node.id for node in nodes if node.hostname.lower() == NAME)
 
@@ -399,7 +401,7 @@ class TestProperties:
         deletions = deleted_records(*records, **options)
 
         for type_ in ("A", "AAAA"):
-            ours = [record for record in records if RECORD_IDENTITY.owns_record(record) and record.type == type_]
+            ours = [record for record in records if RECORD_OWNERSHIP.is_owned(record) and record.type == type_]
             stale = [record for record in ours if record.address not in our_addresses]
             left = [record for record in stale if record.id not in deletions]
             candidates = [record for record in stale if record.address not in other_addresses]
@@ -430,7 +432,7 @@ class TestProperties:
             for record in records
         )
         try:
-            refuse_taken_name(records, record_identity=RECORD_IDENTITY)
+            refuse_taken_name(records, record_ownership=RECORD_OWNERSHIP)
             refused = False
         except NameTakenError:
             refused = True
@@ -441,11 +443,11 @@ class TestProperties:
     def test_kept_node_is_the_node_in_the_state_secret_if_it_is_ours(self, nodes: list[Node], node_id: int) -> None:
         """The result does not depend on the order of the nodes, or on whether they are online."""
         kept = find_kept_node(
-            nodes, node_identity=NODE_IDENTITY, state=SavedState(str(node_id)), version="0.29.0", now=NOW
+            nodes, node_ownership=NODE_OWNERSHIP, state=SavedState(str(node_id)), version="0.29.0", now=NOW
         )
         reordered = find_kept_node(
             [replace(node, online=not node.online) for node in reversed(nodes)],
-            node_identity=NODE_IDENTITY,
+            node_ownership=NODE_OWNERSHIP,
             state=SavedState(str(node_id)),
             version="0.29.0",
             now=NOW,
@@ -454,7 +456,7 @@ class TestProperties:
         expected = [
             node
             for node in nodes
-            if node.id == str(node_id) and NODE_IDENTITY.owns_node(node) and not node.is_expired(NOW)
+            if node.id == str(node_id) and NODE_OWNERSHIP.is_owned(node) and not node.is_expired(NOW)
         ]
         if expected:
             assert kept == expected[0]

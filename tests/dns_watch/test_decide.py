@@ -59,10 +59,10 @@ from tests.builders import (
     EXPIRED,
     FURTHER_NAMES,
     NAME,
-    NODE_IDENTITY,
+    NODE_OWNERSHIP,
     NOW,
     OUR_COMMENT,
-    RECORD_IDENTITY,
+    RECORD_OWNERSHIP,
     SHARED_NAME,
     SVC,
     a_node,
@@ -92,7 +92,7 @@ def key_spec(user: User) -> KeySpec:
 
 
 CONFIG = WatchConfig(
-    main_identity=RECORD_IDENTITY,
+    main_ownership=RECORD_OWNERSHIP,
     hostname=NAME,
     user="svc",
     tags=frozenset(),
@@ -128,7 +128,7 @@ def registered(node: Node = NODE, *, records: Iterable[Record] | FailedRead | No
         records: the records that were read, or the error; None = they were not due.
     """
     read = records if records is None or isinstance(records, FailedRead) else RecordsRead(tuple(records))
-    return Observation(INTERFACE, node, NODE_IDENTITY, records=read)
+    return Observation(INTERFACE, node, NODE_OWNERSHIP, records=read)
 
 
 def unregistered(
@@ -147,12 +147,12 @@ def unregistered(
     """
     node_id = None if kind in (LossKind.STRANDED, LossKind.UNREGISTERED) else "1"
     loss = None if kind is None else Loss(kind, node_id, is_list_empty)
-    observation = Observation(INTERFACE, Unregistered("not found", loss, successor), NODE_IDENTITY, METADATA)
+    observation = Observation(INTERFACE, Unregistered("not found", loss, successor), NODE_OWNERSHIP, METADATA)
     return replace(observation, **fields)  # type: ignore[arg-type]
 
 
 # The state of a pod whose node is registered, before the records are read.
-REGISTERED_STATE = State(node=KNOWN_NODE, is_registered=True, node_identity=NODE_IDENTITY, interface=INTERFACE)
+REGISTERED_STATE = State(node=KNOWN_NODE, is_registered=True, node_ownership=NODE_OWNERSHIP, interface=INTERFACE)
 SPEC = RecordSpec(NAME, INTERFACE[0], 60, OUR_COMMENT)
 # The state after the record was read and found to be correct.
 IN_SYNC_STATE = replace(
@@ -319,7 +319,7 @@ def test_the_records_are_compared_again_for_a_different_node() -> None:
 
 # --- Further names: those in DNS_ALIASES and DNS_SHARED_NAMES ----------------------------------------
 
-CONFIG_WITH_FURTHER_NAMES = replace(CONFIG, further_identities=FURTHER_NAMES)
+CONFIG_WITH_FURTHER_NAMES = replace(CONFIG, further_ownerships=FURTHER_NAMES)
 ALIAS_RECORD = a_record("d", name=ALIAS, type_="CNAME", content=NAME, comment=COMMENT_AT_FURTHER_NAMES)
 EVERY_RECORD = (
     a_record(content=V4),
@@ -512,7 +512,7 @@ def test_the_next_pass_is_due_when_the_record_has_to_be_read() -> None:
 
 
 def test_an_identification_problem_is_reported_once() -> None:
-    problem = replace(unregistered(None), node=Unregistered("no user", error=UserError("no user")), node_identity=None)
+    problem = replace(unregistered(None), node=Unregistered("no user", error=UserError("no user")), node_ownership=None)
     decision = after(State(), (0, problem))
     assert event_names(decision)[0] == "node.identification_failed"
     assert "node.identification_failed" not in event_names(after(decision.state, (1, problem)))

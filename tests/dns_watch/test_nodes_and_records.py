@@ -27,7 +27,7 @@ from lifecycle.dns_watch.state import KnownNode, Loss, LossKind, RecordsRead, Un
 from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord
 from lifecycle.domain.foreign import advice_on_foreign_record
 from lifecycle.domain.model import KeyMetadata, Node, Record, RecordSpec, RegisterMethod, User, describe
-from lifecycle.domain.ownership import RecordIdentity
+from lifecycle.domain.ownership import RecordOwnership
 from tests.builders import (
     ALIAS,
     ANN,
@@ -37,10 +37,10 @@ from tests.builders import (
     EXPIRED,
     FURTHER_NAMES,
     NAME,
-    NODE_IDENTITY,
+    NODE_OWNERSHIP,
     NOW,
     OUR_COMMENT,
-    RECORD_IDENTITY,
+    RECORD_OWNERSHIP,
     SHARED_NAME,
     SVC,
     a_node,
@@ -70,7 +70,7 @@ def known(node_id: str | None) -> KnownNode | None:
 
 
 def choose(nodes: Iterable[Node], hints: Hints) -> Node | Unidentified:
-    return choose_node(nodes, node_identity=NODE_IDENTITY, hints=hints, now=NOW)
+    return choose_node(nodes, node_ownership=NODE_OWNERSHIP, hints=hints, now=NOW)
 
 
 def chosen_id(nodes: Iterable[Node], hints: Hints) -> str | None:
@@ -346,14 +346,22 @@ class TestFindLoss:
     def test_the_kind_of_loss_depends_on_the_evidence(
         self, nodes: list[Node], hints: Hints, own_id: str | None, is_gone: bool, loss: Loss | None
     ) -> None:
-        result = find_loss(nodes, node_identity=NODE_IDENTITY, hints=hints, now=NOW, own=known(own_id), is_gone=is_gone)
+        result = find_loss(
+            nodes, node_ownership=NODE_OWNERSHIP, hints=hints, now=NOW, own=known(own_id), is_gone=is_gone
+        )
 
         assert result == loss
 
     def test_an_empty_list_does_not_end_standing_down(self) -> None:
         """This pod's node was deleted. An empty list does not prove that the later pod's node was deleted, too."""
         loss = find_loss(
-            [], node_identity=NODE_IDENTITY, hints=BY_ADDRESS, now=NOW, own=known("1"), is_gone=True, is_superseded=True
+            [],
+            node_ownership=NODE_OWNERSHIP,
+            hints=BY_ADDRESS,
+            now=NOW,
+            own=known("1"),
+            is_gone=True,
+            is_superseded=True,
         )
 
         assert loss is None
@@ -375,10 +383,10 @@ class TestStandingDown:
         ],
     )
     def test_successors_are_the_valid_nodes_of_later_pods(self, nodes: list[Node], expected: list[str]) -> None:
-        later = successors(nodes, node_id="5", node_identity=NODE_IDENTITY, now=NOW)
+        later = successors(nodes, node_id="5", node_ownership=NODE_OWNERSHIP, now=NOW)
 
         assert [node.id for node in later] == expected
-        assert successors(nodes[::-1], node_id="5", node_identity=NODE_IDENTITY, now=NOW) == later
+        assert successors(nodes[::-1], node_id="5", node_ownership=NODE_OWNERSHIP, now=NOW) == later
 
     @pytest.mark.parametrize(
         ("records", "later", "own", "expected"),
@@ -444,7 +452,7 @@ class TestStandingDown:
     def test_successor_is_published_if_a_record_of_ours_has_its_address(
         self, records: list[Record], later: list[Node], own: Node, expected: str | None
     ) -> None:
-        successor = published_successor(records, later, record_identities=[RECORD_IDENTITY], node=own)
+        successor = published_successor(records, later, record_ownerships=[RECORD_OWNERSHIP], node=own)
 
         assert (successor.id if successor else None) == expected
 
@@ -467,7 +475,7 @@ class TestStandingDown:
         self, records: list[Record], is_needed: bool
     ) -> None:
         """Listing is expensive: the list of 1,000 nodes has 1 MB."""
-        assert needs_successor_check(records, record_identities=[RECORD_IDENTITY], node=a_node(1)) is is_needed
+        assert needs_successor_check(records, record_ownerships=[RECORD_OWNERSHIP], node=a_node(1)) is is_needed
 
 
 def planned(
@@ -483,13 +491,13 @@ def plan_for(
     *,
     ipv6: bool,
     apex: str | None,
-    record_identity: RecordIdentity = RECORD_IDENTITY,
+    record_ownership: RecordOwnership = RECORD_OWNERSHIP,
     node: Node | None = None,
 ) -> RecordPlan:
     """Return the plan. Unless a node is given, the node has exactly the addresses of the desired records."""
     node = node or a_node(addresses=[str(spec.content) for spec in specs])
     config = replace(CONFIG, ipv6=ipv6)
-    return plan_name(records, node, specs, record_identity=record_identity, config=config, apex=apex)
+    return plan_name(records, node, specs, record_ownership=record_ownership, config=config, apex=apex)
 
 
 def changes_of(plan: RecordPlan) -> list[tuple[str, str]]:
@@ -596,7 +604,7 @@ class TestRecords:
         """Cloudflare allows no other record at the name of a Workers custom domain."""
         record = replace(a_record(type_="AAAA", content="100::", proxied=True, comment=""), read_only=True)
         assert planned(record, ipv6=ipv6) == RecordPlan(in_the_way=(record,))
-        assert "Workers" in advice_on_foreign_record(record, record_identity=RECORD_IDENTITY)
+        assert "Workers" in advice_on_foreign_record(record, record_ownership=RECORD_OWNERSHIP)
 
     def test_every_foreign_record_is_named(self) -> None:
         foreign = [a_record("b", comment="x"), a_record("a", comment="x"), a_record("c", type_="CNAME", content="x")]
@@ -622,11 +630,11 @@ class TestRecords:
         assert planned(record, a_record(), specs=(a_spec(), a_spec(V6)), ipv6=True).in_the_way == ()
 
     def test_name_server_records_at_the_apex_block_nothing(self) -> None:
-        record_identity = replace(RECORD_IDENTITY, name=APEX)
+        record_ownership = replace(RECORD_OWNERSHIP, name=APEX)
         record = a_record(name=APEX, type_="NS", content="ns.example.com", comment="")
 
         def blocking(apex: str | None) -> tuple[Record, ...]:
-            return plan_for([record], [a_spec()], ipv6=False, apex=apex, record_identity=record_identity).in_the_way
+            return plan_for([record], [a_spec()], ipv6=False, apex=apex, record_ownership=record_ownership).in_the_way
 
         assert blocking(APEX) == ()
         assert blocking("com") == (record,)
@@ -762,7 +770,7 @@ class TestChooseNodeProperties:
 
         if isinstance(choice, Node):
             assert choice in nodes
-            assert NODE_IDENTITY.owns_node(choice)
+            assert NODE_OWNERSHIP.is_owned(choice)
             assert not choice.is_expired(NOW)
             assert hints.interface is None or set(hints.interface) & set(choice.addresses)
         else:
@@ -793,7 +801,7 @@ class TestChooseNodeProperties:
     @given(NODES, NODES, HINTS)
     def test_foreign_nodes_do_not_matter(self, nodes: list[Node], more: list[Node], hints: Hints) -> None:
         ids = {node.id for node in nodes}
-        foreign = [node for node in more if not NODE_IDENTITY.owns_node(node) and node.id not in ids]
+        foreign = [node for node in more if not NODE_OWNERSHIP.is_owned(node) and node.id not in ids]
 
         alone = choose(nodes, hints)
         among_others = choose([*foreign, *nodes], hints)
@@ -804,7 +812,7 @@ class TestChooseNodeProperties:
     def test_a_listed_node_is_never_lost(
         self, nodes: list[Node], hints: Hints, own_id: str | None, is_gone: bool
     ) -> None:
-        loss = find_loss(nodes, node_identity=NODE_IDENTITY, hints=hints, now=NOW, own=known(own_id), is_gone=is_gone)
+        loss = find_loss(nodes, node_ownership=NODE_OWNERSHIP, hints=hints, now=NOW, own=known(own_id), is_gone=is_gone)
 
         if loss is None:
             return
@@ -817,7 +825,7 @@ class TestChooseNodeProperties:
         if loss.kind is LossKind.EXPIRED:
             assert loss.node_id is not None
             assert listed[loss.node_id].is_expired(NOW)
-            assert NODE_IDENTITY.owns_node(listed[loss.node_id])
+            assert NODE_OWNERSHIP.is_owned(listed[loss.node_id])
         if loss.kind is LossKind.STRANDED:
             assert not any(set(hints.interface or ()) & set(node.addresses) for node in nodes)
 
@@ -846,9 +854,7 @@ RECORDS = st.lists(
 # Lists without a foreign record that blocks the name, so that changes are planned.
 OWN_RECORDS = RECORDS.map(
     lambda records: [
-        record
-        for record in records
-        if RECORD_IDENTITY.owns_record(record) or record.type == "TXT" or record.name != NAME
+        record for record in records if RECORD_OWNERSHIP.is_owned(record) or record.type == "TXT" or record.name != NAME
     ]
 )
 
@@ -898,7 +904,7 @@ class TestRecordProperties:
         assert not (plan.changes and plan.in_the_way)
         for record in plan.in_the_way:
             assert record in records
-            assert not RECORD_IDENTITY.owns_record(record)
+            assert not RECORD_OWNERSHIP.is_owned(record)
         for change in plan.changes:
             if isinstance(change, CreateRecord):
                 continue
@@ -918,11 +924,11 @@ class TestRecordProperties:
         assert planned(*zone, specs=desired, ipv6=ipv6) == RecordPlan()
         for type_ in ("A", "AAAA"):
             spec = next((spec for spec in desired if spec.type == type_), None)
-            ours = [record for record in zone if RECORD_IDENTITY.is_marked(record) and record.type == type_]
+            ours = [record for record in zone if RECORD_OWNERSHIP.is_marked(record) and record.type == type_]
             assert len(ours) == (1 if spec else 0)
             assert all(spec and not spec.differences(record) for record in ours)
-        untouched = [record for record in records if not RECORD_IDENTITY.owns_record(record)]
-        assert [record for record in zone if not RECORD_IDENTITY.owns_record(record)] == untouched
+        untouched = [record for record in records if not RECORD_OWNERSHIP.is_owned(record)]
+        assert [record for record in zone if not RECORD_OWNERSHIP.is_owned(record)] == untouched
 
     @given(OWN_RECORDS, SPECS, st.booleans())
     def test_a_name_resolves_during_the_changes(
@@ -936,7 +942,7 @@ class TestRecordProperties:
             kinds = [type(change) for change in changes]
             if CreateRecord in kinds:
                 assert kinds == [CreateRecord]
-                assert not any(RECORD_IDENTITY.owns_record(record) and record.type == type_ for record in records)
+                assert not any(RECORD_OWNERSHIP.is_owned(record) and record.type == type_ for record in records)
             assert UpdateRecord not in kinds[1:]
 
     @given(RECORDS, SPECS, st.booleans(), st.randoms(use_true_random=False))
@@ -1002,14 +1008,14 @@ NAMED_RECORDS = st.lists(
     unique_by=lambda record: record.id,
 )
 OUR_NODE = a_node(1)
-IDENTITY_BY_NAME = {record_identity.name: record_identity for record_identity in (RECORD_IDENTITY, *FURTHER_NAMES)}
+OWNERSHIP_BY_NAME = {record_ownership.name: record_ownership for record_ownership in (RECORD_OWNERSHIP, *FURTHER_NAMES)}
 
 
 class TestNamesProperties:
     """Properties of the plan for all names of a workload."""
 
     def plan(self, records: Iterable[Record], *, ipv6: bool) -> RecordPlan:
-        config = replace(CONFIG, further_identities=FURTHER_NAMES, ipv6=ipv6)
+        config = replace(CONFIG, further_ownerships=FURTHER_NAMES, ipv6=ipv6)
         return plan_names(RecordsRead(tuple(records), APEX), OUR_NODE, desired_records(OUR_NODE, None, config), config)
 
     @given(NAMED_RECORDS, st.booleans())
@@ -1034,8 +1040,8 @@ class TestNamesProperties:
 
         assert self.plan(zone, ipv6=ipv6) == RecordPlan(in_the_way=plan.in_the_way)
         blocked = {record.name for record in plan.in_the_way}
-        for name in IDENTITY_BY_NAME.keys() - blocked:
-            ours = [record for record in zone if IDENTITY_BY_NAME[name].is_marked(record)]
+        for name in OWNERSHIP_BY_NAME.keys() - blocked:
+            ours = [record for record in zone if OWNERSHIP_BY_NAME[name].is_marked(record)]
             expected = ["A", "AAAA"] if ipv6 else ["A"]
             if name == ALIAS:
                 expected = ["CNAME"]
@@ -1065,10 +1071,10 @@ class TestNamesProperties:
 
 def stands_down(own: Node, nodes: Sequence[Node], records: Sequence[Record]) -> bool:
     """Return True if dns-watch stands down, because the node of a later pod is published."""
-    if not needs_successor_check(records, record_identities=[RECORD_IDENTITY], node=own):
+    if not needs_successor_check(records, record_ownerships=[RECORD_OWNERSHIP], node=own):
         return False
-    later = successors(nodes, node_id=own.id, node_identity=NODE_IDENTITY, now=NOW)
-    return published_successor(records, later, record_identities=[RECORD_IDENTITY], node=own) is not None
+    later = successors(nodes, node_id=own.id, node_ownership=NODE_OWNERSHIP, now=NOW)
+    return published_successor(records, later, record_ownerships=[RECORD_OWNERSHIP], node=own) is not None
 
 
 def _type(change: RecordChange) -> str:

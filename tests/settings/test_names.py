@@ -157,11 +157,11 @@ def test_further_names(env: Environment, aliases: str | None, shared: str | None
     """DNS_ALIASES and DNS_SHARED_NAMES add records at further names."""
     settings = env.load(DNS_ALIASES=aliases, DNS_SHARED_NAMES=shared, DNS_OWNER="monitoring")
 
-    assert {record_identity.name: record_identity.kind for record_identity in settings.further_identities} == names
+    assert {record_ownership.name: record_ownership.kind for record_ownership in settings.further_ownerships} == names
     assert settings.names == ["grafana.example.com", *names]
-    for record_identity in settings.further_identities:
-        assert record_identity.mark == "tailscale-lifecycle/1 monitoring grafana.example.com"
-        assert record_identity.target == "grafana.example.com"
+    for record_ownership in settings.further_ownerships:
+        assert record_ownership.mark == "tailscale-lifecycle/1 monitoring grafana.example.com"
+        assert record_ownership.target == "grafana.example.com"
 
 
 @pytest.mark.parametrize("setting", ["DNS_ALIASES", "DNS_SHARED_NAMES"])
