@@ -537,10 +537,11 @@ class HeadscaleSimulator(Tailnet, Upstream):
         return json_response({})
 
     def _sim_readdress(self, request: Request, _arguments: Mapping[str, str]) -> Response:
-        node_id = int(request.json()["nodeId"])
-        if node_id not in self._state.nodes:
-            return text_response("node not found", 404)
-        return json_response(self._node_json(self.readdress(node_id), "get"))
+        try:
+            node = self.readdress(int(request.json()["nodeId"]))
+        except NodeGoneError as error:
+            return text_response(str(error), 404)
+        return json_response(self._node_json(node, "get"))
 
 
 def _refuse_filters(request: Request) -> None:

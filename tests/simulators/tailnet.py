@@ -469,8 +469,14 @@ class Tailnet:
             return self._change(node_id, user_id=self._owner_id(user, ()))
 
     def readdress(self, node_id: int) -> Node:
-        """Assign the next free addresses to a node."""
+        """Assign the next free addresses to a node.
+
+        Raises:
+            NodeGoneError: the node does not exist.
+        """
         with self.lock:
+            if node_id not in self._state.nodes:
+                raise NodeGoneError("node not found")
             self._save_previous_state()
             return self._change(node_id, addresses=self._next_addresses())
 

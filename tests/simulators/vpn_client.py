@@ -1,25 +1,19 @@
-"""A simulated tailscale container. It reads the key file, registers, connects, and adds its addresses to an interface.
-
-If this module is run as a program, it simulates one container until it receives SIGTERM.
-"""
+"""A simulated tailscale container: it reads the key file, registers, connects, and sets the addresses of an interface."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import shutil
-import signal
 import subprocess
-import sys
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from tests.simulators.headscale import HeadscaleSimulator, NodeGoneError, RegistrationRefusedError
+from tests.simulators.headscale import HeadscaleSimulator, Node, NodeGoneError, RegistrationRefusedError
 
 STATE_FILE = "tailscaled.state"
 TIMEOUT_S = 10.0
@@ -49,41 +43,17 @@ class Identity:
 class RegisteredNode:
     """A node in the server's response to a registration."""
 
-    node_id: int
+    id: int
     addresses: tuple[str, ...]
 
 
-class _LocalServer:
-    """A simulated Headscale in this process."""
-
-    def __init__(self, simulator: HeadscaleSimulator) -> None:
-        self._simulator = simulator
-
-    def register(self, key: str | None, hostname: str, identity: Identity) -> RegisteredNode:
-        node = self._simulator.register(
-            key=key, hostname=hostname, machine_key=identity.machine_key, node_key=identity.node_key
-        )
-        return RegisteredNode(node_id=node.id, addresses=node.addresses)
-
-    def connect(self, node_id: int) -> None:
-        self._simulator.connect(node_id)
-
-    def disconnect(self, node_id: int, *, silently: bool) -> None:
-        self._simulator.disconnect(node_id, silently=silently)
-
-    def readdress(self, node_id: int) -> RegisteredNode:
-        if self._simulator.node(node_id) is None:
-            raise NodeGoneError("node not found")
-        return RegisteredNode(node_id=node_id, addresses=self._simulator.readdress(node_id).addresses)
-
-
 class _RemoteServer:
-    """A simulated Headscale that is served on loopback. It has endpoints for this class, such as /sim/register."""
+    """A simulated Headscale that is served on loopback. Its methods are those of `HeadscaleSimulator`."""
 
     def __init__(self, url: str) -> None:
         self._url = url
 
-    def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+    def _post(self, path: str, **body: Any) -> httpx.Response:
         response = httpx.post(f"{self._url}/sim/{path}", json=body, timeout=TIMEOUT_S)
         if response.status_code == httpx.codes.NOT_FOUND:
             raise NodeGoneError(response.text)
@@ -91,29 +61,25 @@ class _RemoteServer:
             raise RegistrationRefusedError(response.text)
         return response.raise_for_status()
 
-    def register(self, key: str | None, hostname: str, identity: Identity) -> RegisteredNode:
-        body = {
-            "key": key,
-            "hostname": hostname,
-            "machineKey": identity.machine_key,
-            "nodeKey": identity.node_key,
-        }
-        return self._registered(self._post("register", body))
+    def register(self, *, key: str | None, hostname: str, machine_key: str, node_key: str) -> RegisteredNode:
+        return self._registered(
+            self._post("register", key=key, hostname=hostname, machineKey=machine_key, nodeKey=node_key)
+        )
 
     def connect(self, node_id: int) -> None:
-        self._post("connect", {"nodeId": node_id})
+        self._post("connect", nodeId=node_id)
 
     def disconnect(self, node_id: int, *, silently: bool) -> None:
         # A test can have stopped the server.
         with suppress(httpx.TransportError):
-            self._post("disconnect", {"nodeId": node_id, "silently": silently})
+            self._post("disconnect", nodeId=node_id, silently=silently)
 
     def readdress(self, node_id: int) -> RegisteredNode:
-        return self._registered(self._post("readdress", {"nodeId": node_id}))
+        return self._registered(self._post("readdress", nodeId=node_id))
 
     def _registered(self, response: httpx.Response) -> RegisteredNode:
         node = response.json()
-        return RegisteredNode(node_id=int(node["id"]), addresses=tuple(node["ipAddresses"]))
+        return RegisteredNode(id=int(node["id"]), addresses=tuple(node["ipAddresses"]))
 
 
 class VpnClient:
@@ -128,7 +94,6 @@ class VpnClient:
         state_dir: Path | None = None,
         auth_once: bool = True,
         interface: str | None = None,
-        netns: str | None = None,
     ) -> None:
         """Configure the container. `start` starts it.
 
@@ -139,15 +104,13 @@ class VpnClient:
             state_dir: the folder of the state; None = the client registers as a new machine at each start.
             auth_once: `TS_AUTH_ONCE`. If True, a client that has a node sends the key only if the server refuses it.
             interface: the interface that gets the node's addresses, such as `tailscale0`; None = no interface.
-            netns: the network namespace of the interface; None = that of this process.
         """
-        self._server = _RemoteServer(control) if isinstance(control, str) else _LocalServer(control)
+        self._server = _RemoteServer(control) if isinstance(control, str) else control
         self._key_file = key_file
         self._hostname = hostname
         self._state_dir = state_dir
         self._auth_once = auth_once
         self._interface = interface
-        self._netns = netns
         self._identity = Identity.new()
         self.addresses: tuple[str, ...] = ()
 
@@ -161,7 +124,7 @@ class VpnClient:
         """The client's machine key, including the prefix `mkey:`."""
         return self._identity.machine_key
 
-    def start(self) -> RegisteredNode:
+    def start(self) -> Node | RegisteredNode:
         """Start the container: register, connect, and add the addresses to the interface.
 
         Raises:
@@ -170,15 +133,14 @@ class VpnClient:
         """
         self._identity = self._load()
         node = self._register()
-        self._identity = Identity(
-            machine_key=self._identity.machine_key, node_key=self._identity.node_key, node_id=node.node_id
-        )
-        self._save()
-        self._server.connect(node.node_id)
+        self._identity = replace(self._identity, node_id=node.id)
+        if self._state_dir is not None:
+            (self._state_dir / STATE_FILE).write_text(json.dumps(asdict(self._identity)), encoding="utf-8")
+        self._server.connect(node.id)
         self._set_addresses(node)
         return node
 
-    def change_address(self) -> RegisteredNode:
+    def change_address(self) -> Node | RegisteredNode:
         """Let the server assign new addresses, and replace the addresses of the interface.
 
         Raises:
@@ -199,17 +161,23 @@ class VpnClient:
         if self.node_id is not None:
             self._server.disconnect(self.node_id, silently=not cleanly)
         if self._interface is not None:
-            remove_interface(self._interface, netns=self._netns)
+            _ip("link", "delete", self._interface)
         self.addresses = ()
 
-    def _register(self) -> RegisteredNode:
+    def _register(self) -> Node | RegisteredNode:
         """Register. With TS_AUTH_ONCE, a client that has a node first tries to register without the key."""
         if self._auth_once and self._identity.node_id is not None:
             try:
-                return self._server.register(None, self._hostname, self._identity)
+                return self._register_with(None)
             except RegistrationRefusedError:
                 pass  # Tailscale's state is NeedsLogin, so the container sends the key.
-        return self._server.register(self._key(), self._hostname, self._identity)
+        return self._register_with(self._key())
+
+    def _register_with(self, key: str | None) -> Node | RegisteredNode:
+        identity = self._identity
+        return self._server.register(
+            key=key, hostname=self._hostname, machine_key=identity.machine_key, node_key=identity.node_key
+        )
 
     def _key(self) -> str:
         try:
@@ -220,11 +188,11 @@ class VpnClient:
             raise KeyFileUnusableError("the key file is empty: the container would wait forever")
         return key
 
-    def _set_addresses(self, node: RegisteredNode) -> None:
+    def _set_addresses(self, node: Node | RegisteredNode) -> None:
         self.addresses = node.addresses
         if self._interface is not None:
             for address in node.addresses:
-                set_address(self._interface, address, netns=self._netns)
+                set_address(self._interface, address)
 
     def _load(self) -> Identity:
         if self._state_dir is None:
@@ -232,22 +200,12 @@ class VpnClient:
         path = self._state_dir / STATE_FILE
         return Identity(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else Identity.new()
 
-    def _save(self) -> None:
-        if self._state_dir is not None:
-            (self._state_dir / STATE_FILE).write_text(json.dumps(asdict(self._identity)), encoding="utf-8")
-
-
-def _ip(netns: str | None, *arguments: str) -> subprocess.CompletedProcess[str]:
-    program = shutil.which("ip") or "/sbin/ip"
-    command = [program, *(() if netns is None else ("-n", netns)), *arguments]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=TIMEOUT_S)
-
 
 CREATE_COMMANDS = ("tuntap add mode tun dev {}", "link add name {} type dummy", "link add name {} type bridge")
 """Commands that create an interface, the most realistic first. Not every kernel supports every type of interface."""
 
 
-def set_address(interface: str, address: str, netns: str | None = None) -> None:
+def set_address(interface: str, address: str) -> None:
     """Replace an interface's addresses of one family (IPv4 or IPv6). Create the interface if it does not exist.
 
     This requires CAP_NET_ADMIN and the program `ip`.
@@ -255,76 +213,30 @@ def set_address(interface: str, address: str, netns: str | None = None) -> None:
     Raises:
         OSError: `ip` failed.
     """
-    _create_interface(interface, netns)
-    if ":" in address:
-        _run_ip(netns, "-6", "address", "flush", "dev", interface, "scope", "global")
-        _run_ip(netns, "address", "add", f"{address}/128", "dev", interface, "nodad")
-    else:
-        _run_ip(netns, "-4", "address", "flush", "dev", interface)
-        _run_ip(netns, "address", "add", f"{address}/32", "dev", interface)
-    _run_ip(netns, "link", "set", interface, "up")
+    if _ip("link", "show", "dev", interface):
+        _create(interface)
+    is_ipv6 = ":" in address
+    for command in (
+        ("-6" if is_ipv6 else "-4", "address", "flush", "dev", interface, *(("scope", "global") if is_ipv6 else ())),
+        ("address", "add", address, "dev", interface, *(("nodad",) if is_ipv6 else ())),
+        ("link", "set", interface, "up"),
+    ):
+        if error := _ip(*command):
+            raise OSError(error)
 
 
-def _create_interface(interface: str, netns: str | None) -> None:
-    if _ip(netns, "link", "show", "dev", interface).returncode == 0:
-        return
+def _create(interface: str) -> None:
     errors = []
     for command in CREATE_COMMANDS:
-        done = _ip(netns, *command.format(interface).split())
-        if done.returncode == 0:
+        error = _ip(*command.format(interface).split())
+        if not error:
             return
-        errors.append(done.stderr.strip())
+        errors.append(error)
     raise OSError("; ".join(errors))
 
 
-def _run_ip(netns: str | None, *arguments: str) -> None:
-    done = _ip(netns, *arguments)
-    if done.returncode != 0:
-        raise OSError(done.stderr.strip())
-
-
-def remove_interface(interface: str, netns: str | None = None) -> None:
-    """Delete the interface, if it exists."""
-    _ip(netns, "link", "delete", interface)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run one client until SIGTERM.
-
-    When it is connected, it prints a line of JSON with `nodeId` and `addresses`.
-
-    Returns:
-        The exit status: 0 = stopped by a signal, 1 = it could not register.
-    """
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--control", required=True, metavar="URL", help="URL of the simulated Headscale")
-    parser.add_argument("--key-file", required=True, type=Path, metavar="PATH")
-    parser.add_argument("--hostname", required=True)
-    parser.add_argument("--state-dir", type=Path, metavar="DIRECTORY", help="folder of the state; default: no state")
-    parser.add_argument("--interface", help="interface that gets the addresses; default: none")
-    parser.add_argument("--netns", help="network namespace of the interface")
-    options = parser.parse_args(arguments)
-    client = VpnClient(
-        options.control,
-        key_file=options.key_file,
-        hostname=options.hostname,
-        state_dir=options.state_dir,
-        interface=options.interface,
-        netns=options.netns,
-    )
-    signals = (signal.SIGTERM, signal.SIGINT)
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        node = client.start()
-    except (KeyFileUnusableError, NodeGoneError, RegistrationRefusedError, httpx.HTTPError, OSError) as error:
-        sys.stderr.write(f"failed to auth tailscale: {error}\n")
-        return 1
-    sys.stdout.write(json.dumps({"nodeId": node.node_id, "addresses": node.addresses}) + "\n")
-    sys.stdout.flush()
-    signal.sigwait(signals)
-    client.stop()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _ip(*arguments: str) -> str:
+    """Run `ip`, and return its error message; "" if it has succeeded."""
+    command = [shutil.which("ip") or "/sbin/ip", *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=TIMEOUT_S)
+    return (done.stderr.strip() or "failed") if done.returncode else ""
