@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -59,8 +59,7 @@ MAX_PAGE: Final = 10**9
 MAX_RECORDS_PER_PAGE: Final = 5000
 """The largest value that is known to work. Cloudflare's schema allows a thousand times as much."""
 
-Permission = Literal["edit", "read", "none"]
-TokenStatus = Literal["active", "disabled", "expired"]
+Permission = Literal["edit", "read"]
 Body = dict[str, Any]
 Handler = Callable[["Request", Mapping[str, str]], Body]
 
@@ -78,7 +77,6 @@ ROUTES: Final[tuple[tuple[str, str, str], ...]] = (
 PERMISSIONS: Final[Mapping[Permission, list[str]]] = {
     "edit": ["#dns_records:edit", "#dns_records:read", "#zone:read"],
     "read": ["#dns_records:read", "#zone:read"],
-    "none": [],
 }
 
 COMMENT_FILTERS: Final[Mapping[str, Callable[[str, str], bool]]] = {
@@ -100,23 +98,7 @@ class Zone:
 
     id: str
     name: str
-    status: str
     in_token_account: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Token:
-    """An API token.
-
-    Attributes:
-        permission: the permission for DNS records.
-        zones: the ids of the zones for which the token is valid; None = all zones of the account.
-    """
-
-    value: str
-    permission: Permission
-    status: TokenStatus
-    zones: frozenset[str] | None
 
 
 def _seconds(duration: timedelta) -> int:
@@ -185,25 +167,16 @@ class _RateLimit:
 class CloudflareSimulator(Upstream):
     """A Cloudflare account with one token."""
 
-    def __init__(
-        self,
-        *,
-        token: str | None = None,
-        now: Callable[[], datetime] | None = None,
-        quota: int = MAX_RECORDS,
-        seed: int = 1,
-    ) -> None:
+    def __init__(self, *, now: Callable[[], datetime] | None = None, quota: int = MAX_RECORDS) -> None:
         """Start an account without zones.
 
         Args:
-            token: the valid token; generated if omitted.
             now: returns the time in UTC; the real time if omitted.
             quota: the maximum number of records in a zone; the number for the free plan if omitted.
-            seed: the seed of all random values.
         """
         super().__init__()
         self._now = now or (lambda: datetime.now(UTC))
-        self._random = random.Random(seed)
+        self._random = random.Random(1)
         self._zones: dict[str, Zone] = {}
         self._records: dict[str, Record] = {}
         self._previous_records: dict[str, Record] = {}
@@ -211,41 +184,22 @@ class CloudflareSimulator(Upstream):
         self._rate_limit: _RateLimit | None = None
         self.quota = quota
         self.account_id = self._new_id()
-        self.token = self.set_token(token)
+        self.token = self.set_token()
 
     # --- Actions of a test or of the demo -----------------------------------------------------------
 
-    def set_token(
-        self,
-        value: str | None = None,
-        *,
-        permission: Permission = "edit",
-        status: TokenStatus = "active",
-        zones: Iterable[str] | None = None,
-    ) -> str:
-        """Replace the token. The old one becomes invalid.
+    def set_token(self, value: str | None = None, *, permission: Permission = "edit") -> str:
+        """Replace the token, and return the new one. The old one becomes invalid.
 
         Args:
             value: the token; generated if omitted.
             permission: the token's permission for DNS records.
-            status: the token's status. Only an active token is accepted.
-            zones: the ids of the zones for which the token is valid; None = all zones of the account.
-
-        Returns:
-            The token.
         """
         with self.lock:
-            if value is None:
-                value = "".join(self._random.choices(TOKEN_ALPHABET, k=40))
-            self._token = Token(
-                value=value,
-                permission=permission,
-                status=status,
-                zones=None if zones is None else frozenset(zones),
-            )
-            self.token = value
-            self._secrets.append(value)
-            return value
+            self.token = value or "".join(self._random.choices(TOKEN_ALPHABET, k=40))
+            self._permission: Permission = permission
+            self._secrets.append(self.token)
+            return self.token
 
     def secrets(self) -> list[str]:
         """Return all tokens that were accepted at any time."""
@@ -279,30 +233,16 @@ class CloudflareSimulator(Upstream):
         with self.lock:
             self._rate_limit = None
 
-    def add_zone(
-        self,
-        name: str,
-        zone_id: str | None = None,
-        status: str = "active",
-        *,
-        in_token_account: bool = True,
-    ) -> str:
-        """Add a zone.
+    def add_zone(self, name: str, *, in_token_account: bool = True) -> str:
+        """Add a zone, and return its id.
 
         Args:
             name: the name of the zone, such as `example.com`. Several zones can have the same name.
-            zone_id: the id of the zone, 32 hexadecimal digits; generated if omitted.
-            status: the zone's status, such as `pending`.
             in_token_account: True if the zone is in the account of the token. Other zones cannot be accessed.
-
-        Returns:
-            The id of the zone.
         """
         with self.lock:
-            zone_id = zone_id or self._new_id()
-            if HEX32.fullmatch(zone_id) is None:
-                raise ValueError("a zone id has 32 hex digits")
-            self._zones[zone_id] = Zone(id=zone_id, name=name.lower(), status=status, in_token_account=in_token_account)
+            zone_id = self._new_id()
+            self._zones[zone_id] = Zone(id=zone_id, name=name.lower(), in_token_account=in_token_account)
             return zone_id
 
     def add_record(
@@ -416,11 +356,8 @@ class CloudflareSimulator(Upstream):
 
     def _check_token(self, request: Request) -> None:
         token = request.headers["authorization"].removeprefix("Bearer ")
-        if token != self._token.value or self._token.status != "active":
+        if token != self.token:
             raise ApiError(403, INVALID_TOKEN, "Invalid access token")
-
-    def _can_access(self, zone: Zone) -> bool:
-        return zone.in_token_account and (self._token.zones is None or zone.id in self._token.zones)
 
     def _list_zones(self, request: Request, _arguments: Mapping[str, str]) -> Body:
         self._check_token(request)
@@ -430,13 +367,13 @@ class CloudflareSimulator(Upstream):
         name = query.get("name").lower()
         if ":" in name:
             raise ApiError(400, VALIDATION, "The simulator supports no filters such as `starts_with:` for names.")
-        zones = [zone for zone in self._zones.values() if self._can_access(zone) and name in ("", zone.name)]
+        zones = [zone for zone in self._zones.values() if zone.in_token_account and name in ("", zone.name)]
         return _page([self._zone_json(zone) for zone in zones], page, per_page)
 
     def _get_zone(self, request: Request, arguments: Mapping[str, str]) -> Body:
         self._check_token(request)
         zone = self._zones.get(arguments["zone_id"])
-        if zone is None or not self._can_access(zone):
+        if zone is None or not zone.in_token_account:
             raise ApiError(403, AUTHENTICATION, "Authentication error")
         return {"result": self._zone_json(zone)}
 
@@ -444,14 +381,14 @@ class CloudflareSimulator(Upstream):
         return {
             "id": zone.id,
             "name": zone.name,
-            "status": zone.status,
+            "status": "active",
             "paused": False,
             "type": "full",
             "development_mode": 0,
             "account": {"id": self.account_id, "name": "Example"},
             "owner": {"id": None, "type": "user", "email": None},
             "plan": {"id": "0" * 32, "name": "Free Website", "legacy_id": "free"},
-            "permissions": PERMISSIONS[self._token.permission],
+            "permissions": PERMISSIONS[self._permission],
             "created_on": "2024-01-01T00:00:00.123456Z",
             "modified_on": "2024-01-01T00:00:00.123456Z",
         }
@@ -462,11 +399,10 @@ class CloudflareSimulator(Upstream):
         return f"{self._random.getrandbits(128):032x}"
 
     def _zone(self, request: Request, arguments: Mapping[str, str], *, write: bool) -> Zone:
-        """Return the zone of a request. A token without the permission to read or write its records is refused."""
+        """Return the zone of a request. A write with a token that can only read is refused."""
         self._check_token(request)
         zone = self._zones.get(arguments["zone_id"])
-        allowed = {"edit": True, "read": not write, "none": False}[self._token.permission]
-        if zone is None or not self._can_access(zone) or not allowed:
+        if zone is None or not zone.in_token_account or (write and self._permission != "edit"):
             raise ApiError(403, AUTHENTICATION, "Authentication error")
         return zone
 

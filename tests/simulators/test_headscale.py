@@ -740,10 +740,6 @@ def year_of_the_expiry_of_a_node_that_logged_out(server: Server) -> int:
     return datetime.fromisoformat(server.list_nodes()[0]["expiry"]).year
 
 
-def test_node_can_have_one_address_family() -> None:
-    assert Server(families=("v6",)).add_node("a1", user="svc").addresses == ("fd7a:115c:a1e0::1",)
-
-
 def test_upgraded_server_behaves_like_the_new_release() -> None:
     server = Server("0.25.1")
     server.add_node("a1", user="svc", tags=TAGS)

@@ -50,18 +50,15 @@ class Upstream(ABC):
     """A simulated server. A test calls `handle` directly, or serves the object as a WSGI application.
 
     Attributes:
+        lock: protects the state of the server.
         faults: the faults to inject.
         requests: the requests and their responses, oldest first.
         keep_bodies: True if the bodies of requests and responses are recorded. Long tests set False to save memory.
     """
 
-    def __init__(self, *, lock: threading.RLock | None = None) -> None:
-        """Create a server without faults.
-
-        Args:
-            lock: protects the server's state; a new one if omitted.
-        """
-        self.lock = lock or threading.RLock()
+    def __init__(self) -> None:
+        """Create a server without faults."""
+        self.lock = threading.RLock()
         self.faults = FaultQueue()
         self.requests: list[Exchange] = []
         self.keep_bodies = True

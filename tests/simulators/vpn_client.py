@@ -1,4 +1,4 @@
-"""A simulated tailscale container: it reads the key file, registers, connects, and sets the addresses of an interface."""
+"""A simulated tailscale container, which registers with the key file and sets the addresses of an interface."""
 
 from __future__ import annotations
 
