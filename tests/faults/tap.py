@@ -25,7 +25,7 @@ class KilledError(BaseException):
     """The process was killed. It is not an `Exception`, so that the program does not catch it."""
 
 
-class NamedFaults(FaultQueue):
+class NamedFaults(FaultQueue[Fault]):
     """A queue of faults that have names. The queue counts how often each fault is injected.
 
     Attributes:

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
+from typing import Generic, TypeVar
 
 import httpx
 
@@ -160,11 +161,14 @@ def omit_items(text: str) -> Fault:
     return Fault(kind=Kind.OMIT_ITEMS, omitted_text=text.casefold())
 
 
+FaultType = TypeVar("FaultType")
+
+
 @dataclass(slots=True, kw_only=True)
-class _QueuedFault:
+class _QueuedFault(Generic[FaultType]):
     """A fault, the requests that it affects, and how often. The attributes are described at `FaultQueue.add`."""
 
-    fault: Fault
+    fault: FaultType
     method: str | None
     path: re.Pattern[str] | None
     times: int | None
@@ -176,18 +180,18 @@ class _QueuedFault:
         return self.path is None or self.path.search(target) is not None
 
 
-class FaultQueue:
+class FaultQueue(Generic[FaultType]):
     """The faults to inject. Of several that match a request, the first one is used."""
 
     def __init__(self) -> None:
         """Create an empty queue."""
-        self._queue: list[_QueuedFault] = []
+        self._queue: list[_QueuedFault[FaultType]] = []
         self._lock = threading.Lock()
         self._released = threading.Event()
 
     def add(
         self,
-        fault: Fault,
+        fault: FaultType,
         *,
         method: str | None = None,
         path: str | None = None,
@@ -209,7 +213,7 @@ class FaultQueue:
             self._released.clear()
             self._queue.append(_QueuedFault(fault=fault, method=method, path=pattern, times=times, after=after))
 
-    def take(self, method: str, target: str) -> Fault | None:
+    def take(self, method: str, target: str) -> FaultType | None:
         """Return the fault for this request, and count its use; None if there is none."""
         with self._lock:
             for queued in self._queue:
@@ -246,7 +250,9 @@ class FaultQueue:
         return self._released.wait(seconds)
 
 
-def apply_fault(fault: Fault, queue: FaultQueue, request: Request, execute: Callable[[bool], Response]) -> Response:
+def apply_fault(
+    fault: Fault, queue: FaultQueue[Fault], request: Request, execute: Callable[[bool], Response]
+) -> Response:
     """Return the response to a request with a fault.
 
     Args:
@@ -314,7 +320,7 @@ def _truncated(body: bytes, *, is_served: bool) -> Iterator[bytes]:
     )
 
 
-def _byte_by_byte(queue: FaultQueue, fault: Fault, body: bytes, *, is_served: bool) -> Iterator[bytes]:
+def _byte_by_byte(queue: FaultQueue[Fault], fault: Fault, body: bytes, *, is_served: bool) -> Iterator[bytes]:
     if not is_served:
         raise httpx.ReadTimeout(TIMED_OUT)
     sent = 0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from urllib.parse import parse_qs
 
 import httpx
 
-from tests.simulators.faults import TIMED_OUT, apply_fault, reset
+from tests.simulators.faults import TIMED_OUT, FaultQueue, apply_fault, reset
 from tests.simulators.headscale_cli import Finished, Program
 from tests.simulators.kubernetes_events import Events, InvalidEventError
 from tests.simulators.messages import MemoryConnection, Request, Response, json_response, text_response
@@ -124,16 +123,6 @@ class ExecFault:
     start_error: str = ""
 
 
-@dataclass(slots=True, kw_only=True)
-class _QueuedFault:
-    """A fault, and the commands that it affects. The attributes are described at `add_exec_fault`."""
-
-    fault: ExecFault
-    command: re.Pattern[str]
-    times: int | None
-    after: int
-
-
 @dataclass(slots=True)
 class _Rule:
     """A rule of a Role."""
@@ -212,7 +201,7 @@ class KubernetesSimulator(Upstream):
         self._secrets: dict[tuple[str, str], dict[str, str]] = {}
         self._pods: list[SimulatedPod] = []
         self._rules: list[_Rule] = []
-        self._exec_faults: list[_QueuedFault] = []
+        self._exec_faults: FaultQueue[ExecFault] = FaultQueue()
         self._numbers = count(1)
 
     # --- Actions of a test --------------------------------------------------------------------------
@@ -296,8 +285,7 @@ class KubernetesSimulator(Upstream):
             times: how many commands are affected; None = all.
             after: how many matching commands are not affected before the first one that is.
         """
-        with self.lock:
-            self._exec_faults.append(_QueuedFault(fault=fault, command=re.compile(command), times=times, after=after))
+        self._exec_faults.add(fault, path=command, times=times, after=after)
 
     @property
     def pods(self) -> list[SimulatedPod]:
@@ -529,7 +517,7 @@ class KubernetesSimulator(Upstream):
     ) -> tuple[bytes, httpx.TransportError | None]:
         """Return the frames that are sent after the ping, and the error of the connection after them, if any."""
         argv = request.parameters.all("command")
-        fault = self._take_exec_fault(" ".join(argv))
+        fault = self._exec_faults.take(request.method, " ".join(argv)) or ExecFault()
         if program is None:
             fault = ExecFault(start_error=f'exec: "{argv[0]}": executable file not found in $PATH: unknown')
         finished = fault.instead or (program(argv) if program and not fault.start_error else Finished())
@@ -548,22 +536,6 @@ class KubernetesSimulator(Upstream):
             status = _start_failure(fault.start_error) if fault.start_error else _exit_status(finished.exit_status)
             output += _messages(ERROR, json.dumps(status).encode())
         return output, None
-
-    def _take_exec_fault(self, command: str) -> ExecFault:
-        """Return the fault for a command, and count its use. If there is none, return a fault without an effect."""
-        with self.lock:
-            for queued in self._exec_faults:
-                if queued.command.search(command) is None:
-                    continue
-                if queued.after > 0:
-                    queued.after -= 1
-                    continue
-                if queued.times is not None:
-                    queued.times -= 1
-                    if queued.times <= 0:
-                        self._exec_faults.remove(queued)
-                return queued.fault
-        return ExecFault()
 
 
 def _messages(channel: int, data: bytes) -> bytes:

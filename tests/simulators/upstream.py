@@ -15,7 +15,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 import httpx
 
-from tests.simulators.faults import FaultQueue, apply_fault, reset
+from tests.simulators.faults import Fault, FaultQueue, apply_fault, reset
 from tests.simulators.messages import READ_METHODS, Request, Response
 
 REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
@@ -59,7 +59,7 @@ class Upstream(ABC):
     def __init__(self) -> None:
         """Create a server without faults."""
         self.lock = threading.RLock()
-        self.faults = FaultQueue()
+        self.faults: FaultQueue[Fault] = FaultQueue()
         self.requests: list[Exchange] = []
         self.keep_bodies = True
 
