@@ -70,7 +70,7 @@ _BY_CODE: tuple[tuple[Container[int], Meaning], ...] = (
     (range(81050, 81070), _NAME_IN_USE),
 )
 
-# The meaning of each HTTP status, for a response without any of the codes above.
+# The meaning of each HTTP status, for a response with other codes.
 _BY_STATUS: dict[int, Meaning] = {
     401: Meaning(AuthError, "CLOUDFLARE_API_TOKEN was refused."),
     403: Meaning(AuthError, "CLOUDFLARE_API_TOKEN was refused."),
@@ -101,7 +101,9 @@ def explain(what: str, response: Response) -> ApiError | None:
     if status == httpx.codes.TOO_MANY_REQUESTS or not httpx.codes.is_client_error(status):
         return None
     codes = sorted(set(_codes(response.json)))
-    kind, meaning = _WRONG_API_URL if _is_unknown_path(what, codes) else _meaning(status, codes)
+    # The path /zones contains no id, so if the API does not know this path, its URL is wrong.
+    is_wrong_url = what == "GET /zones" and not _NO_ROUTE.isdisjoint(codes)
+    kind, meaning = _WRONG_API_URL if is_wrong_url else _meaning(status, codes)
     details = f"{what}: {status}, code {', '.join(map(str, codes)) or 'none'}"
     if ray := response.headers.get("cf-ray"):
         details += f", cf-ray {ray}"
@@ -112,14 +114,7 @@ def _meaning(status: int, codes: list[int]) -> Meaning:
     for group, meaning in _BY_CODE:
         if any(code in group for code in codes):
             return meaning
-    if not codes and status in _BY_STATUS_WITHOUT_CODE:
-        return _BY_STATUS_WITHOUT_CODE[status]
-    return _BY_STATUS.get(status, _OTHER_STATUS)
-
-
-def _is_unknown_path(what: str, codes: list[int]) -> bool:
-    """Return True if the API does not know the path /zones. The path contains no id, so the API's URL is wrong."""
-    return what == "GET /zones" and not _NO_ROUTE.isdisjoint(codes)
+    return (_BY_STATUS if codes else _BY_STATUS_WITHOUT_CODE).get(status, _OTHER_STATUS)
 
 
 def _codes(body: Any) -> list[int]:

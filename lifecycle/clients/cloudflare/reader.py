@@ -41,7 +41,7 @@ class CloudflareReader:
         self._client = client
         self._domain = domain
         self._zone_id = zone_id
-        self._zone_name: str | None = None
+        self._zone_name = ""
 
     def records(self, name: str, *, comment: str | None = None) -> list[Record]:
         """Return the records of every type at exactly this name.
@@ -86,12 +86,9 @@ class CloudflareReader:
             )
 
     def zone_name(self) -> str:
-        """Return the name of the zone, also called its apex. The name is read only once.
-
-        Source: GET /zones/{zone}.
-        """
-        if self._zone_name is None:
-            path = self.zone_path()
+        """Return the name of the zone, also called its apex. Source: GET /zones/{zone}, which is sent only once."""
+        path = self.zone_path()
+        if not self._zone_name:
             self._zone_name = self._one("GET", path, lambda zone: _plain_name(zone["name"]))
         return self._zone_name
 
@@ -109,16 +106,19 @@ class CloudflareReader:
 
         Source: GET /zones?name=.
         """
+
+        def parse_zone(zone: Any) -> tuple[str, str]:
+            return _identifier(zone["id"]), _plain_name(zone["name"])
+
         labels = self._domain.split(".")
         for start in range(len(labels) - 1):
             name = ".".join(labels[start:])
-            zones = [
-                zone for zone in self._pages("/zones", {"name": name}, _ZONES_PER_PAGE, _parse_zone) if zone[1] == name
-            ]
+            listed = self._pages("/zones", {"name": name}, _ZONES_PER_PAGE, parse_zone)
+            zones = [zone for zone in listed if zone[1] == name]
             if len(zones) > 1:
+                ids = ", ".join(sorted(zone_id for zone_id, _ in zones))
                 raise ResponseError(
-                    f"Cloudflare has {len(zones)} zones named {name}. Set CLOUDFLARE_ZONE_ID to one of: "
-                    f"{', '.join(sorted(zone_id for zone_id, _ in zones))}.",
+                    f"Cloudflare has {len(zones)} zones named {name}. Set CLOUDFLARE_ZONE_ID to one of: {ids}.",
                     upstream=UPSTREAM,
                 )
             if zones:
@@ -147,7 +147,7 @@ class CloudflareReader:
                         "result": list(results),
                         "result_info": {"total_pages": int(pages), "total_count": int(total)},
                     }:
-                        items += [parse(item) for item in results]
+                        items += map(parse, results)
                     case _:
                         raise ValueError("not a page of a list")
             if page >= pages or not results:
@@ -188,10 +188,6 @@ def parse_record(payload: Any) -> Record:
 def malformed_response(what: str) -> ResponseError:
     """Return the error for a response that lacks required values, for example because it is from another server."""
     return ResponseError(f"Malformed response to {what}. Check CLOUDFLARE_API_URL.", upstream=UPSTREAM)
-
-
-def _parse_zone(payload: Any) -> tuple[str, str]:
-    return _identifier(payload["id"]), _plain_name(payload["name"])
 
 
 def _plain_name(value: Any) -> str:

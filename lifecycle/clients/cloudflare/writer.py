@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -21,11 +21,11 @@ class CloudflareWriter(CloudflareReader):
 
     def __init__(self, client: JsonClient, *, domain: str, zone_id: str | None = None) -> None:
         super().__init__(client, domain=domain, zone_id=zone_id)
-        # Strays are records that Cloudflare created at another name than requested. These still have to be deleted.
+        # Records that Cloudflare created at another name than requested, and that still have to be deleted.
         self._strays: list[Record] = []
-        # The error message after a stray was created, which shows that CLOUDFLARE_ZONE_ID is the wrong zone. If there
-        # is a message, no further record is created.
-        self._wrong_zone: str | None = None
+        # If there was such a record, CLOUDFLARE_ZONE_ID is the wrong zone. This is then the error of each later change
+        # that creates a record.
+        self._wrong_zone = ""
 
     def change(
         self,
@@ -51,7 +51,7 @@ class CloudflareWriter(CloudflareReader):
         created: list[Record] = []
         changed: list[Record] = []
         self._delete_strays(path)
-        if self._wrong_zone is not None and names:
+        if self._wrong_zone and names:
             raise ResponseError(self._wrong_zone, upstream=UPSTREAM)
         # A token that may edit records is not always allowed to read the zone. In this case, the names are not checked.
         with suppress(AuthError):
@@ -78,7 +78,15 @@ class CloudflareWriter(CloudflareReader):
                     _parse_batch,
                     body={operation: items for operation, items in batch.items() if items},
                 )
-        self._revert_strays(path, created, names)
+        # Cloudflare appends the zone's name to a name that does not end with it.
+        self._strays = [record for record in created if record.name not in names]
+        if self._strays:
+            self._wrong_zone = (
+                f"Cloudflare created {self._strays[0].name} instead of {', '.join(sorted(names))}, which belongs to "
+                "another zone. Set CLOUDFLARE_ZONE_ID to the id of the zone of DOMAIN_NAME, or leave it out."
+            )
+            self._delete_strays(path)
+            raise ResponseError(self._wrong_zone, upstream=UPSTREAM)
         _check_result(path, created, creates)
         _check_result(path, changed, [spec for _, spec, _ in patches])
 
@@ -87,32 +95,11 @@ class CloudflareWriter(CloudflareReader):
         with suppress(NotFoundError):
             self._one("DELETE", f"{path}/{record_id}", lambda _result: None)
 
-    def _revert_strays(self, path: str, created: Sequence[Record], names: Collection[str]) -> None:
-        """Delete the created records that have another name than requested.
-
-        Cloudflare appends the zone's name to a name that does not end with it.
-
-        Raises:
-            ResponseError: there were such records.
-        """
-        strays = [record for record in created if record.name not in names]
-        if not strays:
-            return
-        self._wrong_zone = (
-            f"Cloudflare created {strays[0].name} instead of {', '.join(sorted(names))}, which belongs to another "
-            "zone. Set CLOUDFLARE_ZONE_ID to the id of the zone of DOMAIN_NAME, or leave it out."
-        )
-        self._strays += strays
-        self._delete_strays(path)
-        raise ResponseError(self._wrong_zone, upstream=UPSTREAM)
-
     def _delete_strays(self, path: str) -> None:
-        """Delete the strays one by one. If a deletion fails, the next call of `change` deletes the remaining strays.
-
-        A stray that was changed since it was created is not deleted, because another client may own it.
-        """
+        """Delete the strays. If a deletion fails, the next call of `change` deletes the remaining ones."""
         while self._strays:
             stray = self._strays[0]
+            # A record that was changed since it was created is not deleted, because another client may own it.
             if stray in self.records(stray.name):
                 self._delete(path, stray.id)
             del self._strays[0]
