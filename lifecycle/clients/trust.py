@@ -1,4 +1,4 @@
-"""TLS contexts that trust the given certificate authorities.
+"""TLS contexts, and the certificate authorities that they trust.
 
 From Python 3.13 on, verification is strict by default (VERIFY_X509_STRICT): it refuses authorities without a key usage
 extension (RFC 5280). Private authorities often lack it, for example those of Kubernetes clusters, so a context with a
@@ -16,23 +16,17 @@ from pathlib import Path
 
 AnyPath = str | PathLike[str]
 
-BUILT_IN = Path(sys.prefix, "etc/ssl/certs")
-"""The public authorities in the image, which build/certificates.py writes."""
+# The folder of the public authorities in the image. build/certificates.py writes it.
+AUTHORITIES_OF_THE_IMAGE = Path(sys.prefix, "etc/ssl/certs")
 
 
-def public_trust(*, cafile: AnyPath | None = None, capath: AnyPath | None = None) -> ssl.SSLContext:
-    """Return a context that trusts the given authorities.
+def public_trust() -> ssl.SSLContext:
+    """Return a context that trusts the public authorities: those in the image, or outside of it those of certifi."""
+    if AUTHORITIES_OF_THE_IMAGE.is_dir():
+        return ssl.create_default_context(capath=AUTHORITIES_OF_THE_IMAGE)
+    import certifi  # noqa: PLC0415 - takes 5 ms, and is not needed in the image
 
-    Without arguments, it trusts the public authorities: those in the image, or outside of the image those of certifi.
-    """
-    if cafile is None and capath is None:
-        if BUILT_IN.is_dir():
-            capath = BUILT_IN
-        else:
-            import certifi  # noqa: PLC0415 - takes 5 ms, and is not needed in the image
-
-            cafile = certifi.where()
-    return ssl.create_default_context(cafile=cafile, capath=capath)
+    return ssl.create_default_context(cafile=certifi.where())
 
 
 def private_trust(cafile: AnyPath | None) -> ssl.SSLContext:

@@ -27,7 +27,9 @@ from lifecycle.clients.http import HttpClient
 from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import add_authorities, public_trust
+from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ConfigError
+from lifecycle.domain.proxy import Proxy
 from lifecycle.keyfile.reader import KeyFileReader
 from lifecycle.runtime.clock import utc_now
 from lifecycle.settings.models import CleanupSettings, Settings
@@ -67,7 +69,7 @@ def connect_readers(
 def open_upstreams(
     settings: Settings, stack: ExitStack, cluster: Cluster | None, on_outcome: Callable[[str, str], None]
 ) -> tuple[HeadscaleTransport, JsonClient]:
-    """Return what sends requests to Headscale, and what sends requests to Cloudflare; no request is sent yet.
+    """Return the transport to Headscale and the client of Cloudflare's API; no request is sent yet.
 
     Args:
         on_outcome: called after each request with two names, such as "Headscale" and "ok".
@@ -76,35 +78,39 @@ def open_upstreams(
         ConfigError: a file of certificate authorities is malformed.
     """
     trust = _trust(settings)
-    proxy = settings.proxies.for_url(settings.cloudflare_api_url)
-    http = open_http(settings.cloudflare_api_url, trust=trust, proxy=proxy)
-    cloudflare = JsonClient(
-        HttpClient(stack.enter_context(http), upstream=CLOUDFLARE, timeout=settings.http_timeout, proxy=proxy),
-        read_token=partial(settings.secret, "CLOUDFLARE_API_TOKEN"),
-        on_outcome=partial(on_outcome, CLOUDFLARE.name),
+
+    def connect(upstream: Upstream, url: str, proxy: Proxy | None, read_token: Callable[[], str]) -> JsonClient:
+        http = stack.enter_context(open_http(url, trust=trust, proxy=proxy))
+        return JsonClient(
+            HttpClient(http, upstream=upstream, timeout=settings.http_timeout, proxy=proxy),
+            read_token=read_token,
+            on_outcome=partial(on_outcome, upstream.name),
+        )
+
+    url = settings.cloudflare_api_url
+    cloudflare = connect(
+        CLOUDFLARE, url, settings.proxies.for_url(url), partial(settings.secret, "CLOUDFLARE_API_TOKEN")
     )
-    on_headscale_outcome = partial(on_outcome, HEADSCALE.name)
     if settings.access == "exec" and cluster is not None:
-        return _exec_transport(settings, cluster, on_headscale_outcome), cloudflare
+        return _exec_transport(settings, cluster, partial(on_outcome, HEADSCALE.name)), cloudflare
     if settings.headscale_ca_file:
         # A separate TLS context is created, because the private authority must not be trusted for Cloudflare.
         trust = _trust(settings)
         with _certificate_errors("HEADSCALE_CA_FILE"):
             add_authorities(trust, settings.headscale_ca_file)
-    proxy = settings.proxy_of_headscale
-    http = open_http(settings.effective_headscale_url, trust=trust, proxy=proxy)
-    headscale = JsonClient(
-        HttpClient(stack.enter_context(http), upstream=HEADSCALE, timeout=settings.http_timeout, proxy=proxy),
-        read_token=_read_headscale_key(settings, cluster),
-        on_outcome=on_headscale_outcome,
-    )
+    read_key = partial(settings.secret, "HEADSCALE_API_KEY")
+    if settings.headscale_api_key_secret and cluster is not None:
+        read_key = partial(cluster.token, settings.headscale_namespace, settings.headscale_api_key_secret)
+    headscale = connect(HEADSCALE, settings.effective_headscale_url, settings.proxy_of_headscale, read_key)
     return HttpTransport(headscale), cloudflare
 
 
 def _trust(settings: Settings) -> ssl.SSLContext:
-    """Return a context that trusts the public certificate authorities, or those of SSL_CERT_FILE and SSL_CERT_DIR."""
+    """Return a context that trusts the authorities of SSL_CERT_FILE and SSL_CERT_DIR, or else the public ones."""
     with _certificate_errors("SSL_CERT_FILE" if settings.ssl_cert_file else "SSL_CERT_DIR"):
-        return public_trust(cafile=settings.ssl_cert_file, capath=settings.ssl_cert_dir)
+        if not settings.ssl_cert_file and not settings.ssl_cert_dir:
+            return public_trust()
+        return ssl.create_default_context(cafile=settings.ssl_cert_file, capath=settings.ssl_cert_dir)
 
 
 @contextmanager
@@ -114,13 +120,6 @@ def _certificate_errors(setting: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(f"{setting}: contains a malformed certificate ({error.strerror})") from error
-
-
-def _read_headscale_key(settings: Settings, cluster: Cluster | None) -> Callable[[], str]:
-    """Return a function that reads the API key from a Secret of the cluster, or from the settings."""
-    if settings.headscale_api_key_secret is None or cluster is None:
-        return partial(settings.secret, "HEADSCALE_API_KEY")
-    return partial(cluster.token, settings.headscale_namespace, settings.headscale_api_key_secret)
 
 
 def connect_cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = False) -> Cluster | None:

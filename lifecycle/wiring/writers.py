@@ -34,14 +34,7 @@ def connect_writers(
 ) -> Writers:
     """Return clients that can read and write; no request is sent yet.
 
-    Args:
-        policy: the retry policy for Headscale.
-        stack: closes the connections when it is closed.
-        cluster: the client of the Kubernetes API; None if no setting needs this API.
-        on_outcome: called after each request with two names, such as "Headscale" and "ok".
-
-    Raises:
-        ConfigError: a file of certificate authorities is malformed.
+    The arguments and errors are those of `connect_readers` and `open_upstreams`.
     """
     headscale, cloudflare = open_upstreams(settings, stack, cluster, on_outcome)
     return Writers(

@@ -102,7 +102,7 @@ def test_every_authority_of_a_bundle_is_trusted_in_a_hashed_folder(
         authorities.append(PrivateAuthority(tmp_path / name))
     write_hashed = runpy.run_path(str(ROOT / "build/certificates.py"))["write_hashed"]
     write_hashed("".join(f"# a comment\n{authority.certificate.read_text()}" for authority in authorities), folder)
-    monkeypatch.setattr("lifecycle.clients.trust.BUILT_IN", folder)
+    monkeypatch.setattr("lifecycle.clients.trust.AUTHORITIES_OF_THE_IMAGE", folder)
     for authority in authorities:
         with serve(Api(), tls=authority.server()) as url:
             assert send(url, public_trust()) == {"ok": True}
