@@ -29,9 +29,6 @@ _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQU
 _UNKNOWN_AUTHORITY = frozenset({2, 18, 19, 20, 21})
 _OTHER_NAME = frozenset({62, 64})
 
-# A retry cannot help if the status from a proxy starts with this digit. Other statuses, such as 502, can be temporary.
-_PERMANENT_STATUS_START = "4"
-
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -85,24 +82,22 @@ def explain_failure(error: Exception, *, what: str, endpoint: Endpoint, timeout_
         case ssl.SSLError():
             kind, text = _explain_tls(cause, what=what, endpoint=endpoint)
         case _ if isinstance(error, httpx.ProxyError) and proxy is not None:
-            # The text of the error begins with the HTTP status that the proxy returned.
+            # The text of the error begins with the HTTP status that the proxy returned. A retry cannot help with 4xx.
+            # Other statuses, such as 502, can be temporary.
             reason = excerpt(str(error))
-            kind = ResponseError if reason.startswith(_PERMANENT_STATUS_START) else TransientError
+            kind = ResponseError if reason.startswith("4") else TransientError
             text = (
                 f"The proxy {proxy.address} refused to connect to {endpoint.url} for {what} ({reason}). "
                 f"Check {proxy.setting}."
             )
         case _:
-            # The text of an httpx error is left out, because it can contain a URL with a password.
-            kind_of_error = (
-                "no valid HTTP response" if isinstance(error, httpx.RemoteProtocolError) else type(error).__name__
-            )
-            reason = (cause and cause.strerror) or kind_of_error
-            failed = (
-                f"did not respond to {what}{endpoint.via} within {timeout_s:g} s"
-                if isinstance(error, httpx.TimeoutException)
-                else f"is unreachable for {what}{endpoint.via} ({reason})"
-            )
+            if isinstance(error, httpx.TimeoutException):
+                failed = f"did not respond to {what}{endpoint.via} within {timeout_s:g} s"
+            else:
+                # The text of an httpx error is left out, because it can contain a URL with a password.
+                is_malformed = isinstance(error, httpx.RemoteProtocolError)
+                kind_of_error = "no valid HTTP response" if is_malformed else type(error).__name__
+                failed = f"is unreachable for {what}{endpoint.via} ({(cause and cause.strerror) or kind_of_error})"
             check = f"Check that it is running and that {endpoint.upstream.url_setting} is correct."
             text = f"{name} at {endpoint.url} {failed}. {check}"
     return kind(text, upstream=name)

@@ -72,17 +72,13 @@ class HttpClient:
         secret: str | None = None,
         **request: Any,
     ) -> Response:
-        """Send a request once.
+        """Send a request once, and return the response, whatever its status.
 
         Args:
             path: the path below the base address, starting with a slash.
-            items: parses the list in a successful response while the response arrives. The parsed items are then
-                missing in the returned response.
-            secret: the credentials in the request, which must not appear in a message.
+            items: see `read`.
+            secret: see `read`.
             request: `params`, `headers` and `content`, as for `stream`.
-
-        Returns:
-            The response, whatever its status.
 
         Raises:
             TransientError: there was no complete response.
@@ -101,6 +97,11 @@ class HttpClient:
         secret: str | None = None,
     ) -> Response:
         """Read and parse the body of a response.
+
+        Args:
+            items: parses the list in a successful response while the response arrives. The parsed items are then
+                missing in the returned response.
+            secret: the credentials in the request, which must not appear in a message.
 
         Raises:
             ResponseError: the response is too large, or the upstream expects HTTPS.
@@ -121,11 +122,8 @@ class HttpClient:
         response = parse_response(streamed.status_code, streamed.headers, body, secret=secret)
         if response.date is not None:
             self.clock_skew = response.date - self._now()
-        if (
-            response.status == httpx.codes.BAD_REQUEST
-            and self.endpoint.is_plain_http
-            and "https" in response.text.lower()
-        ):
+        is_refused = response.status == httpx.codes.BAD_REQUEST
+        if is_refused and self.endpoint.is_plain_http and "https" in response.text.lower():
             raise self.endpoint.https_required_error(what)
         return response
 
@@ -161,9 +159,8 @@ class HttpClient:
             ):
                 encodings = streamed.headers.get("content-encoding", "").lower().replace(" ", "").split(",")
                 if not _UNCOMPRESSED.issuperset(encodings):
-                    raise self._unusable(
-                        what, "is compressed, although the request forbids compression", streamed.status_code
-                    )
+                    reason = "is compressed, although the request forbids compression"
+                    raise self._unusable(what, reason, streamed.status_code)
                 yield streamed
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             is_connecting = isinstance(error, httpx.ConnectTimeout)

@@ -59,7 +59,17 @@ class InterfaceEvents:
 
     def __init__(self, stop: StopEvent) -> None:
         self._stop = stop
-        self._netlink = _subscribe()
+        self._netlink: socket.socket | None = None
+        try:
+            self._netlink = socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
+            )
+            # One message is enough to end a wait. The smallest possible buffer limits how many messages have to be
+            # discarded.
+            self._netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            self._netlink.bind((0, _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR))
+        except (AttributeError, OSError):
+            self.close()
 
     def close(self) -> None:
         """End the subscription."""
@@ -91,19 +101,3 @@ class InterfaceEvents:
                 if error.errno != errno.ENOBUFS:
                     self.close()
                     return
-
-
-def _subscribe() -> socket.socket | None:
-    try:
-        netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
-    except (AttributeError, OSError):
-        return None
-    try:
-        # One message is enough to end a wait. The smallest possible buffer limits how many messages have to be
-        # discarded.
-        netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-        netlink.bind((0, _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR))
-    except OSError:
-        netlink.close()
-        return None
-    return netlink

@@ -9,15 +9,17 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from ipaddress import ip_address
+from math import inf
 from time import monotonic
 from typing import Any
 
 import httpcore
 
-from lifecycle.runtime.deadline import remaining_s, run_bounded, time_budget
+from lifecycle.runtime.background import in_background
+from lifecycle.runtime.deadline import remaining_s, time_budget
 
 # Source: RFC 8305 (Happy Eyeballs), section 5: the recommended delay between two attempts.
 _ATTEMPT_DELAY_S = 0.25
@@ -38,7 +40,7 @@ class ResolutionError(OSError):
 
 
 class ResolutionTimeoutError(ResolutionError, TimeoutError):
-    """The host name was not resolved in time."""
+    """The host name was not resolved in time. The argument is the host name."""
 
 
 class TlsExpectedError(OSError):
@@ -69,7 +71,7 @@ class Network(httpcore.NetworkBackend):
         self, host: str, port: int, timeout: float | None = None, *_args: Any, **_options: Any
     ) -> httpcore.NetworkStream:
         """Connect to the first address of the host that accepts a connection."""
-        with _httpcore_errors(httpcore.ConnectTimeout, httpcore.ConnectError), _optional_time_budget(timeout):
+        with _httpcore_errors(httpcore.ConnectTimeout, httpcore.ConnectError), time_budget(timeout or inf):
             connection = connect(resolve(host, port))
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return Stream(connection, tls_server_name=self._tls_server_name)
@@ -110,7 +112,7 @@ class Stream(httpcore.NetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
         """Continue this connection with TLS."""
-        with _httpcore_errors(httpcore.ConnectTimeout, httpcore.ConnectError), _optional_time_budget(timeout):
+        with _httpcore_errors(httpcore.ConnectTimeout, httpcore.ConnectError), time_budget(timeout or inf):
             try:
                 # Python's ssl module applies the socket's time-out to the whole handshake.
                 self._socket.settimeout(remaining_s())
@@ -122,19 +124,14 @@ class Stream(httpcore.NetworkStream):
         return Stream(secured, tls_server_name=None)
 
     def get_extra_info(self, info: str) -> Any:
-        """Return a value that httpcore asks for; None for any other name.
-
-        Args:
-            info: "ssl_object" for the TLS socket, which is None without TLS; "is_readable" for a Boolean, which is True
-                if the peer has sent data or closed the connection.
-        """
-        match info:
-            case "ssl_object":
-                return self._socket if isinstance(self._socket, ssl.SSLSocket) else None
-            case "is_readable":
-                poll = select.poll()
-                poll.register(self._socket, select.POLLIN)
-                return bool(poll.poll(0))
+        """Return the value that httpcore requests by a name; None if it is not known."""
+        if info == "ssl_object" and isinstance(self._socket, ssl.SSLSocket):
+            return self._socket
+        if info == "is_readable":
+            # True if the peer has sent data or closed the connection.
+            poll = select.poll()
+            poll.register(self._socket, select.POLLIN)
+            return bool(poll.poll(0))
         return None
 
 
@@ -147,7 +144,7 @@ def resolve(host: str, port: int) -> Sequence[Address]:
     look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     try:
         # The resolver of the C library cannot be interrupted, so it runs in a thread.
-        results = look_up() if _is_address(host) else run_bounded(look_up, name="resolve")
+        results = look_up() if _is_address(host) else in_background(look_up, name="resolve").result(remaining_s())
     except TimeoutError:
         raise ResolutionTimeoutError(host) from None
     except socket.gaierror as error:
@@ -215,15 +212,9 @@ def _start_attempt(address: Address, selector: selectors.BaseSelector) -> None:
 
 
 def _is_address(host: str) -> bool:
-    try:
-        ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    return True
-
-
-def _optional_time_budget(timeout_s: float | None) -> AbstractContextManager[None]:
-    return nullcontext() if timeout_s is None else time_budget(timeout_s)
+    with suppress(ValueError):
+        return bool(ip_address(host.partition("%")[0]))
+    return False
 
 
 @contextmanager

@@ -60,30 +60,20 @@ class Response:
     @property
     def reason(self) -> str:
         """The explanation of a refusal in the response, as the end of a message; "" if there is none."""
-        message = excerpt("; ".join(_messages(self.json)) or self._plain_text, secret=self.secret)
+        text = self.text
+        if text.lstrip().startswith("<"):
+            title = _TITLE.search(text)
+            text = title[1] if title else ""
+        message = excerpt("; ".join(_messages(self.json)) or text, secret=self.secret)
         return f' Response: "{message}"' if message else ""
 
-    @property
-    def _plain_text(self) -> str:
-        if not self.text.lstrip().startswith("<"):
-            return self.text
-        title = _TITLE.search(self.text)
-        return title[1] if title else ""
 
-
-def parse_response(
-    status: int,
-    headers: Mapping[str, str],
-    body: bytearray,
-    *,
-    secret: str | None = None,
-) -> Response:
+def parse_response(status: int, headers: Mapping[str, str], body: bytearray, *, secret: str | None = None) -> Response:
     """Parse a response.
 
     Args:
         headers: a mapping with case-insensitive names.
-        body: the body. It is cleared, to save memory.
-        secret: the credentials in the request.
+        body: is cleared, to save memory.
     """
     text = body.decode(errors="replace")
     body.clear()

@@ -11,21 +11,18 @@ Result = TypeVar("Result")
 
 
 def in_background(work: Callable[[], Result], *, name: str) -> Future[Result]:
-    """Run a function in a daemon thread.
+    """Run a function in a daemon thread, where no time budget is set.
 
     Args:
         work: the function. It may still be running after the caller has closed the clients that the function uses.
         name: the name of the thread.
-
-    Returns:
-        A future with the result. If the function raises an exception, only `result()` reports it.
     """
     future: Future[Result] = Future()
 
     def run() -> None:
         try:
             future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - raised by result()
+        except BaseException as error:  # noqa: BLE001 - the future's `result` raises it
             future.set_exception(error)
 
     Thread(target=run, name=name, daemon=True).start()

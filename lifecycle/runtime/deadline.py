@@ -6,15 +6,10 @@ could take any time in total. Here, each step may take only the rest of the time
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from time import monotonic
-from typing import TypeVar
-
-from lifecycle.runtime.background import in_background
-
-Result = TypeVar("Result")
 
 _ends_at: ContextVar[float] = ContextVar("ends_at")
 
@@ -41,16 +36,3 @@ def remaining_s() -> float:
     if left_s <= 0:
         raise TimeoutError("the time budget is used up")
     return left_s
-
-
-def run_bounded(work: Callable[[], Result], *, name: str) -> Result:
-    """Run a function that cannot be interrupted, and wait for its result until the time budget is used up.
-
-    Args:
-        work: the function. It runs in a daemon thread, where no time budget is set, so it must not call `remaining_s`.
-        name: the name of the thread.
-
-    Raises:
-        TimeoutError: the function did not return in time. It continues to run.
-    """
-    return in_background(work, name=name).result(remaining_s())

@@ -31,14 +31,13 @@ def configure_logs(*, console: bool, level: str = "info", to_stderr: bool = Fals
         level: the lowest level to log.
         to_stderr: write to standard error, because standard output is for a report.
     """
-    for name in ("stdout", "stderr"):
-        stream = standard_stream(name)
+    for stream in map(standard_stream, ("stdout", "stderr")):
         if isinstance(stream, TextIOWrapper):
             # Otherwise, a character that the terminal's encoding cannot represent would raise UnicodeEncodeError.
             stream.reconfigure(errors="backslashreplace")
     name = "stderr" if to_stderr else "stdout"
     stream = standard_stream(name)
-    renderers: list[structlog.typing.Processor] = [_render_json]
+    renderers: list[structlog.typing.Processor] = [lambda _logger, _method, event: printable_json(event)]
     if console:
         renderers = [_with_printable_traceback, _console_renderer(colors=stream is not None and stream.isatty())]
     if name not in _outputs:
@@ -102,10 +101,6 @@ def _with_printable_traceback(_logger: Any, _method: str, event: MutableMapping[
     if "exception" in event:
         event["exception"] = "\n".join(map(printable, event["exception"].splitlines()))
     return event
-
-
-def _render_json(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
-    return printable_json(event)
 
 
 def _json_value(value: Any) -> Any:

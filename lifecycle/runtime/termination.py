@@ -7,8 +7,8 @@ from pathlib import Path
 
 from lifecycle.domain.text import printable
 
+# The kubelet's default `terminationMessagePath`.
 TERMINATION_LOG = Path("/dev/termination-log")
-"""The kubelet's default `terminationMessagePath`."""
 
 # Source: Kubernetes, "Determine the Reason for Pod Failure": the kubelet cuts longer messages.
 _MAX_BYTES = 4096

@@ -27,7 +27,7 @@ from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import private_trust, public_trust
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, TransientError
-from lifecycle.runtime.deadline import remaining_s, run_bounded, time_budget
+from lifecycle.runtime.deadline import remaining_s, time_budget
 from tests.clients.servers import Api, send_nothing, serve_connection
 from tests.process.cluster import Authority
 from tests.simulators.serve import serve
@@ -79,20 +79,6 @@ def test_inner_budget_does_not_extend_the_outer_one() -> None:
         assert 0.5 < remaining_s() <= 1.0
 
 
-def test_budgets_of_threads_are_independent() -> None:
-    with time_budget(60.0), pytest.raises(LookupError):
-        run_bounded(remaining_s, name="other")
-
-
-def test_uninterruptible_call_is_abandoned_when_the_budget_ends() -> None:
-    ended = Event()
-    with time_budget(0.05), pytest.raises(TimeoutError):
-        run_bounded(ended.wait, name="hanging")
-    [thread] = [thread for thread in threading.enumerate() if thread.name == "hanging"]
-    assert thread.daemon
-    ended.set()
-
-
 def test_one_budget_covers_several_requests() -> None:
     with serve(Api(delay_s=0.1)) as url:
         client = client_of(url, budget_s=10.0)
@@ -133,6 +119,8 @@ def test_hanging_resolver_is_reported(resolve_to: Callable[[Resolver], None]) ->
     assert "api.example" in str(error)
     assert "DNS" in str(error)
     assert "API_URL" not in str(error)
+    [thread] = [thread for thread in threading.enumerate() if thread.name == "resolve"]
+    assert thread.daemon, "the thread would keep the process running"
     ended.set()
 
 
@@ -160,7 +148,7 @@ def test_error_while_an_earlier_error_is_handled_has_its_own_reason(
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
 def test_ip_address_is_not_resolved_in_a_thread(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # A call of the function that starts the thread would now fail.
-    monkeypatch.setattr("lifecycle.clients.network.run_bounded", None)
+    monkeypatch.setattr("lifecycle.clients.network.in_background", None)
     address = host.strip("[]")
     with serve(Api(), host=address) as url:
         assert client_of(url.replace(address, host)).send("GET", "/thing").json == {"ok": True}
