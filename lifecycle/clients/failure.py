@@ -16,7 +16,7 @@ from lifecycle.clients.network import (
     TlsExpectedError,
     UnreachableError,
 )
-from lifecycle.clients.text import excerpt
+from lifecycle.clients.response import excerpt
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, ResponseError, TransientError
 from lifecycle.domain.proxy import Proxy

@@ -76,10 +76,7 @@ class JsonClient:
             path: the path below the base address, starting with a slash.
             body: a JSON value; None = no body.
             authorized: True if the token is sent.
-            items: parses the list in the response; see `HttpClient.send`.
-
-        Returns:
-            A successful response. Its `json` is None if the body is not JSON.
+            items: parses the list in the response; see `HttpClient.read`.
 
         Raises:
             ApiError: the request was refused, or got no response. The subclass depends on the reason.

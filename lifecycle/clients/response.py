@@ -1,4 +1,4 @@
-"""Parse complete HTTP responses."""
+"""Parse complete HTTP responses, and prepare their text for messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from lifecycle.clients.text import excerpt
 from lifecycle.domain.errors import ApiError
 
 # The longest accepted Retry-After. No upstream asks for more, and a much larger number would overflow a timedelta.
@@ -19,6 +18,15 @@ _MAX_RETRY_AFTER = timedelta(days=1)
 
 # The largest number of values in a JSON text that is parsed. A list of 20,000 nodes has about a million.
 _MAX_VALUES = 2_000_000
+
+# The longest text of a response in a message.
+_MAX_EXCERPT = 300
+
+# Only the start of a longer text is processed: processing megabytes takes long, and most of it would be cut anyway.
+_MAX_PROCESSED = 10_000
+
+# Text of this length is treated as a key or token. Words are shorter.
+_SECRET = re.compile(r"[\w+=-]{32,}")
 
 _TITLE = re.compile(r"<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
@@ -100,6 +108,20 @@ def has_few_values(text: str) -> bool:
     """Return True if parsing a JSON text takes little memory. For example, each `{},` becomes more than 64 bytes."""
     # Each value except the first follows one of these characters.
     return sum(map(text.count, ",[{")) <= _MAX_VALUES
+
+
+def excerpt(text: str, *, secret: str | None = None) -> str:
+    """Return the start of the text as one line of printable characters, without secrets.
+
+    Args:
+        secret: a text to remove. Everything that looks like a key or token is removed, too.
+    """
+    text = text[:_MAX_PROCESSED]
+    if secret:
+        text = text.replace(secret, "…")
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    line = _SECRET.sub("…", " ".join(printable.split()))
+    return line if len(line) <= _MAX_EXCERPT else f"{line[:_MAX_EXCERPT]}…"
 
 
 def _parse_date(text: str) -> datetime | None:

@@ -3,8 +3,11 @@
 The functions have these arguments in common:
 
 - `settings`: the settings of the command.
+- `policy`: the retry policy for Headscale.
 - `stack`: closes the connections when it is closed.
 - `cluster`: the client of the Kubernetes API; None if no setting needs this API.
+
+They raise a ConfigError if a setting names a file that cannot be used.
 """
 
 from __future__ import annotations
@@ -50,14 +53,7 @@ class Readers:
 def connect_readers(
     settings: Settings, policy: tenacity.Retrying, stack: ExitStack, cluster: Cluster | None
 ) -> Readers:
-    """Return clients that can only read; no request is sent yet.
-
-    Args:
-        policy: the retry policy for Headscale.
-
-    Raises:
-        ConfigError: a file of certificate authorities is malformed.
-    """
+    """Return clients that can only read; no request is sent yet."""
     headscale, cloudflare = open_upstreams(settings, stack, cluster, lambda _upstream, _outcome: None)
     return Readers(
         HeadscaleSnapshot(headscale, policy),
@@ -73,9 +69,6 @@ def open_upstreams(
 
     Args:
         on_outcome: called after each request with two names, such as "Headscale" and "ok".
-
-    Raises:
-        ConfigError: a file of certificate authorities is malformed.
     """
     trust = _trust(settings)
 

@@ -32,10 +32,7 @@ def connect_writers(
     *,
     on_outcome: Callable[[str, str], None] = lambda _upstream, _outcome: None,
 ) -> Writers:
-    """Return clients that can read and write; no request is sent yet.
-
-    The arguments and errors are those of `connect_readers` and `open_upstreams`.
-    """
+    """Return clients that can read and write; no request is sent yet. The arguments are those in `wiring.readers`."""
     headscale, cloudflare = open_upstreams(settings, stack, cluster, on_outcome)
     return Writers(
         HeadscaleWriter(headscale, policy),

@@ -31,6 +31,8 @@ _ZONES_PER_PAGE = 50
 class CloudflareReader:
     """The Cloudflare zone that contains a domain.
 
+    Each method raises an ApiError if a request fails, or if a list is malformed or may be incomplete.
+
     Args:
         client: its base address ends in `/client/v4`.
         domain: a domain such as apps.example.com. The zone is the longest suffix of it that is a zone at Cloudflare.
@@ -50,9 +52,6 @@ class CloudflareReader:
             name: the full name in lower case, without a trailing dot.
             comment: also return the records at other names that have exactly this comment.
 
-        Raises:
-            ApiError: the list could not be read, or may be incomplete.
-
         Source: GET /zones/{zone}/dns_records; with match=any, a record has to match only one of the filters.
         """
         filters = {"name": name} if comment is None else {"name": name, "comment.exact": comment, "match": "any"}
@@ -61,9 +60,6 @@ class CloudflareReader:
 
     def all_records(self, *, comment_start: str = "") -> list[Record]:
         """Return all records of the zone, or only those whose comment starts with a text, without regard to case.
-
-        Raises:
-            ApiError: the list could not be read, or may be incomplete.
 
         Source: GET /zones/{zone}/dns_records?comment.startswith=.
         """
@@ -75,7 +71,6 @@ class CloudflareReader:
 
         Raises:
             ResponseError: the name belongs to another zone.
-            ApiError: the zone's name could not be read.
         """
         zone = self.zone_name()
         if not is_in_domain(name, zone):
@@ -102,7 +97,7 @@ class CloudflareReader:
         """Return the id and name of the zone: try the whole domain first, then each of its parent domains.
 
         Raises:
-            ApiError: there is no such zone, there are several, or the zones could not be listed.
+            ResponseError: there is no such zone, or there are several.
 
         Source: GET /zones?name=.
         """
@@ -132,11 +127,7 @@ class CloudflareReader:
     def _pages(
         self, path: str, params: Mapping[str, str], per_page: int, parse: Callable[[Any], Parsed]
     ) -> list[Parsed]:
-        """Read every page of a list.
-
-        Raises:
-            ApiError: a page could not be read, or the pages do not add up to the reported total.
-        """
+        """Read every page of a list, and check that the pages add up to the reported total."""
         items: list[Parsed] = []
         for page in count(1):
             response = self._client.send("GET", path, params={**params, "page": str(page), "per_page": str(per_page)})

@@ -10,7 +10,7 @@ from typing import Any, Final
 from lifecycle.clients.headscale.errors import AMBIGUOUS_USER, CHECK_NAMES, MISSING, UPSTREAM
 from lifecycle.clients.headscale.pod import CHECK_SETTINGS, Target
 from lifecycle.clients.kubernetes.exec import Output
-from lifecycle.clients.text import excerpt
+from lifecycle.clients.response import excerpt
 from lifecycle.domain.errors import ApiError, AuthError, NotFoundError, ResponseError, TransientError
 
 PROGRAM: Final = "headscale"

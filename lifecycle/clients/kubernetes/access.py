@@ -19,7 +19,7 @@ from kubernetes.client.configuration import Configuration
 from kubernetes.config import ConfigException, list_kube_config_contexts, load_incluster_config, load_kube_config
 from yaml import YAMLError
 
-from lifecycle.clients.text import excerpt
+from lifecycle.clients.response import excerpt
 from lifecycle.clients.trust import private_trust, public_trust
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ConfigError, TransientError

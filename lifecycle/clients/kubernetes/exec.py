@@ -16,7 +16,7 @@ from websocket import ABNF, WebSocketException, frame_buffer
 
 from lifecycle.clients.http import MAX_RESPONSE_BYTES
 from lifecycle.clients.kubernetes.access import UPSTREAM
-from lifecycle.clients.text import excerpt
+from lifecycle.clients.response import excerpt
 from lifecycle.domain.errors import ResponseError, TransientError
 
 # The subprotocols of the websocket, and the channels. The first byte of each message is the number of its channel.
