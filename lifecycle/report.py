@@ -17,7 +17,7 @@ from lifecycle.domain.changes import (
     WriteKeyMetadata,
 )
 from lifecycle.domain.model import describe
-from lifecycle.domain.text import printable
+from lifecycle.domain.text import printable, printable_values
 from lifecycle.keyfile.reader import KeyFileReader
 
 _BOLD, _GREEN, _YELLOW, _RED, _RESET = "\x1b[1m", "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
@@ -115,11 +115,7 @@ def text(report: Report, *, colors: bool) -> str:
     def colored(color: str, words: str) -> str:
         return f"{color}{words}{_RESET}" if colors and color else words
 
-    width = max(len(name) for name in report.context)
-    lines = [
-        f"{name.replace('_', ' '):<{width}}  {printable(value or 'could not be read')}"
-        for name, value in report.context.items()
-    ]
+    lines = printable_values(report.context)
     for section in report.sections:
         lines += ["", colored(_BOLD, f"lifecycle {section.command} would")]
         for step in section.steps:

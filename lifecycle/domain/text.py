@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +18,15 @@ def printable(text: str) -> str:
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
+
+
+def printable_values(values: Mapping[str, str | None]) -> list[str]:
+    """Return one line for each name and value, with the values in one column. None is a value that was not read."""
+    width = max(map(len, values))
+    return [
+        f"{name.replace('_', ' '):<{width}}  {printable(value or 'could not be read')}"
+        for name, value in values.items()
+    ]
 
 
 def printable_json(value: Any, *, indent: int | None = None) -> str:

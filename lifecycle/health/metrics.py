@@ -36,12 +36,10 @@ def render_metrics(status: Status, *, accept: str) -> tuple[str, bytes]:
 
 def _metrics(status: Status) -> Iterator[Metric]:
     """Yield every metric. Each label has few values, which are known in advance, except the versions."""
-    from prometheus_client.metrics_core import (  # noqa: PLC0415 - see render_metrics
-        CounterMetricFamily,
-        GaugeMetricFamily,
-        InfoMetricFamily,
-        SummaryMetricFamily,
-    )
+    from prometheus_client.metrics_core import CounterMetricFamily as Counter  # noqa: PLC0415 - see render_metrics
+    from prometheus_client.metrics_core import GaugeMetricFamily as Gauge  # noqa: PLC0415
+    from prometheus_client.metrics_core import InfoMetricFamily as Info  # noqa: PLC0415
+    from prometheus_client.metrics_core import SummaryMetricFamily as Summary  # noqa: PLC0415
 
     state = status.state
     prefix = "tailscale_lifecycle_"
@@ -53,33 +51,27 @@ def _metrics(status: Status) -> Iterator[Metric]:
         ("poll_interval_seconds", "Current interval between reads of the node in Headscale.", status.poll_interval_s),
         ("record_in_sync", "1 while the DNS record is right and was read recently.", status.ready),
     ):
-        yield GaugeMetricFamily(prefix + name, description, value=float(value))
+        yield Gauge(prefix + name, description, value=float(value))
 
-    yield SummaryMetricFamily(
+    yield Summary(
         prefix + "pass_duration_seconds",
         "Duration of passes, finished and failed ones.",
         count_value=sum(status.passes.values()),
         sum_value=status.passes_s,
     )
     for family, name, description, labels, values in (
-        (CounterMetricFamily, "passes", "Passes by outcome.", ["outcome"], status.passes),
+        (Counter, "passes", "Passes by outcome.", ["outcome"], status.passes),
+        (Counter, "requests", "Completed requests by upstream and outcome.", ["upstream", "outcome"], status.requests),
+        (Counter, "retries", "Retries after a failure, by upstream.", ["upstream"], status.retries),
         (
-            CounterMetricFamily,
-            "requests",
-            "Completed requests by upstream and outcome.",
-            ["upstream", "outcome"],
-            status.requests,
-        ),
-        (CounterMetricFamily, "retries", "Retries after a failure, by upstream.", ["upstream"], status.retries),
-        (
-            CounterMetricFamily,
+            Counter,
             "rate_limit_wait_seconds",
             "Seconds of backoff after rate limiting (429), by upstream.",
             ["upstream"],
             status.throttled_s,
         ),
         (
-            GaugeMetricFamily,
+            Gauge,
             "last_success_timestamp_seconds",
             "When an upstream last returned what was requested, in seconds since 1970; 0 = not since the start.",
             ["upstream"],
@@ -96,15 +88,9 @@ def _metrics(status: Status) -> Iterator[Metric]:
     ):
         if expires_at is not None:
             metric = prefix + name + "_expiration_timestamp_seconds"
-            yield GaugeMetricFamily(metric, description, value=expires_at.timestamp())
-    yield CounterMetricFamily(
-        prefix + "log_lines_dropped", "Log lines that could not be written to standard output.", value=dropped_lines()
-    )
-    yield InfoMetricFamily(
-        prefix + "build",
-        "Versions of this program and of Headscale.",
-        value={
-            "version": lifecycle.__version__,
-            "headscale": state.headscale_version[:_MAX_VERSION_LENGTH] or "unknown",
-        },
-    )
+            yield Gauge(metric, description, value=expires_at.timestamp())
+    dropped = "Log lines that could not be written to standard output."
+    yield Counter(prefix + "log_lines_dropped", dropped, value=dropped_lines())
+    headscale = state.headscale_version[:_MAX_VERSION_LENGTH] or "unknown"
+    versions = {"version": lifecycle.__version__, "headscale": headscale}
+    yield Info(prefix + "build", "Versions of this program and of Headscale.", value=versions)

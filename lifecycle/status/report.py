@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from lifecycle.domain.text import printable, timestamp
+from lifecycle.domain.text import printable, printable_values, timestamp
 from lifecycle.status.assess import Row
 
 _COLUMNS = ("NAME", "RECORD", "NODE", "ADDRESS", "ONLINE", "STATE")
@@ -87,11 +87,7 @@ def needs_action(report: Mapping[str, Any]) -> bool:
 
 def text(report: Mapping[str, Any]) -> str:
     """Return the report as text: the context, a table of the workloads, and advice."""
-    width = max(map(len, report["context"]))
-    lines = [
-        f"{key.replace('_', ' '):<{width}}  {printable(value or 'could not be read')}"
-        for key, value in report["context"].items()
-    ]
+    lines = printable_values(report["context"])
     rows = report["workloads"]
     if rows:
         cells = [_COLUMNS, *map(_cells, rows)]
