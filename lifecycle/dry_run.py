@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lifecycle import __version__
 from lifecycle.cleanup.observe import ReadState, cleanup_config
@@ -34,6 +34,9 @@ from lifecycle.status.observe import status_config
 from lifecycle.status.report import document, make_shortener
 from lifecycle.wiring.readers import connect_cluster, connect_readers, state_reader
 
+if TYPE_CHECKING:
+    from lifecycle.clients.kubernetes.api import Cluster
+
 
 def plan_commands(settings: Settings, *, name: str | None = None) -> Report:
     """Return what each command that uses these settings would change.
@@ -54,7 +57,7 @@ def plan_commands(settings: Settings, *, name: str | None = None) -> Report:
             sections.append(watch_section(settings, readers, interface, now=utc_now()))
         if isinstance(settings, PruneSettings):
             sections.append(_prune_section(settings, readers, name, now=utc_now()))
-        return Report(context(settings, readers, cluster.description if cluster else None), sections)
+        return Report(context(settings, readers, cluster), sections)
 
 
 def status(settings: StatusSettings, *, redact: bool) -> dict[str, Any]:
@@ -66,17 +69,13 @@ def status(settings: StatusSettings, *, redact: bool) -> dict[str, Any]:
     with ExitStack() as stack:
         cluster = connect_cluster(settings, stack, only_reads=True)
         readers = connect_readers(settings, no_retries(), stack, cluster)
-        return status_report(settings, readers, cluster.description if cluster else None, now=utc_now(), redact=redact)
+        return status_report(settings, readers, cluster, now=utc_now(), redact=redact)
 
 
 def status_report(
-    settings: StatusSettings, sources: Sources, kubernetes: str | None, *, now: datetime, redact: bool
+    settings: StatusSettings, sources: Sources, cluster: Cluster | None, *, now: datetime, redact: bool
 ) -> dict[str, Any]:
-    """Return the state of every workload of the owner, as JSON values.
-
-    Args:
-        kubernetes: a description of the cluster; None if no setting needs the Kubernetes API.
-    """
+    """Return the result of `status`, from what these sources return."""
     observation = observe_status(settings, headscale=sources.headscale, cloudflare=sources.cloudflare)
     server_time = sources.headscale.server_time(now)
     rows, problems = assess_workloads(observation, config=status_config(settings), now=server_time)
@@ -85,7 +84,7 @@ def status_report(
     head = {
         "version": __version__,
         "clock": timestamp(now) + (f", by Headscale {timestamp(server_time)}" if observation.nodes is not None else ""),
-        **context(settings, sources, kubernetes),
+        **context(settings, sources, cluster),
         "api_key_expires_at": timestamp(expires_at) if expires_at else no_expiry,
     }
     if not redact:
@@ -96,18 +95,11 @@ def status_report(
     return document(head, rows, problems, shorten=make_shortener([*words, *(row.in_the_way for row in rows)]))
 
 
-def context(settings: Settings, sources: Sources, kubernetes: str | None) -> dict[str, str | None]:
-    """Return the settings and values that the plans are based on.
-
-    Args:
-        kubernetes: a description of the cluster; None if no setting needs the Kubernetes API.
-
-    Returns:
-        The values by their names. A value that could not be read is None.
-    """
+def context(settings: Settings, sources: Sources, cluster: Cluster | None) -> dict[str, str | None]:
+    """Return the settings and values that the plans are based on. A value that could not be read is None."""
     headscale = f"the CLI in namespace {settings.headscale_namespace} (HEADSCALE_ACCESS=exec)"
     values = {
-        "kubernetes": kubernetes or "not used (no setting needs it)",
+        "kubernetes": cluster.description if cluster else "not used (no setting needs it)",
         "headscale": settings.effective_headscale_url if settings.access == "api" else headscale,
         "headscale_version": _read(sources.headscale.version),
         "user": _read(lambda: choose_user(sources.headscale.users(), settings.headscale_user).label),

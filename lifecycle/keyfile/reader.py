@@ -26,7 +26,7 @@ class KeyFileReader:
     """The key file, and two files beside it: the key metadata (`<path>.id`) and the restart marker (`<path>.restart`).
 
     The key file contains the pre-auth key for the tailscale container. The metadata identifies the key and the pod's
-    node.
+    node. A method raises KeyFileError if a file is malformed or cannot be read.
 
     Attributes:
         mode: the permission bits of the key file.
@@ -46,11 +46,7 @@ class KeyFileReader:
         return self.path.with_name(self.path.name + ".restart")
 
     def read_metadata(self) -> KeyMetadata | None:
-        """Return the key metadata; None if the file does not exist, for example before `cleanup` has run.
-
-        Raises:
-            KeyFileError: the file is malformed, or cannot be read.
-        """
+        """Return the key metadata; None if the file does not exist, for example before `cleanup` has run."""
         try:
             return METADATA_JSON.validate_json(read_file(self.metadata_path), strict=True)
         except (FileNotFoundError, NotADirectoryError):
@@ -65,9 +61,6 @@ class KeyFileReader:
 
         The key file contains another key if a process was killed after it wrote the metadata, and before it wrote the
         key.
-
-        Raises:
-            KeyFileError: the key file cannot be read.
         """
         try:
             return metadata.key_sha256 in (None, digest_of(read_file(self.path)))

@@ -31,17 +31,12 @@ _FILE_TYPES = {
 
 
 class KeyFileWriter(KeyFileReader):
-    """A key file that may be replaced. Only `lifecycle.apply` calls the methods defined here."""
+    """A key file that may be replaced. Only `lifecycle.apply` calls these methods, which raise KeyFileError."""
 
     __slots__ = ()
 
     def check_writable(self) -> None:
-        """Check that a key can be written: create and rename a file beside it, and check the files to be replaced.
-
-        Raises:
-            KeyFileError: the folder is missing, not a folder, full or not writable. Or the key file or the metadata
-                file is a mount point or not a regular file.
-        """
+        """Check that a key can be written: create and rename a file beside it, and check the files to be replaced."""
         folder = self.path.parent
         with _key_file_errors(self.path):
             if not folder.is_dir():
@@ -57,29 +52,17 @@ class KeyFileWriter(KeyFileReader):
                 temporary.with_suffix(".check").unlink()
 
     def write(self, key: SecretStr, metadata: KeyMetadata) -> None:
-        """Replace the metadata file, then the key file, each atomically. No newline is added to the key.
-
-        Raises:
-            KeyFileError: neither file was replaced, or only the metadata file.
-        """
+        """Replace the metadata file, then the key file, each atomically. No newline is added to the key."""
         content = key.get_secret_value().encode()
         self.write_metadata(replace(metadata, key_sha256=digest_of(content)))
         _replace(self.path, content, self.mode)
 
     def write_metadata(self, metadata: KeyMetadata) -> None:
-        """Replace the metadata file atomically. The key file stays as it is.
-
-        Raises:
-            KeyFileError: the metadata file was not replaced.
-        """
+        """Replace the metadata file atomically. The key file stays as it is."""
         _replace(self.metadata_path, METADATA_JSON.dump_json(metadata) + b"\n", _METADATA_MODE)
 
     def write_restart_marker(self, content: str | None) -> bool:
-        """Write the restart marker, or remove it if the content is None. Return True if the marker was changed.
-
-        Raises:
-            KeyFileError: the restart marker was neither written nor removed.
-        """
+        """Write the restart marker, or remove it if the content is None. Return True if the marker was changed."""
         path = self.restart_marker_path
         if content is None:
             with _key_file_errors(path), suppress(FileNotFoundError):
@@ -96,13 +79,9 @@ class KeyFileWriter(KeyFileReader):
 
 
 def _check_replaceable(path: Path) -> None:
-    """Check that the path does not exist, or is a regular file that a rename can replace.
+    """Raise KeyFileError unless the path does not exist, or is a regular file that a rename can replace.
 
-    A device, FIFO or socket must not be replaced. A symbolic link is refused, because it is unclear whether the link or
-    its target should be replaced.
-
-    Raises:
-        KeyFileError: the path is a file of another kind, or a mount point.
+    A symbolic link is refused, because it is unclear whether the link or its target should be replaced.
     """
     try:
         mode = path.lstat().st_mode
@@ -129,11 +108,8 @@ def is_mount_point(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> b
     except OSError:
         return False
     # Source: proc_pid_mountinfo(5). The fifth field is the mount point, with some characters as octal escapes.
-    return any(_OCTAL_ESCAPE.sub(_unescape, line.split(b" ")[4]) == target for line in lines)
-
-
-def _unescape(match: re.Match[bytes]) -> bytes:
-    return bytes([int(match[1], 8)])
+    mount_points = (_OCTAL_ESCAPE.sub(lambda escape: bytes([int(escape[1], 8)]), line.split(b" ")[4]) for line in lines)
+    return target in mount_points
 
 
 def _replace(path: Path, content: bytes, mode: int) -> None:

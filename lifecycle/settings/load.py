@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from dotenv import dotenv_values
 from pydantic import ValidationError
@@ -55,7 +54,8 @@ def load(command: type[Command]) -> Command:
     except ValidationError as error:
         for detail in error.errors(include_url=False, include_context=False, include_input=False):
             name = str(detail["loc"][0])
-            problems.setdefault(name, _message(detail) + _advice(values.pop(name, ""), values))
+            message = "is required" if detail["type"] == "missing" else detail["msg"].removeprefix("Value error, ")
+            problems.setdefault(name, message + _advice(values.pop(name, ""), values))
             if command_variables(command)[name].is_required():
                 values[name] = PLACEHOLDERS[name]
         # The invalid values are left out, so that `problems` can check the other values.
@@ -90,12 +90,9 @@ def _checked(command: type[Command], variables: Mapping[str, str]) -> tuple[dict
 
 
 def environment() -> dict[str, str]:
-    """Return the variables of `.env` and of the environment, stripped.
+    """Return the variables of `.env` and of the environment, stripped. Raise ConfigError if `.env` cannot be read.
 
     If both have a variable, the value in the environment is used unless it is empty.
-
-    Raises:
-        ConfigError: `.env` exists and cannot be read.
     """
     variables = _variables_of_file()
     for name, value in os.environ.items():
@@ -117,16 +114,10 @@ def _variables_of_file() -> dict[str, str]:
 
 
 def settings_to_pass_on(names: Iterable[str]) -> dict[str, str]:
-    """Return the settings that `inject` passes to pods, as text. A setting without a value is left out.
+    """Return those of these settings that have a value, as text, so that `inject` can pass them on to pods.
 
     Proxies and certificate authorities are passed on only from `.env`, because those in the environment are for this
     machine.
-
-    Args:
-        names: the settings to return.
-
-    Raises:
-        ConfigError: `.env` exists and cannot be read.
     """
     variables, from_file = environment(), _variables_of_file()
     values = {name: (from_file if name in _SHARED_VARIABLES else variables).get(name, "") for name in names}
@@ -169,9 +160,3 @@ def _advice(value: str, values: Mapping[str, str]) -> str:
         return ""
     namespace = values.get("POD_NAMESPACE", "the pod's namespace")
     return f". Create the Secret lifecycle in {namespace}, with the key {path.name}"
-
-
-def _message(detail: Any) -> str:
-    if detail["type"] == "missing":
-        return "is required"
-    return str(detail["msg"]).removeprefix("Value error, ")

@@ -236,14 +236,7 @@ class Settings(BaseSettings):
         yield from self._name_problems()
 
     def secret(self, name: str) -> str:
-        """Return a secret from the environment, or read it from its file.
-
-        Args:
-            name: the variable of the secret, such as CLOUDFLARE_API_TOKEN.
-
-        Raises:
-            ConfigError: the file cannot be read, or contains no valid token.
-        """
+        """Return a secret, such as CLOUDFLARE_API_TOKEN, from the environment or from its file."""
         value: SecretStr | None = getattr(self, name.lower())
         if value is not None:
             return value.get_secret_value()
@@ -383,10 +376,9 @@ class Settings(BaseSettings):
     @property
     def proxies(self) -> Proxies:
         """The proxies from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY."""
-        by_scheme = {
-            scheme: self._proxy(f"{scheme.upper()}_PROXY") or self._proxy("ALL_PROXY") for scheme in ("http", "https")
-        }
-        return Proxies({scheme: proxy for scheme, proxy in by_scheme.items() if proxy}, self.no_proxy)
+        of_all = self._proxy("ALL_PROXY")
+        by_scheme = {"http": self._proxy("HTTP_PROXY") or of_all, "https": self._proxy("HTTPS_PROXY") or of_all}
+        return Proxies(by_scheme, self.no_proxy)
 
     @property
     def proxy_of_headscale(self) -> Proxy | None:

@@ -24,11 +24,11 @@ class Proxies:
     The rules are those of Go programs such as kubectl and tailscale, which read the same variables.
 
     Attributes:
-        by_scheme: proxies by the scheme of the requested URL.
+        by_scheme: the proxies for `http` and `https` URLs; None = a direct connection.
         no_proxy: what to reach directly: host names, addresses, networks or `*`, each with or without a port.
     """
 
-    by_scheme: Mapping[str, Proxy]
+    by_scheme: Mapping[str, Proxy | None]
     no_proxy: str
 
     def for_url(self, url: str) -> Proxy | None:
@@ -38,7 +38,7 @@ class Proxies:
         port = parts.port or _DEFAULT_PORT[parts.scheme]
         if _is_internal(host) or any(_matches(entry, host, port) for entry in re.split(r"[,\s]+", self.no_proxy)):
             return None
-        return self.by_scheme.get(parts.scheme)
+        return self.by_scheme[parts.scheme]
 
 
 def _is_internal(host: str) -> bool:
