@@ -17,8 +17,6 @@ from tests.settings.environment import MINIMUM, Environment, problem_of
     [
         pytest.param({"POD_NAME": "grafana-0"}, "grafana.example.com", id="StatefulSet"),
         pytest.param({"POD_NAME": None, "HOSTNAME": "grafana-0"}, "grafana.example.com", id="HOSTNAME"),
-        pytest.param({"POD_NAME": "grafana-0", "HOSTNAME": "grafana-0"}, "grafana.example.com", id="both"),
-        pytest.param({"POD_NAME": "my-app-0"}, "my-app.example.com", id="hyphen"),
         pytest.param({"POD_NAME": "app-0-0"}, "app-0.example.com", id="last ordinal only"),
         pytest.param({"TS_HOSTNAME": "web.example.com"}, "web.example.com", id="full name"),
         pytest.param({"TS_HOSTNAME": "Web.Example.com"}, "Web.Example.com", id="upper case"),
@@ -55,7 +53,6 @@ from tests.settings.environment import MINIMUM, Environment, problem_of
         pytest.param(
             {"TS_HOSTNAME": "web-2", "POD_NAME": "web-2", "ORDINALS_START": "1"}, "web-2", id="second ordinal is 2"
         ),
-        pytest.param({"TS_HOSTNAME": " web\n"}, "web", id="surrounding whitespace"),
         pytest.param({"TS_HOSTNAME": "ab"}, "ab", id="shortest"),
         pytest.param({"TS_HOSTNAME": "a" * 63}, "a" * 63, id="longest label"),
         pytest.param({"TS_HOSTNAME": f"{'a' * 51}.example.com"}, f"{'a' * 51}.example.com", id="longest name"),
@@ -64,31 +61,18 @@ from tests.settings.environment import MINIMUM, Environment, problem_of
 )
 def test_hostname_of_the_node(env: Environment, variables: dict[str, str | None], hostname: str) -> None:
     """The hostname is TS_HOSTNAME. The first pod of a StatefulSet needs no TS_HOSTNAME."""
-    assert env.load(**variables).node_hostname == hostname
+    settings = env.load(**variables)
 
-
-@pytest.mark.parametrize(
-    ("hostname", "record"),
-    [
-        ("web", "web.example.com"),
-        ("Web.Example.com", "web.example.com"),
-        ("a.b.example.com", "a.b.example.com"),
-        ("example.com", "example.com"),
-        ("a" * 63, f"{'a' * 63}.example.com"),
-    ],
-)
-def test_name_of_the_record(env: Environment, hostname: str, record: str) -> None:
-    assert env.load(TS_HOSTNAME=hostname).record_name == record
+    assert settings.node_hostname == hostname
+    assert settings.record_name == (hostname.lower() if "." in hostname else f"{hostname}.example.com")
 
 
 @pytest.mark.parametrize(
     "variables",
     [
         pytest.param({"POD_NAME": None}, id="no pod"),
-        pytest.param({"POD_NAME": None, "HOSTNAME": "laptop"}, id="laptop"),
         pytest.param({"POD_NAME": "web-7d9c5b-xk2vp"}, id="Deployment"),
         pytest.param({"POD_NAME": "web-1"}, id="ordinal 1"),
-        pytest.param({"POD_NAME": "web-10"}, id="ordinal 10"),
         pytest.param({"POD_NAME": "web-00"}, id="no ordinal"),
         pytest.param({"POD_NAME": "web0"}, id="no hyphen"),
         pytest.param({"POD_NAME": "-0"}, id="no workload"),
@@ -112,13 +96,9 @@ def test_name_of_the_record(env: Environment, hostname: str, record: str) -> Non
         pytest.param({"TS_HOSTNAME": "webexample.com"}, id="no dot before the domain"),
         pytest.param({"TS_HOSTNAME": "example.com.evil"}, id="longer domain"),
         pytest.param({"TS_HOSTNAME": "web.example.com."}, id="trailing dot"),
-        pytest.param({"TS_HOSTNAME": ".example.com"}, id="leading dot"),
         pytest.param({"TS_HOSTNAME": "a..example.com"}, id="two dots"),
         pytest.param({"TS_HOSTNAME": "my_app"}, id="underscore"),
-        pytest.param({"TS_HOSTNAME": "my app"}, id="space"),
-        pytest.param({"TS_HOSTNAME": "we\nb"}, id="line break"),
         pytest.param({"TS_HOSTNAME": "-web"}, id="leading hyphen"),
-        pytest.param({"TS_HOSTNAME": "web-"}, id="trailing hyphen"),
         pytest.param({"TS_HOSTNAME": "\u017ferver"}, id="non ASCII letter"),
         pytest.param({"TS_HOSTNAME": "*.example.com"}, id="wildcard"),
         pytest.param({"TS_HOSTNAME": "a"}, id="too short"),
@@ -137,10 +117,8 @@ def test_invalid_name_is_refused(env: Environment, variables: dict[str, str | No
     [
         pytest.param("docs", None, {"docs.example.com": NameKind.ALIAS}, id="one label"),
         pytest.param("WWW.Example.com.", None, {"www.example.com": NameKind.ALIAS}, id="full name"),
-        pytest.param("a.b.example.com", None, {"a.b.example.com": NameKind.ALIAS}, id="deeper"),
         pytest.param("*.wiki", None, {"*.wiki.example.com": NameKind.ALIAS}, id="wildcard"),
         pytest.param("*", None, {"*.example.com": NameKind.ALIAS}, id="wildcard of the domain"),
-        pytest.param("*.wiki.example.com", None, {"*.wiki.example.com": NameKind.ALIAS}, id="full wildcard"),
         pytest.param("example.com", None, {"example.com": NameKind.APEX_ALIAS}, id="domain"),
         pytest.param("xn--bcher-kva", None, {"xn--bcher-kva.example.com": NameKind.ALIAS}, id="international"),
         pytest.param(None, "*.apps", {"*.apps.example.com": NameKind.SHARED}, id="shared"),
@@ -168,9 +146,7 @@ def test_further_names(env: Environment, aliases: str | None, shared: str | None
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        pytest.param("docs,docs", "name 2 is in ", id="twice"),
         pytest.param("docs,Docs.example.com", "name 2 is in ", id="twice in two forms"),
-        pytest.param("grafana", "name 1 is the workload's own", id="own name"),
         pytest.param("docs,GRAFANA.example.com", "name 2 is the workload's own", id="own full name"),
         pytest.param("www.example.org", "name 1 must be DOMAIN_NAME", id="another domain"),
         pytest.param("*.docs.wiki", "name 1 must be DOMAIN_NAME", id="wildcard with a dot"),
@@ -179,8 +155,6 @@ def test_further_names(env: Environment, aliases: str | None, shared: str | None
         pytest.param("b\u00fccher", "xn--", id="international"),
         pytest.param("docs.*", "each must be", id="wildcard at the end"),
         pytest.param("a*", "each must be", id="part of a wildcard"),
-        pytest.param("a..example.com", "each must be", id="two dots"),
-        pytest.param("-docs", "each must be", id="leading hyphen"),
         pytest.param("a" * 64, "each must be", id="too long label"),
         pytest.param(".".join(["a" * 63] * 4) + ".example.com", "longer than 253", id="too long"),
     ],

@@ -48,11 +48,6 @@ def test_empty_variable_counts_as_unset(env: Environment, name: str) -> None:
     assert settings_or_problems() == unset
 
 
-def test_empty_interface_is_not_the_default(env: Environment) -> None:
-    """An empty value means that the pod has no network interface of the VPN."""
-    assert env.load(TAILSCALE_INTERFACE="").tailscale_interface == ""
-
-
 def test_minimal_manifest_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """No other settings are needed. Kubernetes sets HOSTNAME to the name of the pod."""
     environment = Environment(monkeypatch)
@@ -79,58 +74,37 @@ def test_minimal_manifest_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "text", "value"),
     [
         ("HEADSCALE_NAMESPACE", "vpn-1", "vpn-1"),
-        ("CLOUDFLARE_ZONE_ID", ZONE_ID, ZONE_ID),
         ("CLOUDFLARE_ZONE_ID", ZONE_ID.upper(), ZONE_ID),
-        ("DOMAIN_NAME", "example.com", "example.com"),
         ("DOMAIN_NAME", "Example.COM.", "example.com"),
         ("DOMAIN_NAME", "xn--bcher-kva.example", "xn--bcher-kva.example"),
         ("DOMAIN_NAME", "a.b", "a.b"),
         ("AUTHKEY_OUTPUT_PATH", "/a b/k", Path("/a b/k")),
         ("MAX_RETRIES", "0", 0),
-        ("MAX_RETRIES", "1000000", 1_000_000),
-        ("RETRY_INTERVAL", "1s", timedelta(seconds=1)),
-        ("POD_NAMESPACE", "apps", "apps"),
-        ("HEADSCALE_ACCESS", "exec", "exec"),
-        ("HEADSCALE_URL", "https://vpn.example.com", "https://vpn.example.com"),
         ("HEADSCALE_URL", "https://vpn.example.com/", "https://vpn.example.com"),
         ("HEADSCALE_URL", "http://10.0.0.1:8080", "http://10.0.0.1:8080"),
         ("HEADSCALE_URL", "http://[fd00::1]:8080", "http://[fd00::1]:8080"),
         ("HEADSCALE_URL", "http://headscale:8080/behind/a/path/", "http://headscale:8080/behind/a/path"),
         ("HEADSCALE_URL", "HTTPS://vpn.example.com", "HTTPS://vpn.example.com"),
         ("HEADSCALE_USER", "svc@example.com", "svc@example.com"),
-        ("NODE_POLICY", "replace", "replace"),
-        ("TS_KUBE_SECRET", "grafana-tailscale-state", "grafana-tailscale-state"),
         ("AUTHKEY_EXPIRATION", "90d", timedelta(days=90)),
         ("AUTHKEY_REUSABLE", "true", True),
         ("AUTHKEY_REUSABLE", "False", False),
         ("AUTHKEY_EPHEMERAL", "1", True),
-        ("AUTHKEY_TAGS", "tag:a", frozenset({"tag:a"})),
         ("AUTHKEY_TAGS", " tag:a-1 ,tag:b_2,, tag:a-1", frozenset({"tag:a-1", "tag:b_2"})),
-        ("AUTHKEY_FILE_MODE", "0600", 0o600),
         ("AUTHKEY_FILE_MODE", "640", 0o640),
         ("AUTHKEY_FILE_MODE", "0o644", 0o644),
-        ("DNS_CLEANUP", "keep", "keep"),
         ("DNS_TTL", "1", 1),
         ("DNS_TTL", "60", 60),
         ("DNS_TTL", "86400", 86_400),
-        ("DNS_IPV6", "yes", True),
         ("DNS_OWNER", "staging/eu-1", "staging/eu-1"),
         ("DNS_OWNER", "x" * 78, "x" * 78),
-        ("VPN_PREFIXES", "10.0.0.0/8", (ip_network("10.0.0.0/8"),)),
         ("VPN_PREFIXES", "10.1.2.3", (ip_network("10.1.2.3/32"),)),
         ("VPN_PREFIXES", "fd00::/8, 10.0.0.0/8,", (ip_network("fd00::/8"), ip_network("10.0.0.0/8"))),
-        ("TAILSCALE_INTERFACE", "utun3", "utun3"),
-        ("POLL_INTERVAL", "1m", timedelta(minutes=1)),
         ("VERIFY_INTERVAL", "1h30m", timedelta(minutes=90)),
-        ("SELF_HEAL", "on", True),
         ("HEALTH_PORT", "0", 0),
         ("HEALTH_PORT", "65535", 65_535),
-        ("HEALTH_ADDRESS", "127.0.0.1", "127.0.0.1"),
-        ("HTTP_TIMEOUT", "500", timedelta(seconds=500)),
         ("HTTP_TIMEOUT", "0.5", timedelta(seconds=0.5)),
         ("CLOUDFLARE_API_URL", "http://127.0.0.1:8787/client/v4/", "http://127.0.0.1:8787/client/v4"),
-        ("LOG_LEVEL", "debug", "debug"),
-        ("LOG_FORMAT", "console", "console"),
     ],
 )
 def test_valid_value_is_accepted(env: Environment, name: str, text: str, value: object) -> None:
@@ -161,46 +135,34 @@ def test_valid_value_is_accepted(env: Environment, name: str, text: str, value: 
                 "vpn.example.com",
                 "ftp://vpn.example.com",
                 "https://",
-                "https:///path",
                 "https://vpn.example.com:0",
                 "https://vpn.example.com:65536",
-                "https://vpn.example.com:port",
                 "https://vpn example.com",
                 "https://vpn.example.com\n/x",
                 "https://[1.2.3.4]",
-                "https://[::1",
                 "https://[vpn]",
                 "https://10.0.0.256:8080",
-                "https://10.0.0:8080",
                 "https://ex\u2100mple.com",
                 "https://\u2603..com",
                 "http://headscale..svc:8080",
-                "http://.headscale:8080",
                 f"http://{'a' * 64}.example.com",
                 "http://xn--a",
-                "unix:///var/run/headscale.sock",
                 "https://me:s3cr3t@vpn.example.com",
                 "https://me@vpn.example.com",
-                "https://@vpn.example.com",
                 "https://vpn.example.com?key=s3cr3t",
-                "https://vpn.example.com?",
                 "https://vpn.example.com/#x",
-                "https://vpn.example.com/#",
             ],
         ),
         ("HEADSCALE_API_KEY_SECRET", ["A", "a/b/c", "a/", "/b", "a b"]),
         ("NODE_POLICY", ["Replace", "delete"]),
         ("TS_KUBE_SECRET", ["a/b", "A"]),
         ("AUTHKEY_REUSABLE", ["perhaps", "2"]),
-        ("AUTHKEY_EPHEMERAL", ["perhaps"]),
         ("AUTHKEY_TAGS", ["svc", "tag:", "tag:A", "tag:a b", "tag:a;tag:b", "tag:a,svc", '["tag:a"]']),
         ("AUTHKEY_FILE_MODE", ["64", "0888", "rw-r-----", "04640", "-640", "0x1a0", "6 0"]),
         ("DNS_CLEANUP", ["no", "DELETE"]),
         ("DNS_TTL", ["0", "2", "59", "86401", "-1", "60s", "auto"]),
-        ("DNS_IPV6", ["6"]),
         ("DNS_OWNER", ["x" * 79, "a b", "ä", "a\tb", "a\x7fb"]),
         ("VPN_PREFIXES", ["100.64.0.1/10", "100.64.0.0/33", "vpn", "5", "10.0.0.0-10.0.0.9", ",", ", ,"]),
-        ("SELF_HEAL", ["maybe"]),
         ("HEALTH_PORT", ["-1", "65536", "http", "tcp://10.43.7.7:80"]),
         ("CLOUDFLARE_API_URL", ["api.cloudflare.com", "https://u:p@x"]),
         ("LOG_LEVEL", ["INFO", "verbose"]),
@@ -217,37 +179,21 @@ def test_invalid_value_is_refused_and_not_shown(env: Environment, name: str, tex
 
 
 @pytest.mark.parametrize(
-    "name", ["RETRY_INTERVAL", "AUTHKEY_EXPIRATION", "POLL_INTERVAL", "VERIFY_INTERVAL", "HTTP_TIMEOUT"]
-)
-@pytest.mark.parametrize(
-    "text",
+    ("name", "texts"),
     [
-        "0",
-        "0s",
-        "0h0m",
-        "-5",
-        "soon",
-        "1m30",
-        "30m1h",
-        "1h 30m",
-        "1.5h",
-        "10ms",
-        "5M",
-        "1e3",
-        "inf",
-        "nan",
-        "\u0665s",
-        "36501d",
-        "99999999999",
-        "9" * 30,
-        "9" * 30 + "d",
-        "9" * 400,
-        "9" * 5000 + "s",
+        (
+            "RETRY_INTERVAL",
+            ["-5", "soon", "1m30", "30m1h", "1h 30m", "1.5h", "10ms", "5M", "1e3", "inf", "nan", "\u0665s"],
+        ),
+        ("RETRY_INTERVAL", ["0", "0h0m", "36501d", "99999999999", "9" * 30 + "d", "9" * 400, "9" * 5000 + "s"]),
+        ("AUTHKEY_EXPIRATION", ["0s", "soon"]),
+        ("POLL_INTERVAL", ["0s", "soon"]),
+        ("VERIFY_INTERVAL", ["0s", "soon"]),
+        ("HTTP_TIMEOUT", ["0s", "soon"]),
     ],
-    ids=lambda text: text[:12],
 )
-def test_invalid_duration_is_refused(env: Environment, name: str, text: str) -> None:
-    assert list(env.problems(**{name: text})) == [name]
+def test_invalid_duration_is_refused(env: Environment, name: str, texts: list[str]) -> None:
+    assert [text for text in texts if list(env.problems(**{name: text})) != [name]] == []
 
 
 @pytest.mark.parametrize(
@@ -255,12 +201,8 @@ def test_invalid_duration_is_refused(env: Environment, name: str, text: str) -> 
     [
         ("90", 90),
         ("90s", 90),
-        ("15m", 900),
-        ("1h30m", 5_400),
         ("1h30m5s", 5_405),
-        ("2h5s", 7_205),
         ("7d", 604_800),
-        ("1d1s", 86_401),
         ("007", 7),
         ("1.5", 1.5),
         ("36500d", 36_500 * 86_400),
