@@ -5,15 +5,11 @@ The key metadata, a second file that describes the key, is tested in the same wa
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import random
 import resource
 import shutil
-import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -115,18 +111,12 @@ class TestWrite:
 
         assert key_file.path.read_bytes() == KEY_TEXT.encode()
 
-    def test_longer_key_is_replaced_completely(self, key_file: KeyFileWriter) -> None:
-        key_file.write(KEY, METADATA)
-
-        key_file.write(OLD_KEY, METADATA)
-
-        assert key_file.path.read_text() == OLD_TEXT
-
     @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077, 0o777])
     @pytest.mark.parametrize("mode", [0o640, 0o600, 0o400, 0o644, 0o440])
-    def test_modes_do_not_depend_on_the_umask(self, tmp_path: Path, mode: int, mask: int) -> None:
+    def test_modes_do_not_depend_on_the_umask_or_an_existing_file(self, tmp_path: Path, mode: int, mask: int) -> None:
         """The mode of the key file can allow a tailscale container that runs as another user to read the key."""
         key_file = KeyFileWriter(tmp_path / "authkey", mode)
+        key_file.path.touch(0o666)
 
         with umask(mask):
             key_file.check_writable()
@@ -134,13 +124,6 @@ class TestWrite:
 
         assert mode_of(key_file.path) == mode
         assert mode_of(key_file.metadata_path) == 0o644
-
-    def test_mode_of_an_existing_file_is_changed_to_the_default(self, old_key_file: KeyFileWriter) -> None:
-        old_key_file.path.chmod(0o666)
-
-        old_key_file.write(KEY, METADATA)
-
-        assert mode_of(old_key_file.path) == 0o640
 
     def test_reader_of_the_old_file_gets_the_complete_old_key(self, old_key_file: KeyFileWriter) -> None:
         """The file is replaced, not overwritten."""
@@ -201,27 +184,21 @@ class TestLeftovers:
         assert mode_of(key_file.path) == 0o640
         assert names_in(key_file.path.parent) == ["authkey", "authkey.id"]
 
-    def test_symbolic_link_at_the_temporary_name_is_not_followed(self, key_file: KeyFileWriter, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("link", [os.symlink, os.link])
+    def test_link_at_the_temporary_name_is_not_followed(
+        self, key_file: KeyFileWriter, tmp_path: Path, link: Callable[[Path, Path], None]
+    ) -> None:
         elsewhere = tmp_path / "elsewhere"
         elsewhere.write_bytes(b"precious")
-        key_file.path.with_name(TEMPORARY).symlink_to(elsewhere)
 
+        link(elsewhere, key_file.path.with_name(TEMPORARY))
         key_file.check_writable()
-        key_file.path.with_name(TEMPORARY).symlink_to(elsewhere)
+        link(elsewhere, key_file.path.with_name(TEMPORARY))
         key_file.write(KEY, METADATA)
 
         assert elsewhere.read_bytes() == b"precious"
         assert not key_file.path.is_symlink()
         assert key_file.path.read_text() == KEY_TEXT
-
-    def test_hard_link_at_the_temporary_name_is_not_overwritten(self, key_file: KeyFileWriter, tmp_path: Path) -> None:
-        elsewhere = tmp_path / "elsewhere"
-        elsewhere.write_bytes(b"precious")
-        os.link(elsewhere, key_file.path.with_name(TEMPORARY))
-
-        key_file.write(KEY, METADATA)
-
-        assert elsewhere.read_bytes() == b"precious"
 
     def test_folder_at_the_temporary_name_is_detected_by_the_check(self, key_file: KeyFileWriter) -> None:
         key_file.path.with_name(TEMPORARY).mkdir()
@@ -298,13 +275,6 @@ class TestCannotBeWritten:
         assert names_in(old_key_file.path.parent) == ["authkey", "authkey.id"]
         assert KEY_TEXT not in str(raised.value)
 
-    def test_first_key_is_not_written_partly_if_the_disk_becomes_full(self, key_file: KeyFileWriter) -> None:
-        with max_file_size(87), pytest.raises(KeyFileError):
-            key_file.write(KEY, METADATA)
-
-        assert not key_file.path.exists()
-        assert TEMPORARY not in names_in(key_file.path.parent)
-
     def test_old_key_stays_if_the_metadata_cannot_be_replaced(self, old_key_file: KeyFileWriter) -> None:
         """With a new key and old metadata, dns-watch would identify the wrong node."""
         old_key_file.metadata_path.unlink()
@@ -322,12 +292,6 @@ def make_folder(path: Path) -> None:
 
 def make_fifo(path: Path) -> None:
     os.mkfifo(path)
-
-
-def make_socket(path: Path) -> None:
-    # The path is relative, because the path of a socket is limited to 108 bytes.
-    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as server:
-        server.bind(path.name)
 
 
 def make_device(path: Path) -> None:
@@ -348,7 +312,7 @@ def make_dangling_link(path: Path) -> None:
     path.symlink_to(path.with_name("missing"))
 
 
-SPECIAL_FILES = [make_folder, make_fifo, make_socket, make_device, make_link, make_dangling_link]
+SPECIAL_FILES = [make_folder, make_fifo, make_device, make_link, make_dangling_link]
 
 
 class TestSpecialFiles:
@@ -497,7 +461,6 @@ class TestReadMetadata:
     @pytest.mark.parametrize(
         "metadata",
         [
-            pytest.param(KeyMetadata("7"), id="key"),
             pytest.param(KeyMetadata("7", "4"), id="key-and-kept-node"),
             pytest.param(KeyMetadata(None, "4"), id="kept-node"),
             pytest.param(KeyMetadata("7", "4", kept_machine_key="mkey:00"), id="machine-key"),
@@ -544,16 +507,12 @@ class TestReadMetadata:
             pytest.param(b'{"kept_node_id": "4"}', id="missing-field"),
             pytest.param(b'{"pre_auth_key_id": 7, "kept_node_id": null}', id="number"),
             pytest.param(b'{"pre_auth_key_id": "", "kept_node_id": null}', id="empty-id"),
-            pytest.param(b'{"pre_auth_key_id": "x7", "kept_node_id": null}', id="not-decimal"),
             pytest.param(b'{"pre_auth_key_id": "-7", "kept_node_id": null}', id="negative"),
-            pytest.param(b'{"pre_auth_key_id": true, "kept_node_id": null}', id="boolean"),
             pytest.param(
                 b'{"pre_auth_key_id": "7", "kept_node_id": null, "key_created_at": "2026-03-01T12:00:00"}', id="no-zone"
             ),
             pytest.param(b'{"pre_auth_key_id": "7", "kept_node_id": null, "key_created_at": 7}', id="time-as-number"),
             pytest.param(b'["7", null]', id="list"),
-            pytest.param(b"7", id="bare-number"),
-            pytest.param(b"null", id="null"),
             pytest.param(b'"pre_auth_key_id kept_node_id"', id="string"),
             pytest.param(b"\xff\xfe", id="not-UTF-8"),
         ],
@@ -586,32 +545,20 @@ class TestReadMetadata:
                 )
 
 
-# The lengths of the keys differ, so that parts of two keys never form another valid key.
-KEYS = [f"hskey-auth-{number:012d}-{chr(ord('A') + number) * (40 + 997 * number)}" for number in range(12)]
+# The keys that a killed process replaces and writes. The second one is longer than a buffer of a file.
+KEYS = ["hskey-auth-old-" + "A" * 40, "hskey-auth-new-" + "B" * 10_000]
 
-# A program that forks a child for each line on standard input, `{"folder": …, "step": …}`. Without a step, the child
-# writes keys until it is killed. With a step, it writes the last of KEYS, and kills itself before the instruction with
-# this number.
+# A program that forks a child for each line on standard input, `[folder, step]`. The child writes the last of KEYS, and
+# kills itself before the instruction with the number `step`.
 WRITER = """
-    import itertools, json, os, signal, sys
+    import json, os, signal, sys
     from pathlib import Path
     from pydantic import SecretStr
     from lifecycle.domain.model import KeyMetadata
     from lifecycle.keyfile import writer
     from lifecycle.keyfile.writer import KeyFileWriter
 
-    def write(key_file, number):
-        key_file.check_writable()
-        key_file.write(SecretStr(KEYS[number]), KeyMetadata(pre_auth_key_id=str(number + 1)))
-
-    def write_until_killed(key_file):
-        print(os.getpid(), flush=True)
-        for number in itertools.count():
-            write(key_file, number % len(KEYS))
-            # A single system call, so that a kill does not leave part of this line.
-            os.write(1, b"written\\n")
-
-    def write_until_step(key_file, step):
+    def write(folder, step):
         steps = 0
 
         def trace(frame, event, argument):
@@ -624,46 +571,25 @@ WRITER = """
                 os.kill(os.getpid(), signal.SIGKILL)
             return trace
 
+        key_file = KeyFileWriter(Path(folder) / "authkey", 0o640)
         sys.settrace(trace)
-        write(key_file, len(KEYS) - 1)
+        key_file.check_writable()
+        key_file.write(SecretStr(KEYS[-1]), KeyMetadata(pre_auth_key_id="7"))
 
     os.umask(0)
     KEYS = json.loads(sys.stdin.readline())
     for line in sys.stdin:
-        task = json.loads(line)
         child = os.fork()
         if not child:
-            key_file = KeyFileWriter(Path(task["folder"]) / "authkey", 0o640)
-            write_until_step(key_file, task["step"]) if task["step"] else write_until_killed(key_file)
+            write(*json.loads(line))
             os._exit(0)
         print("killed" if os.WIFSIGNALED(os.waitpid(child, 0)[1]) else "ended", flush=True)
 """
 
 
-class Writer:
-    """A process that runs WRITER. Its children write keys, and are killed while they do so."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-        self._send(KEYS)
-
-    def start(self, folder: Path, *, step: int | None = None) -> None:
-        """Start a child that writes the key file in this folder."""
-        self._send({"folder": str(folder), "step": step})
-
-    def read_line(self) -> str:
-        """Return the next line: the pid of a child, "written", "killed" or "ended"."""
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().rstrip()
-
-    def _send(self, value: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(value) + "\n")
-        self._process.stdin.flush()
-
-
 @pytest.fixture
-def writer(repository: Path, clean_environment: dict[str, str]) -> Iterator[Writer]:
+def write_until(repository: Path, clean_environment: dict[str, str]) -> Iterator[Callable[[Path, int], str]]:
+    """Return a function that runs WRITER up to a step, and returns "killed" or "ended"."""
     with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(WRITER)],
         stdin=subprocess.PIPE,
@@ -672,7 +598,16 @@ def writer(repository: Path, clean_environment: dict[str, str]) -> Iterator[Writ
         cwd=repository,
         env=clean_environment,
     ) as process:
-        yield Writer(process)
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        print(json.dumps(KEYS), file=stdin)
+
+        def write(folder: Path, step: int) -> str:
+            print(json.dumps([str(folder), step]), file=stdin, flush=True)
+            return stdout.readline().rstrip()
+
+        yield write
         process.kill()
 
 
@@ -701,55 +636,26 @@ def check_after_kill(key_file: KeyFileWriter) -> str:
     return key
 
 
-class TestKilled:
-    """Tests in which the writer is killed. The key file is absent or complete, and the next run succeeds."""
+@pytest.mark.default_cases(1)
+@pytest.mark.parametrize("old", [None, KEYS[0]], ids=["no-earlier-key", "earlier-key"])
+def test_kill_before_each_instruction(
+    write_until: Callable[[Path, int], str], key_file_in_memory: KeyFileWriter, old: str | None
+) -> None:
+    """The key file is absent or complete. The instructions are those of the module that writes the key."""
+    key_file = key_file_in_memory
+    keys = set()
+    for step in range(1, 10_000):
+        for path in key_file.path.parent.iterdir():
+            path.unlink()
+        if old is not None:
+            key_file.write(SecretStr(old), METADATA)
 
-    @pytest.mark.default_cases(1)
-    @pytest.mark.parametrize("old", [None, KEYS[3]], ids=["no-earlier-key", "earlier-key"])
-    def test_kill_before_each_instruction(
-        self, writer: Writer, key_file_in_memory: KeyFileWriter, old: str | None
-    ) -> None:
-        """The instructions are those of the module that writes the key."""
-        key_file = key_file_in_memory
-        keys = set()
-        for step in range(1, 10_000):
-            for path in key_file.path.parent.iterdir():
-                path.unlink()
-            if old is not None:
-                key_file.write(SecretStr(old), METADATA)
+        outcome = write_until(key_file.path.parent, step)
 
-            writer.start(key_file.path.parent, step=step)
-            outcome = writer.read_line()
-
-            key = check_after_kill(key_file)
-            assert key in {old or "", KEYS[-1]}
-            keys.add(key)
-            if outcome == "ended":
-                break
-        else:
-            pytest.fail("the writer does not end")
-        assert keys == {old or "", KEYS[-1]}
-        assert step > 100
-
-    def test_kill_at_random_moments(self, writer: Writer, key_file_in_memory: KeyFileWriter) -> None:
-        """A kill can also interrupt a system call. Each child starts with the files that killed children have left."""
-        key_file = key_file_in_memory
-        moments = random.Random(20260301)
-        for _ in range(80):
-            writer.start(key_file.path.parent)
-            pid = int(writer.read_line())
-            for _ in range(moments.randrange(4)):
-                assert writer.read_line() == "written"
-            # This loop is a delay of a random length.
-            for _ in range(moments.randrange(30_000)):
-                pass
-            os.kill(pid, signal.SIGKILL)
-            while (line := writer.read_line()) == "written":
-                pass
-
-            assert line == "killed"
-            check_after_kill(key_file)
-
-        key_file.write(KEY, METADATA)
-        assert key_file.path.read_text() == KEY_TEXT
-        assert TEMPORARY not in names_in(key_file.path.parent)
+        keys.add(check_after_kill(key_file))
+        if outcome == "ended":
+            break
+    else:
+        pytest.fail("the writer does not end")
+    assert keys == {old or "", KEYS[-1]}
+    assert step > 100
