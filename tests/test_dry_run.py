@@ -162,7 +162,9 @@ def snapshot(world: World) -> tuple[Any, ...]:
 def test_zone_id_of_another_zone_is_a_problem(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     world = World(monkeypatch, tmp_path)
     with served(world, monkeypatch, {"CLOUDFLARE_ZONE_ID": world.cloudflare.add_zone("example.org")}):
-        assert any("CLOUDFLARE_ZONE_ID" in problem for problem in DRY_RUNS[name]().problems)
+        report = DRY_RUNS[name]()
+        assert all(len(section.problems) == 1 for section in report.sections)
+        assert all("CLOUDFLARE_ZONE_ID is the zone example.org" in problem for problem in report.problems)
 
 
 def test_dry_run_reads_each_list_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

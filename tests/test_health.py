@@ -7,10 +7,7 @@ pod's node. The node is "superseded" if a later pod has the name.
 from __future__ import annotations
 
 import http.client
-import json
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -35,7 +32,7 @@ from tests.builders import NOW, addresses
 from tests.dns_watch.pods import Pod
 from tests.real.programs import eventually, free_ports
 from tests.simulators.faults import html, too_many_requests
-from tests.world import Clock, Interface, World, named, names
+from tests.world import Clock, Interface, World, names
 
 VERIFY_INTERVAL_S = 300.0
 
@@ -147,8 +144,9 @@ def test_a_new_process_is_alive_and_not_ready(port: int) -> None:
 
 
 def test_readyz_fails_if_the_record_is_wrong_or_was_read_too_long_ago(clock: Clock, status: Status, port: int) -> None:
-    """The body of the response contains the reason."""
+    """The body of the response contains the reason. A failed request has no effect at first."""
     set_in_sync(status)
+    status.failed("Cloudflare", throttled_s=0)
     assert (get(port, "/readyz").status_code, get(port, "/readyz").json()) == (
         200,
         {"ready": True, "reason": "", "addresses": ["100.64.0.1"]},
@@ -165,19 +163,9 @@ def test_readyz_fails_if_the_record_is_wrong_or_was_read_too_long_ago(clock: Clo
     assert (answer.status_code, answer.json()["reason"]) == (503, "a foreign record is in the way")
 
 
-def test_failed_request_does_not_make_readyz_fail_at_first(clock: Clock, status: Status, port: int) -> None:
-    """/readyz fails only when the last successful read is too long ago."""
-    set_in_sync(status)
-    status.failed("Cloudflare", throttled_s=0)
-    assert get(port, "/readyz").status_code == 200
-    clock.sleep(3 * VERIFY_INTERVAL_S + 1)
-    assert get(port, "/readyz").status_code == 503
-
-
 @pytest.mark.parametrize(
     ("change", "expected_status", "state"),
     [
-        pytest.param({}, 200, "waiting", id="waiting"),
         pytest.param({"is_registered": True, "node_id": "1"}, 200, "registered", id="registered"),
         pytest.param({"superseded_by": "2", "is_registered": True}, 200, "superseded", id="superseded"),
         pytest.param({"superseded_by": "2", "lost": "gone"}, 200, "superseded", id="gone and superseded"),
@@ -202,28 +190,34 @@ class TestLivez:
     A pass is one iteration of the loop of dns-watch. After each pass, dns-watch waits.
     """
 
-    def test_endless_pass_is_not_alive(self, clock: Clock, status: Status, port: int) -> None:
-        status.pass_began()
-        clock.sleep(3 * VERIFY_INTERVAL_S)
+    @pytest.mark.parametrize(
+        ("wait_s", "interrupted_after_s", "allowed_s"),
+        [
+            pytest.param(None, 0, 3 * VERIFY_INTERVAL_S, id="endless pass"),
+            # Headscale or Cloudflare requested a wait of a day.
+            pytest.param(86_400, None, 86_400 + 3 * VERIFY_INTERVAL_S, id="long backoff"),
+            # The VPN interface changed, so the next pass started before the end of the wait.
+            pytest.param(86_400, 5, 3 * VERIFY_INTERVAL_S, id="endless pass after an interrupted wait"),
+        ],
+    )
+    def test_no_progress_is_alive_for_a_limited_time(
+        self,
+        clock: Clock,
+        status: Status,
+        port: int,
+        wait_s: float | None,
+        interrupted_after_s: float | None,
+        allowed_s: float,
+    ) -> None:
+        if wait_s is not None:
+            status.pass_ended(wait_s, duration_s=0, failed=False)
+        if interrupted_after_s is not None:
+            clock.sleep(interrupted_after_s)
+            status.pass_began()
+        clock.sleep(allowed_s)
         assert get(port, "/livez").status_code == 200
         clock.sleep(1)
         assert (get(port, "/livez").status_code, get(port, "/livez").json()) == (503, {"alive": False})
-
-    def test_long_backoff_is_alive(self, clock: Clock, status: Status, port: int) -> None:
-        """Headscale or Cloudflare requested a wait of a day."""
-        status.pass_ended(86_400, duration_s=0, failed=False)
-        clock.sleep(86_400 + 3 * VERIFY_INTERVAL_S)
-        assert get(port, "/livez").status_code == 200
-        clock.sleep(1)
-        assert get(port, "/livez").status_code == 503
-
-    def test_endless_pass_after_an_interrupted_wait_is_not_alive(self, clock: Clock, status: Status, port: int) -> None:
-        """The VPN interface changed, so the next pass started before the end of the wait."""
-        status.pass_ended(86_400, duration_s=0, failed=False)
-        clock.sleep(5)
-        status.pass_began()
-        clock.sleep(3 * VERIFY_INTERVAL_S + 1)
-        assert get(port, "/livez").status_code == 503
 
     def test_failed_passes_are_alive(self, clock: Clock, status: Status, port: int) -> None:
         for _ in range(20):
@@ -571,7 +565,7 @@ def test_port_zero_disables_the_server(status: Status, events: list[Any]) -> Non
 
 @pytest.mark.parametrize("address", [None, "127.0.0.1"])
 def test_port_in_use_is_logged_as_an_error(status: Status, events: list[Any], address: str | None) -> None:
-    """Another container of the pod can use the port."""
+    """Another container of the pod can use the port. dns-watch then runs without a health port."""
     with socket.create_server(("127.0.0.1", 0)) as other_server:
         close = serve(status, address=address, port=other_server.getsockname()[1])
         close()
@@ -596,59 +590,3 @@ def test_closed_port_can_be_used_again(status: Status) -> None:
         assert get(port, "/livez").status_code == 200
         close()
         assert not is_reachable(port, "127.0.0.1")
-
-
-# --- The process ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def dns_watch(clean_environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Return a function that starts dns-watch without reachable servers, and returns the path of its log."""
-    processes: list[subprocess.Popen[bytes]] = []
-
-    def start(**variables: str) -> Path:
-        log = tmp_path / "log"
-        (unused_port,) = free_ports(1)
-        environment = clean_environment | {
-            "HEADSCALE_URL": f"http://127.0.0.1:{unused_port}",
-            "HEADSCALE_API_KEY": "key",
-            "CLOUDFLARE_API_TOKEN": "token",
-            "CLOUDFLARE_API_URL": f"http://127.0.0.1:{unused_port}/client/v4",
-            "DOMAIN_NAME": "example.com",
-            "HOSTNAME": "grafana-0",
-            "AUTHKEY_OUTPUT_PATH": str(tmp_path / "authkey"),
-            "TAILSCALE_INTERFACE": "",
-            "PYTHONPATH": str(Path(lifecycle.__file__).parent.parent),
-            **variables,
-        }
-        command = [sys.executable, "-m", "lifecycle", "dns-watch"]
-        with log.open("wb") as output:
-            processes.append(subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=output, stderr=output))
-        return log
-
-    yield start
-    for process in processes:
-        process.terminate()
-        assert process.wait(60) == 0
-
-
-def events_of(log: Path) -> list[Any]:
-    return [json.loads(line) for line in log.read_text().split("\n")[:-1]]
-
-
-def test_dns_watch_runs_although_its_health_port_is_in_use(dns_watch: Callable[..., Path]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other_server:
-        log = dns_watch(HEALTH_PORT=str(other_server.getsockname()[1]), HEALTH_ADDRESS="127.0.0.1")
-        eventually(lambda: len(named(events_of(log), "pass.failed")) >= 2, "two passes")
-    assert len(named(events_of(log), "health_port.unavailable")) == 1
-
-
-def test_dns_watch_serves_its_health_port_if_no_server_is_reachable(dns_watch: Callable[..., Path]) -> None:
-    (port,) = free_ports(1)
-    log = dns_watch(HEALTH_PORT=str(port), HEALTH_ADDRESS="127.0.0.1")
-    eventually(lambda: is_reachable(port, "127.0.0.1"), "the port")
-    assert not is_reachable(port, "::1")
-    assert get(port, "/livez").json() == {"alive": True}
-    eventually(lambda: "HEADSCALE_URL" in get(port, "/readyz").json()["reason"], "the reason")
-    assert get(port, "/nodez").status_code == 200
-    assert "health_port.unavailable" not in names(events_of(log))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -172,20 +171,6 @@ def test_report_without_rows_has_a_problem(problems: tuple[str, ...]) -> None:
 def test_api_key_that_expires_soon_is_a_problem(days: int, count: int) -> None:
     observation = replace(observed([a_node()], [a_record()]), api_key_expires_at=NOW + timedelta(days=days))
     assert len(assess_workloads(observation, config=CONFIG, now=NOW)[1]) == count
-
-
-def test_each_of_a_thousand_workloads_has_a_row() -> None:
-    numbers = random.Random(1).sample(range(1, 1001), 1000)
-    nodes = [
-        a_node(number, hostname=f"s{number}.example.com", addresses=[f"100.64.{number // 250}.{number % 250}"])
-        for number in numbers
-    ]
-    records = [
-        a_record(f"{number:x}", name=f"s{number}.example.com", content=f"100.64.{number // 250}.{number % 250}")
-        for number in sorted(numbers)
-    ]
-    assert {state for state, _, _ in states(nodes, records)} == {"in sync"}
-    assert len(states(nodes, records)) == 1000
 
 
 def further_records(main_name: str = NAME) -> list[Record]:
