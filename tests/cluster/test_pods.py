@@ -59,6 +59,14 @@ def test_pod_outside_the_vpn_gets_403(tailnet: Tailnet) -> None:
         assert "403" in response_to(tailnet, OUTSIDER, f"{scheme}://{address}/api/health")
 
 
+def test_tailscale_reports_no_missing_privileges(tailnet: Tailnet) -> None:
+    """NET_ADMIN lets tailscale create its packet filter."""
+    log = tailnet.cluster.logs(GRAFANA, "tailscale").lower()
+    assert "netfilter running in nftables mode" in log
+    assert "permission denied" not in log
+    assert "operation not permitted" not in log
+
+
 def test_replaced_pod_keeps_its_node(tailnet: Tailnet) -> None:
     cluster = tailnet.cluster
     pod, node = cluster.get("pod", GRAFANA), tailnet.wait_for_record(GRAFANA_NAME)

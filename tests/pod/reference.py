@@ -47,20 +47,13 @@ def configure(repository: Path, **settings: str) -> None:
 
 
 def prepare_reference_workload(
-    runtime: Podman,
-    hosts: Hosts,
-    folder: Path,
-    *,
-    headscale: tuple[str, str],
-    cloudflare: tuple[str, str],
-    tailscale: tuple[str, list[str]] = (STAND_INS, STAND_IN_COMMANDS["tailscale"]),
+    runtime: Podman, hosts: Hosts, folder: Path, *, headscale: tuple[str, str], cloudflare: tuple[str, str]
 ) -> tuple[Kubelet, Path]:
     """Return a kubelet that can run the workload's pod, and the file with the certificate that clients have to trust.
 
     Args:
         headscale: the URL and the API key of Headscale.
         cloudflare: the URL and the token of Cloudflare's API.
-        tailscale: the image and the command of the tailscale container.
     """
     repository = copy_deploy(folder / "repository")
     configure(
@@ -80,8 +73,8 @@ def prepare_reference_workload(
         hosts,
         folder,
         render(kustomization.parent),
-        images={"application": STAND_INS, "nginx-tls": STAND_INS, "tailscale": tailscale[0]},
-        commands={**STAND_IN_COMMANDS, "tailscale": tailscale[1]},
+        images=dict.fromkeys(("application", "nginx-tls", "tailscale"), STAND_INS),
+        commands=STAND_IN_COMMANDS,
         secrets={
             "lifecycle": {"HEADSCALE_API_KEY": headscale[1], "CLOUDFLARE_API_TOKEN": cloudflare[1]},
             "wildcard-tls": {"tls.crt": certificate, "tls.key": key},
