@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -198,6 +198,11 @@ def environment(container: Document, documents: list[Document]) -> dict[str, Any
     return variables
 
 
+def expand_references(value: str, variables: Mapping[str, str]) -> str:
+    """Replace references to other variables, as the kubelet does."""
+    return re.sub(r"\$\((\w+)\)", lambda reference: variables[reference[1]], value)
+
+
 def config_map_data(documents: list[Document], name: str) -> dict[str, str]:
     """Return the data of a ConfigMap by its name, with or without the suffix that Kustomize generates."""
     (config_map,) = [
@@ -207,11 +212,3 @@ def config_map_data(documents: list[Document], name: str) -> dict[str, str]:
     ]
     data: dict[str, str] = config_map["data"]
     return data
-
-
-def images(documents: list[Document]) -> Iterator[str]:
-    """Iterate over the images of all containers."""
-    for document in documents:
-        template = document.get("spec", {}).get("template") if isinstance(document.get("spec"), dict) else None
-        if template is not None:
-            yield from (container["image"] for container in containers(template["spec"]).values())

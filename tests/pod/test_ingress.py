@@ -25,6 +25,7 @@ from tests.pod.rendering import (
     config_map_data,
     containers,
     environment,
+    expand_references,
     manifests_of,
     of_kind,
     pod_spec,
@@ -192,7 +193,7 @@ def variables(name: str, container: str) -> dict[str, str]:
     # A variable can only refer to variables above it.
     for variable in (variable["name"] for variable in manifest["env"]):
         value = fields.get(variable, "") if rendered_values[variable] is None else rendered_values[variable]
-        values[variable] = re.sub(r"\$\((\w+)\)", lambda reference: values[reference[1]], value)
+        values[variable] = expand_references(value, values)
     return rendered_values | values
 
 

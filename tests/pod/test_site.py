@@ -19,7 +19,9 @@ import yaml
 from tests.pages import blocks
 from tests.pod.rendering import (
     DEPLOY,
+    FOLDERS,
     INGRESS_CONTROLLERS,
+    INJECT_FOLDERS,
     LIFECYCLE_CONTAINERS,
     ROOT,
     SHIPPED,
@@ -28,8 +30,10 @@ from tests.pod.rendering import (
     config_map_data,
     containers,
     environment,
+    expand_references,
     of_kind,
     pod_spec,
+    read_env_file,
     render,
     workload_resource,
     write_kustomization,
@@ -49,34 +53,13 @@ SITE = {
 }
 SHIPPED_VALUE = re.compile(r"example\.com|acme-v02|100\.64\.|fd7a:", re.IGNORECASE)
 """Matches the values of the shipped site file in a rendered manifest."""
-SETTINGS = ("DOMAIN_NAME", "HEADSCALE_URL", "HEADSCALE_NAMESPACE", "HEADSCALE_USER", "VPN_PREFIXES")
+SITE_SETTINGS = {
+    name: SITE[name]
+    for name in ("DOMAIN_NAME", "HEADSCALE_URL", "HEADSCALE_NAMESPACE", "HEADSCALE_USER", "VPN_PREFIXES")
+}
 """The values of the site that the program reads."""
 
-INCLUDED_FOLDERS = {
-    "base",
-    "base/resources",
-    "ingress/controller",
-    "ingress/external/controller",
-    "ingress/external/headscale",
-    "services/_template",
-}
-"""Folders that only other folders include."""
-
-
-def is_component(kustomization: Path) -> bool:
-    return bool(yaml.safe_load(kustomization.read_text())["kind"] == "Component")
-
-
-FOLDERS = sorted(
-    {
-        str(path.parent.relative_to(DEPLOY))
-        for path in DEPLOY.rglob("kustomization.yaml")
-        if not is_component(path) and not path.is_relative_to(DEPLOY / "components")
-    }
-    - INCLUDED_FOLDERS
-    # This folder is a component, so it is tested with the documented kustomization for Argo CD.
-    | {"services/argocd"}
-)
+ALL_FOLDERS = (*FOLDERS, *INJECT_FOLDERS, *(f"services/{name}" for name in SHIPPED))
 
 
 @pytest.fixture
@@ -126,28 +109,32 @@ def rendered_with_site(name: str) -> list[Document]:
 
 
 @pytest.mark.default_cases(4)
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", ALL_FOLDERS)
 def test_manifests_contain_no_shipped_value(name: str) -> None:
     assert [text for text in scalars(rendered_with_site(name)) if SHIPPED_VALUE.search(text)] == []
 
 
 def test_shipped_site_file_has_the_same_variables_as_the_site_of_the_tests() -> None:
-    names = re.findall(r"^(\w+)=", (DEPLOY / "site/site.env").read_text(), flags=re.MULTILINE)
-    assert set(names) == set(SITE)
+    assert read_env_file(DEPLOY / "site/site.env").keys() == SITE.keys()
+
+
+@pytest.mark.parametrize("folder", [*INGRESS_CONTROLLERS, *(f"services/{name}" for name in SHIPPED)])
+def test_containers_of_a_pod_get_the_site(folder: str) -> None:
+    variables = variables_by_container(rendered_with_site(folder))
+    for container in LIFECYCLE_CONTAINERS:
+        assert variables[container].items() >= SITE_SETTINGS.items()
+    assert variables["tailscale"]["TS_EXTRA_ARGS"].split()[0] == "--login-server=https://login.acme.test"
 
 
 @pytest.mark.default_cases(3)
 @pytest.mark.parametrize("name", SHIPPED)
-def test_pod_of_a_workload_gets_the_site(name: str) -> None:
+def test_hostname_of_a_workload_is_below_the_domain(name: str) -> None:
     documents = rendered_with_site(f"services/{name}")
     variables = variables_by_container(documents)
     hostname = f"{name}.vpn.acme.test"
-    for container in LIFECYCLE_CONTAINERS:
-        assert {key: variables[container][key] for key in SETTINGS} == {key: SITE[key] for key in SETTINGS}
     assert {variables[each]["TS_HOSTNAME"] for each in ("tailscale", *LIFECYCLE_CONTAINERS)} == {hostname}
-    assert variables["tailscale"]["TS_EXTRA_ARGS"] == "--login-server=https://login.acme.test"
     for key, value in APPLICATION_VARIABLES.get(name, {}).items():
-        assert expanded(variables["application"][key], variables["application"]) == value
+        assert expand_references(variables["application"][key], variables["application"]) == value
     assert pod_spec(documents).get("hostnameOverride", hostname) == hostname
     for certificate in of_kind(documents, "Certificate"):
         assert certificate["spec"]["dnsNames"] == [hostname]
@@ -169,19 +156,13 @@ def variables_by_container(documents: list[Document]) -> dict[str, Document]:
     return {name: environment(container, documents) for name, container in containers(pod_spec(documents)).items()}
 
 
-def expanded(value: str | None, variables: Document) -> str:
-    """Replace references to other variables, as the kubelet does."""
-    return re.sub(r"\$\((\w+)\)", lambda reference: str(variables[reference[1]]), value or "")
-
-
 @pytest.mark.parametrize(
     ("folder", "name"),
     [("prune", "lifecycle-prune"), ("inject", "tailscale-lifecycle"), ("inject-v1beta1", "tailscale-lifecycle")],
 )
 def test_settings_of_prune_and_of_injection_get_the_site(folder: str, name: str) -> None:
     data = config_map_data(rendered_with_site(folder), name)
-    expected = {key: SITE[key] for key in SETTINGS}
-    assert data.items() >= expected.items()
+    assert data.items() >= SITE_SETTINGS.items()
     assert data.get("LOGIN_SERVER") == (None if folder == "prune" else SITE["LOGIN_SERVER"])
 
 
@@ -223,23 +204,13 @@ def test_hosts_of_ingresses_are_below_the_ingress_domain(folder: str, name: str)
     assert hosts == [f"{name}.in.vpn.acme.test"] * 2
 
 
-@pytest.mark.parametrize("name", INGRESS_CONTROLLERS)
-def test_ingress_controllers_get_the_site(name: str) -> None:
-    documents = rendered_with_site(name)
-    variables = variables_by_container(documents)
-    for container in LIFECYCLE_CONTAINERS:
-        assert variables[container].items() >= {key: SITE[key] for key in SETTINGS}.items()
-    flags = variables["tailscale"]["TS_EXTRA_ARGS"].split()
-    assert flags[0] == "--login-server=https://login.acme.test"
-
-
 def test_internal_controller_gets_the_networks_and_the_ingress_domain() -> None:
     documents = rendered_with_site("ingress/internal")
     networks = "{ default 0; 100.100.0.0/16 1; fd00:1::/48 1; }"
     snippet = config_map_data(documents, "nginx-config")["http-snippets"]
     assert snippet == f"geo $from_vpn {networks} geo $server_addr $to_vpn {networks}"
     assert config_map_data(documents, "lifecycle")["DNS_SHARED_NAMES"] == "*.in.vpn.acme.test"
-    assert config_map_data(documents, "lifecycle-prune").items() >= {key: SITE[key] for key in SETTINGS}.items()
+    assert config_map_data(documents, "lifecycle-prune").items() >= SITE_SETTINGS.items()
 
 
 def test_replacements_select_by_exact_names() -> None:
@@ -271,10 +242,9 @@ def test_overlay_can_change_settings_and_add_flags(cluster: Path) -> None:
 
 @pytest.mark.full
 def test_folders_can_be_combined(cluster: Path) -> None:
-    names = [
-        name for name in FOLDERS if name not in ("inject-v1beta1", "rbac/exec") and not name.startswith("services/")
-    ]
-    resources = [write_overlay(cluster, name).name for name in [*names, "services/grafana"]]
+    """Of each pair of alternatives, such as rbac/exec and rbac/exec-any-pod, only one can be applied."""
+    names = [name for name in (*FOLDERS, "inject", "services/grafana") if name != "rbac/exec"]
+    resources = [write_overlay(cluster, name).name for name in names]
     (cluster / "kustomization.yaml").write_text(yaml.safe_dump({"resources": resources}))
     alone = [document for name in resources for document in render(cluster / name)]
     assert sorted(map(str, render(cluster))) == sorted(map(str, alone))
