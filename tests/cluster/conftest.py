@@ -20,7 +20,7 @@ from tests.cluster.api_server import ApiServer, RefusedError, missing_programs
 from tests.cluster.cluster import Cluster
 from tests.cluster.tailnet import Tailnet, tailnet_in
 from tests.cluster.workloads import GRAFANA, WIKI, deploy_clients, deploy_grafana, deploy_wiki
-from tests.image.tools import Builds
+from tests.image.tools import ImageBuild
 from tests.inject.refused import labelled, pod, template_of
 from tests.inject.samples import DEPLOY, LOGIN_SERVER, SETTINGS, workloads
 from tests.pod.certificates import issue
@@ -97,8 +97,8 @@ def image_archive(cluster_programs: None, request: pytest.FixtureRequest) -> Pat
     """The archive of this project's image: the file in IMAGE_ARCHIVE, or one that is built for the tests."""
     if archive := os.environ.get("IMAGE_ARCHIVE"):
         return Path(archive)
-    builds: Builds = request.getfixturevalue("first_build")
-    return builds.archive.path
+    image_build: ImageBuild = request.getfixturevalue("shared_build")
+    return image_build.archive.path
 
 
 @pytest.fixture(scope="session")

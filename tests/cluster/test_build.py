@@ -22,7 +22,7 @@ from tests.cluster import images
 from tests.cluster.cluster import Cluster, Document
 from tests.cluster.images import Image
 from tests.cluster.node import NODE_ADDRESS
-from tests.image.tools import BUILD, IMAGE, PIN, Archive, Builds
+from tests.image.tools import BUILD, IMAGE, PIN, Archive, ImageBuild
 from tests.pod.network import run
 from tests.pod.rendering import containers, pod_spec, render
 from tests.real.programs import eventually
@@ -268,11 +268,11 @@ def test_changed_sources_are_rolled_out(daemon_set: DaemonSet, sources: Path, tm
 
 def changed_sources(sources: Path, folder: Path, name: str, text: str) -> Path:
     """Return a copy of the sources with a line at the end of a file."""
-    builds = Builds(folder, sources, os.environ)
+    image_build = ImageBuild(folder, sources, os.environ)
 
     def append(unpacked: Path) -> None:
         with (unpacked / name).open("a") as file:
             file.write(f"{text}\n")
 
-    builds.change_sources(append)
-    return builds.sources
+    image_build.change_sources(append)
+    return image_build.sources

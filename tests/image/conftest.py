@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.image.tools import Builds, Containerd
+from tests.image.tools import Containerd, ImageBuild
 
 
 @pytest.fixture
-def builds(first_build: Builds, scratch_dir: Path, request: pytest.FixtureRequest) -> Iterator[Builds]:
+def image_build(shared_build: ImageBuild, scratch_dir: Path, request: pytest.FixtureRequest) -> Iterator[ImageBuild]:
     """The sources of the image and a copy of the built archive. The test may change them."""
     folder = scratch_dir / request.node.name.replace("/", "-")
     folder.mkdir()
-    shutil.copy(first_build.archive.path, folder / "image.tar")
-    yield Builds(folder, first_build.sources, first_build.environment)
+    shutil.copy(shared_build.archive.path, folder / "image.tar")
+    yield ImageBuild(folder, shared_build.sources, shared_build.environment)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.image.tools import ROOT, Builds, run, run_checked
+from tests.image.tools import ROOT, ImageBuild, run, run_checked
 
 # The commands that the scripts run on a cluster node, and the commands that build images.
 COMMANDS = ("buildah", "busybox", "containerd", "ctr", "mmdebstrap", "podman", "runc")
@@ -125,11 +125,10 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def first_build(scratch_dir: Path, build_environment: dict[str, str], sources: Path) -> Builds:
+def shared_build(scratch_dir: Path, build_environment: dict[str, str], sources: Path) -> ImageBuild:
     """The image, built once for all tests. Tests must not change it."""
     folder = scratch_dir / "first"
     folder.mkdir()
-    builds = Builds(folder, sources, build_environment)
-    built = builds.build()
-    assert built.returncode == 0, built.stderr
-    return builds
+    image_build = ImageBuild(folder, sources, build_environment)
+    image_build.run_checked()
+    return image_build

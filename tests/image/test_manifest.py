@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import re
 import shutil
-from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import kubernetes_validate
 import pytest
 
-from tests.image.tools import BUILD, IMAGE, ROOT, render
-
-Manifest = dict[str, Any]
+from tests.image.tools import BUILD, IMAGE, ROOT
+from tests.pod.rendering import NEWEST_KUBERNETES, Document, of_kind, pod_spec, render, workload_resource
+from tests.pod.rendering import containers as containers_of
 
 ARCHIVE = "/var/lib/tailscale-lifecycle-image.tar"
 """The path of the image archive on a cluster node."""
 
-# The oldest and newest Kubernetes release whose schemas kubernetes-validate has.
-OLDEST, *_, NEWEST = (version.rpartition(".")[0] for version in kubernetes_validate.utils.all_versions())
-
-FIELD_NEW_IN_1_30 = "appArmorProfile"
-"""The field that Kubernetes 1.30 added. Older API servers use an annotation instead."""
+OLDEST_WITH_SCHEMA = kubernetes_validate.utils.all_versions()[0].rpartition(".")[0]
 
 BUILDAH_VARIABLES = {"BUILDAH_ISOLATION", "CONTAINERS_STORAGE_CONF", "TMPDIR"}
 """Variables that only Buildah reads. The scripts do not read them."""
@@ -41,26 +35,25 @@ def deployment(tmp_path: Path, sources: Path) -> Path:
 
 
 @pytest.fixture
-def rendered(deployment: Path) -> dict[str, Manifest]:
+def documents(deployment: Path) -> list[Document]:
     return render(deployment)
 
 
 @pytest.fixture
-def pod(rendered: dict[str, Manifest]) -> Manifest:
-    spec: Manifest = rendered["DaemonSet"]["spec"]["template"]["spec"]
-    return spec
+def pod(documents: list[Document]) -> Document:
+    return pod_spec(documents)
 
 
 @pytest.fixture
-def containers(pod: Manifest) -> dict[str, Manifest]:
-    return {container["name"]: container for container in [*pod["initContainers"], *pod["containers"]]}
+def containers(pod: Document) -> dict[str, Document]:
+    return containers_of(pod)
 
 
-def environment(container: Manifest) -> dict[str, str]:
+def environment(container: Document) -> dict[str, str]:
     return {variable["name"]: variable["value"] for variable in container["env"]}
 
 
-def host_path(pod: Manifest, container: Manifest, path: str) -> str:
+def host_path(pod: Document, container: Document, path: str) -> str:
     """Return the path on the cluster node that a path in a container is mounted from."""
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     for mount in container["volumeMounts"]:
@@ -70,27 +63,24 @@ def host_path(pod: Manifest, container: Manifest, path: str) -> str:
     raise AssertionError(f"{path} is not mounted")
 
 
-def test_manifest_is_valid_for_newest_kubernetes(rendered: dict[str, Manifest]) -> None:
-    for document in rendered.values():
-        kubernetes_validate.validate(document, NEWEST, strict=True)
-
-
-def test_manifest_is_valid_for_oldest_kubernetes_except_one_field(rendered: dict[str, Manifest]) -> None:
-    daemon_set = deepcopy(rendered["DaemonSet"])
-    pod = daemon_set["spec"]["template"]
-    profile = pod["spec"]["initContainers"][0]["securityContext"].pop(FIELD_NEW_IN_1_30)
-    for document in [rendered["Namespace"], rendered["ConfigMap"], daemon_set]:
-        kubernetes_validate.validate(document, OLDEST, strict=True)
+def test_manifests_match_the_schemas_of_the_oldest_and_newest_kubernetes(documents: list[Document]) -> None:
+    """Kubernetes before 1.30 has an annotation instead of the field appArmorProfile."""
+    for document in documents:
+        kubernetes_validate.validate(document, NEWEST_KUBERNETES, strict=True)
+    template = workload_resource(documents)["spec"]["template"]
+    profile = template["spec"]["initContainers"][0]["securityContext"].pop("appArmorProfile")
+    for document in documents:
+        kubernetes_validate.validate(document, OLDEST_WITH_SCHEMA, strict=True)
     assert profile == {"type": "Unconfined"}
-    annotations = pod["metadata"]["annotations"]
+    annotations = template["metadata"]["annotations"]
     assert annotations == {"container.apparmor.security.beta.kubernetes.io/build": "unconfined"}
 
 
 def test_config_map_has_sources_and_scripts(
-    rendered: dict[str, Manifest], pod: Manifest, containers: dict[str, Manifest]
+    documents: list[Document], pod: Document, containers: dict[str, Document]
 ) -> None:
-    config_map = rendered["ConfigMap"]
-    assert config_map["metadata"]["namespace"] == rendered["DaemonSet"]["metadata"]["namespace"]
+    (config_map,) = of_kind(documents, "ConfigMap")
+    assert config_map["metadata"]["namespace"] == workload_resource(documents)["metadata"]["namespace"]
     [volume] = [volume for volume in pod["volumes"] if "configMap" in volume]
     assert volume["configMap"]["name"] == config_map["metadata"]["name"]
     assert "sources.tar.gz" in config_map["binaryData"]
@@ -101,14 +91,14 @@ def test_config_map_has_sources_and_scripts(
             assert config_map["data"][script] == (BUILD / script).read_text()
 
 
-def test_each_container_runs_its_script(containers: dict[str, Manifest]) -> None:
+def test_each_container_runs_its_script(containers: dict[str, Document]) -> None:
     assert containers["build"]["command"] == ["/bin/sh", "/build/build.sh"]
     assert containers["import"]["command"] == ["/bin/sh", "/build/import.sh"]
     for probe in ("startupProbe", "readinessProbe"):
         assert containers["import"][probe]["exec"]["command"] == ["/bin/sh", "/build/import.sh", "check"]
 
 
-def test_import_container_is_never_restarted_by_a_probe(containers: dict[str, Manifest]) -> None:
+def test_import_container_is_never_restarted_by_a_probe(containers: dict[str, Document]) -> None:
     """With an invalid archive, the container never becomes ready, but it must keep the existing image pinned."""
     probe = containers["import"]["startupProbe"]
     assert "livenessProbe" not in containers["import"]
@@ -116,38 +106,39 @@ def test_import_container_is_never_restarted_by_a_probe(containers: dict[str, Ma
     assert probe["failureThreshold"] * probe["periodSeconds"] > ten_years_s
 
 
-def test_cluster_node_that_is_down_does_not_block_the_rollout(rendered: dict[str, Manifest]) -> None:
-    assert rendered["DaemonSet"]["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"].endswith("%")
+def test_cluster_node_that_is_down_does_not_block_the_rollout(documents: list[Document]) -> None:
+    update = workload_resource(documents)["spec"]["updateStrategy"]["rollingUpdate"]
+    assert update["maxUnavailable"].endswith("%")
 
 
 def test_daemon_set_is_rolled_out_only_if_the_sources_have_changed(deployment: Path) -> None:
-    before = render(deployment)["DaemonSet"]
-    assert render(deployment)["DaemonSet"] == before
+    before = workload_resource(render(deployment))
+    assert workload_resource(render(deployment)) == before
     with (deployment / "sources.tar.gz").open("ab") as sources:
         sources.write(b"\0")
-    assert render(deployment)["DaemonSet"]["spec"]["template"] != before["spec"]["template"]
+    assert workload_resource(render(deployment))["spec"]["template"] != before["spec"]["template"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_each_variable_is_read_by_its_script(containers: dict[str, Manifest], name: str) -> None:
+def test_each_variable_is_read_by_its_script(containers: dict[str, Document], name: str) -> None:
     scripts = "".join((BUILD / script).read_text() for script in SCRIPTS[name])
     variables_in_scripts = set(re.findall(r"\$\{?([A-Z][A-Z_]+)", scripts))
     assert set(environment(containers[name])) - BUILDAH_VARIABLES <= variables_in_scripts
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_each_documented_variable_is_in_the_manifest(containers: dict[str, Manifest], name: str) -> None:
+def test_each_documented_variable_is_in_the_manifest(containers: dict[str, Document], name: str) -> None:
     """BUILDER is not in the manifest, because the container of the DaemonSet has only Buildah."""
     documented = set(re.findall(r"^# ([A-Z][A-Z_]+)  ", (BUILD / f"{name}.sh").read_text(), re.MULTILINE))
     assert documented - {"BUILDER"} <= set(environment(containers[name]))
 
 
-def test_build_and_import_containers_use_the_same_archive(pod: Manifest, containers: dict[str, Manifest]) -> None:
+def test_build_and_import_containers_use_the_same_archive(pod: Document, containers: dict[str, Document]) -> None:
     for container in containers.values():
         assert host_path(pod, container, environment(container)["ARCHIVE"]) == ARCHIVE
 
 
-def test_every_path_in_a_variable_is_mounted(containers: dict[str, Manifest]) -> None:
+def test_every_path_in_a_variable_is_mounted(containers: dict[str, Document]) -> None:
     for container in containers.values():
         mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
         for value in environment(container).values():
@@ -155,30 +146,27 @@ def test_every_path_in_a_variable_is_mounted(containers: dict[str, Manifest]) ->
                 assert any(value == mount or value.startswith(f"{mount}/") for mount in mounts), value
 
 
-def test_containerd_sockets_of_the_script_are_mounted(pod: Manifest, containers: dict[str, Manifest]) -> None:
+def test_containerd_sockets_of_the_script_are_mounted(pod: Document, containers: dict[str, Document]) -> None:
     sockets = set(re.findall(r"/\S+containerd\.sock", (BUILD / "import.sh").read_text()))
     assert sockets == {"/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock"}
     for socket in sockets:
         assert host_path(pod, containers["import"], socket) == socket
 
 
-def test_pod_runs_on_every_cluster_node(pod: Manifest) -> None:
+def test_pod_runs_on_every_cluster_node_without_a_service_account_token(pod: Document) -> None:
+    assert pod["automountServiceAccountToken"] is False
     assert pod["tolerations"] == [{"operator": "Exists"}]
     assert pod["nodeSelector"] == {"kubernetes.io/os": "linux"}
 
 
-def test_images_are_pulled_only_if_missing_and_have_version_tags(containers: dict[str, Manifest]) -> None:
+def test_images_are_pulled_only_if_missing_and_have_version_tags(containers: dict[str, Document]) -> None:
     for container in containers.values():
         assert container["imagePullPolicy"] == "IfNotPresent"
         # With a moving tag, cluster nodes would have different images.
         assert re.search(r":v?\d+\.\d+\.\d+", container["image"])
 
 
-def test_pod_has_no_service_account_token(pod: Manifest) -> None:
-    assert pod["automountServiceAccountToken"] is False
-
-
-def test_import_container_has_no_capabilities_and_a_read_only_root(containers: dict[str, Manifest]) -> None:
+def test_import_container_has_no_capabilities_and_a_read_only_root(containers: dict[str, Document]) -> None:
     assert containers["import"]["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},
@@ -186,10 +174,9 @@ def test_import_container_has_no_capabilities_and_a_read_only_root(containers: d
     }
 
 
-def test_each_capability_has_a_comment_with_the_reason(containers: dict[str, Manifest]) -> None:
-    reasons = dict(re.findall(r"^ +- ([A-Z_]+) +# (.+)$", (BUILD / "daemonset.yaml").read_text(), re.MULTILINE))
-    added = containers["build"]["securityContext"]["capabilities"]["add"]
-    assert [name for name in added if name not in reasons] == []
+def test_each_capability_has_a_comment_with_the_reason(containers: dict[str, Document]) -> None:
+    explained = re.findall(r"^ +- ([A-Z_]+) +# .+$", (BUILD / "daemonset.yaml").read_text(), re.MULTILINE)
+    assert explained == containers["build"]["securityContext"]["capabilities"]["add"]
 
 
 def test_no_file_depends_on_an_architecture() -> None:

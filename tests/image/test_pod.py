@@ -16,13 +16,13 @@ from tests.image.tools import (
     IMAGE,
     PIN,
     Archive,
-    Builds,
     Containerd,
-    render,
+    ImageBuild,
     run,
     run_checked,
     wait_until,
 )
+from tests.pod.rendering import containers, pod_spec, render
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -43,7 +43,7 @@ class ClusterNode:
         self.containerd = containerd
         self._tools = tools
         self._config_map = config_map
-        self._pod = render(config_map)["DaemonSet"]["spec"]["template"]["spec"]
+        self._pod = pod_spec(render(config_map))
         self.archive = Archive(root / "var/lib/tailscale-lifecycle-image.tar")
         self.termination_log = root / "termination-log"
         self.termination_log.touch()
@@ -81,17 +81,9 @@ class ClusterNode:
         flags.append(bind(self.termination_log, "/dev/termination-log", "rw"))
         return flags
 
-    def container(self, name: str) -> Mapping[str, Any]:
-        """Return the manifest of a container."""
-        return next(
-            container
-            for container in [*self._pod["initContainers"], *self._pod["containers"]]
-            if container["name"] == name
-        )
-
     def run_build_container(self, *flags: str, **variables: str) -> tuple[int, str]:
         """Run the init container until it exits. Return its exit status and its output."""
-        container = self.container("build")
+        container = containers(self._pod)["build"]
         with self.containerd.container(
             "build",
             *self.flags_for(container, **variables),
@@ -104,14 +96,14 @@ class ClusterNode:
 
     def run_import_container(self) -> Any:
         """Return a context manager that runs the main container during its block."""
-        container = self.container("import")
+        container = containers(self._pod)["import"]
         return self.containerd.container(
             "import", *self.flags_for(container), image=str(self._tools), command=container["command"]
         )
 
     def is_ready(self) -> bool:
         """Run the readiness probe as the kubelet does."""
-        command = self.container("import")["readinessProbe"]["exec"]["command"]
+        command = containers(self._pod)["import"]["readinessProbe"]["exec"]["command"]
         probe = [*self.containerd.ctr, "task", "exec", "--exec-id", "probe", "import", *command]
         return run(probe).returncode == 0
 
@@ -145,7 +137,7 @@ def node(
 
 def test_pod_builds_and_imports_the_image(
     node: ClusterNode,
-    first_build: Builds,
+    shared_build: ImageBuild,
     scratch_dir: Path,
     pip_volumes: list[str],
 ) -> None:
@@ -153,7 +145,7 @@ def test_pod_builds_and_imports_the_image(
     # The build reads the base image from a file instead of a registry.
     base = scratch_dir / "base.oci"
     run_checked(
-        ["buildah", "push", "--quiet", "localhost/debian:test", f"oci-archive:{base}"], env=first_build.environment
+        ["buildah", "push", "--quiet", "localhost/debian:test", f"oci-archive:{base}"], env=shared_build.environment
     )
     flags = [bind(base, "/base.oci", "ro")]
     volumes = []
@@ -166,9 +158,9 @@ def test_pod_builds_and_imports_the_image(
 
     status, output = node.run_build_container(*flags, **variables)
     assert status == 0, output
-    # `first_build` was built with another Buildah, but the files and times are the same.
-    assert node.archive.files() == first_build.archive.files()
-    assert node.archive.config["created"] == first_build.archive.config["created"]
+    # `shared_build` was built with another Buildah, but the files and times are the same.
+    assert node.archive.files() == shared_build.archive.files()
+    assert node.archive.config["created"] == shared_build.archive.config["created"]
 
     with node.run_import_container():
         wait_until(node.is_ready, "the probe succeeds")
@@ -182,16 +174,16 @@ def test_pod_builds_and_imports_the_image(
 
 
 @pytest.mark.parametrize("node", ["run/k3s/containerd"], indirect=True)
-def test_pod_prefers_the_socket_of_k3s(node: ClusterNode, first_build: Builds, tmp_path: Path) -> None:
+def test_pod_prefers_the_socket_of_k3s(node: ClusterNode, shared_build: ImageBuild, tmp_path: Path) -> None:
     """On a k3s node with Docker, the kubelet uses only the containerd of k3s."""
     (tmp_path / "other").mkdir()
     other = Containerd(tmp_path / "other", socket=node.root / "run/containerd/containerd.sock")
-    shutil.copy(first_build.archive.path, node.archive.path)
+    shutil.copy(shared_build.archive.path, node.archive.path)
     other.start()
     try:
         with node.run_import_container():
             wait_until(node.is_ready, "the probe succeeds")
-        assert node.containerd.images()[IMAGE].digest == first_build.archive.digest
+        assert node.containerd.images()[IMAGE].digest == shared_build.archive.digest
         assert other.images() == {}
     finally:
         other.stop()

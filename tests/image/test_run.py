@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 import lifecycle
-from tests.image.tools import DEFAULT_CAPABILITIES, IMAGE, ROOT, Builds, Containerd, run, run_checked, wait_until
+from tests.image.tools import DEFAULT_CAPABILITIES, IMAGE, ROOT, Containerd, ImageBuild, run, run_checked, wait_until
 from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, NAMESPACE, add_headscale
 from tests.process.cluster import Authority
 from tests.simulators.cloudflare import CloudflareSimulator
@@ -43,11 +43,11 @@ SLEEP = "import time; time.sleep(600)"
 
 
 @pytest.fixture(scope="module")
-def runtime(first_build: Builds, scratch_dir: Path) -> Iterator[Containerd]:
+def runtime(shared_build: ImageBuild, scratch_dir: Path) -> Iterator[Containerd]:
     """A containerd that has the image. Tests must not change the image."""
     containerd = Containerd(Path(tempfile.mkdtemp(prefix="c", dir=scratch_dir)))
     containerd.start()
-    run_checked([*containerd.ctr, "images", "import", first_build.archive.path])
+    run_checked([*containerd.ctr, "images", "import", shared_build.archive.path])
     yield containerd
     containerd.stop()
 

@@ -19,7 +19,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packageurl import PackageURL
 
-from tests.image.tools import ROOT, Builds, run, run_checked
+from tests.image.tools import ROOT, ImageBuild, run, run_checked
 
 STATUS = "var/lib/dpkg/status.d"
 """A folder with one file per Debian package. The image does not have dpkg's usual file with all packages."""
@@ -45,19 +45,19 @@ def sbom(archive: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def document(first_build: Builds) -> Any:
-    return json.loads(sbom(first_build.archive.path))
+def document(shared_build: ImageBuild) -> Any:
+    return json.loads(sbom(shared_build.archive.path))
 
 
 @pytest.fixture(scope="module")
-def root(first_build: Builds, scratch_dir: Path) -> Path:
+def root(shared_build: ImageBuild, scratch_dir: Path) -> Path:
     """The file system of the image."""
     folder = scratch_dir / "root"
     unpacked = scratch_dir / "unpacked"
     for path in (folder, unpacked):
         path.mkdir()
-    run_checked(["tar", "-xf", first_build.archive.path, "-C", unpacked])
-    for layer in first_build.archive.manifest["layers"]:
+    run_checked(["tar", "-xf", shared_build.archive.path, "-C", unpacked])
+    for layer in shared_build.archive.manifest["layers"]:
         run_checked(["tar", "-xzf", unpacked / "blobs" / layer["digest"].replace(":", "/"), "-C", folder])
     return folder
 
@@ -113,28 +113,28 @@ def test_sbom_is_valid(document: Any) -> None:
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(document)) is None
 
 
-def test_sbom_names_the_image(document: Any, first_build: Builds) -> None:
+def test_sbom_names_the_image(document: Any, shared_build: ImageBuild) -> None:
     image = PackageURL.from_string(document["metadata"]["component"]["purl"])
-    assert image.version == first_build.archive.digest
-    assert image.qualifiers == {"arch": first_build.archive.config["architecture"]}
+    assert image.version == shared_build.archive.digest
+    assert image.qualifiers == {"arch": shared_build.archive.config["architecture"]}
 
 
-def test_same_image_has_the_same_sbom(document: Any, first_build: Builds) -> None:
-    assert json.loads(sbom(first_build.archive.path)) == document
+def test_same_image_has_the_same_sbom(document: Any, shared_build: ImageBuild) -> None:
+    assert json.loads(sbom(shared_build.archive.path)) == document
 
 
-def test_platform_that_is_not_in_the_archive_is_refused(first_build: Builds) -> None:
-    done = run([ROOT / "scripts/sbom", first_build.archive.path, "linux/riscv64"])
+def test_platform_that_is_not_in_the_archive_is_refused(shared_build: ImageBuild) -> None:
+    done = run([ROOT / "scripts/sbom", shared_build.archive.path, "linux/riscv64"])
     assert done.returncode == 1
     assert "linux/riscv64" in done.stderr
 
 
-def test_wheel_that_is_not_locked_is_refused(first_build: Builds, tmp_path: Path) -> None:
+def test_wheel_that_is_not_locked_is_refused(shared_build: ImageBuild, tmp_path: Path) -> None:
     # A copy of the script whose requirements.txt lacks httpx.
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "scripts/sbom.py", tmp_path / "scripts")
     locked = (ROOT / "requirements.txt").read_text()
     (tmp_path / "requirements.txt").write_text(re.sub(r"(?m)^httpx==.*\\\n(.*\\\n)*.*$", "", locked))
-    done = run([sys.executable, tmp_path / "scripts/sbom.py", first_build.archive.path])
+    done = run([sys.executable, tmp_path / "scripts/sbom.py", shared_build.archive.path])
     assert done.returncode == 1
     assert "/httpx-" in done.stderr

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build"
 IMAGE = "localhost/tailscale-lifecycle:latest"
@@ -57,12 +55,6 @@ def run_checked(command: Sequence[str | Path], **options: Any) -> str:
     done = run(command, **options)
     assert done.returncode == 0, f"{command} failed:\n{done.stdout}\n{done.stderr}"
     return done.stdout
-
-
-def render(folder: Path) -> dict[str, dict[str, Any]]:
-    """Render a kustomization, and return its documents by kind."""
-    documents = yaml.safe_load_all(run_checked([ROOT / ".venv/bin/kubectl", "kustomize", folder]))
-    return {document["kind"]: document for document in documents}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,11 +155,8 @@ def change_archive(source: Path, target: Path, change: Callable[[Path], object])
         )
 
 
-def name_as_docker_does(unpacked: Path) -> None:
-    """Name the image as `docker save` does.
-
-    The OCI annotation has only the tag, and an annotation of containerd has the full name.
-    """
+def name_like_docker_save(unpacked: Path) -> None:
+    """Name the image as `docker save` does: OCI's annotation has only the tag, and containerd's has the full name."""
     index = json.loads((unpacked / "index.json").read_text())
     names = {"io.containerd.image.name": IMAGE, "org.opencontainers.image.ref.name": IMAGE.rpartition(":")[2]}
     index["manifests"][0]["annotations"] = names
@@ -175,7 +164,7 @@ def name_as_docker_does(unpacked: Path) -> None:
 
 
 @dataclass
-class Builds:
+class ImageBuild:
     """Runs build.sh as the init container of the DaemonSet does.
 
     Attributes:
@@ -193,9 +182,20 @@ class Builds:
         self.termination_log = self.folder / "termination-log"
         self.termination_log.touch()
 
-    def build(self, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(self, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run build.sh. The given variables are added to `self.variables`."""
         return run(["/bin/sh", BUILD / "build.sh"], env={**self.variables, **variables})
+
+    def run_checked(self, **variables: str) -> None:
+        """Run build.sh, which must succeed."""
+        done = self.run(**variables)
+        assert done.returncode == 0, done.stderr
+
+    def is_up_to_date(self, **variables: str) -> bool:
+        """Run build.sh with a builder that does not exist, so that it fails if the image has to be built."""
+        done = self.run(BUILDER="no-such-builder", **variables)
+        assert done.returncode == 0 or "no-such-builder" in done.stderr, done.stderr
+        return done.returncode == 0
 
     @property
     def variables(self) -> dict[str, str]:

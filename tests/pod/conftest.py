@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.image.tools import Builds
+from tests.image.tools import ImageBuild
 from tests.pod.kubelet import Podman, podman
 from tests.pod.network import ROOT
 
@@ -76,7 +76,7 @@ def stand_ins(scratch_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def runtime(scratch_dir: Path, stand_ins: Path, first_build: Builds) -> Iterator[Podman]:
+def runtime(scratch_dir: Path, stand_ins: Path, shared_build: ImageBuild) -> Iterator[Podman]:
     """Set up podman with the image of this repository and the stand-in image."""
     require_commands("catatonit", "conmon", "ip", "nginx", "nsenter", "openssl", "podman", "runc", "unshare")
     folder = scratch_dir / "podman"
@@ -84,5 +84,5 @@ def runtime(scratch_dir: Path, stand_ins: Path, first_build: Builds) -> Iterator
     with podman(folder) as runtime:
         path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         runtime.run("import", "--quiet", f"--change=ENV PATH={path}", stand_ins, STAND_INS)
-        runtime.run("load", "--quiet", "--input", first_build.archive.path)
+        runtime.run("load", "--quiet", "--input", shared_build.archive.path)
         yield runtime
