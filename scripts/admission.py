@@ -158,24 +158,24 @@ def validating_policy() -> Iterator[Document]:
                     "podTemplate": _POD_TEMPLATE,
                     "podSpec": "variables.podTemplate.spec",
                     "labels": "variables.podTemplate.?metadata.?labels.orValue({})",
-                    "requestsInjection": f"variables.labels[?{_literal(LABEL)}].orValue('') == 'true'",
+                    "injectionIsRequested": f"variables.labels[?{_literal(LABEL)}].orValue('') == 'true'",
                     **_common_variables("variables.podTemplate"),
                     "containerNames": _container_names("variables.podSpec"),
                     "knownLabelsAndAnnotations": _literal((*ANNOTATIONS, LABEL)),
                     "unknownLabels": _unknown_keys("variables.labels", (LABEL,)),
                     "unknownAnnotations": _unknown_keys("variables.annotations", ANNOTATIONS),
                     "unknownSettings": f"variables.siteSettings.map(k, k).filter(k, !(k in {_literal(settings)}))",
-                    "reservedVolumeNames": (
+                    "volumesWithReservedNames": (
                         f"variables.podSpec.?volumes.orValue([]).map(v, v.name).filter(n, n in {_literal(VOLUMES)})"
                     ),
-                    "reservedContainerNames": f"{_literal(CONTAINERS)}.filter(n, n in variables.containerNames)",
+                    "containersWithReservedNames": f"{_literal(CONTAINERS)}.filter(n, n in variables.containerNames)",
                     "containersWithReservedPort": (
                         "(variables.podSpec.?initContainers.orValue([]) + variables.podSpec.?containers.orValue([]))"
                         f".filter(c, !(c.name in {_literal(CONTAINERS)}) && "
                         f"c.?ports.orValue([]).exists(p, p.containerPort in {list(PORTS)}))"
                     ),
                     "isInjected": (
-                        f"{_literal(KEY_VOLUME)} in variables.reservedVolumeNames && "
+                        f"{_literal(KEY_VOLUME)} in variables.volumesWithReservedNames && "
                         f"{_literal(CONTAINERS)}.all(n, n in variables.containerNames)"
                     ),
                     "podCount": _POD_COUNT,
@@ -449,14 +449,14 @@ def _pod_validations() -> Iterator[Document]:
     """Yield the validations of the pod template and of the number of pods."""
     yield _require("!variables.podSpec.?hostNetwork.orValue(false)", "host-network")
     yield _require(
-        "variables.isInjected || variables.reservedVolumeNames.size() == 0",
+        "variables.isInjected || variables.volumesWithReservedNames.size() == 0",
         "partial",
-        value="(variables.reservedVolumeNames + variables.reservedContainerNames).join(', ')",
+        value="(variables.volumesWithReservedNames + variables.containersWithReservedNames).join(', ')",
     )
     yield _require(
-        "variables.isInjected || variables.reservedContainerNames.size() == 0",
+        "variables.isInjected || variables.containersWithReservedNames.size() == 0",
         "container",
-        value="variables.reservedContainerNames[0]",
+        value="variables.containersWithReservedNames[0]",
     )
     container = "variables.containersWithReservedPort"
     yield _require(
@@ -504,7 +504,7 @@ def _require(expression: str, refusal: str, **values: str) -> Document:
 
 
 def _if_requested(expression: str) -> str:
-    return f"!variables.requestsInjection || {expression}"
+    return f"!variables.injectionIsRequested || {expression}"
 
 
 def _validation(expression: str, refusal: str, **values: str) -> Document:
@@ -523,7 +523,10 @@ def _validation(expression: str, refusal: str, **values: str) -> Document:
 
 
 def _shortened(text: str) -> str:
-    """Return an expression for a text from the object as one line of at most 100 characters."""
+    """Return an expression for a text from the object as one line of at most 100 characters.
+
+    CEL has no local variables, so the text is put into a list of one item, for which `map` has a name.
+    """
     if text.startswith("'") or text == "variables.domain":
         return text
     line = f"({text}).replace('\\n', ' ').replace('\\r', ' ')"

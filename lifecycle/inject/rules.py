@@ -81,8 +81,8 @@ PATTERNS = {
 """Regular expressions for the whole value of each annotation, in a syntax that Python and RE2 (in CEL) share."""
 
 VALID_VALUES = {
-    HOSTNAME: 'lower-case letters, digits, inner hyphens and dots, such as "wiki"; $(POD_NAME), $(POD_NAMESPACE) and '
-    "$(NODE_NAME) are replaced",
+    HOSTNAME: 'lower-case letters and digits, with hyphens and dots between them, such as "wiki"; $(POD_NAME), '
+    "$(POD_NAMESPACE) and $(NODE_NAME) are replaced",
     DNS_ALIASES: "names separated by commas, such as docs,*.wiki",
     DNS_SHARED_NAMES: "names separated by commas, such as *.apps,ingress",
     TAGS: "tags separated by commas, such as tag:web,tag:prod",
@@ -128,7 +128,7 @@ REFUSALS = {
     f"{STATE_SECRET}, too.",
     "daemon-set": f"A DaemonSet has one pod on each cluster node. Use $(NODE_NAME) in the annotations {HOSTNAME} and "
     f"{STATE_SECRET}.",
-    "pod-name": f"The annotation {HOSTNAME} contains $(POD_NAME), but each new pod of this workload has another name. "
+    "pod-name": f"The annotation {HOSTNAME} contains $(POD_NAME), but each new pod of this workload has a new name. "
     "Remove $(POD_NAME), or use a StatefulSet, whose pods keep their names.",
 }
 """The message of each refusal. A name in braces is replaced by a value."""

@@ -4,7 +4,7 @@ variable "name" {
   nullable    = false
   validation {
     condition     = can(regex("^[a-z]([-a-z0-9]{0,50}[a-z0-9])?$", var.name))
-    error_message = "name must start with a letter and contain only lower-case letters, digits and inner hyphens, at most 52 characters."
+    error_message = "name must start with a letter and contain only lower-case letters and digits, with hyphens between them, at most 52 characters."
   }
 }
 
@@ -63,7 +63,7 @@ variable "claim_name" {
   nullable    = false
   validation {
     condition     = can(regex("^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", var.claim_name))
-    error_message = "claim_name must contain only lower-case letters, digits and inner hyphens, at most 63 characters."
+    error_message = "claim_name must contain only lower-case letters and digits, with hyphens between them, at most 63 characters."
   }
 }
 
@@ -148,7 +148,7 @@ variable "namespace" {
   nullable    = false
   validation {
     condition     = can(regex("^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", var.namespace))
-    error_message = "namespace must contain only lower-case letters, digits and inner hyphens, at most 63 characters."
+    error_message = "namespace must contain only lower-case letters and digits, with hyphens between them, at most 63 characters."
   }
 }
 
@@ -183,7 +183,7 @@ variable "headscale_namespace" {
   nullable    = false
   validation {
     condition     = can(regex("^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", var.headscale_namespace))
-    error_message = "headscale_namespace must contain only lower-case letters, digits and inner hyphens, at most 63 characters."
+    error_message = "headscale_namespace must contain only lower-case letters and digits, with hyphens between them, at most 63 characters."
   }
 }
 
@@ -237,7 +237,7 @@ variable "state_secret" {
   default     = null
   validation {
     condition     = var.state_secret == null || can(regex("^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$", var.state_secret))
-    error_message = "state_secret must be the name of a Secret: lower-case letters, digits, inner hyphens and dots."
+    error_message = "state_secret must be the name of a Secret: lower-case letters and digits, with hyphens and dots between them."
   }
 }
 
