@@ -84,6 +84,15 @@ def render(folder: Path) -> list[Document]:
     return [document for document in yaml.safe_load_all(done.stdout) if document]
 
 
+def render_changed(kustomization: Path, changes: dict[str, Any]) -> list[Document]:
+    """Add the fields of a documented kustomization to a shipped one, and render it. Lists are appended to lists."""
+    changed = yaml.safe_load(kustomization.read_text())
+    for name, value in changes.items():
+        changed[name] = changed.get(name, []) + value if name == "patches" else value
+    kustomization.write_text(yaml.safe_dump(changed))
+    return render(kustomization.parent)
+
+
 def copy_deploy(folder: Path) -> Path:
     """Copy deploy/ and scripts/new-service into an empty folder, and return the folder."""
     shutil.copytree(DEPLOY, folder / "deploy")

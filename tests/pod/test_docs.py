@@ -24,6 +24,7 @@ from tests.pod.rendering import (
     of_kind,
     pod_spec,
     render,
+    render_changed,
 )
 
 
@@ -54,12 +55,10 @@ def test_documented_patch_for_exec_mounts_the_token_in_dns_watch(
     """With the access mode `exec`, the program uses the Kubernetes API to run Headscale's CLI in its pod."""
     kustomization = copy_deploy(tmp_path) / "deploy/services/grafana/kustomization.yaml"
     _, documented = kustomizations("add-a-service.md")
-    shipped = yaml.safe_load(kustomization.read_text())
-    (lifecycle,) = [generator for generator in shipped["configMapGenerator"] if generator["name"] == "lifecycle"]
+    generators = yaml.safe_load(kustomization.read_text())["configMapGenerator"]
+    (lifecycle,) = [generator for generator in generators if generator["name"] == "lifecycle"]
     lifecycle["literals"] += documented["configMapGenerator"][0]["literals"]
-    shipped["patches"] += documented["patches"]
-    kustomization.write_text(yaml.safe_dump(shipped))
-    documents = render(kustomization.parent)
+    documents = render_changed(kustomization, documented | {"configMapGenerator": generators})
     init_containers = [container["name"] for container in pod_spec(documents)["initContainers"]]
     assert init_containers == ["cleanup", "tailscale", "dns-watch"]
     mounts = {mount["name"] for mount in containers(pod_spec(documents))["dns-watch"]["volumeMounts"]}
@@ -74,8 +73,7 @@ def test_documented_patch_for_exec_mounts_the_token_in_dns_watch(
 def test_documented_registry_image_replaces_the_local_image(tmp_path: Path) -> None:
     kustomization = copy_deploy(tmp_path) / "deploy/services/grafana/kustomization.yaml"
     (documented,) = kustomizations("image.md")
-    kustomization.write_text(yaml.safe_dump(yaml.safe_load(kustomization.read_text()) | documented))
-    pod_containers = containers(pod_spec(render(kustomization.parent)))
+    pod_containers = containers(pod_spec(render_changed(kustomization, documented)))
     (image,) = documented["images"]
     reference = f"{image['newName']}:{image['newTag']}"
     for name in LIFECYCLE_CONTAINERS:
@@ -102,9 +100,7 @@ def test_documented_patch_for_microk8s_mounts_the_folder_of_its_containerd_socke
 def test_documented_patch_for_the_internal_controller_selects_cluster_nodes(tmp_path: Path) -> None:
     documented, _ = kustomizations("ingress.md")
     kustomization = copy_deploy(tmp_path) / "deploy/ingress/internal/kustomization.yaml"
-    shipped = yaml.safe_load(kustomization.read_text())
-    kustomization.write_text(yaml.safe_dump(shipped | {"patches": shipped.get("patches", []) + documented["patches"]}))
-    (daemon_set,) = of_kind(render(kustomization.parent), "DaemonSet")
+    (daemon_set,) = of_kind(render_changed(kustomization, {"patches": documented["patches"]}), "DaemonSet")
     assert daemon_set["spec"]["template"]["spec"]["nodeSelector"] == {"nginx-ingress": "true"}
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import kubernetes_validate
 import pytest
@@ -24,45 +26,56 @@ from tests.pod.rendering import (
 DIGEST_SUFFIX = f"@sha256:{'5' * 64}"
 
 
+VALID_ARGUMENTS = {"name": "wiki", "image": "docker.io/a/wiki:1.2", "port": 8080, "data_path": "/data"}
+INVALID_ARGUMENTS: dict[str, list[Any]] = {
+    "name": ["Wiki", "wiki-", "4wiki", "w" * 53, ""],
+    "image": [
+        "docker.io/a/wiki",
+        "docker.io/a/wiki:latest",
+        "docker.io/a/wiki:",
+        "wiki:1.2",
+        "a/wiki:1.2",
+        "docker.io/a/wiki:1|2",
+        "docker.io/a/wiki:1.2\ndocker.io/a/wiki:1.2",
+    ],
+    "port": [443, 9003, 0, 70000, 80.5],
+    "data_path": ["data", "/", "/data/", "/tmp", "/data/../tmp", '/da"ta'],
+}
+"""By argument: values that the script refuses. The Terraform module `service` refuses them, too."""
+INVALID_FOR_SCRIPT: dict[str, list[Any]] = {
+    # The second name is that of an existing folder.
+    "name": ["_template", "grafana"],
+    "image": [
+        "registry.example.com:5000/wiki",
+        # The tag is a branch, not a version.
+        "docker.io/a/wiki:main",
+        f"docker.io/a/wiki:latest{DIGEST_SUFFIX}",
+        DIGEST_SUFFIX,
+        "docker.io/a/wiki@sha256:12",
+    ],
+    "port": ["http"],
+}
+"""By argument: further values that the script refuses."""
+INVALID_CASES = [
+    (name, value) for table in (INVALID_ARGUMENTS, INVALID_FOR_SCRIPT) for name in table for value in table[name]
+]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
-        pytest.param(("Wiki", "docker.io/a/wiki:1.2", "8080"), id="name-in-capitals"),
-        pytest.param(("wiki-", "docker.io/a/wiki:1.2", "8080"), id="name-with-a-trailing-hyphen"),
-        pytest.param(("w" * 53, "docker.io/a/wiki:1.2", "8080"), id="name-too-long"),
-        pytest.param(("4wiki", "docker.io/a/wiki:1.2", "8080"), id="name-invalid-for-a-kubernetes-service"),
-        pytest.param(("", "docker.io/a/wiki:1.2", "8080"), id="name-empty"),
-        pytest.param(("_template", "docker.io/a/wiki:1.2", "8080"), id="name-of-the-template"),
-        pytest.param(("grafana", "docker.io/a/wiki:1.2", "8080"), id="name-of-an-existing-folder"),
-        pytest.param(("wiki", "docker.io/a/wiki", "8080"), id="image-without-tag"),
-        pytest.param(("wiki", "registry.example.com:5000/wiki", "8080"), id="image-with-registry-port-but-no-tag"),
-        pytest.param(("wiki", "docker.io/a/wiki:latest", "8080"), id="tag-latest"),
-        pytest.param(("wiki", "docker.io/a/wiki:main", "8080"), id="tag-of-a-branch"),
-        pytest.param(("wiki", "docker.io/a/wiki:", "8080"), id="tag-empty"),
-        pytest.param(("wiki", f"docker.io/a/wiki:latest{DIGEST_SUFFIX}", "8080"), id="digest-with-tag-latest"),
-        pytest.param(("wiki", DIGEST_SUFFIX, "8080"), id="digest-without-image"),
-        pytest.param(("wiki", "docker.io/a/wiki@sha256:12", "8080"), id="digest-too-short"),
-        pytest.param(("wiki", "wiki:1.2", "8080"), id="image-without-registry"),
-        pytest.param(("wiki", "a/wiki:1.2", "8080"), id="image-with-path-but-no-registry"),
-        pytest.param(("wiki", "docker.io/a/wiki:1|2", "8080"), id="image-with-invalid-character"),
-        pytest.param(("wiki", "docker.io/a/wiki:1.2\ndocker.io/a/wiki:1.2", "8080"), id="image-with-newline"),
-        pytest.param(("wiki", "docker.io/a/wiki:1.2", "http"), id="port-not-a-number"),
-        pytest.param(("wiki", "docker.io/a/wiki:1.2", "443"), id="port-of-nginx"),
-        pytest.param(("wiki", "docker.io/a/wiki:1.2", "70000"), id="port-too-high"),
-        pytest.param(("wiki", "docker.io/a/wiki:1.2", "8080", "data"), id="volume-relative"),
-        pytest.param(("wiki", "docker.io/a/wiki:1.2", "8080", "/"), id="volume-root"),
-        pytest.param(("wiki", "docker.io/a/wiki:1.2", "8080", "/tmp"), id="volume-reserved"),
-        pytest.param(("wiki", "docker.io/a/wiki:1.2", "8080", "/data/../tmp"), id="volume-with-dots"),
-        pytest.param(("wiki", "docker.io/a/wiki:1.2"), id="too-few-arguments"),
-        pytest.param(("--into", "/", "wiki", "docker.io/a/wiki:1.2", "8080"), id="into-without-deploy"),
-        pytest.param(("--into", "/", "--deploy", "x", "wiki", "docker.io/a/wiki:1.2", "8080"), id="into-without-site"),
-        pytest.param(("--into", "/", "--deploy", "a|b", "wiki", "docker.io/a/wiki:1.2", "8080"), id="deploy-invalid"),
-        pytest.param(("--into",), id="into-without-folder"),
+        *((VALID_ARGUMENTS | {name: value}).values() for name, value in INVALID_CASES),
+        ("wiki", "docker.io/a/wiki:1.2"),
+        ("--into", "/", "wiki", "docker.io/a/wiki:1.2", "8080"),
+        ("--into", "/", "--deploy", "x", "wiki", "docker.io/a/wiki:1.2", "8080"),
+        ("--into", "/", "--deploy", "a|b", "wiki", "docker.io/a/wiki:1.2", "8080"),
+        ("--into",),
     ],
+    ids=lambda arguments: " ".join(map(ascii, arguments)),
 )
-def test_invalid_arguments_are_refused(arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(arguments: Iterable[object], tmp_path: Path) -> None:
     before = sorted(copy_deploy(tmp_path).rglob("*"))
-    done = new_service(tmp_path, *arguments)
+    done = new_service(tmp_path, *map(str, arguments))
     assert done.returncode == 2
     assert done.stderr.startswith("scripts/new-service: ")
     assert sorted(tmp_path.rglob("*")) == before

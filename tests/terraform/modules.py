@@ -31,7 +31,7 @@ def parse_hcl(text: str) -> Any:
     )
 
 
-def variables(module: str) -> dict[str, Document]:
+def input_variables(module: str) -> dict[str, Document]:
     """Return the block of each input variable of a module."""
     blocks = parse_hcl((MODULES / module / "variables.tf").read_text())["variable"]
     return {name: body for block in blocks for name, body in block.items()}
@@ -51,21 +51,21 @@ def terraform(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]
     )
 
 
-def root_module(folder: Path, calls: dict[str, dict[str, Any]], module: str = "service") -> Path:
-    """Create and initialize a root module that calls a module once for each set of inputs, and return its folder.
+def root_module(folder: Path, uses: dict[str, dict[str, Any]], module: str = "service") -> Path:
+    """Create and initialize a root module (a Terraform configuration), and return its folder.
 
     Args:
         folder: the folder in which the root module is created.
-        calls: the inputs of each call, by the name of the call.
-        module: the name of the module in deploy/terraform.
+        uses: the inputs of each `module` block, by the name of the block.
+        module: the module in deploy/terraform that all blocks use.
     """
     copy_modules(folder)
     source = f"./deploy/terraform/{module}"
     (folder / "main.tf.json").write_text(
         json.dumps(
             {
-                "module": {name: {"source": source} | inputs for name, inputs in calls.items()},
-                "output": {name: {"value": f"${{module.{name}.manifests}}"} for name in calls},
+                "module": {name: {"source": source} | inputs for name, inputs in uses.items()},
+                "output": {name: {"value": f"${{module.{name}.manifests}}"} for name in uses},
             }
         )
     )
@@ -93,8 +93,8 @@ def apply(folder: Path) -> dict[str, Any]:
     return state
 
 
-def errors(folder: Path) -> list[tuple[str, str]]:
-    """Plan a root module. Return for each error the name of the module call, or "" if unknown, and the message."""
+def planning_errors(folder: Path) -> list[tuple[str, str]]:
+    """Plan a root module. Return for each error the name of the `module` block, or "" if unknown, and the message."""
     done = terraform("plan", "-input=false", "-json", folder=folder)
     events = [json.loads(line) for line in done.stdout.splitlines()]
     diagnostics = [event["diagnostic"] for event in events if event.get("@level") == "error"]
@@ -113,10 +113,10 @@ def by_name(documents: list[Document]) -> Manifests:
     }
 
 
-def comparable(manifests: Manifests, workload: str) -> Manifests:
-    """Return manifests in a form in which only differences that matter remain.
+def normalized(manifests: Manifests, workload: str) -> Manifests:
+    """Return manifests without generated suffixes of names and empty variables, and with sorted lists.
 
-    Generated suffixes of names and empty variables are removed. Variables, mounts and volumes are sorted.
+    The order of variables, mounts and volumes depends on the tool that created the manifests.
     """
     text = json.dumps(manifests)
     for manifest in manifests.values():
@@ -124,16 +124,15 @@ def comparable(manifests: Manifests, workload: str) -> Manifests:
         if manifest["kind"] == "ConfigMap":
             base = name.rpartition("-")[0].removeprefix(f"{workload}-")
             text = text.replace(json.dumps(name), json.dumps(base))
-    documents = [_normalized(document) for document in json.loads(text).values()]
-    return by_name(documents)
+    return by_name([_sorted(document) for document in json.loads(text).values()])
 
 
-def _normalized(value: Any, field: str = "") -> Any:
+def _sorted(value: Any, field: str = "") -> Any:
     match value:
         case dict():
-            return {name: _normalized(item, name) for name, item in value.items() if (name, item) != ("value", "")}
+            return {name: _sorted(item, name) for name, item in value.items() if (name, item) != ("value", "")}
         case list():
-            items = [_normalized(item) for item in value]
+            items = [_sorted(item) for item in value]
             return sorted(items, key=json.dumps) if field in ("env", "volumeMounts", "volumes") else items
         case _:
             return value

@@ -11,24 +11,14 @@ from tests.terraform.modules import (
     MODULES,
     apply,
     by_name,
-    comparable,
     copy_modules,
     initialize,
     needs_terraform,
-    parse_hcl,
+    normalized,
     resources,
     terraform,
     with_stand_ins,
 )
-
-FILES = sorted([*MODULES.rglob("*.tf"), *MODULES.rglob("*.hcl")])
-
-
-def test_every_file_parses() -> None:
-    """This test does not need Terraform."""
-    assert len(FILES) > 5
-    for file in FILES:
-        assert parse_hcl(file.read_text()), file
 
 
 @needs_terraform
@@ -64,6 +54,6 @@ def test_example_creates_the_objects_of_deploy_services_grafana(tmp_path: Path) 
     application["env"] = [
         {"name": name, "value": value.replace("$(TS_HOSTNAME)", hostname)} for name, value in values.items()
     ]
-    assert comparable(resources(state, "grafana"), "grafana") == comparable(by_name(from_kustomize), "grafana")
+    assert normalized(resources(state, "grafana"), "grafana") == normalized(by_name(from_kustomize), "grafana")
     assert set(resources(state, "image_build_namespace")) == {"Namespace/tailscale-lifecycle"}
     assert len(resources(state, "image_build")) == 2

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.pod.rendering import ROOT, render
-from tests.terraform.modules import Manifests, apply, by_name, comparable, errors, needs_terraform, root_module
+from tests.terraform.modules import Manifests, apply, by_name, needs_terraform, normalized, planning_errors, root_module
 
 SOURCES = b"\x1f\x8bnot text"
 """Binary data that the tests use instead of the packed sources."""
@@ -21,22 +21,22 @@ SOURCES = b"\x1f\x8bnot text"
 def test_module_creates_the_objects_of_kustomize(tmp_path: Path) -> None:
     sources = tmp_path / "sources.tar.gz"
     sources.write_bytes(SOURCES)
-    calls: dict[str, dict[str, Any]] = {
+    uses: dict[str, dict[str, Any]] = {
         "default": {"sources": str(sources)},
         "changed": {"sources": str(sources), "environment": {"BASE_IMAGE": "localhost/debian:stable"}},
         "off": {"sources": str(sources), "enabled": False},
     }
-    outputs = apply(root_module(tmp_path / "root", calls, "image-build"))["outputs"]
+    outputs = apply(root_module(tmp_path / "root", uses, "image-build"))["outputs"]
     shutil.copytree(ROOT / "build", tmp_path / "build")
     shutil.copy(sources, tmp_path / "build")
     kustomized = by_name(render(tmp_path / "build"))
     manifests: Manifests = outputs["default"]["value"]
-    assert comparable(manifests, workload="") == comparable(kustomized, workload="")
+    assert normalized(manifests, workload="") == normalized(kustomized, workload="")
     assert outputs["off"]["value"] == {}
     assert base64.b64decode(manifests["ConfigMap/tailscale-lifecycle-build"]["binaryData"]["sources.tar.gz"]) == SOURCES
     pods = [
         outputs[name]["value"]["DaemonSet/tailscale-lifecycle-image"]["spec"]["template"]["spec"]
-        for name in calls
+        for name in uses
         if name != "off"
     ]
     default, changed = (
@@ -47,7 +47,7 @@ def test_module_creates_the_objects_of_kustomize(tmp_path: Path) -> None:
 
 @needs_terraform
 def test_error_about_missing_sources_names_the_command_that_creates_them(tmp_path: Path) -> None:
-    calls: dict[str, dict[str, Any]] = {"default": {}, "configured": {"sources": "/nonexistent"}}
-    messages = [text for _, text in errors(root_module(tmp_path / "root", calls, "image-build"))]
+    uses: dict[str, dict[str, Any]] = {"default": {}, "configured": {"sources": "/nonexistent"}}
+    messages = [text for _, text in planning_errors(root_module(tmp_path / "root", uses, "image-build"))]
     assert len(messages) == 2
     assert all("scripts/image --sources build/sources.tar.gz" in text for text in messages)
