@@ -182,5 +182,7 @@ EVENTS = {
     ),
     # Prune
     "prune.waiting": _event("info", "workloads wait_s", "`prune` observes again before it removes anything"),
-    "workload.skipped": _event("info warning", "workload reason", "a workload was not removed, because it has changed"),
+    "workload.skipped": _event(
+        "info warning", "workload reason", "a workload's nodes and records stay, because they have changed"
+    ),
 }

@@ -48,15 +48,8 @@ def workload_mark(mark: str, main_name: str) -> str:
     return f"{mark} {main_name}"
 
 
-def marked_workload(record: Record, mark: str) -> str | None:
-    """Return the main name of the workload that the record belongs to.
-
-    Args:
-        mark: the mark of an owner.
-
-    Returns:
-        None if the record does not have a mark of this owner.
-    """
+def main_name_of(record: Record, mark: str) -> str | None:
+    """Return the main name of the workload that owns the record; None if the record does not have this owner's mark."""
     if record.comment == mark:
         return record.name if record.type in ADDRESS_TYPES else None
     match = _WORKLOAD_MARK.fullmatch(record.comment)
@@ -76,7 +69,7 @@ def is_in_domain(name: str, domain: str) -> bool:
     return name == domain or name.endswith(f".{domain}")
 
 
-def may_have_name(node: Node, name: str) -> bool:
+def may_publish(node: Node, name: str) -> bool:
     """Return True if the node's pod can publish a record with this name.
 
     A hostname without a dot matches in every domain, because it is unknown here which domain the pod appends.

@@ -1,1 +1,1 @@
-"""Delete the nodes and records of workloads that no longer exist. Without --yes, only the plan is shown."""
+"""Delete the nodes and records of workloads that no longer run. Without --yes, only the plan is printed."""

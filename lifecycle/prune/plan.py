@@ -1,14 +1,19 @@
-"""Pure functions that decide which workloads prune removes. A workload is found by the comment of its records."""
+"""Pure functions that decide which nodes and records prune deletes.
+
+A workload is one application with its own hostname, such as the Deployment `grafana`. Prune does not change the objects
+of a workload in Kubernetes. It deletes the workload's nodes in Headscale and its records in Cloudflare, if the workload
+no longer runs. It finds a workload by the comments of its records.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from lifecycle.domain.errors import LifecycleError, PruneLimitError
 from lifecycle.domain.model import Node, Record, User
-from lifecycle.domain.ownership import NodeOwnership, marked_workload, may_have_name, record_name
+from lifecycle.domain.ownership import NodeOwnership, main_name_of, may_publish, record_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,24 +21,25 @@ class PruneConfig:
     """The settings that the plan depends on.
 
     Attributes:
-        name: the only workload to remove, even if it is running; None = every workload that is gone.
-        domain: the domain (DOMAIN_NAME), which is appended to a hostname without a dot.
-        mark: the comment that identifies our records at main names. At further names, the main name is added to it.
-        min_offline: a node counts as gone if it has been offline for longer than this.
-        max_workloads: the largest number of workloads that one run may remove.
+        name: the hostname of the only workload to delete, even if it runs; None = every workload that no longer runs.
+        domain: DOMAIN_NAME, which is appended to a hostname without a dot.
+        mark: the text with which the comment of every record of DNS_OWNER starts.
+        tags: AUTHKEY_TAGS.
+        prune_after: a workload no longer runs if its nodes have been offline for longer than PRUNE_AFTER.
+        prune_max: PRUNE_MAX, the largest number of workloads that one run may delete.
     """
 
     name: str | None
     domain: str
     mark: str
     tags: frozenset[str]
-    min_offline: timedelta
-    max_workloads: int
+    prune_after: timedelta
+    prune_max: int
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What was read: the user that owns our nodes, all nodes in Headscale, and our records in the zone."""
+    """What was read: the user that owns the workloads' nodes, all nodes in Headscale, and the records of DNS_OWNER."""
 
     user: User
     nodes: tuple[Node, ...]
@@ -41,15 +47,14 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
-class PruneWorkload:
-    """What one workload left behind. Prune removes its nodes, then its records.
+class Leftovers:
+    """The nodes and records of one workload, all of which prune deletes.
 
-    A workload is found by its records, so the records are removed last. If a removal fails, the next
-    run finds the workload again and removes the rest.
+    The records are deleted last. If a deletion fails, the next run finds the workload again by its records.
 
     Attributes:
-        name: the full main name of the workload.
-        records: the records at its main name and its further names; at least one.
+        name: the workload's full hostname.
+        records: the records at this name and at the names in DNS_ALIASES and DNS_SHARED_NAMES; at least one.
     """
 
     name: str
@@ -57,89 +62,80 @@ class PruneWorkload:
     nodes: tuple[Node, ...]
     reason: str
 
-    def is_same(self, other: PruneWorkload) -> bool:
-        """Return True if both have the same name, the same records, and nodes with the same ids and machine keys.
-
-        A node's id is not enough: Headscale can assign an id again after its database was restored from a backup.
-        """
-        return self._identity == other._identity
-
     @property
-    def _identity(self) -> tuple[str, frozenset[Record], frozenset[tuple[str, str]]]:
-        machines = frozenset((node.id, node.machine_key) for node in self.nodes)
-        return self.name, frozenset(self.records), machines
+    def content(self) -> tuple[str, frozenset[Record], frozenset[tuple[str, str]]]:
+        """What is compared with a later plan. Node ids are not enough: a restored database can assign an id again."""
+        return self.name, frozenset(self.records), frozenset((node.id, node.machine_key) for node in self.nodes)
 
 
-def plan_prune(observation: Observation, *, config: PruneConfig, now: datetime) -> list[PruneWorkload]:
-    """Find the workloads to remove, in order of names.
+def plan_prune(observation: Observation, *, config: PruneConfig, now: datetime) -> list[Leftovers]:
+    """Find the workloads whose nodes and records are deleted, in order of names.
 
     Args:
         now: the time by Headscale's clock.
 
     Raises:
-        LifecycleError: none of our records belongs to the workload `config.name`.
+        LifecycleError: no record of DNS_OWNER belongs to the workload `config.name`.
     """
-    if config.name is None:
-        return _plan_gone(observation, config=config, now=now)
-    full_name = record_name(config.name, config.domain)
-    records = dict(_by_workload(observation.records, config.mark)).get(full_name)
-    if records is None:
+    records_by_name: dict[str, list[Record]] = {}
+    for record in sorted(observation.records, key=lambda record: (record.name, record.id)):
+        main_name = main_name_of(record, config.mark)
+        if main_name is not None:
+            records_by_name.setdefault(main_name, []).append(record)
+    if config.name is not None:
+        return [_plan_named(config.name, records_by_name, observation, config)]
+    # After a restart of Headscale, every node is offline until its client reconnects.
+    if not any(node.online for node in observation.nodes):
+        return []
+    plan = []
+    for name, records in sorted(records_by_name.items()):
+        candidates = [node for node in observation.nodes if may_publish(node, name)]
+        if any(_may_be_in_use(node, observation.user, config, now) for node in candidates):
+            continue
+        nodes = tuple(node for node in candidates if record_name(node.hostname, config.domain) == name)
+        reason = f"its node has been offline for more than {config.prune_after}" if candidates else "it has no node"
+        plan.append(Leftovers(name, tuple(records), nodes, reason))
+    return plan
+
+
+def _plan_named(
+    name: str, records_by_name: dict[str, list[Record]], observation: Observation, config: PruneConfig
+) -> Leftovers:
+    full_name = record_name(name, config.domain)
+    if full_name not in records_by_name:
         raise LifecycleError(
-            f'no record named {config.name} has the comment "{config.mark}". Check that DNS_OWNER is that of the '
-            "workload. Nothing was removed"
+            f'no record of {name} has the comment "{config.mark}". Set DNS_OWNER to the value that the workload has. '
+            "Nothing was deleted"
         )
-    named = [node for node in observation.nodes if record_name(node.hostname, config.domain) == full_name]
-    nodes = tuple(node for node in named if _owns(node, observation.user, config))
-    return [PruneWorkload(full_name, records, nodes, reason="it was named")]
+    nodes = tuple(
+        node
+        for node in observation.nodes
+        if record_name(node.hostname, config.domain) == full_name and _is_owned(node, observation.user, config)
+    )
+    return Leftovers(full_name, tuple(records_by_name[full_name]), nodes, reason="the option --name selects it")
 
 
-def check_limit(workloads: Sequence[PruneWorkload], *, config: PruneConfig) -> None:
+def check_limit(plan: Sequence[Leftovers], *, config: PruneConfig) -> None:
     """Check that the plan does not contain more workloads than PRUNE_MAX.
 
     Raises:
         PruneLimitError: the plan contains more workloads.
     """
-    if len(workloads) <= config.max_workloads:
+    if len(plan) <= config.prune_max:
         return
-    nodes = sum(len(workload.nodes) for workload in workloads)
-    records = sum(len(workload.records) for workload in workloads)
+    nodes = sum(len(leftovers.nodes) for leftovers in plan)
+    records = sum(len(leftovers.records) for leftovers in plan)
     raise PruneLimitError(
-        f"{len(workloads)} workloads ({nodes} nodes, {records} records) would be removed, but PRUNE_MAX is "
-        f"{config.max_workloads}. Nothing was removed. Check the plan without --yes, and raise PRUNE_MAX if it is right"
+        f"{len(plan)} workloads ({nodes} nodes, {records} records) would be deleted, but PRUNE_MAX is "
+        f"{config.prune_max}. Nothing was deleted. Run prune without --yes to list these workloads. If all of them may "
+        "be deleted, raise PRUNE_MAX"
     )
 
 
-def _plan_gone(observation: Observation, *, config: PruneConfig, now: datetime) -> list[PruneWorkload]:
-    """Find the workloads whose node does not exist or has been offline for too long.
-
-    If no node at all is online, the result is empty, because after a restart of Headscale every node is offline until
-    its client reconnects.
-    """
-    if not any(node.online for node in observation.nodes):
-        return []
-    gone = []
-    for name, records in _by_workload(observation.records, config.mark):
-        candidates = [node for node in observation.nodes if may_have_name(node, name)]
-        # The workload stays if a node with its name is not ours, or has not been offline for long enough.
-        if all(_owns(node, observation.user, config) and _is_long_offline(node, config, now) for node in candidates):
-            nodes = tuple(node for node in candidates if record_name(node.hostname, config.domain) == name)
-            reason = (
-                f"its node has been offline for more than {config.min_offline}" if candidates else "its node is gone"
-            )
-            gone.append(PruneWorkload(name, records, nodes, reason))
-    return gone
+def _may_be_in_use(node: Node, user: User, config: PruneConfig, now: datetime) -> bool:
+    is_long_offline = not node.online and node.last_seen is not None and now - node.last_seen > config.prune_after
+    return not is_long_offline or not _is_owned(node, user, config)
 
 
-def _by_workload(records: Iterable[Record], mark: str) -> list[tuple[str, tuple[Record, ...]]]:
-    workloads: dict[str, list[Record]] = {}
-    for record in sorted(records, key=lambda record: (record.name, record.id)):
-        workloads.setdefault(marked_workload(record, mark) or record.name, []).append(record)
-    return [(name, tuple(workloads[name])) for name in sorted(workloads)]
-
-
-def _owns(node: Node, user: User, config: PruneConfig) -> bool:
+def _is_owned(node: Node, user: User, config: PruneConfig) -> bool:
     return NodeOwnership(node.hostname, user, config.tags).is_owned(node)
-
-
-def _is_long_offline(node: Node, config: PruneConfig, now: datetime) -> bool:
-    return not node.online and node.last_seen is not None and now - node.last_seen > config.min_offline

@@ -1,4 +1,4 @@
-"""Run prune: plan the removals, wait, and remove each workload that a new plan still contains."""
+"""Run prune: plan the deletions, wait, and delete what a new plan still contains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lifecycle.domain.errors import ConflictError, StoppedError
 from lifecycle.domain.model import Node, User
 from lifecycle.domain.ownership import NodeOwnership
 from lifecycle.prune.observe import observe, prune_config
-from lifecycle.prune.plan import PruneConfig, PruneWorkload, check_limit, plan_prune
+from lifecycle.prune.plan import Leftovers, PruneConfig, check_limit, plan_prune
 from lifecycle.settings.models import PruneSettings
 
 log = structlog.get_logger()
@@ -24,17 +24,17 @@ CONFIRMATION_DELAY_S = 900.0
 """The time between the plan and its confirmation.
 
 After a restart of Headscale, every node is offline until its client reconnects. Then `last_seen` of a node that was
-always connected can be as old as its registration. So one observation does not show that a node is gone.
+always connected can be as old as its registration. So one observation does not show that a node is unused.
 """
 
 
 @dataclass(slots=True)
 class Prune:
-    """One run of prune, which removes the nodes and records of workloads that no longer exist.
+    """One run of prune, which deletes the nodes and records of workloads that no longer run.
 
     Attributes:
-        name: the only workload to remove, without waiting; None = every workload that has been offline for longer than
-            PRUNE_AFTER.
+        name: the hostname of the only workload to delete, even if it runs, without waiting; None = every workload that
+            no longer runs.
         now: returns the current time in UTC, with its time zone.
         stop: is set by SIGTERM and SIGINT. No further step starts after that.
         renew_budget: starts a new retry budget. It is called after the wait, which is longer than one budget.
@@ -53,59 +53,59 @@ class Prune:
         return prune_config(self.settings, name=self.name)
 
     def run(self) -> None:
-        """Remove the planned workloads. Unless `name` is set, wait first, and confirm each workload by a new plan.
+        """Make the planned deletions. Unless `name` is set, wait first, and confirm each workload by a new plan.
 
         Raises:
-            PruneLimitError: the plan contains more workloads than PRUNE_MAX; nothing was removed.
-            ConflictError: the workload `name` changed while it was removed.
+            PruneLimitError: the plan contains more workloads than PRUNE_MAX; nothing was deleted.
+            ConflictError: the workload `name` changed while it was deleted.
             LifecycleError: an upstream could not be read, or a deletion could not be confirmed.
         """
-        user, workloads = self._plan()
-        check_limit(workloads, config=self._config)
-        names = [workload.name for workload in workloads]
+        user, plan = self._plan()
+        check_limit(plan, config=self._config)
+        names = [leftovers.name for leftovers in plan]
         if self.name is not None:
-            for workload in workloads:
-                self._remove(workload, user)
-        elif workloads:
+            for leftovers in plan:
+                self._delete(leftovers, user)
+        elif plan:
             log.info("prune.waiting", workloads=names, wait_s=CONFIRMATION_DELAY_S)
             if self.stop.wait(CONFIRMATION_DELAY_S):
-                raise StoppedError("stopped on request before anything was removed")
+                raise StoppedError("stopped on request before anything was deleted")
             self.renew_budget()
-            names = [workload.name for workload in workloads if self._remove_if_confirmed(workload)]
+            names = [leftovers.name for leftovers in plan if self._delete_if_confirmed(leftovers)]
         log.info("pass.finished", workloads=names)
 
-    def _remove_if_confirmed(self, workload: PruneWorkload) -> bool:
-        """Remove a workload if a new plan contains it unchanged; return True if it was removed.
+    def _delete_if_confirmed(self, planned: Leftovers) -> bool:
+        """Delete the leftovers of a workload if a new plan contains the same; return True if they were deleted.
 
-        The plan is made again for each workload, because the removal of the previous one can take minutes of retries.
+        The plan is made again for each workload, because the deletions for the previous one can take minutes.
         """
-        user, planned = self._plan()
-        confirmed = next((later for later in planned if later.is_same(workload)), None)
+        user, plan = self._plan()
+        confirmed = next((leftovers for leftovers in plan if leftovers.content == planned.content), None)
         if confirmed is None:
-            log.info("workload.skipped", workload=workload.name, reason="it has changed since it was planned")
+            log.info("workload.skipped", workload=planned.name, reason="it has changed since it was planned")
             return False
         try:
-            self._remove(confirmed, user)
+            self._delete(confirmed, user)
         except ConflictError as error:
-            log.warning("workload.skipped", workload=workload.name, reason=str(error))
+            log.warning("workload.skipped", workload=planned.name, reason=str(error))
             return False
         return True
 
-    def _remove(self, workload: PruneWorkload, user: User) -> None:
-        for node in workload.nodes:
-            node_ownership = NodeOwnership(node.hostname, user, self.settings.authkey_tags)
+    def _delete(self, leftovers: Leftovers, user: User) -> None:
+        for node in leftovers.nodes:
+            ownership = NodeOwnership(node.hostname, user, self.settings.authkey_tags)
 
-            def is_still_ours(reread: Node, node_ownership: NodeOwnership = node_ownership) -> bool:
+            def may_delete(reread: Node, ownership: NodeOwnership = ownership) -> bool:
                 # A node that is online again stays, unless `name` is set.
-                return node_ownership.is_owned(reread) and (self.name is not None or not reread.online)
+                return ownership.is_owned(reread) and (self.name is not None or not reread.online)
 
-            change = DeleteNode(node, workload.reason)
-            apply.delete_nodes([change], self.writers.headscale, is_still_ours=is_still_ours)
-        records = [DeleteRecord(record, workload.reason) for record in workload.records]
+            change = DeleteNode(node, leftovers.reason)
+            apply.delete_nodes([change], self.writers.headscale, is_still_ours=may_delete)
+        records = [DeleteRecord(record, leftovers.reason) for record in leftovers.records]
         apply.change_records(records, self.writers.cloudflare)
 
-    def _plan(self) -> tuple[User, list[PruneWorkload]]:
-        """Read Headscale and Cloudflare. Return the owner of our nodes, and the workloads to remove."""
+    def _plan(self) -> tuple[User, list[Leftovers]]:
+        """Read Headscale and Cloudflare. Return the user that owns the nodes, and what to delete."""
         headscale = self.writers.headscale
         observation = observe(self.settings, headscale=headscale, cloudflare=self.writers.cloudflare)
         return observation.user, plan_prune(observation, config=self._config, now=headscale.server_time(self.now()))

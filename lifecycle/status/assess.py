@@ -21,7 +21,7 @@ from lifecycle.domain.ownership import (
     NodeOwnership,
     RecordOwnership,
     is_in_domain,
-    marked_workload,
+    main_name_of,
     record_name,
     workload_mark,
 )
@@ -188,14 +188,14 @@ def _workload_names(observation: Observation, config: StatusConfig) -> Iterator[
             is_in_domain(name, config.domain)
             and any(_owns(node, observation, config) for node in nodes_here)
             and all(
-                marked_workload(record, config.mark)
+                main_name_of(record, config.mark)
                 for record in records_here
                 if record_ownership.is_marked_by_another(record)
             )
         ):
             yield _WorkloadName(record_ownership, records_here, nodes_here)
     for name, records_here in sorted(records.items()):
-        for main_name in sorted({marked_workload(record, config.mark) or name for record in records_here} - {name}):
+        for main_name in sorted({main_name_of(record, config.mark) or name for record in records_here} - {name}):
             nodes_here = nodes[main_name] or by_hostname[main_name.partition(".")[0]]
             yield _WorkloadName(_further_ownership(name, main_name, records_here, config), records_here, nodes_here)
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lifecycle.domain.errors import LifecycleError
 from lifecycle.domain.model import Node, Record, RegisterMethod
-from lifecycle.domain.ownership import marked_workload
-from lifecycle.prune.plan import Observation, PruneConfig, PruneWorkload, plan_prune
+from lifecycle.domain.ownership import main_name_of
+from lifecycle.prune.plan import Leftovers, Observation, PruneConfig, plan_prune
 from tests.builders import (
     ALIAS,
     ANN,
@@ -32,13 +32,13 @@ LONG_AGO = NOW - timedelta(days=8)
 AT_THE_LIMIT = NOW - MIN_OFFLINE
 
 CONFIG = PruneConfig(
-    name=None, domain="example.com", mark=OUR_COMMENT, tags=frozenset(), min_offline=MIN_OFFLINE, max_workloads=10
+    name=None, domain="example.com", mark=OUR_COMMENT, tags=frozenset(), prune_after=MIN_OFFLINE, prune_max=10
 )
 
 ONLINE_NODE = a_node(99, hostname="other.example.com")
 
 
-def plan(nodes: list[Node], records: list[Record], config: PruneConfig = CONFIG) -> list[PruneWorkload]:
+def plan(nodes: list[Node], records: list[Record], config: PruneConfig = CONFIG) -> list[Leftovers]:
     """Return the workloads that `prune` would remove."""
     return plan_prune(Observation(SVC, tuple(nodes), tuple(records)), config=config, now=NOW)
 
@@ -152,13 +152,13 @@ def test_workload_that_changed_is_not_confirmed(node: Node | None, record: Recor
     """`prune` plans, waits, and plans again. It removes only a workload that is the same in both plans."""
     [planned] = plan([ONLINE_NODE, OFFLINE_NODE], [a_record()])
     [later] = plan([ONLINE_NODE, *([node] if node else [])], [record])
-    assert not later.is_same(planned)
+    assert later.content != planned.content
 
 
 def test_unchanged_workload_is_confirmed() -> None:
     [planned] = plan([ONLINE_NODE, OFFLINE_NODE], [a_record()])
     [later] = plan([OFFLINE_NODE, ONLINE_NODE], [a_record()])
-    assert later.is_same(planned)
+    assert later.content == planned.content
 
 
 NODES = st.builds(
@@ -226,4 +226,4 @@ def test_records_at_a_shared_name_belong_to_several_workloads() -> None:
     ],
 )
 def test_comment_that_differs_from_the_comment_at_further_names_is_ignored(comment: str) -> None:
-    assert marked_workload(a_record(comment=comment), OUR_COMMENT) is None
+    assert main_name_of(a_record(comment=comment), OUR_COMMENT) is None
