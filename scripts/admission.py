@@ -13,18 +13,15 @@ from typing import Any
 
 from lifecycle.inject.rules import (
     ANNOTATIONS,
-    ANNOTATIONS_BY_SETTING,
     HOSTNAME,
     INIT_CONTAINERS,
     LABEL,
     MAX_HOSTNAME_LENGTH,
-    PATTERNS,
     REFERENCES,
     REFUSALS,
     RESERVED_ARGS,
     STATE_SECRET,
     TAILSCALE_ARGS,
-    VALID_VALUES,
 )
 from lifecycle.inject.template import (
     CONTAINERS,
@@ -163,7 +160,7 @@ def validating_policy() -> Iterator[Document]:
                     "containerNames": _container_names("variables.podSpec"),
                     "knownLabelsAndAnnotations": _literal((*ANNOTATIONS, LABEL)),
                     "unknownLabels": _unknown_keys("variables.labels", (LABEL,)),
-                    "unknownAnnotations": _unknown_keys("variables.annotations", ANNOTATIONS),
+                    "unknownAnnotations": _unknown_keys("variables.annotations", tuple(ANNOTATIONS)),
                     "unknownSettings": f"variables.siteSettings.map(k, k).filter(k, !(k in {_literal(settings)}))",
                     "volumesWithReservedNames": (
                         f"variables.podSpec.?volumes.orValue([]).map(v, v.name).filter(n, n in {_literal(VOLUMES)})"
@@ -222,8 +219,9 @@ def _mutation_variables(images: dict[str, str]) -> dict[str, str]:
         f"variables.headscaleThroughKubernetes ? '' : {defaults['HEADSCALE_API_KEY_FILE']}"
     )
     from_annotations = {
-        name: f"variables.annotations[?{_literal(annotation)}].orValue('')"
-        for name, annotation in ANNOTATIONS_BY_SETTING.items()
+        annotation.setting: f"variables.annotations[?{_literal(name)}].orValue('')"
+        for name, annotation in ANNOTATIONS.items()
+        if annotation.setting
     }
     from_annotations |= {"TS_HOSTNAME": "variables.hostname", "TS_KUBE_SECRET": "variables.stateSecret"}
     from_annotations["NODE_POLICY"] = "variables.stateSecret != '' ? 'keep' : ''"
@@ -418,14 +416,14 @@ def _validations() -> Iterator[Document]:
     )
     yield from _site_validations()
     yield _require(f"{_literal(HOSTNAME)} in {annotations}", "hostname-missing", domain="variables.domain")
-    for name, pattern in PATTERNS.items():
+    for name, annotation in ANNOTATIONS.items():
         value = f"{annotations}[{_literal(name)}]"
         yield _require(
-            f"!({_literal(name)} in {annotations}) || {value}.matches({_regex(f'^({pattern})$')})",
+            f"!({_literal(name)} in {annotations}) || {value}.matches({_regex(f'^({annotation.pattern})$')})",
             "value",
             name=_literal(name),
             value=value,
-            valid=_literal(VALID_VALUES[name]),
+            valid=_literal(annotation.valid_values),
         )
     hostname = f"{annotations}[{_literal(HOSTNAME)}]"
     yield _require(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -13,16 +12,16 @@ from lifecycle.domain.errors import ManifestError
 from lifecycle.inject.documents import block_yaml, join_documents, parse_document, split_documents, write_document
 from lifecycle.inject.nodes import ItemsAsText, add_items, field_of, node_value, resolve_aliases, scalar_text
 from lifecycle.inject.rules import (
+    INIT_CONTAINERS,
     LABEL,
     STATE_SECRET,
     Site,
     Workload,
-    own_init_containers_start_first,
+    placeholder_values,
     refusals,
-    template_values,
 )
 from lifecycle.inject.state import state_objects
-from lifecycle.inject.template import DOMAIN, fill_template
+from lifecycle.inject.template import DOMAIN, added_volumes, filled_containers
 
 # The path of the pod template in each kind of object. A Pod is its own template.
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -35,9 +34,6 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "Job": ("spec", "template"),
     "CronJob": ("spec", "jobTemplate", "spec", "template"),
 }
-
-# A line that contains the prefix of this program's label and annotations, outside of a comment.
-_PREFIX = re.compile(rf"^[^#\n]*{DOMAIN}/", re.MULTILINE)
 
 # The API versions of the kinds in TEMPLATES.
 _VERSIONS = frozenset({"v1", "apps/v1", "batch/v1"})
@@ -119,9 +115,8 @@ def _objects(root: yaml.Node, document: str) -> Iterator[_Object]:
 
     A document that does not contain this program's label or annotations is skipped.
     """
-    # `_PREFIX` does not find a name with escapes, or after a # that is not the start of a comment.
-    may_have_name = DOMAIN in document or "\\" in document
-    if not _PREFIX.search(document) and not (may_have_name and DOMAIN in scalar_text(root)):
+    # In the text of the document, an escape can stand for any character of the prefix.
+    if (DOMAIN not in document and "\\" not in document) or f"{DOMAIN}/" not in scalar_text(root):
         return
     resolve_aliases(root)
     yield from _members(root)
@@ -158,11 +153,13 @@ def _add_containers(obj: _Object, site: Site, problems: list[str]) -> list[Items
     problems += [f"{obj.kind} {obj.name}: {reason}" for reason in reasons]
     if reasons or not workload.requests_injection or workload.is_injected:
         return None
-    containers, volumes = fill_template(template_values(workload, site))
+    containers = filled_containers(placeholder_values(workload, site))
+    # "before" means that the pod's own init containers start before the added containers.
+    at_end = workload.annotations.get(INIT_CONTAINERS) == "before"
     spec = cast("yaml.MappingNode", field_of(obj.node, *TEMPLATES[obj.kind], "spec"))
     added = [
-        add_items(spec, "initContainers", containers, at_end=own_init_containers_start_first(workload)),
-        add_items(spec, "volumes", volumes, at_end=True),
+        add_items(spec, "initContainers", containers, at_end=at_end),
+        add_items(spec, "volumes", added_volumes(), at_end=True),
     ]
     return [items for items in added if items is not None]
 

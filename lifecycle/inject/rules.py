@@ -19,8 +19,7 @@ from lifecycle.inject.template import (
     KEY_VOLUME,
     PORTS,
     VOLUMES,
-    TemplateValues,
-    needs_kubernetes_api,
+    template,
 )
 
 LABEL = f"{DOMAIN}/inject"
@@ -33,27 +32,6 @@ SELF_HEAL = f"{DOMAIN}/self-heal"
 LOG_LEVEL = f"{DOMAIN}/log-level"
 TAILSCALE_ARGS = f"{DOMAIN}/tailscale-args"
 INIT_CONTAINERS = f"{DOMAIN}/init-containers"
-ANNOTATIONS = (
-    HOSTNAME,
-    DNS_ALIASES,
-    DNS_SHARED_NAMES,
-    TAGS,
-    STATE_SECRET,
-    SELF_HEAL,
-    LOG_LEVEL,
-    TAILSCALE_ARGS,
-    INIT_CONTAINERS,
-)
-
-ANNOTATIONS_BY_SETTING = {
-    "DNS_ALIASES": DNS_ALIASES,
-    "DNS_SHARED_NAMES": DNS_SHARED_NAMES,
-    "AUTHKEY_TAGS": TAGS,
-    "SELF_HEAL": SELF_HEAL,
-    "LOG_LEVEL": LOG_LEVEL,
-}
-"""The settings of cleanup and dns-watch that an annotation sets, each with its annotation."""
-
 MAX_HOSTNAME_LENGTH = 63
 
 REFERENCES = ("POD_NAME", "POD_NAMESPACE", "NODE_NAME")
@@ -67,32 +45,50 @@ _HOSTNAME_PART = rf"([a-z0-9]|{_REFERENCE})((-|[a-z0-9]|{_REFERENCE})*([a-z0-9]|
 _DNS_LABEL = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 _DNS_NAME = rf"(\*|(\*\.)?{_DNS_LABEL}(\.{_DNS_LABEL})*)"
 
-PATTERNS = {
-    HOSTNAME: rf"{_HOSTNAME_PART}(\.{_HOSTNAME_PART})*",
-    DNS_ALIASES: rf"{_DNS_NAME}(,{_DNS_NAME})*",
-    DNS_SHARED_NAMES: rf"{_DNS_NAME}(,{_DNS_NAME})*",
-    TAGS: r"tag:[a-z0-9._-]+(,tag:[a-z0-9._-]+)*",
-    STATE_SECRET: rf"{_HOSTNAME_PART}(\.{_HOSTNAME_PART})*",
-    SELF_HEAL: r"true|false",
-    LOG_LEVEL: r"debug|info|warning|error",
-    TAILSCALE_ARGS: r"[^\x00-\x1f\x7f]*",
-    INIT_CONTAINERS: r"before|after",
-}
-"""Regular expressions for the whole value of each annotation, in a syntax that Python and RE2 (in CEL) share."""
 
-VALID_VALUES = {
-    HOSTNAME: 'lower-case letters and digits, with hyphens and dots between them, such as "wiki"; $(POD_NAME), '
-    "$(POD_NAMESPACE) and $(NODE_NAME) are replaced",
-    DNS_ALIASES: "names separated by commas, such as docs,*.wiki",
-    DNS_SHARED_NAMES: "names separated by commas, such as *.apps,ingress",
-    TAGS: "tags separated by commas, such as tag:web,tag:prod",
-    STATE_SECRET: "the name of a Secret; $(POD_NAME), $(POD_NAMESPACE) and $(NODE_NAME) are replaced",
-    SELF_HEAL: '"true" or "false"',
-    LOG_LEVEL: "debug, info, warning or error",
-    TAILSCALE_ARGS: 'flags of `tailscale up`, such as "--advertise-routes=10.0.0.0/24"',
-    INIT_CONTAINERS: '"after" (the pod\'s own init containers start after the VPN is up) or "before"',
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """An annotation of the pod template.
+
+    Attributes:
+        pattern: a regular expression for the whole value, in a syntax that Python and RE2 (in CEL) share.
+        valid_values: a description of the valid values, for messages.
+        setting: the variable of cleanup and dns-watch that gets the value; None if the value is used otherwise.
+    """
+
+    pattern: str
+    valid_values: str
+    setting: str | None = None
+
+
+_DNS_NAMES = rf"{_DNS_NAME}(,{_DNS_NAME})*"
+_NAME_WITH_REFERENCES = rf"{_HOSTNAME_PART}(\.{_HOSTNAME_PART})*"
+
+ANNOTATIONS = {
+    HOSTNAME: Annotation(
+        _NAME_WITH_REFERENCES,
+        'lower-case letters and digits, with hyphens and dots between them, such as "wiki"; $(POD_NAME), '
+        "$(POD_NAMESPACE) and $(NODE_NAME) are replaced",
+    ),
+    DNS_ALIASES: Annotation(_DNS_NAMES, "names separated by commas, such as docs,*.wiki", "DNS_ALIASES"),
+    DNS_SHARED_NAMES: Annotation(_DNS_NAMES, "names separated by commas, such as *.apps,ingress", "DNS_SHARED_NAMES"),
+    TAGS: Annotation(
+        r"tag:[a-z0-9._-]+(,tag:[a-z0-9._-]+)*",
+        "tags separated by commas, such as tag:web,tag:prod",
+        "AUTHKEY_TAGS",
+    ),
+    STATE_SECRET: Annotation(
+        _NAME_WITH_REFERENCES, "the name of a Secret; $(POD_NAME), $(POD_NAMESPACE) and $(NODE_NAME) are replaced"
+    ),
+    SELF_HEAL: Annotation("true|false", '"true" or "false"', "SELF_HEAL"),
+    LOG_LEVEL: Annotation("debug|info|warning|error", "debug, info, warning or error", "LOG_LEVEL"),
+    TAILSCALE_ARGS: Annotation(
+        r"[^\x00-\x1f\x7f]*", 'flags of `tailscale up`, such as "--advertise-routes=10.0.0.0/24"'
+    ),
+    INIT_CONTAINERS: Annotation(
+        "before|after", '"after" (the pod\'s own init containers start after the VPN is up) or "before"'
+    ),
 }
-"""A description of the valid values of each annotation, for messages."""
 
 RESERVED_ARGS = r"(^|\s)--?(auth-?key|hostname|login-server)(=|\s|$)"
 """Flags that an annotation must not set: cleanup, the hostname and LOGIN_SERVER define their values."""
@@ -240,10 +236,10 @@ def _name_refusals(workload: Workload) -> Iterator[str]:
 
 def _hostname_refusals(workload: Workload, site: Site) -> Iterator[str]:
     annotations = workload.annotations
-    for name, pattern in PATTERNS.items():
+    for name, annotation in ANNOTATIONS.items():
         value = annotations.get(name)
-        if value is not None and not (isinstance(value, str) and re.fullmatch(pattern, value)):
-            yield _message("value", name=name, value=value, valid=VALID_VALUES[name])
+        if value is not None and not (isinstance(value, str) and re.fullmatch(annotation.pattern, value)):
+            yield _message("value", name=name, value=value, valid=annotation.valid_values)
     hostname = annotations.get(HOSTNAME)
     if hostname is None:
         yield _message("hostname-missing", domain=site.domain)
@@ -299,37 +295,39 @@ def full_hostname(hostname: str, domain: str) -> str:
     return hostname if "." in hostname else f"{hostname}.{domain}"
 
 
-def template_values(workload: Workload, site: Site) -> TemplateValues:
-    """Return the values of the placeholders for a workload."""
+def placeholder_values(workload: Workload, site: Site) -> dict[str, Any]:
+    """Return the value of each placeholder in containers.yaml for a workload."""
     annotations = workload.annotations
     hostname = full_hostname(annotations[HOSTNAME], site.domain)
     secret: str = annotations.get(STATE_SECRET, "")
     args: str = annotations.get(TAILSCALE_ARGS, "").strip(" ")
-    from_annotations = {
-        "TS_HOSTNAME": hostname,
-        **{setting: annotations.get(annotation) for setting, annotation in ANNOTATIONS_BY_SETTING.items()},
-        "NODE_POLICY": "keep" if secret else "",
-        "TS_KUBE_SECRET": secret,
+    uses_exec = site.settings.get("HEADSCALE_ACCESS") == "exec"
+    # The API key is then not in a file, because cleanup and dns-watch use it through the Kubernetes API.
+    needs_kubernetes_api = uses_exec or bool(site.settings.get("HEADSCALE_API_KEY_SECRET"))
+    settings = {
+        name: value for name, value in DEFAULTS.items() if name != "HEADSCALE_API_KEY_FILE" or not needs_kubernetes_api
     }
-    settings = {**_defaults(site), **site.settings}
-    settings |= {name: value for name, value in from_annotations.items() if value}
-    return TemplateValues(
-        hostname=hostname,
-        tailscale_args=f"--login-server={site.login_server} {args}".rstrip(),
-        state_secret=secret,
+    settings |= site.settings
+    settings |= {
+        annotation.setting: annotations[name]
+        for name, annotation in ANNOTATIONS.items()
+        if annotation.setting and annotations.get(name)
+    }
+    settings["TS_HOSTNAME"] = hostname
+    if secret:
+        settings |= {"NODE_POLICY": "keep", "TS_KUBE_SECRET": secret}
+    token = [template()["token-mount"]]
+    writes_events = settings.get("KUBERNETES_EVENTS", "").lower() not in ("", "false")
+    needs_token = needs_kubernetes_api or writes_events
+    return {
+        "hostname": hostname,
+        "tailscale_args": f"--login-server={site.login_server} {args}".rstrip(),
+        "state_secret": secret,
         # An empty value counts as unset.
-        settings={name: value for name, value in sorted(settings.items()) if value},
-        lifecycle_image=site.lifecycle_image,
-        tailscale_image=site.tailscale_image,
-    )
-
-
-def _defaults(site: Site) -> dict[str, str]:
-    """Return the default settings. They include the file of the API key only if the settings need that file."""
-    needs_file = not needs_kubernetes_api(site.settings)
-    return {name: value for name, value in DEFAULTS.items() if needs_file or name != "HEADSCALE_API_KEY_FILE"}
-
-
-def own_init_containers_start_first(workload: Workload) -> bool:
-    """Return True if the pod's own init containers start before the added ones."""
-    return workload.annotations.get(INIT_CONTAINERS) == "before"
+        "settings": [{"name": name, "value": value} for name, value in sorted(settings.items()) if value],
+        "node_name": [template()["node-name"]] if "$(NODE_NAME)" in f"{hostname} {secret}" else [],
+        "cleanup_token": token if needs_token or secret else [],
+        "dns_watch_token": token if needs_token else [],
+        "lifecycle_image": site.lifecycle_image,
+        "tailscale_image": site.tailscale_image,
+    }

@@ -11,30 +11,27 @@ from lifecycle.inject.rules import Site
 from lifecycle.settings.load import settings_to_pass_on
 from lifecycle.settings.models import InjectSettings, site_variables
 
-_STANDARD_INPUT = "-"
-
 
 def read(files: Sequence[str]) -> list[str]:
-    """Return the text of each file, or of standard input.
+    """Return the text of each file. The name "-" means standard input, which is also read if there are no names.
 
     Raises:
         ManifestError: a file cannot be read as UTF-8 text.
     """
-    return [_read_file(file) for file in files or [_STANDARD_INPUT]]
-
-
-def _read_file(file: str) -> str:
-    try:
-        if file == _STANDARD_INPUT:
-            # `sys.stdin` is None if standard input was closed when the process started.
-            content = sys.stdin.buffer.read() if sys.stdin is not None else b""
-        else:
-            content = Path(file).read_bytes()
-        return content.decode("utf-8-sig")
-    except OSError as error:
-        raise ManifestError(f"{file}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise ManifestError(f"{file}: is not UTF-8 text") from None
+    texts = []
+    for file in files or ["-"]:
+        try:
+            if file == "-":
+                # `sys.stdin` is None if standard input was closed when the process started.
+                content = sys.stdin.buffer.read() if sys.stdin is not None else b""
+            else:
+                content = Path(file).read_bytes()
+            texts.append(content.decode("utf-8-sig"))
+        except OSError as error:
+            raise ManifestError(f"{file}: cannot be read ({error.strerror})") from None
+        except UnicodeDecodeError:
+            raise ManifestError(f"{file}: is not UTF-8 text") from None
+    return texts
 
 
 def site_from_settings(settings: InjectSettings) -> Site:

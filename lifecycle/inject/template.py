@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -35,54 +34,6 @@ DEFAULTS = {
 _PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 
 Json = Any
-
-
-@dataclass(frozen=True, slots=True)
-class TemplateValues:
-    """The values that can differ between workloads.
-
-    Attributes:
-        hostname: the node's hostname, which can contain references such as $(POD_NAME).
-        tailscale_args: arguments of `tailscale up`.
-        state_secret: the Secret with tailscale's state; "" = the state ends with the pod.
-        settings: the environment variables of cleanup and dns-watch.
-        lifecycle_image: image of cleanup and dns-watch.
-        tailscale_image: image of tailscale.
-    """
-
-    hostname: str
-    tailscale_args: str
-    state_secret: str
-    settings: Mapping[str, str]
-    lifecycle_image: str
-    tailscale_image: str
-
-    def by_placeholder(self) -> dict[str, Json]:
-        """Return the value of each placeholder in containers.yaml."""
-        token = [template()["token-mount"]]
-        needs_token = needs_kubernetes_api(self.settings) or writes_events(self.settings)
-        refers_to_node = "$(NODE_NAME)" in f"{self.hostname} {self.state_secret}"
-        return {
-            "hostname": self.hostname,
-            "tailscale_args": self.tailscale_args,
-            "state_secret": self.state_secret,
-            "settings": [{"name": name, "value": value} for name, value in self.settings.items()],
-            "node_name": [template()["node-name"]] if refers_to_node else [],
-            "cleanup_token": token if needs_token or self.state_secret else [],
-            "dns_watch_token": token if needs_token else [],
-            "lifecycle_image": self.lifecycle_image,
-            "tailscale_image": self.tailscale_image,
-        }
-
-
-def needs_kubernetes_api(settings: Mapping[str, str]) -> bool:
-    """Return True if cleanup and dns-watch run commands in Headscale's pod, or read the API key from its namespace."""
-    return settings.get("HEADSCALE_ACCESS") == "exec" or bool(settings.get("HEADSCALE_API_KEY_SECRET"))
-
-
-def writes_events(settings: Mapping[str, str]) -> bool:
-    """Return True if cleanup and dns-watch may write Events."""
-    return settings.get("KUBERNETES_EVENTS", "").lower() not in ("", "false")
 
 
 @cache
@@ -118,10 +69,13 @@ VOLUMES = tuple(volume["name"] for volume in added_volumes())
 """The names of the added volumes."""
 
 
-def fill_template(values: TemplateValues) -> tuple[list[Json], list[Json]]:
-    """Return the containers and the volumes of one workload."""
-    by_placeholder = values.by_placeholder()
-    return [_fill(container, by_placeholder) for container in added_containers()], added_volumes()
+def filled_containers(values: Mapping[str, Json]) -> list[Json]:
+    """Return the containers of one workload.
+
+    Args:
+        values: the value of each placeholder.
+    """
+    return [_fill(container, values) for container in added_containers()]
 
 
 def _fill(part: Json, values: Mapping[str, Json]) -> Json:
