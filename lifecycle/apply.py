@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from queue import Full, Queue
 from threading import Thread
 from time import sleep
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-
 # The largest number of Kubernetes Events that wait to be written.
 _MAX_WAITING_EVENTS = 32
 
@@ -55,15 +54,9 @@ _EVENT_ATTEMPTS = 5
 _MAX_EVENT_DELAY_S = 300.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _WrittenEvent:
-    """A Kubernetes Event that was written.
-
-    Attributes:
-        name: the name of the Event in Kubernetes.
-        count: how often the Event has occurred.
-        written_at: when the Event was last written.
-    """
+    """A Kubernetes Event that was written: its name in Kubernetes, and how often it has occurred."""
 
     name: str
     count: int
@@ -85,8 +78,7 @@ def delete_nodes(
     """Delete the nodes in order. Each node is read again directly before its deletion.
 
     Args:
-        is_still_ours: called with the node as it is now; returns True if this program still owns the node. Any other
-            node is not deleted.
+        is_still_ours: called with the node as it is now; returns True if it may still be deleted.
 
     Raises:
         ApiError: the deletion of a node could not be confirmed. All nodes before this node in `changes` were deleted,
@@ -118,59 +110,41 @@ def change_records(changes: Sequence[RecordChange], cloudflare: CloudflareWriter
         creates=[change.spec for change in changes if isinstance(change, CreateRecord)],
     )
     for change in changes:
-        match change:
-            case CreateRecord(spec, reason):
-                content = str(spec.content)
-                log_event(info("record.created", record=spec.name, type=spec.type, content=content, reason=reason))
-            case UpdateRecord(record, spec, reason):
-                updated = info(
-                    "record.updated",
-                    record=spec.name,
-                    type=spec.type,
-                    content=str(spec.content),
-                    was=record.content,
-                    reason=reason,
-                )
-                log_event(updated)
-            case DeleteRecord(record, reason):
-                log.info("record.deleted", record=record.name, type=record.type, was=record.content, reason=reason)
-            case _:
-                assert_never(change)
+        if isinstance(change, DeleteRecord):
+            record = change.record
+            log.info("record.deleted", record=record.name, type=record.type, was=record.content, reason=change.reason)
+            continue
+        spec, content, reason = change.spec, str(change.spec.content), change.reason
+        if isinstance(change, CreateRecord):
+            log_event(info("record.created", record=spec.name, type=spec.type, content=content, reason=reason))
+        else:
+            was = change.record.content
+            log_event(info("record.updated", record=spec.name, type=spec.type, content=content, was=was, reason=reason))
 
 
 def _remaining_changes(changes: Sequence[RecordChange], cloudflare: CloudflareReader) -> list[RecordChange]:
-    """Read the records again, and return the changes without the deletions of records that no longer exist.
-
-    Raises:
-        ConflictError: a record to update or delete was changed after the plan was made.
-    """
+    """Read the records again, and return the changes without the deletions of records that no longer exist."""
     planned = [change.record for change in changes if not isinstance(change, CreateRecord)]
     current = {record.id: record for name in {record.name for record in planned} for record in cloudflare.records(name)}
     remaining: list[RecordChange] = []
     for change in changes:
-        if isinstance(change, CreateRecord):
-            remaining.append(change)
-            continue
-        record = change.record
-        if record.id not in current and isinstance(change, DeleteRecord):
-            log.info("record.gone", record=record.name, type=record.type, was=record.content)
-            continue
-        if current.get(record.id) != record:
-            raise ConflictError(
-                f"the {record.type} record {record.name} was changed or deleted after it was read (it was "
-                f"{record.content}). Nothing was written; the next run plans again",
-                upstream=UPSTREAM,
-            )
+        if not isinstance(change, CreateRecord):
+            record = change.record
+            if record.id not in current and isinstance(change, DeleteRecord):
+                log.info("record.gone", record=record.name, type=record.type, was=record.content)
+                continue
+            if current.get(record.id) != record:
+                raise ConflictError(
+                    f"the {record.type} record {record.name} was changed or deleted after it was read (it was "
+                    f"{record.content}). Nothing was written; the next run plans again",
+                    upstream=UPSTREAM,
+                )
         remaining.append(change)
     return remaining
 
 
 def check_key_file(key_file: KeyFileWriter) -> None:
-    """Check that a key can be written to the key file, before anything else is changed.
-
-    Raises:
-        KeyFileError: the key file cannot be written.
-    """
+    """Raise KeyFileError if no key can be written to the key file."""
     key_file.check_writable()
 
 
@@ -210,28 +184,20 @@ def write_fresh_key(
 
 
 def write_metadata(change: WriteKeyMetadata, key_file: KeyFileWriter) -> None:
-    """Replace the metadata file beside the key file.
-
-    Raises:
-        KeyFileError: the metadata file was not replaced.
-    """
+    """Replace the metadata file beside the key file, or raise KeyFileError."""
     key_file.write_metadata(change.metadata)
     log.debug("key_metadata.written", node_id=change.metadata.kept_node_id, reason=change.reason)
 
 
 def write_restart_marker(key_id: str | None, key_file: KeyFileWriter) -> None:
-    """Write the restart marker, a file that makes the liveness probe of the tailscale container fail, or remove it.
+    """Write the file that makes the liveness probe of the tailscale container fail, or raise KeyFileError.
 
     Args:
-        key_id: the fresh key with which the restarted container can register; None = remove the marker.
-
-    Raises:
-        KeyFileError: the marker was neither written nor removed.
+        key_id: the new key with which the restarted container can register; None = remove the file.
     """
-    if not key_file.write_restart_marker(key_id):
-        return
-    event = "restart.requested" if key_id is not None else "restart.withdrawn"
-    log.info(event, path=str(key_file.restart_marker_path), key_id=key_id)
+    if key_file.write_restart_marker(key_id):
+        event = "restart.requested" if key_id is not None else "restart.withdrawn"
+        log.info(event, path=str(key_file.restart_marker_path), key_id=key_id)
 
 
 class EventRecorder:
@@ -313,13 +279,13 @@ class EventRecorder:
         now = self._now()
         written = self._written.get(event)
         if written is not None and now - written.written_at < _EVENT_INTERVAL:
-            self._written[event] = replace(written, count=written.count + 1)
+            written.count += 1
             return
         if written is not None:
             with suppress(NotFoundError):
                 # By default, the API server deletes an Event after an hour. The Event is then created again.
                 writer.repeat_event(written.name, written.count + 1, now)
-                self._written[event] = replace(written, count=written.count + 1, written_at=now)
+                written.count, written.written_at = written.count + 1, now
                 return
         self._written[event] = _WrittenEvent(writer.create_event(event, now), 1, now)
         while len(self._written) > _MAX_REMEMBERED_EVENTS:
