@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lifecycle import __version__
 from lifecycle.cleanup.observe import ReadState, cleanup_config
 from lifecycle.cleanup.observe import observe as observe_cleanup
-from lifecycle.cleanup.plan import NoKeptNode, plan_cleanup
+from lifecycle.cleanup.plan import plan_cleanup
 from lifecycle.clients.interface import interface_addresses
 from lifecycle.dns_watch.decide import decide
 from lifecycle.dns_watch.observe import Sources, watch_config
@@ -128,7 +128,7 @@ def cleanup_section(
         plan = plan_cleanup(observation, config=cleanup_config(settings), now=sources.headscale.server_time(now))
         section.add([*plan.nodes, plan.key, *plan.records], key_path=settings.authkey_output_path)
         match plan.kept:
-            case NoKeptNode(reason):
+            case str(reason):
                 section.notes.append(f"no node is kept: {reason}")
             case Node() as node:
                 section.notes.append(f"node {node.id} is kept: the tailscale container's state Secret contains its id")

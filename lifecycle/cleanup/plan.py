@@ -1,6 +1,7 @@
 """Pure functions that decide what cleanup changes.
 
-Nodes and records are ours if this workload may change them (`NodeOwnership`, `RecordOwnership`).
+In this module, nodes and records are ours if this workload owns them. The main name is the hostname of the workload's
+node. The further names are those in DNS_ALIASES and DNS_SHARED_NAMES.
 """
 
 from __future__ import annotations
@@ -21,11 +22,9 @@ class CleanupConfig:
 
     Attributes:
         tags: the tags of the pre-auth keys that this program creates.
-        main_ownership: criteria for owning a record at the main name, which is the hostname.
-        further_ownerships: criteria for owning a record at each further name (DNS_ALIASES and DNS_SHARED_NAMES).
         key_spec: returns the properties of the pre-auth key to create for a user.
-        keep_node: keep the node whose id is in tailscale's state Secret.
-        leave_one_record: keep one stale record of each type, so that the name continues to resolve.
+        keep_node: keep the node whose id is in tailscale's state Secret (NODE_POLICY=keep).
+        leave_one_record: keep one stale record of each type, so that the name continues to resolve (DNS_CLEANUP=keep).
     """
 
     hostname: str
@@ -43,12 +42,7 @@ class CleanupConfig:
 
 @dataclass(frozen=True, slots=True)
 class SavedState:
-    """What tailscale saved in its state Secret.
-
-    Attributes:
-        node_id: the node's id in Headscale; "" if the Secret contains none.
-        machine_key: the node's public machine key in Headscale's notation; None if it is unknown.
-    """
+    """What tailscale saved in its state Secret: the id of its node ("" = none) and the node's public machine key."""
 
     node_id: str
     machine_key: str | None = None
@@ -59,12 +53,10 @@ class Observation:
     """What was read.
 
     Attributes:
-        version: Headscale's version.
         user: the Headscale user that owns our nodes and keys.
         nodes: all nodes in Headscale.
         records: all records at the main name, and our records at further names; None if they could not be read.
-        records_error: why the records could not be read.
-        state: what tailscale saved in its state Secret; None if the Secret does not exist or is not needed.
+        state: None if the state Secret does not exist or is not needed.
     """
 
     version: str
@@ -76,27 +68,20 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
-class NoKeptNode:
-    """The reason why no node is kept although NODE_POLICY is `keep`. In this case, all our nodes are deleted."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """What cleanup changes. It deletes the nodes first, then creates the key, and then deletes the records.
 
     Attributes:
         records: the stale records. Directly before the deletion, the stale records are determined again from a new list
             of nodes.
-        kept: the node that NODE_POLICY=keep preserves, or the reason why there is none; None with another NODE_POLICY.
+        kept: with NODE_POLICY=keep, the node that is kept, or the reason why all our nodes are deleted; else None.
         foreign: the nodes that have our hostname but are not ours. They are not changed.
     """
 
     nodes: tuple[DeleteNode, ...]
     key: WriteFreshKey
     records: tuple[DeleteRecord, ...]
-    kept: Node | NoKeptNode | None
+    kept: Node | str | None
     foreign: tuple[Node, ...]
 
 
@@ -111,15 +96,7 @@ def plan_cleanup(observation: Observation, *, config: CleanupConfig, now: dateti
     """
     refuse_taken_name(observation.records or (), record_ownership=config.main_ownership)
     node_ownership = config.node_ownership(observation.user)
-    kept = None
-    if config.keep_node:
-        kept = find_kept_node(
-            observation.nodes,
-            node_ownership=node_ownership,
-            state=observation.state,
-            version=observation.version,
-            now=now,
-        )
+    kept = find_kept_node(observation, node_ownership=node_ownership, now=now) if config.keep_node else None
     kept_node = kept if isinstance(kept, Node) else None
     kept_id = kept_node.id if kept_node else None
     deletions = plan_nodes(observation.nodes, node_ownership=node_ownership, kept_id=kept_id)
@@ -139,39 +116,36 @@ def plan_cleanup(observation: Observation, *, config: CleanupConfig, now: dateti
     )
 
 
-def find_kept_node(
-    nodes: Iterable[Node], *, node_ownership: NodeOwnership, state: SavedState | None, version: str, now: datetime
-) -> Node | NoKeptNode:
-    """Find the node that tailscale will use again, which is the node whose id and keys are in its state Secret."""
+def find_kept_node(observation: Observation, *, node_ownership: NodeOwnership, now: datetime) -> Node | str:
+    """Find the node whose id and keys are in the state Secret, so that tailscale will use it again.
+
+    Returns:
+        The node, or the reason why no node is kept.
+    """
+    state = observation.state
     if state is None:
-        return NoKeptNode("the Secret does not exist")
+        return "the Secret does not exist"
     if not state.node_id:
-        return NoKeptNode(
-            "the Secret contains no device_id: no node has registered with it, or the last start of tailscale failed"
-        )
-    node = next((node for node in nodes if node.id == state.node_id), None)
+        return "the Secret contains no device_id: no node has registered with it, or the last start of tailscale failed"
+    node = next((node for node in observation.nodes if node.id == state.node_id), None)
     if node is None:
-        return NoKeptNode(f"Headscale has no node {state.node_id}")
+        return f"Headscale has no node {state.node_id}"
+    reason = ""
     if state.machine_key not in (None, node.machine_key):
         # After its database was restored from a backup, Headscale can assign the id of this pod's node to another node.
-        return NoKeptNode(f"node {node.id} is another machine's: its machine key is not the one in the Secret")
-    reason = _why_not_kept(node, node_ownership=node_ownership, version=version, now=now)
-    return NoKeptNode(f"node {node.id} {reason}") if reason else node
-
-
-def _why_not_kept(node: Node, *, node_ownership: NodeOwnership, version: str, now: datetime) -> str:
-    if not node_ownership.has_our_hostname(node):
-        return (
+        reason = "is another machine's: its machine key is not the one in the Secret"
+    elif not node_ownership.has_our_hostname(node):
+        reason = (
             f"has the hostname {node.hostname}, and not {node_ownership.hostname}; it was renamed or belongs to "
             "another workload"
         )
-    if not node_ownership.is_owned(node):
-        return f"does not belong to user {node_ownership.user.label}, or was not registered with a pre-auth key"
-    if node.is_expired(now):
-        return "has expired, and some expired nodes cannot log in again"
-    if version.startswith("0.28") and node.owner is None:
-        return "registered with a key that has no user, and Headscale 0.28 does not let such a node log in again"
-    return ""
+    elif not node_ownership.is_owned(node):
+        reason = f"does not belong to user {node_ownership.user.label}, or was not registered with a pre-auth key"
+    elif node.is_expired(now):
+        reason = "has expired, and some expired nodes cannot log in again"
+    elif observation.version.startswith("0.28") and node.owner is None:
+        reason = "registered with a key that has no user, and Headscale 0.28 does not let such a node log in again"
+    return f"node {node.id} {reason}" if reason else node
 
 
 def plan_nodes(nodes: Iterable[Node], *, node_ownership: NodeOwnership, kept_id: str | None = None) -> list[DeleteNode]:
@@ -190,11 +164,7 @@ def foreign_nodes(nodes: Iterable[Node], *, node_ownership: NodeOwnership) -> li
 
 
 def refuse_taken_name(records: Iterable[Record], *, record_ownership: RecordOwnership) -> None:
-    """Check that no other instance of this program, with another DNS_OWNER, uses the name.
-
-    Raises:
-        NameTakenError: a record at the name has the comment of another owner.
-    """
+    """Raise NameTakenError if a record at the name has the comment of another DNS_OWNER or workload."""
     for record in sorted(records, key=lambda record: record.id):
         if record_ownership.is_marked_by_another(record):
             raise NameTakenError(
@@ -211,14 +181,11 @@ def plan_records(
     """Find our stale records.
 
     A record is stale if none of our nodes has its address, or if its name was removed from DNS_ALIASES or
-    DNS_SHARED_NAMES.
-
-    With `leave_one_record`, one stale record of each type is kept, and dns-watch updates it. A record whose address
-    belongs to a node that is not ours is never kept.
+    DNS_SHARED_NAMES. With `leave_one_record`, one stale record of each type is kept, and dns-watch updates it. A record
+    with the address of a node that is not ours is never kept.
 
     Args:
         nodes: every node in Headscale that is not deleted.
-        user: the Headscale user that owns our nodes.
     """
     records = sorted(records, key=lambda record: record.id)
     node_ownership = config.node_ownership(user)

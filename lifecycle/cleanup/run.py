@@ -12,7 +12,7 @@ import structlog
 
 from lifecycle import apply
 from lifecycle.cleanup.observe import ReadState, cleanup_config, observe
-from lifecycle.cleanup.plan import CleanupConfig, NoKeptNode, Observation, Plan, plan_cleanup, plan_records
+from lifecycle.cleanup.plan import CleanupConfig, Observation, Plan, plan_cleanup, plan_records
 from lifecycle.domain.errors import ApiError, StoppedError
 from lifecycle.domain.events import warning
 from lifecycle.domain.expiry import node_warning
@@ -61,12 +61,14 @@ class Cleanup:
         plan = plan_cleanup(observation, config=self._config, now=headscale.server_time(self.now()))
         self._log_plan(plan, observation)
         self._check_stop()
-        is_still_ours = self._config.node_ownership(observation.user).is_owned
-        apply.delete_nodes(plan.nodes, headscale, is_still_ours=is_still_ours)
+        node_ownership = self._config.node_ownership(observation.user)
+        apply.delete_nodes(plan.nodes, headscale, is_still_ours=node_ownership.is_owned)
         self._check_stop()
         key = apply.write_fresh_key(plan.key, headscale=headscale, key_file=key_file, now=self.now())
         deleted = self._delete_records(plan, observation)
-        self._warn_of_expiry(plan)
+        expiry = node_warning(plan.kept, headscale.server_time(self.now())) if isinstance(plan.kept, Node) else None
+        if expiry is not None:
+            log_event(expiry)
         log.info(
             "pass.finished",
             nodes_deleted=len(plan.nodes),
@@ -76,10 +78,9 @@ class Cleanup:
         )
 
     def _delete_records(self, plan: Plan, observation: Observation) -> int:
-        """Delete the stale records, and return how many were deleted.
+        """Delete the records that are stale by a new list of nodes, and return how many were deleted.
 
-        The nodes are listed again, because minutes of retries can have passed since the first list. A failure does
-        not prevent the pod's start, because dns-watch corrects the records later.
+        Minutes of retries can have passed since the first list. A failure does not prevent the pod's start.
         """
         if not plan.records or observation.records is None:
             return 0
@@ -92,12 +93,6 @@ class Cleanup:
             return 0
         return len(changes)
 
-    def _warn_of_expiry(self, plan: Plan) -> None:
-        now = self.writers.headscale.server_time(self.now())
-        event = node_warning(plan.kept, now) if isinstance(plan.kept, Node) else None
-        if event is not None:
-            log_event(event)
-
     def _log_plan(self, plan: Plan, observation: Observation) -> None:
         if observation.records_error is not None:
             log.warning("zone.unreadable", error=str(observation.records_error))
@@ -108,7 +103,7 @@ class Cleanup:
             log_event(untested)
         secret = self.settings.ts_kube_secret
         match plan.kept:
-            case NoKeptNode(reason):
+            case str(reason):
                 log.warning("node.not_kept", secret=secret, reason=reason, advice="the pod will get another address")
             case Node() as node:
                 log.info("node.kept", node_id=node.id, hostname=node.hostname, reason=f"Secret {secret} names it")

@@ -16,11 +16,11 @@ import pytest
 
 from lifecycle.cleanup.machine_key import public_machine_key
 from lifecycle.cleanup.observe import saved_state
-from lifecycle.cleanup.plan import NoKeptNode, find_kept_node
+from lifecycle.cleanup.plan import Observation, find_kept_node
 from lifecycle.cleanup.run import Cleanup
 from lifecycle.domain.errors import ConfigError, ResponseError, TransientError
 from lifecycle.domain.model import Node, RegisterMethod, User
-from tests.builders import ANN, EXPIRED, NAME, NODE_OWNERSHIP, NOW, OUR_COMMENT, a_node
+from tests.builders import ANN, EXPIRED, NAME, NODE_OWNERSHIP, NOW, OUR_COMMENT, SVC, a_node
 from tests.in_cluster import NAMESPACE, STATE_SECRET, ClusterWorld, may_read
 from tests.simulators import faults
 from tests.simulators.dialects import VERSIONS
@@ -39,8 +39,9 @@ def kept_id_or_reason(*nodes: Node, device_id: str | None = "3", version: str = 
     values = {key: value.encode() for key, value in state.items()}
     if device_id is not None:
         values["device_id"] = device_id.encode()
-    kept = find_kept_node(nodes, node_ownership=NODE_OWNERSHIP, state=saved_state(values), version=version, now=NOW)
-    return kept.id if isinstance(kept, Node) else kept.reason
+    observation = Observation(version, SVC, nodes, records=None, state=saved_state(values))
+    kept = find_kept_node(observation, node_ownership=NODE_OWNERSHIP, now=NOW)
+    return kept.id if isinstance(kept, Node) else kept
 
 
 def test_node_that_the_secret_names_is_kept() -> None:
@@ -83,8 +84,8 @@ def test_id_is_compared_exactly(device_id: str) -> None:
 
 
 def test_no_node_is_kept_without_the_secret() -> None:
-    kept = find_kept_node([a_node(3)], node_ownership=NODE_OWNERSHIP, state=None, version="0.29.2", now=NOW)
-    assert isinstance(kept, NoKeptNode)
+    observation = Observation("0.29.2", SVC, (a_node(3),), records=None, state=None)
+    assert isinstance(find_kept_node(observation, node_ownership=NODE_OWNERSHIP, now=NOW), str)
 
 
 @pytest.mark.parametrize(
