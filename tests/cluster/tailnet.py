@@ -21,8 +21,7 @@ import yaml
 from tests.cluster.cluster import START_TIMEOUT_S, Cluster, Document
 from tests.cluster.images import HEADSCALE, NGINX
 from tests.cluster.node import NODE_ADDRESS
-from tests.pod.reference import USER, configure
-from tests.pod.rendering import DOMAIN, SITE, copy_deploy, read_env_file
+from tests.pod.rendering import DOMAIN, SITE, USER, configure, copy_deploy, read_env_file
 from tests.real.programs import eventually
 from tests.real.server import configuration
 from tests.simulators.cloudflare import CloudflareSimulator

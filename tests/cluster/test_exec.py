@@ -16,8 +16,7 @@ from tests.cluster.api_server import RefusedError
 from tests.cluster.cluster import START_TIMEOUT_S, Cluster, Document
 from tests.cluster.images import HEADSCALE, PATH, Image, newest_headscale, write_layer
 from tests.cluster.tailnet import LOGIN_URL, Tailnet
-from tests.pod.reference import USER
-from tests.pod.rendering import DOMAIN
+from tests.pod.rendering import DOMAIN, USER
 from tests.real.programs import eventually
 from tests.real.server import configuration
 

@@ -21,8 +21,7 @@ from tests.cluster.images import BUSYBOX, TAILSCALE, Image
 from tests.cluster.node import NODE_ADDRESS, NODE_NAME
 from tests.cluster.tailnet import HEADSCALE_NAMESPACE, LOGIN_NAME, LOGIN_URL, Tailnet
 from tests.pages import blocks
-from tests.pod.reference import USER
-from tests.pod.rendering import DOMAIN, ROOT, SITE, containers, manifests_of, pod_spec, render
+from tests.pod.rendering import DOMAIN, ROOT, SITE, USER, containers, manifests_of, pod_spec, render
 from tests.real.programs import eventually
 from tests.simulators.dns import Record
 

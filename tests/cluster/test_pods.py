@@ -27,8 +27,7 @@ from tests.cluster.workloads import (
     restarts,
     wait_for_response,
 )
-from tests.pod.reference import RECORD_COMMENT, USER
-from tests.pod.rendering import DOMAIN
+from tests.pod.rendering import DOMAIN, RECORD_COMMENT, USER
 from tests.real.programs import eventually
 
 RECOVERY_TIMEOUT_S = 480.0

@@ -31,6 +31,9 @@ def read_env_file(file: Path) -> dict[str, str]:
 SITE = read_env_file(DEPLOY / "site/site.env")
 """The shipped settings of the site: domain, URLs and the like."""
 DOMAIN = SITE["DOMAIN_NAME"]
+USER = SITE["HEADSCALE_USER"]
+RECORD_COMMENT = "tailscale-lifecycle/1 services"
+"""The comment by which the program recognizes its DNS records, in the namespace services."""
 
 SHIPPED = tuple(sorted(folder.name for folder in (DEPLOY / "services").iterdir() if folder.name != "_template"))
 """The workloads in deploy/services."""
@@ -99,6 +102,17 @@ def copy_deploy(folder: Path) -> Path:
     (folder / "scripts").mkdir()
     shutil.copy2(ROOT / "scripts/new-service", folder / "scripts/new-service")
     return folder
+
+
+def configure(repository: Path, **settings: str) -> None:
+    """Set variables in site.env and lifecycle.env of a copy of deploy/, as an operator does before `kubectl apply`."""
+    for path, names in (
+        ("deploy/site/site.env", settings.keys() & SITE),
+        ("deploy/base/resources/lifecycle.env", settings.keys() - SITE),
+    ):
+        file = repository / path
+        variables = read_env_file(file) | {name: settings[name] for name in names}
+        file.write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
 
 
 def new_service(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

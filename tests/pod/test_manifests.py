@@ -24,7 +24,6 @@ from tests.pod.rendering import (
     NEWEST_KUBERNETES,
     WORKLOAD_VARIANTS,
     WORKLOADS,
-    Document,
     claim_names,
     config_map_data,
     containers,
@@ -47,8 +46,6 @@ OLDEST_KUBERNETES = {
 WITHOUT_SCHEMA = {"Certificate", "ClusterIssuer", "PodMonitor", "PrometheusRule"}
 """Kinds that Kubernetes' schemas do not include."""
 
-TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
-
 TAILSCALE_VARIABLES = {
     "POD_NAME",
     "POD_NAMESPACE",
@@ -70,15 +67,6 @@ TAILSCALE_VARIABLES = {
     "TS_USE_CACHED_NETMAP",
 }
 """All environment variables of the tailscale container."""
-
-
-def containers_with_mount(spec: Document, path: str) -> set[str]:
-    """Return the names of the containers that mount a volume at a path."""
-    return {
-        name
-        for name, container in containers(spec).items()
-        if any(mount["mountPath"] == path for mount in container.get("volumeMounts", []))
-    }
 
 
 @pytest.mark.full
@@ -173,14 +161,34 @@ def test_role_allows_access_to_the_state_secret_only(workload: str) -> None:
     assert [subject["name"] for subject in binding["subjects"]] == [spec["serviceAccountName"]]
 
 
+VOLUME_USERS = {
+    # The pre-auth key, and the restart marker of dns-watch.
+    "tailscale-lifecycle-auth": {"cleanup", "tailscale", "dns-watch"},
+    # The API key of Headscale and the API token of Cloudflare.
+    "tailscale-lifecycle-secrets": {"cleanup", "dns-watch"},
+    # The token of the service account, for the state Secret.
+    "tailscale-lifecycle-token": {"cleanup", "tailscale"},
+    # The state and the socket of tailscale.
+    "tailscale-lifecycle-state": {"tailscale"},
+}
+"""By volume: the containers that mount it."""
+
+
 @pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
-def test_only_containers_that_need_the_token_mount_it(workload: str) -> None:
-    """cleanup and tailscale use the token for the state Secret. Argo CD is itself a client of the Kubernetes API."""
-    spec = pod_spec(manifests_of(workload))
+def test_only_containers_that_need_a_volume_mount_it(workload: str) -> None:
+    """Argo CD is a client of the Kubernetes API, so it also needs the token of the service account."""
+    documents = manifests_of(workload)
+    spec = pod_spec(documents)
+    pod_containers = containers(spec)
+    mounts = [(name, mount) for name, container in pod_containers.items() for mount in container["volumeMounts"]]
+    for volume, users in VOLUME_USERS.items():
+        others = {"argocd-server"} if workload.startswith("argocd") and volume.endswith("-token") else set()
+        assert {name for name, mount in mounts if mount["name"] == volume} == users | others
+    socket = Path(environment(pod_containers["tailscale"], documents)["TS_SOCKET"])
+    assert {mount["name"] for _, mount in mounts if mount["mountPath"] == str(socket.parent)} >= {
+        "tailscale-lifecycle-state"
+    }
     assert spec["automountServiceAccountToken"] is False
-    assert containers_with_mount(spec, TOKEN_PATH) == {"cleanup", "tailscale"} | (
-        {"argocd-server"} if workload.startswith("argocd") else set()
-    )
 
 
 @pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
@@ -191,23 +199,14 @@ def test_key_volume_is_in_memory_and_readable_by_tailscale(workload: str) -> Non
     mounts = {
         name: mount
         for name, container in containers(spec).items()
-        for mount in container.get("volumeMounts", [])
+        for mount in container["volumeMounts"]
         if mount["name"] == "tailscale-lifecycle-auth"
     }
-    assert set(mounts) == {"cleanup", "dns-watch", "tailscale"}
     assert all("subPath" not in mount for mount in mounts.values())
     assert {name for name, mount in mounts.items() if mount.get("readOnly")} == {"tailscale"}
     # Without DAC_OVERRIDE, root can read a 0640 file of another user only as a member of its group.
     group = spec["securityContext"].get("fsGroup") or spec["securityContext"]["supplementalGroups"][0]
     assert group == containers(spec)["cleanup"]["securityContext"]["runAsGroup"]
-
-
-@pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
-def test_only_cleanup_and_dns_watch_mount_the_secret(workload: str) -> None:
-    """The Secret contains the API key of Headscale and the API token of Cloudflare."""
-    assert containers_with_mount(pod_spec(manifests_of(workload)), "/run/secrets/lifecycle") == set(
-        LIFECYCLE_CONTAINERS
-    )
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)
@@ -358,32 +357,6 @@ def test_liveness_probe_of_tailscale_compares_the_restart_marker_with_the_socket
     shell, option, script = pod_containers["tailscale"]["livenessProbe"]["exec"]["command"]
     assert (shell, option, script.split()) == ("sh", "-c", ["!", "test", f"{key_file}.restart", "-nt", socket])
     assert variables["SELF_HEAL"] == "true"
-    mounts = {
-        (mount["name"], mount.get("readOnly", False))
-        for name in ("dns-watch", "tailscale")
-        for mount in pod_containers[name]["volumeMounts"]
-        if mount["mountPath"] == str(key_file.parent)
-    }
-    # dns-watch can write the marker. tailscale has a read-only mount.
-    assert mounts == {("tailscale-lifecycle-auth", False), ("tailscale-lifecycle-auth", True)}
-
-
-@pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
-def test_no_other_container_can_replace_the_socket_of_tailscale(workload: str) -> None:
-    documents = manifests_of(workload)
-    pod_containers = containers(pod_spec(documents))
-    socket = Path(environment(pod_containers["tailscale"], documents)["TS_SOCKET"])
-    (volume,) = {
-        mount["name"]
-        for mount in pod_containers["tailscale"]["volumeMounts"]
-        if mount["mountPath"] == str(socket.parent)
-    }
-    mounted_by = {
-        name
-        for name, container in pod_containers.items()
-        if volume in {mount["name"] for mount in container.get("volumeMounts", [])}
-    }
-    assert mounted_by == {"tailscale"}
 
 
 def test_documented_dry_run_of_prune_removes_the_option_that_applies_the_plan() -> None:

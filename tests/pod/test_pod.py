@@ -1,4 +1,8 @@
-"""Run a rendered pod with a simulated Headscale and Cloudflare. Test requests, replacement, shutdown and probes."""
+"""Run the pod of deploy/services/ollama with a simulated Headscale and Cloudflare.
+
+The tests cover requests, replacement, shutdown and probes. The pod has no native sidecars, which podman does not
+implement.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ from typing import Any
 import pytest
 
 from tests.pages import ROOT, section
+from tests.pod.certificates import issue
+from tests.pod.conftest import STAND_INS
 from tests.pod.kubelet import PROBES, Kubelet, Pod, Podman
 from tests.pod.network import (
     CLUSTER_NODE_ADDRESSES,
@@ -23,17 +29,50 @@ from tests.pod.network import (
     create_hosts,
     eventually,
 )
-from tests.pod.reference import NAME, RECORD_COMMENT, USER, prepare_reference_workload
-from tests.pod.rendering import DOMAIN, config_map_data, containers, manifests_of, pod_spec
+from tests.pod.rendering import (
+    DOMAIN,
+    RECORD_COMMENT,
+    USER,
+    config_map_data,
+    configure,
+    containers,
+    copy_deploy,
+    manifests_of,
+    pod_spec,
+    render,
+    select_plain_containers,
+)
 from tests.simulators.cloudflare import CloudflareSimulator, Record
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.serve import serve
 from tests.simulators.tailnet import Node
 
+NAME = f"ollama.{DOMAIN}"
+
+_PYTHON = ["env", "PYTHONPATH=/opt", "PYTHONDONTWRITEBYTECODE=1", "python3", "-u"]
+STAND_IN_COMMANDS = {
+    "application": [*_PYTHON, "/opt/tests/pod/application.py", "11434"],
+    "tailscale": [*_PYTHON, "-m", "tests.pod.tailscale_container"],
+}
+"""The commands of the programs that replace the application and tailscale, by container."""
+
+TEST_SETTINGS = {
+    # The default "keep" reads the Secret with the state of tailscale, and these tests have no Kubernetes API.
+    "NODE_POLICY": "replace",
+    # Short intervals keep the tests fast.
+    "POLL_INTERVAL": "1s",
+    "RETRY_INTERVAL": "1s",
+    "VERIFY_INTERVAL": "2s",
+}
+
 
 @dataclass
 class Setup:
-    """A cluster that can run one workload, and the simulated Headscale and Cloudflare."""
+    """A cluster that can run the pod, and the simulated Headscale and Cloudflare.
+
+    Attributes:
+        trust: the file with the certificate that clients have to trust.
+    """
 
     headscale: HeadscaleSimulator
     cloudflare: CloudflareSimulator
@@ -68,7 +107,7 @@ class Setup:
 
 @contextmanager
 def set_up(runtime: Podman, folder: Path) -> Iterator[Setup]:
-    """Prepare the reference workload, without starting a pod."""
+    """Prepare everything, without starting a pod."""
     headscale = HeadscaleSimulator()
     headscale.add_user(USER)
     cloudflare = CloudflareSimulator()
@@ -80,12 +119,30 @@ def set_up(runtime: Podman, folder: Path) -> Iterator[Setup]:
                 stack.enter_context(serve(upstream, host=CLUSTER_NODE_ADDRESSES[0]))
                 for upstream in (headscale, cloudflare)
             )
-        kubelet, trust = prepare_reference_workload(
+        repository = copy_deploy(folder / "repository")
+        configure(
+            repository,
+            **TEST_SETTINGS,
+            HEADSCALE_URL=headscale_url,
+            CLOUDFLARE_API_URL=f"{cloudflare_url}/client/v4",
+            LOGIN_SERVER=headscale_url,
+        )
+        kustomization = repository / "deploy/services/ollama/kustomization.yaml"
+        select_plain_containers(kustomization)
+        certificate, key = issue(f"*.{DOMAIN}")
+        trust = folder / "trust.pem"
+        trust.write_text(certificate)
+        kubelet = Kubelet(
             runtime,
             hosts,
             folder,
-            headscale=(headscale_url, headscale.api_key),
-            cloudflare=(cloudflare_url, cloudflare.token),
+            render(kustomization.parent),
+            images=dict.fromkeys(("application", "nginx-tls", "tailscale"), STAND_INS),
+            commands=STAND_IN_COMMANDS,
+            secrets={
+                "lifecycle": {"HEADSCALE_API_KEY": headscale.api_key, "CLOUDFLARE_API_TOKEN": cloudflare.token},
+                "wildcard-tls": {"tls.crt": certificate, "tls.key": key},
+            },
         )
         yield Setup(headscale, cloudflare, zone, hosts, kubelet, trust)
 
