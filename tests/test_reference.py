@@ -21,18 +21,18 @@ EVENT = re.compile(r"[a-z_]+\.[a-z_]+")
 
 
 def test_page_is_up_to_date() -> None:
-    assert PAGE.read_text() == page(), "run scripts/reference"
+    assert PAGE.read_text() == page(), "run scripts/generate"
 
 
 def test_check_of_generated_files_fails_if_one_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without --check, the script writes the file."""
     files = {tmp_path / "reference.md": page()}
-    monkeypatch.setattr(sys, "argv", ["reference.py", "--check"])
-    assert write(files, "scripts/reference") == 1
-    monkeypatch.setattr(sys, "argv", ["reference.py"])
-    assert write(files, "scripts/reference") == 0
-    monkeypatch.setattr(sys, "argv", ["reference.py", "--check"])
-    assert write(files, "scripts/reference") == 0
+    monkeypatch.setattr(sys, "argv", ["generate", "--check"])
+    assert write(files) == 1
+    monkeypatch.setattr(sys, "argv", ["generate"])
+    assert write(files) == 0
+    monkeypatch.setattr(sys, "argv", ["generate", "--check"])
+    assert write(files) == 0
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """The label and annotations that request the containers, their syntax, and the reasons why a workload is refused.
 
-`scripts/manifests` generates the admission policies from the same patterns and messages.
+`scripts/generate` generates the admission policies from the same patterns and messages.
 """
 
 from __future__ import annotations

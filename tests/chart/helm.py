@@ -35,7 +35,7 @@ def program() -> str:
 
 
 def packed_chart(folder: Path) -> Path:
-    """Copy the chart into a folder and add the sources of the image, as `scripts/chart --package` does."""
+    """Copy the chart into a folder and add the sources of the image, as `scripts/package-chart` does."""
     chart = folder / CHART.name
     shutil.copytree(CHART, chart)
     subprocess.run([sys.executable, ROOT / "build/sources.py", chart / "files/sources.tar.gz"], check=True)

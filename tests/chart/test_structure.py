@@ -16,7 +16,7 @@ from lifecycle.settings.models import every_variable
 from tests.chart.helm import CHART, SITE
 
 GENERATED_FILES = generated()
-"""By path: the content of each file that scripts/chart.py generates."""
+"""By path: the content of each file that scripts/generate writes."""
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 
