@@ -161,19 +161,19 @@ def test_message_in_operations_occurs_in_the_program(message: str) -> None:
 # --- Values -------------------------------------------------------------------------------------------
 
 LIMITS = {
-    "Retry budget of `cleanup` for Headscale": CLEANUP_RETRY_BUDGET,
-    "Retry budget of `prune` for Headscale": PRUNE_RETRY_BUDGET,
-    "Number of retries of `cleanup` or `prune`": MAX_RETRIES,
-    "Time limit of a response from Headscale, in units of `HTTP_TIMEOUT`": HEADSCALE.response_timeouts,
+    "Time after which `cleanup` makes no more retries of requests to Headscale": CLEANUP_RETRY_BUDGET,
+    "Time after which `prune` makes no more retries of requests to Headscale": PRUNE_RETRY_BUDGET,
+    "Largest number of retries of `cleanup` or `prune`": MAX_RETRIES,
+    "Time limit of a whole request to Headscale": HEADSCALE.response_timeouts,
     "Delay between the two observations of `prune`": timedelta(seconds=CONFIRMATION_DELAY_S),
-    "First warning before a key or a node expires": WARN_BEFORE,
+    "Time between the first warning and the expiration of a key or a node": WARN_BEFORE,
     "Time over which a lost node is confirmed": timedelta(seconds=CONFIRMING_S),
     "Time over which a lost node is confirmed if Headscale has no nodes at all": timedelta(
         seconds=EMPTY_LIST_CONFIRMING_S
     ),
     "Polls that confirm a lost node": CONFIRMING_OBSERVATIONS,
     "Longest poll interval in a large fleet": timedelta(seconds=SLOWEST_POLL_S),
-    "Time after SIGTERM before a running pass is aborted": f"{GRACE_S}s",
+    "Longest time between SIGTERM and the end of a command": f"{GRACE_S}s",
     "Largest response that is read": f"{MAX_RESPONSE_BYTES >> 20} MiB",
 }
 
