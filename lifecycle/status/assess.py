@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
@@ -147,9 +147,7 @@ def assess_workloads(observation: Observation, *, config: StatusConfig, now: dat
     """
     problems = list(observation.problems)
     rows = [
-        _with_main_name(row, workload.record_ownership)
-        for workload in _workload_names(observation, config)
-        for row in _rows(workload, observation, config, now)
+        row for workload in _workload_names(observation, config) for row in _rows(workload, observation, config, now)
     ]
     rows.sort(key=lambda row: row.name)
     api_key = api_key_warning(observation.api_key_expires_at, now)
@@ -210,18 +208,13 @@ def _further_ownership(
     return RecordOwnership(name, mark, config.vpn_prefixes, kind, main_name)
 
 
-def _with_main_name(row: Row, record_ownership: RecordOwnership) -> Row:
-    """Add the main name of the workload to the advice about a further name."""
-    if record_ownership.kind is NameKind.MAIN or not row.advice:
-        return row
-    return replace(row, advice=f"This is a further name of {record_ownership.target}. {row.advice}")
-
-
 def _rows(workload: _WorkloadName, observation: Observation, config: StatusConfig, now: datetime) -> Iterator[Row]:
-    record_ownership, name = workload.record_ownership, workload.record_ownership.name
-    ours = [record for record in workload.records if record_ownership.is_owned(record)]
-    if not config.ipv6:
-        ours = [record for record in ours if record.type == "A" or record_ownership.is_marked(record)]
+    ownership = workload.record_ownership
+    ours = (
+        record
+        for record in workload.records
+        if ownership.is_owned(record) and (config.ipv6 or record.type == "A" or ownership.is_marked(record))
+    )
     records = tuple(sorted(ours, key=lambda record: (record.type, record.content, record.id)))
     owned = sorted(
         (node for node in workload.nodes if _owns(node, observation, config)), key=lambda node: node.sequence
@@ -230,64 +223,67 @@ def _rows(workload: _WorkloadName, observation: Observation, config: StatusConfi
     # If several nodes are online, the name belongs to the latest one.
     candidates = [node for node in valid if node.online] or valid or owned
     node = candidates[-1] if candidates else None
+
+    def row(state: State, advice: str | None = None, in_the_way: str = "") -> Row:
+        advice = _ADVICE.get(state, "") if advice is None else advice
+        if advice and ownership.kind is not NameKind.MAIN:
+            advice = f"This is a further name of {ownership.target}. {advice}"
+        return Row(ownership.name, state, records, node, in_the_way, advice)
+
     if observation.nodes is None or observation.records is None:
-        yield Row(name, State.UNKNOWN, records, node, advice=_UNREADABLE)
+        yield row(State.UNKNOWN, _UNREADABLE)
     elif not observation.nodes:
-        yield Row(name, State.UNKNOWN, records, advice=_NO_NODES)
-    elif node is not None:
-        yield _row_with_node(workload, node, records, apex=observation.apex, config=config, now=now)
-    elif workload.nodes:
-        foreign = "; ".join(f"node {node.id} ({describe(node)})" for node in workload.nodes)
-        yield Row(name, State.FOREIGN_NODE, records, None, foreign, _ADVICE[State.FOREIGN_NODE])
+        yield row(State.UNKNOWN, _NO_NODES)
+    elif node is None and workload.nodes:
+        yield row(
+            State.FOREIGN_NODE, in_the_way="; ".join(f"node {node.id} ({describe(node)})" for node in workload.nodes)
+        )
+    elif node is None:
+        yield row(State.ORPHANED)
+    elif not records and not (node.online and "." in node.hostname):
+        # No advice is given, because the node may not belong to a workload, or its workload may have been removed.
+        yield row(State.NO_RECORD, advice="")
     else:
-        yield Row(name, State.ORPHANED, records, advice=_ADVICE[State.ORPHANED])
-    for older in valid if record_ownership.kind is NameKind.MAIN else ():
+        foreign = [
+            record
+            for record in workload.records
+            if blocks(record, record_ownership=ownership, ipv6=config.ipv6, apex=observation.apex)
+        ]
+        descriptions = (f"{record.type} {record.content} (comment: {record.comment or 'none'})" for record in foreign)
+        yield row(*_state(node, records, foreign, ownership, config, now), "; ".join(descriptions))
+    for older in valid if ownership.kind is NameKind.MAIN else ():
         if node is not None and older.sequence < node.sequence:
             advice = _ADVICE[State.SUPERSEDED] if older.online else ""
-            yield Row(name, State.SUPERSEDED, (), older, advice=advice)
+            yield Row(ownership.name, State.SUPERSEDED, (), older, advice=advice)
 
 
-def _row_with_node(
-    workload: _WorkloadName,
+def _state(
     node: Node,
-    records: tuple[Record, ...],
-    *,
-    apex: str | None,
+    records: Sequence[Record],
+    foreign: Sequence[Record],
+    ownership: RecordOwnership,
     config: StatusConfig,
     now: datetime,
-) -> Row:
-    """Return the row of a workload that has one of our nodes."""
-    record_ownership = workload.record_ownership
-    foreign = [
-        record
-        for record in workload.records
-        if blocks(record, record_ownership=record_ownership, ipv6=config.ipv6, apex=apex)
-    ]
-    in_the_way = "; ".join(
-        f"{record.type} {record.content} (comment: {record.comment or 'none'})" for record in foreign
-    )
+) -> tuple[State, str | None]:
+    """Return the state of a name that belongs to one of our nodes, and advice that depends on the node or record."""
     expiry = node_warning(node, now)
-    if not records and not (node.online and "." in node.hostname):
-        # No advice is given, because the node may not belong to a workload, or its workload may have been removed.
-        return Row(record_ownership.name, State.NO_RECORD, records, node)
     advice = None
     if node.is_expired(now):
         state = State.EXPIRED
     elif foreign:
-        state = State.FOREIGN_RECORD
-        advice = advice_on_foreign_record(foreign[0], record_ownership=record_ownership)
+        state, advice = State.FOREIGN_RECORD, advice_on_foreign_record(foreign[0], record_ownership=ownership)
     elif not records:
         state = State.NO_RECORD
     elif not node.online:
         state = State.OFFLINE
-    elif not _are_in_sync(records, node, record_ownership, config):
+    elif not _are_in_sync(records, node, ownership, config):
         state = State.DRIFTED
     elif expiry is not None:
         state = State.EXPIRING
         advice = f"The node expires at {timestamp(expiry.fields['expires_at'])}. {expiry.fields['advice']}"
     else:
         state = State.IN_SYNC
-    return Row(record_ownership.name, state, records, node, in_the_way, advice or _ADVICE.get(state, ""))
+    return state, advice
 
 
 def _are_in_sync(
