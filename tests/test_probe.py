@@ -1,24 +1,17 @@
 """Test that the liveness probe of the tailscale container fails if dns-watch has requested a restart.
 
 dns-watch requests a restart by writing a file, the restart marker. The probe compares the time of this file with the
-time when tailscaled created its socket.
+time when tailscaled created its socket. It sends no request, because `Probe` lets it run no program that could.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
-from lifecycle.settings.models import DnsWatchSettings, command_variables
 from tests.probe import BUSYBOX, NO_BUSYBOX, Probe
-from tests.real.programs import eventually
 
 pytestmark = pytest.mark.skipif(BUSYBOX is None, reason=NO_BUSYBOX)
 
@@ -108,44 +101,3 @@ def test_marker_for_another_key_causes_another_restart(container: Container) -> 
     container.start(STARTED_AT + 120)
     container.write_marker(STARTED_AT + 180)
     assert container.fails_probe()
-
-
-@contextmanager
-def unavailable_server(port: int) -> Iterator[list[str]]:
-    """Serve status 503 for every path until the block ends, and yield the list of requested paths."""
-    requested: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            requested.append(self.path)
-            self.send_error(HTTPStatus.SERVICE_UNAVAILABLE)
-
-        def log_message(self, *_: object) -> None:
-            """Log nothing."""
-
-    def listen() -> HTTPServer | None:
-        # A dns-watch of another test can use the port for a moment.
-        try:
-            return HTTPServer(("127.0.0.1", port), Handler)
-        except OSError:
-            return None
-
-    server = eventually(listen, f"port {port}")
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield requested
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def test_probe_sends_no_request_to_the_health_port(container: Container) -> None:
-    """The application of the pod can use that port."""
-    container.start(STARTED_AT)
-    with unavailable_server(command_variables(DnsWatchSettings)["HEALTH_PORT"].default) as requested:
-        assert not container.fails_probe()
-        container.write_marker(STARTED_AT + 60)
-        assert container.fails_probe()
-    assert not requested

@@ -280,13 +280,6 @@ class TestDryRun:
         assert steps(report, "dns-watch") == [("write", "file"), ("create", "record")]
         assert section(report, "dns-watch").steps[0].details == {"path": f"{world.key_file}.id"}
 
-    def test_duplicate_record_is_planned_for_deletion(self, world: World) -> None:
-        node = world.headscale.add_node(NAME, user=USER)
-        world.add_record(node.address, comment=OUR_COMMENT, ttl=60)
-        world.add_record("100.64.0.99", comment=OUR_COMMENT, ttl=60)
-
-        assert steps(dry_run_in(world, Interface(node.address)), "dns-watch") == [("delete", "record")]
-
     def test_foreign_record_is_reported_with_advice(self, world: World) -> None:
         node = world.headscale.add_node(NAME, user=USER)
         world.add_record("203.0.113.7", comment="managed by terraform")
@@ -309,15 +302,6 @@ class TestDryRun:
 
         assert steps(report, "dns-watch") == []
         assert any(f"node {new.id} of a later pod" in note for note in section(report, "dns-watch").notes)
-
-    def test_address_outside_vpn_prefixes_is_not_published(self, world: World) -> None:
-        node = world.headscale.add_node(NAME, user=USER)
-
-        report = dry_run_in(world, VPN_PREFIXES="10.0.0.0/8")
-
-        assert steps(report, "dns-watch") == []
-        assert f"node is {node.id}" in section(report, "dns-watch").notes[0]
-        assert any("VPN_PREFIXES" in note for note in section(report, "dns-watch").notes)
 
     def test_name_with_a_record_of_another_owner_is_a_problem(self, world: World) -> None:
         world.headscale.add_node(NAME, user=USER, online=False)
@@ -367,12 +351,3 @@ class TestDryRun:
             assert steps(report, command) == []
             assert "Headscale" in section(report, command).problems[0]
         assert "headscale version  could not be read" in text_of(report)
-
-    def test_ambiguous_user_is_a_problem(self, world: World) -> None:
-        world.headscale.add_user("ann")
-
-        report = dry_run_in(world)
-
-        assert report.problems
-        assert report.context["user"] is None
-        assert "HEADSCALE_USER" in section(report, "cleanup").problems[0]

@@ -61,19 +61,16 @@ SERVICE_VARIABLES = {
 
 
 def test_variable_of_a_service_is_not_a_setting(env: Environment) -> None:
-    """HEALTH_PORT is also the name of a setting."""
+    """HEALTH_PORT is also the name of a setting. A number is a setting even with the other variables of the Service."""
     assert env.load(**SERVICE_VARIABLES).health_port == 9003
     assert service_links(environment()) == ["HEALTH_PORT"]
+    assert env.load(HEALTH_PORT="8080").health_port == 8080
+    assert service_links(environment()) == []
 
 
 @pytest.mark.parametrize("missing", ["HEALTH_SERVICE_HOST", "HEALTH_SERVICE_PORT"])
 def test_url_without_the_other_service_variables_is_an_invalid_port(env: Environment, missing: str) -> None:
     assert list(env.problems(**SERVICE_VARIABLES | {missing: None})) == ["HEALTH_PORT"]
-
-
-def test_number_is_a_setting_even_with_the_other_service_variables(env: Environment) -> None:
-    assert env.load(**SERVICE_VARIABLES | {"HEALTH_PORT": "8080"}).health_port == 8080
-    assert service_links(environment()) == []
 
 
 # --- .env ---------------------------------------------------------------------------------------------
