@@ -152,14 +152,9 @@ def env_file(page: str) -> str:
 
 
 @pytest.mark.parametrize(("page", "access"), [("docs/dry-run.md", "exec"), ("docs/move-from-terraform.md", "api")])
-def test_env_file_of_a_page_is_valid_for_a_dry_run(page: str, access: str) -> None:
+def test_env_file_of_a_page_is_valid_for_a_dry_run_and_for_prune(page: str, access: str) -> None:
     Path(".env").write_text(env_file(page))
     settings = load(DryRunSettings)
     assert (settings.access, settings.mark) == (access, "tailscale-lifecycle/1 services")
     assert not settings.tailscale_interface
-
-
-@pytest.mark.parametrize("page", ["docs/dry-run.md", "docs/move-from-terraform.md"])
-def test_env_file_of_a_page_is_valid_for_prune(page: str) -> None:
-    Path(".env").write_text(env_file(page))
     assert load(PruneSettings).dns_owner == "services"

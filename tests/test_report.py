@@ -29,7 +29,6 @@ REPORT = Report(
             steps=[
                 Step("delete", "node", "node 1 (a)", "it was left by an earlier pod", {"node_id": "1"}),
                 Step("create", "pre_auth_key", "a pre-auth key", "every start needs one", {"user": "svc"}),
-                Step("write", "file", "/k", "tailscale reads it", {"path": "/k"}),
             ],
             notes=["node 2 stays"],
         ),
@@ -48,8 +47,6 @@ lifecycle cleanup would
       because it was left by an earlier pod
   create a pre-auth key
       because every start needs one
-  write /k
-      because tailscale reads it
   note: node 2 stays
 
 lifecycle dns-watch would
@@ -105,13 +102,6 @@ class TestFormat:
                             "what": "a pre-auth key",
                             "reason": "every start needs one",
                             "user": "svc",
-                        },
-                        {
-                            "action": "write",
-                            "kind": "file",
-                            "what": "/k",
-                            "reason": "tailscale reads it",
-                            "path": "/k",
                         },
                     ],
                     "notes": ["node 2 stays"],

@@ -199,11 +199,6 @@ def test_ordinals_start_above_the_ordinal_of_the_pod_is_refused(env: Environment
     assert list(problems) == ["ORDINALS_START"]
 
 
-def test_problem_of_a_replica_names_ordinals_start(env: Environment) -> None:
-    for variables in ({"POD_NAME": "web-1"}, {"POD_NAME": "web-1", "TS_HOSTNAME": "web.example.com"}):
-        assert "ORDINALS_START" in env.problems(**variables)["TS_HOSTNAME"]
-
-
 @given(
     base=st.from_regex(r"[a-z]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True),
     ordinals=st.lists(st.integers(0, 12), min_size=2, max_size=2, unique=True),
