@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.real.programs import TIMEOUT_S, BackgroundProcess, eventually
+from tests.real.programs import TIMEOUT_S, BackgroundProcess, eventually, run_program
 
 Event = dict[str, Any]
 
@@ -54,16 +53,8 @@ def run_command(
         folder: the working directory. It must not contain a file `.env`, from which the command would read settings.
         prefix: the start of the command line, such as `unshare --mount`, which runs the rest of the command line.
     """
-    done = subprocess.run(
-        [*prefix, sys.executable, "-m", "lifecycle", *arguments],
-        env=environment,
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+    command = [*prefix, sys.executable, "-m", "lifecycle", *arguments]
+    done = run_program(command, environment=environment, folder=folder)
     return CompletedCommand(done.returncode, done.stdout, done.stderr)
 
 

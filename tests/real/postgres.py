@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, Final, Self
 
-from tests.real.programs import TIMEOUT_S, BackgroundProcess, eventually, free_ports
+from tests.real.programs import BackgroundProcess, eventually, free_ports, run_program
 
 _ROLE: Final = "postgres"
 """The database role, and the system account that runs PostgreSQL, because PostgreSQL refuses to run as root."""
@@ -85,25 +85,17 @@ class PostgresCluster:
         return {"database": {"type": "postgres", "postgres": connection}}
 
     def _accepts_connections(self) -> bool:
-        done = subprocess.run(
-            self._command("pg_isready", *self._connection()), env=self._environment(), capture_output=True, check=False
-        )
-        return done.returncode == 0
+        return self._ended("pg_isready", *self._connection()).returncode == 0
 
     def _connection(self) -> tuple[str, ...]:
         return ("-h", "127.0.0.1", "-p", str(self._port))
 
     def _run(self, program: str, *arguments: str | Path) -> None:
-        done = subprocess.run(
-            self._command(program, *arguments),
-            env=self._environment(),
-            cwd=self._folder,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S * 2,
-            check=False,
-        )
+        done = self._ended(program, *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
+
+    def _ended(self, program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return run_program(self._command(program, *arguments), environment=self._environment(), folder=self._folder)
 
     def _command(self, program: str, *arguments: str | Path) -> list[str | Path]:
         return [*_AS_POSTGRES, self._programs / program, *arguments]

@@ -196,6 +196,27 @@ def eventually(
         interval_s = min(interval_s * 1.3, MAX_POLL_INTERVAL_S)
 
 
+def run_program(
+    arguments: Sequence[str | Path], *, environment: Mapping[str, str], folder: Path
+) -> subprocess.CompletedProcess[str]:
+    """Run a program without input, and wait until it has ended.
+
+    Args:
+        environment: all environment variables of the process.
+        folder: the working directory.
+    """
+    return subprocess.run(
+        arguments,
+        env=environment,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
 class BackgroundProcess:
     """A running process in its own process group. It appends its output to a file.
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 import yaml
 
-from tests.real.programs import TIMEOUT_S, BackgroundProcess, Release, eventually, free_ports
+from tests.real.programs import TIMEOUT_S, BackgroundProcess, Release, eventually, free_ports, run_program
 from tests.real.tailscale_client import TailscaleClient
 
 _REGIONS: Final = (901, 902, 903)
@@ -198,22 +198,14 @@ class HeadscaleServer:
 
     # --- The CLI -----------------------------------------------------------------------------------
 
-    def argv(self, *arguments: str) -> list[str]:
-        """Return a command line of the CLI."""
-        return [str(self.release.headscale), "--config", str(self.config), *arguments]
+    def run_cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the CLI, which connects to the socket of the server."""
+        command = [str(self.release.headscale), "--config", str(self.config), *arguments]
+        return run_program(command, environment=self._environment(), folder=self.folder)
 
     def cli(self, *arguments: str) -> Any:
         """Run a command of the CLI and return its JSON output."""
-        done = subprocess.run(
-            self.argv(*arguments, "-o", "json"),
-            env=self._environment(),
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
+        done = self.run_cli(*arguments, "-o", "json")
         assert done.returncode == 0, f"headscale {' '.join(arguments)}: {done.stdout}{done.stderr}"
         return json.loads(done.stdout)
 
@@ -289,6 +281,10 @@ class HeadscaleServer:
     def delete_node(self, node_id: str) -> None:
         """Delete a node."""
         self.request("DELETE", f"/api/v1/node/{node_id}").raise_for_status()
+
+    def expire_node(self, node_id: str) -> None:
+        """Expire a node now."""
+        self.request("POST", f"/api/v1/node/{node_id}/expire").raise_for_status()
 
     def approve(self, client: TailscaleClient, user: str) -> None:
         """Register a client without a key, as an administrator does with the client's login link.

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from tests.real.programs import TIMEOUT_S, BackgroundProcess, Release, eventually
+from tests.real.programs import BackgroundProcess, Release, eventually, run_program
 
 LOGIN_TIMEOUT: Final = "20s"
 
@@ -193,13 +193,4 @@ class TailscaleClient:
         return {"PATH": os.environ["PATH"], "HOME": str(self._folder), "TS_DISABLE_PORTMAPPER": "1", **trust}
 
     def _tailscale(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self._command(*arguments),
-            env=self._environment(),
-            cwd=self._folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
+        return run_program(self._command(*arguments), environment=self._environment(), folder=self._folder)

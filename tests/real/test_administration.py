@@ -213,7 +213,7 @@ def test_cleanup_deletes_only_owned_nodes_among_similar_ones(
         owned["no user, configured tag"] = register("own-tags", HOSTNAME, None, f"--tags={TAG}")
     else:
         not_owned["another user's, configured tag"] = register("tagged", HOSTNAME, OTHER_USER, f"--tags={TAG}")
-    server.request("POST", f"/api/v1/node/{owned['expired node']}/expire").raise_for_status()
+    server.expire_node(owned["expired node"])
     ended = workload.run_cleanup(AUTHKEY_TAGS=TAG)
     assert {event["node_id"] for event in events_named(ended.events, "node.deleted")} == {*owned.values()}
     assert {node["id"] for node in server.nodes()} == {*not_owned.values()}

@@ -7,9 +7,7 @@ simulated CLI.
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -25,6 +23,7 @@ from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, clust
 from tests.process.cluster import Authority, require_mount_namespace, with_service_account
 from tests.real.command import events_named
 from tests.real.differences import differences
+from tests.real.pair import ServerPair
 from tests.real.programs import TIMEOUT_S, Release, eventually
 from tests.real.server import HeadscaleServer
 from tests.real.tailscale_client import TailscaleClient
@@ -35,7 +34,7 @@ from tests.real.test_life import (  # these run here with the fixture `workload`
     test_unknown_user_is_reported_with_the_existing_users,
     test_without_key_metadata_the_only_online_node_is_published,
 )
-from tests.real.workload import NAMESPACE, OTHER_USER, USER, Workload
+from tests.real.workload import NAMESPACE, USER, Workload
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.headscale_cli import Finished, HeadscaleCli
 from tests.simulators.kubernetes import ExecFault, KubernetesSimulator
@@ -60,19 +59,11 @@ Command = Callable[[Sequence[str]], Finished]
 
 
 def real_cli(server: HeadscaleServer) -> Command:
-    """Return a function that runs the real CLI, which connects to the socket of the server."""
+    """Return a function that runs the real CLI."""
 
     def run(argv: Sequence[str]) -> Finished:
-        done = subprocess.run(
-            server.argv(*argv[1:]),
-            env={"PATH": os.environ["PATH"], "HOME": str(server.folder)},
-            cwd=server.folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-        return Finished(done.returncode, done.stdout, done.stderr)
+        done = server.run_cli(*argv[1:])
+        return Finished(done.returncode, done.stdout.encode(), done.stderr.encode())
 
     return run
 
@@ -257,36 +248,6 @@ def test_stopped_server_is_a_transient_error(workload: Workload, transport: Exec
 # --- The simulated CLI --------------------------------------------------------------------------------
 
 
-class CliPair:
-    """The real and the simulated CLI, on two servers with the same users, keys and nodes."""
-
-    def __init__(self, release: Release, folder: Path, stack: ExitStack) -> None:
-        server = stack.enter_context(HeadscaleServer(release, folder))
-        simulator = HeadscaleSimulator(release.simulator_version)
-        self._identifies_users_by_id = release.identifies_users_by_id
-        self.minor = release.minor
-        self.real = real_cli(server)
-        self.simulated = HeadscaleCli(simulator)
-        for name in (USER, OTHER_USER):
-            server.create_user(name)
-            simulator.add_user(name)
-        for hostname, tags in (("app.example.com", ()), ("web.example.com", ("tag:web",))):
-            (folder / "authkey").write_text(server.create_key(USER, *(f"--tags={tag}" for tag in tags)))
-            client = TailscaleClient(release, folder / hostname.partition(".")[0], hostname=hostname, url=server.url)
-            stack.callback(client.stop)
-            client.log_in(folder / "authkey")
-            key = simulator.create_key(USER, tags=tags)
-            simulator.connect(simulator.register(key=key.key, hostname=hostname).id)
-
-    def user(self, name: str = USER) -> str:
-        """Return the value of `--user` for a user."""
-        return {USER: "1", OTHER_USER: "2"}.get(name, "4242") if self._identifies_users_by_id else name
-
-    def shapes(self, *arguments: str) -> list[Any]:
-        """Return the shapes of the real and the simulated output."""
-        return [shape_of(run(["headscale", *arguments])) for run in (self.real, self.simulated)]
-
-
 def shape_of(finished: Finished) -> Any:
     """Return the exit status, the field names and types in the output, and the kind of error."""
     stdout = finished.stdout.decode()
@@ -313,34 +274,31 @@ def _shape(value: Any) -> Any:
 
 
 @pytest.fixture
-def clis(release: Release, temporary_folder: Path) -> Iterator[CliPair]:
+def servers(release: Release, temporary_folder: Path) -> Iterator[ServerPair]:
+    """A real server and a simulator of its release. Both have a node without tags and a node with a tag."""
     with ExitStack() as stack:
-        yield CliPair(release, temporary_folder, stack)
+        servers = ServerPair(release, temporary_folder, stack)
+        servers.register("app.example.com")
+        servers.register("web.example.com", "tag:web")
+        yield servers
 
 
-def test_real_and_simulated_command_have_the_same_output(clis: CliPair) -> None:
+def test_real_and_simulated_command_have_the_same_output(servers: ServerPair, release: Release) -> None:
     """The texts of error messages are not compared."""
-    user_options = ("--user", clis.user())
-    list_options = () if clis.minor >= 28 else user_options
-    expire_options = ("--id", "424242") if clis.minor >= 28 else ("nothing", *user_options)
+    clis = real_cli(servers.server), HeadscaleCli(servers.simulator)
+    user, unknown_user = ("1", "4242") if release.identifies_users_by_id else (USER, "nobody")
+    user_options = ("--user", user)
+    list_options = () if release.minor >= 28 else user_options
+    expire_options = ("--id", "424242") if release.minor >= 28 else ("nothing", *user_options)
+    create = ("preauthkeys", "create", "--expiration", "1h")
     commands: list[tuple[str, ...]] = [
         ("users", "list"),
         ("nodes", "list"),
         ("preauthkeys", "list", *list_options),
         ("preauthkeys", "create", *user_options, "--expiration", "5400123ms"),
-        (
-            "preauthkeys",
-            "create",
-            *user_options,
-            "--expiration",
-            "1h",
-            "--reusable",
-            "--ephemeral",
-            "--tags",
-            "tag:a,tag:b",
-        ),
-        ("preauthkeys", "create", "--user", clis.user("nobody"), "--expiration", "1h"),
-        ("preauthkeys", "create", *user_options, "--expiration", "1h", "--tags", "web"),
+        (*create, *user_options, "--reusable", "--ephemeral", "--tags", "tag:a,tag:b"),
+        (*create, "--user", unknown_user),
+        (*create, *user_options, "--tags", "web"),
         ("preauthkeys", "list", *list_options),
         ("preauthkeys", "expire", *expire_options),
         ("nodes", "delete", "--identifier", "424242", "--force"),
@@ -349,7 +307,7 @@ def test_real_and_simulated_command_have_the_same_output(clis: CliPair) -> None:
     ]
     different = []
     for command in commands:
-        real, simulated = clis.shapes(*command, "-o", "json")
+        real, simulated = (shape_of(run(["headscale", *command, "-o", "json"])) for run in clis)
         if real != simulated:
             different.append(f"headscale {' '.join(command)}")
             different += (f"    {line}" for line in differences(real, simulated))

@@ -152,7 +152,7 @@ def assert_pods_recover(release: Release, folder: Path, interface: str) -> None:
         assert not deleted.probe_fails(probe)
 
         server.delete_node(deleted.first_id)
-        server.request("POST", f"/api/v1/node/{expired.first_id}/expire").raise_for_status()
+        server.expire_node(expired.first_id)
         deleted.restart_when_probe_fails(probe)
         expired.restart_when_probe_fails(probe)
 

@@ -15,9 +15,9 @@ import pytest
 
 from lifecycle.clients.headscale import dialect
 from tests.real.differences import differences
-from tests.real.programs import TIMEOUT_S, Release, eventually
+from tests.real.pair import ServerPair
+from tests.real.programs import TIMEOUT_S, Release
 from tests.real.server import HeadscaleServer
-from tests.real.tailscale_client import TailscaleClient
 from tests.real.workload import OTHER_USER, USER
 from tests.simulators.headscale import HeadscaleSimulator
 
@@ -52,47 +52,6 @@ class Summary:
     shape: Any
 
 
-class ServerPair:
-    """A real server and a simulator with the same users, keys and nodes."""
-
-    def __init__(self, release: Release, folder: Path, stack: ExitStack) -> None:
-        self._release = release
-        self._folder = folder
-        self._stack = stack
-        self._server = stack.enter_context(HeadscaleServer(release, folder))
-        self._simulator = HeadscaleSimulator(release.simulator_version)
-        self._real = stack.enter_context(httpx.Client(base_url=self._server.url, timeout=TIMEOUT_S))
-        self._simulated = stack.enter_context(
-            httpx.Client(transport=httpx.WSGITransport(app=self._simulator), base_url="http://headscale.test")
-        )
-        for user in (USER, OTHER_USER):
-            self._server.create_user(user)
-            self._simulator.add_user(user)
-        self._join("app.example.com")
-        self._join("tagged.example.com", tags=("tag:web",))
-        self._join("expired.example.com")
-        self._server.request("POST", "/api/v1/node/3/expire").raise_for_status()
-        self._simulator.expire_node(3)
-
-    def _join(self, hostname: str, *, tags: tuple[str, ...] = ()) -> None:
-        key_file = self._folder / "authkey"
-        key_file.write_text(self._server.create_key(USER, *(f"--tags={tag}" for tag in tags)))
-        folder = self._folder / hostname.partition(".")[0]
-        client = TailscaleClient(self._release, folder, hostname=hostname, url=self._server.url)
-        self._stack.callback(client.stop)
-        client.log_in(key_file)
-        eventually(lambda: self._server.nodes(hostname)[0]["online"], "the client to be online")
-        key = self._simulator.create_key(USER, tags=tags)
-        self._simulator.connect(self._simulator.register(key=key.key, hostname=hostname).id)
-
-    def send(self, request: Request) -> tuple[httpx.Response, httpx.Response]:
-        """Return the responses of the real and the simulated server."""
-        return (
-            _send(self._real, request, self._server.api_key),
-            _send(self._simulated, request, self._simulator.api_key),
-        )
-
-
 def _send(http: httpx.Client, request: Request, api_key: str) -> httpx.Response:
     headers = dict(request.headers)
     match request.key:
@@ -111,9 +70,15 @@ def _authorization(api_key: str) -> dict[str, str]:
 
 @pytest.fixture
 def servers(release: Release, temporary_folder: Path) -> Iterator[ServerPair]:
-    """A real server and a simulator of its release."""
+    """A real server and a simulator of its release. Both have a plain node, a node with a tag and an expired node."""
     with ExitStack() as stack:
-        yield ServerPair(release, temporary_folder, stack)
+        servers = ServerPair(release, temporary_folder, stack)
+        servers.register("app.example.com")
+        servers.register("tagged.example.com", "tag:web")
+        servers.register("expired.example.com")
+        servers.server.expire_node("3")
+        servers.simulator.expire_node(3)
+        yield servers
 
 
 def summary(response: httpx.Response) -> Summary:
@@ -173,82 +138,55 @@ REQUESTS: Final = [
     Request("GET", "/health", key=None),
     Request("GET", f"{API}/user"),
     Request("GET", f"{API}/node"),
-    Request("GET", f"{API}/node/1"),
-    Request("GET", f"{API}/node/2"),
-    Request("GET", f"{API}/node/{UNKNOWN_ID}"),
-    Request("GET", f"{API}/node/0"),
-    Request("GET", f"{API}/node/abc"),
-    Request("GET", f"{API}/node/-1"),
-    Request("GET", f"{API}/node/99999999999999999999"),
-    Request("GET", f"{API}/node/1/nothing"),
+    *(
+        Request("GET", f"{API}/node/{path}")
+        for path in ("1", "2", UNKNOWN_ID, "0", "abc", "-1", "99999999999999999999", "1/nothing")
+    ),
     Request("PUT", f"{API}/node"),
     Request("DELETE", f"{API}/node"),
-    Request("DELETE", f"{API}/node/{UNKNOWN_ID}"),
-    Request("DELETE", f"{API}/node/abc"),
+    *(Request("DELETE", f"{API}/node/{node_id}") for node_id in (UNKNOWN_ID, "abc")),
     Request("GET", f"{API}/preauthkey"),
-    Request("GET", f"{API}/preauthkey?user={USER}"),
-    Request("GET", f"{API}/preauthkey?user=1"),
-    Request("GET", f"{API}/preauthkey?user=2"),
-    Request("GET", f"{API}/preauthkey?user={OTHER_USER}"),
-    Request("GET", f"{API}/preauthkey?user=nobody"),
-    Request("GET", f"{API}/preauthkey?user=4242"),
-    _create_key(user=USER, expiration=EXPIRATION),
-    _create_key(user="1", expiration=EXPIRATION),
-    _create_key(user=1, expiration=EXPIRATION),
-    _create_key(user="1", expiration=EXPIRATION, reusable=True, ephemeral=True, aclTags=["tag:web", "tag:db"]),
-    _create_key(user=USER, expiration=EXPIRATION, reusable=True, ephemeral=True, aclTags=["tag:web", "tag:db"]),
-    _create_key(user="4242", expiration=EXPIRATION),
-    _create_key(user="nobody", expiration=EXPIRATION),
-    _create_key(user="", expiration=EXPIRATION),
-    _create_key(user="0", expiration=EXPIRATION),
-    _create_key(user=None, expiration=EXPIRATION),
+    *(Request("GET", f"{API}/preauthkey?user={user}") for user in (USER, "1", "2", OTHER_USER, "nobody", "4242")),
+    *(
+        _create_key(user=user, expiration=EXPIRATION)
+        for user in (USER, "1", 1, "4242", "nobody", "", "0", None, ["1"], 1.5, "-1")
+    ),
+    # Each release identifies a user either by the name or by the id, and refuses the other.
+    *(
+        _create_key(user=user, **options)
+        for user in (USER, "1")
+        for options in (
+            {"expiration": EXPIRATION, "reusable": True, "ephemeral": True, "aclTags": ["tag:web", "tag:db"]},
+            {"aclTags": ["web"], "expiration": EXPIRATION},
+            {"expiration": EXPIRATION, "acl_tags": ["tag:web"]},
+            {},
+        )
+    ),
     _create_key(expiration=EXPIRATION),
     _create_key(expiration=EXPIRATION, aclTags=["tag:web"]),
-    _create_key(user="1", aclTags=["web"], expiration=EXPIRATION),
-    _create_key(user=USER, aclTags=["web"], expiration=EXPIRATION),
-    _create_key(user="1", aclTags=["tag:Web"], expiration=EXPIRATION),
-    _create_key(user="1", aclTags=["tag:a b"], expiration=EXPIRATION),
-    _create_key(user="1", aclTags="tag:web", expiration=EXPIRATION),
-    _create_key(user="1"),
-    _create_key(user=USER),
-    _create_key(user="1", expiration=None),
-    _create_key(user="1", expiration=""),
-    _create_key(user="1", expiration="tomorrow"),
-    _create_key(user="1", expiration="2030-01-01T00:00:00"),
-    _create_key(user="1", expiration="2030-01-01T00:00:00+02:00"),
-    _create_key(user="1", expiration="2030-01-01T00:00:00.123456789Z"),
-    _create_key(user="1", expiration=1893456000),
-    _create_key(user="1", expiration="2001-01-01T00:00:00Z"),
-    _create_key(user="1", expiration=EXPIRATION, reusable="true"),
-    _create_key(user="1", expiration=EXPIRATION, reusable=1),
-    _create_key(user="1", expiration=EXPIRATION, reusable=None),
-    _create_key(user="1", expiration=EXPIRATION, nothing=True),
-    _create_key(user="1", expiration=EXPIRATION, acl_tags=["tag:web"]),
-    _create_key(user=USER, expiration=EXPIRATION, acl_tags=["tag:web"]),
-    _create_key(user=["1"], expiration=EXPIRATION),
-    _create_key(user=1.5, expiration=EXPIRATION),
-    _create_key(user="-1", expiration=EXPIRATION),
-    Request("POST", f"{API}/preauthkey"),
-    Request("POST", f"{API}/preauthkey", content="{"),
-    Request("POST", f"{API}/preauthkey", content="[]"),
-    Request("POST", f"{API}/preauthkey", content="null"),
-    Request("POST", f"{API}/preauthkey", content='{"user":"1","user":"2"}'),
-    Request(
-        "POST",
-        f"{API}/preauthkey",
-        content='{"user":"1"}',
-        headers={"Content-Type": "application/x-www-form-urlencoded"},
+    *(_create_key(user="1", aclTags=tags, expiration=EXPIRATION) for tags in (["tag:Web"], ["tag:a b"], "tag:web")),
+    *(
+        _create_key(user="1", expiration=expiration)
+        for expiration in (
+            *(None, "", "tomorrow", 1893456000, "2001-01-01T00:00:00Z", "2030-01-01T00:00:00"),
+            *("2030-01-01T00:00:00+02:00", "2030-01-01T00:00:00.123456789Z"),
+        )
     ),
-    Request("POST", f"{API}/preauthkey", content='{"user":"1"}', headers={"Content-Type": "text/plain"}),
-    Request("POST", f"{API}/preauthkey/expire", body={"id": "1"}),
-    Request("POST", f"{API}/preauthkey/expire", body={"id": 1}),
-    Request("POST", f"{API}/preauthkey/expire", body={"id": "abc"}),
-    Request("POST", f"{API}/preauthkey/expire", body={"id": UNKNOWN_ID}),
-    Request("POST", f"{API}/preauthkey/expire", body={"id": "0"}),
+    *(_create_key(user="1", expiration=EXPIRATION, reusable=reusable) for reusable in ("true", 1, None)),
+    _create_key(user="1", expiration=EXPIRATION, nothing=True),
+    Request("POST", f"{API}/preauthkey"),
+    *(
+        Request("POST", f"{API}/preauthkey", content=content)
+        for content in ("{", "[]", "null", '{"user":"1","user":"2"}')
+    ),
+    *(
+        Request("POST", f"{API}/preauthkey", content='{"user":"1"}', headers={"Content-Type": content_type})
+        for content_type in ("application/x-www-form-urlencoded", "text/plain")
+    ),
+    *(Request("POST", f"{API}/preauthkey/expire", body={"id": key}) for key in ("1", 1, "abc", UNKNOWN_ID, "0")),
     Request("POST", f"{API}/preauthkey/expire", body={}),
     Request("POST", f"{API}/preauthkey/expire"),
-    Request("POST", f"{API}/preauthkey/expire", body={"user": "1", "key": "nothing"}),
-    Request("POST", f"{API}/preauthkey/expire", body={"user": USER, "key": "nothing"}),
+    *(Request("POST", f"{API}/preauthkey/expire", body={"user": user, "key": "nothing"}) for user in ("1", USER)),
     Request("GET", f"{API}/node"),
     Request("GET", f"{API}/preauthkey"),
     Request("GET", f"{API}/preauthkey?user=1"),
@@ -281,11 +219,13 @@ REQUESTS: Final = [
 def test_real_and_simulated_server_send_the_same_responses(servers: ServerPair) -> None:
     """Compare status, content type, and the name, type and kind of each field."""
     different = []
-    for request in REQUESTS:
-        real, simulated = map(summary, servers.send(request))
-        if real != simulated:
-            different.append(str(request))
-            different += (f"    {line}" for line in differences(asdict(real), asdict(simulated)))
+    with httpx.Client(base_url=servers.server.url, timeout=TIMEOUT_S) as real_http:
+        for request in REQUESTS:
+            real = summary(_send(real_http, request, servers.server.api_key))
+            simulated = summary(_send(servers.simulated_http, request, servers.simulator.api_key))
+            if real != simulated:
+                different.append(str(request))
+                different += (f"    {line}" for line in differences(asdict(real), asdict(simulated)))
     if different:
         pytest.fail("\n".join(different), pytrace=False)
 
