@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,11 +83,22 @@ def server(release: Release) -> Iterator[HeadscaleServer]:
         yield running
 
 
+StartWorkload = Callable[..., Workload]
+
+
 @pytest.fixture
-def dedicated_server(release: Release, temporary_folder: Path) -> Iterator[HeadscaleServer]:
-    """A running server of this release for a test that changes its users or its database."""
-    with server_with_users(release, temporary_folder / "server") as running:
-        yield running
+def start_workload(release: Release, temporary_folder: Path) -> Iterator[StartWorkload]:
+    """A function that starts a server of this release, and returns a workload whose node registers on this server."""
+    with ExitStack() as stack:
+
+        def start(
+            server_settings: Mapping[str, Any] | None = None, public_url: str | None = None, **settings: str
+        ) -> Workload:
+            options = {"settings": server_settings, "public_url": public_url}
+            server = stack.enter_context(server_with_users(release, temporary_folder / "server", **options))
+            return stack.enter_context(workload_on(server, temporary_folder / "pod", **settings))
+
+        yield start
 
 
 @pytest.fixture
@@ -96,10 +109,9 @@ def workload(server: HeadscaleServer, temporary_folder: Path) -> Iterator[Worklo
 
 
 @pytest.fixture
-def workload_on_dedicated_server(dedicated_server: HeadscaleServer, temporary_folder: Path) -> Iterator[Workload]:
-    """A workload whose node registers on `dedicated_server`."""
-    with workload_on(dedicated_server, temporary_folder / "pod") as workload:
-        yield workload
+def workload_on_dedicated_server(start_workload: StartWorkload) -> Workload:
+    """A workload on its own server, for a test that changes the server's users or its database."""
+    return start_workload()
 
 
 @pytest.fixture

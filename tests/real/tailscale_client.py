@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from tests.pod.network import Host, create_host
 from tests.real.programs import BackgroundProcess, Release, eventually, run_program
 
 LOGIN_TIMEOUT: Final = "20s"
@@ -19,6 +20,20 @@ LOGIN_TIMEOUT: Final = "20s"
 # tailscaled logs these lines when the server has accepted or refused a login.
 _AUTHORIZED: Final = re.compile(r"RegisterReq: got response; .* machineAuthorized=true")
 _REFUSED: Final = re.compile(r"Received error: (?!.*context canceled)(.*)")
+
+
+@contextmanager
+def network_for_tailscale(name: str) -> Iterator[Host]:
+    """Move this thread to a new network namespace for the duration of the block."""
+    with create_host(name) as namespace:
+        # Without a default route, tailscaled considers the network to be down.
+        namespace.ip("link", "add", "uplink", "type", "veth", "peer", "name", "beyond")
+        for interface in ("beyond", "uplink"):
+            namespace.ip("link", "set", interface, "up")
+        namespace.ip("address", "add", "192.0.2.1/24", "dev", "uplink")
+        namespace.ip("route", "add", "default", "via", "192.0.2.2")
+        with namespace.inside():
+            yield namespace
 
 
 class TailscaleClient:

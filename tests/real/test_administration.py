@@ -14,7 +14,6 @@ import pytest
 
 from tests.real.administrator import Administrator
 from tests.real.command import DnsWatch, events_named
-from tests.real.server import HeadscaleServer
 from tests.real.tailscale_client import TailscaleClient
 from tests.real.workload import OTHER_USER, USER, Workload
 
@@ -172,10 +171,9 @@ SIMILAR_HOSTNAMES: Final = (
 )
 
 
-def test_cleanup_deletes_only_owned_nodes_among_similar_ones(
-    dedicated_server: HeadscaleServer, workload_on_dedicated_server: Workload
-) -> None:
-    server, workload, administrator = dedicated_server, workload_on_dedicated_server, Administrator(dedicated_server)
+def test_cleanup_deletes_only_owned_nodes_among_similar_ones(workload_on_dedicated_server: Workload) -> None:
+    workload = workload_on_dedicated_server
+    server, administrator = workload.server, Administrator(workload.server)
 
     def register(folder: str, hostname: str, user: str | None, *key_options: str) -> str:
         """Register a node with a new pre-auth key of the user, and return the node's id."""

@@ -13,10 +13,11 @@ from typing import Any, Final
 import pytest
 
 from tests.real.administrator import Administrator
+from tests.real.conftest import StartWorkload
 from tests.real.postgres import PostgresCluster
 from tests.real.programs import Release, eventually
 from tests.real.proxy import FAULTS, TlsProxy
-from tests.real.workload import USER, Workload, server_with_users, workload_on
+from tests.real.workload import USER, Workload
 
 TAG: Final = "tag:web"
 IPV4: Final = "100.64.0.0/10"
@@ -51,13 +52,8 @@ def prefixes(**values: str) -> dict[str, Any]:
 
 
 @pytest.mark.four_releases
-def test_random_addresses_are_published(release: Release, temporary_folder: Path) -> None:
-    settings = prefixes(v4=IPV4, v6=IPV6, allocation="random")
-    with (
-        server_with_users(release, temporary_folder / "server", settings=settings) as server,
-        workload_on(server, temporary_folder / "pod") as workload,
-    ):
-        run_pod_lifecycle(workload)
+def test_random_addresses_are_published(start_workload: StartWorkload) -> None:
+    run_pod_lifecycle(start_workload(prefixes(v4=IPV4, v6=IPV6, allocation="random")))
 
 
 @pytest.mark.four_releases
@@ -71,30 +67,26 @@ def test_random_addresses_are_published(release: Release, temporary_folder: Path
     ],
 )
 def test_addresses_outside_the_default_prefixes_need_a_setting(
-    release: Release,
-    temporary_folder: Path,
+    start_workload: StartWorkload,
     server_settings: dict[str, Any],
     required_settings: dict[str, str],
     address_start: str,
 ) -> None:
     """Without the setting, no address is published, and an event names the setting."""
-    with (
-        server_with_users(release, temporary_folder / "server", settings=server_settings) as server,
-        workload_on(server, temporary_folder / "pod") as workload,
-    ):
-        workload.run_cleanup()
-        client = workload.start_client()
-        watch = workload.start_dns_watch()
-        event = watch.wait_for("address.unpublishable")
-        assert all(name in event["reason"] for name in required_settings)
-        assert client.address.startswith(address_start)
-        watch.terminate()
-        assert workload.cloudflare.writes == []
-        client.stop()
+    workload = start_workload(server_settings)
+    workload.run_cleanup()
+    client = workload.start_client()
+    watch = workload.start_dns_watch()
+    event = watch.wait_for("address.unpublishable")
+    assert all(name in event["reason"] for name in required_settings)
+    assert client.address.startswith(address_start)
+    watch.terminate()
+    assert workload.cloudflare.writes == []
+    client.stop()
 
-        workload.environment |= required_settings
-        run_pod_lifecycle(workload, ipv6="DNS_IPV6" in required_settings)
-        assert all(content.startswith(address_start) for content in workload.record_contents)
+    workload.environment |= required_settings
+    run_pod_lifecycle(workload, ipv6="DNS_IPV6" in required_settings)
+    assert all(content.startswith(address_start) for content in workload.record_contents)
 
 
 # --- The policy ---------------------------------------------------------------------------------------
@@ -109,113 +101,86 @@ def policy_for(release: Release) -> str:
 
 
 @pytest.mark.parametrize("mode", ["file", "database"])
-def test_tagged_pod_is_published_with_a_policy(release: Release, temporary_folder: Path, mode: str) -> None:
+def test_tagged_pod_is_published_with_a_policy(
+    release: Release, temporary_folder: Path, start_workload: StartWorkload, mode: str
+) -> None:
     """The policy contains the tag of the pre-auth key. Headscale reads the policy from a file or from the database."""
     path = temporary_folder / "policy.json"
     path.write_text(policy_for(release))
-    settings = {"policy": {"mode": mode, "path": str(path) if mode == "file" else ""}}
-    with (
-        server_with_users(release, temporary_folder / "server", settings=settings) as server,
-        workload_on(server, temporary_folder / "pod", AUTHKEY_TAGS=TAG) as workload,
-    ):
-        if mode == "database":
-            Administrator(server).set_policy(policy_for(release))
-        run_pod_lifecycle(workload)
-        (node,) = server.nodes(workload.name)
-        assert (node.get("tags") or node["forcedTags"]) == [TAG]
+    workload = start_workload({"policy": {"mode": mode, "path": str(path) if mode == "file" else ""}}, AUTHKEY_TAGS=TAG)
+    if mode == "database":
+        Administrator(workload.server).set_policy(policy_for(release))
+    run_pod_lifecycle(workload)
+    (node,) = workload.server.nodes(workload.name)
+    assert (node.get("tags") or node["forcedTags"]) == [TAG]
 
 
 @pytest.mark.parametrize("key_tag", ["", TAG], ids=["key without tags", "key with a tag"])
 def test_record_stays_when_an_administrator_changes_the_tags(
-    release: Release, temporary_folder: Path, key_tag: str
+    release: Release, temporary_folder: Path, start_workload: StartWorkload, key_tag: str
 ) -> None:
     path = temporary_folder / "policy.json"
     path.write_text(policy_for(release))
-    settings = {"policy": {"mode": "file", "path": str(path)}}
-    with (
-        server_with_users(release, temporary_folder / "server", settings=settings) as server,
-        workload_on(server, temporary_folder / "pod", AUTHKEY_TAGS=key_tag) as workload,
-    ):
-        administrator = Administrator(server)
-        _, watch = workload.start_pod()
-        before = workload.state()
-        # The last change restores the configured tag, because `cleanup` deletes a node without a user only if the node
-        # has this tag.
-        for tags in ((TAG, "tag:db"), ("tag:db",), (TAG,)):
-            administrator.tag_node(before.node_ids[0], *tags)
-            watch.wait_for_next("pass.finished", changes=0, in_sync=True)
-        assert workload.state() == before
-        watch.terminate()
-        workload.run_cleanup()
-        assert (workload.node_ids, workload.record_contents) == ([], [])
+    workload = start_workload({"policy": {"mode": "file", "path": str(path)}}, AUTHKEY_TAGS=key_tag)
+    _, watch = workload.start_pod()
+    before = workload.state()
+    # The last change restores the configured tag, because `cleanup` deletes a node without a user only if the node has
+    # this tag.
+    for tags in ((TAG, "tag:db"), ("tag:db",), (TAG,)):
+        Administrator(workload.server).tag_node(before.node_ids[0], *tags)
+        watch.wait_for_next("pass.finished", changes=0, in_sync=True)
+    assert workload.state() == before
+    watch.terminate()
+    workload.run_cleanup()
+    assert (workload.node_ids, workload.record_contents) == ([], [])
 
 
 # --- PostgreSQL ---------------------------------------------------------------------------------------
 
 
-def test_pod_lifecycle_with_postgresql(release: Release, temporary_folder: Path, postgres: PostgresCluster) -> None:
-    settings = postgres.create_database(f"life_{release.name}")
-    with (
-        server_with_users(release, temporary_folder / "server", settings=settings) as server,
-        workload_on(server, temporary_folder / "pod") as workload,
-    ):
-        run_pod_lifecycle(workload)
+def test_pod_lifecycle_with_postgresql(
+    release: Release, start_workload: StartWorkload, postgres: PostgresCluster
+) -> None:
+    run_pod_lifecycle(start_workload(postgres.create_database(f"life_{release.name}")))
 
 
 def test_stopped_postgresql_changes_nothing(
-    release: Release, temporary_folder: Path, postgres: PostgresCluster
+    release: Release, start_workload: StartWorkload, postgres: PostgresCluster
 ) -> None:
     """`dns-watch` treats the errors as an outage of Headscale, and not as an invalid API key or a deleted node."""
-    settings = postgres.create_database(f"outage_{release.name}")
-    with (
-        server_with_users(release, temporary_folder / "server", settings=settings) as server,
-        workload_on(server, temporary_folder / "pod", SELF_HEAL="true") as workload,
-    ):
-        _, watch = workload.start_pod()
-        before = workload.state()
-        postgres.stop()
-        try:
-            watch.wait_for_next("pass.failed", upstream="Headscale", failures_in_a_row=3)
-        finally:
-            postgres.start()
-        watch.wait_for_next("pass.finished", changes=0, in_sync=True)
-        assert workload.state() == before
-        assert {event["error_type"] for event in watch.events_named("pass.failed")} == {"TransientError"}
-        assert watch.events_named("node.lost") == []
+    workload = start_workload(postgres.create_database(f"outage_{release.name}"), SELF_HEAL="true")
+    _, watch = workload.start_pod()
+    before = workload.state()
+    postgres.stop()
+    try:
+        watch.wait_for_next("pass.failed", upstream="Headscale", failures_in_a_row=3)
+    finally:
+        postgres.start()
+    watch.wait_for_next("pass.finished", changes=0, in_sync=True)
+    assert workload.state() == before
+    assert {event["error_type"] for event in watch.events_named("pass.failed")} == {"TransientError"}
+    assert watch.events_named("node.lost") == []
 
 
 # --- nginx --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def proxy(temporary_folder: Path) -> TlsProxy:
-    """A proxy that has not been started."""
+@pytest.mark.four_releases
+def test_error_responses_of_a_tls_proxy_change_nothing(temporary_folder: Path, start_workload: StartWorkload) -> None:
+    """The proxy has a certificate of a private authority. During each fault, it responds in place of Headscale."""
     if shutil.which("nginx") is None:
         pytest.skip("needs nginx: as root, scripts/bootstrap --system")
     (temporary_folder / "proxy").mkdir()
-    return TlsProxy(temporary_folder / "proxy")
-
-
-@pytest.mark.four_releases
-def test_error_responses_of_a_tls_proxy_change_nothing(
-    release: Release, temporary_folder: Path, proxy: TlsProxy
-) -> None:
-    """The proxy has a certificate of a private authority. During each fault, it responds in place of Headscale."""
-    with (
-        proxy,
-        server_with_users(release, temporary_folder / "server", public_url=proxy.url) as server,
-        workload_on(
-            server, temporary_folder / "pod", HEADSCALE_CA_FILE=str(proxy.certificate), SELF_HEAL="true"
-        ) as workload,
-    ):
-        proxy.forward_to(server.url)
+    with TlsProxy(temporary_folder / "proxy") as proxy:
+        workload = start_workload(public_url=proxy.url, HEADSCALE_CA_FILE=str(proxy.certificate), SELF_HEAL="true")
+        proxy.forward_to(workload.server.url)
         run_pod_lifecycle(workload)
         (watch,) = [watch for watch in workload.watches if watch.exit_status is None]
         before = workload.state()
         for fault in FAULTS:
             proxy.respond_with(fault)
             watch.wait_for_next("pass.failed", upstream="Headscale", failures_in_a_row=3)
-            proxy.forward_to(server.url)
+            proxy.forward_to(workload.server.url)
             watch.wait_for_next("pass.finished", changes=0, in_sync=True)
         assert workload.state() == before
         assert watch.events_named("node.lost") == []

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from threading import Thread
 
 import httpx
 import pytest
@@ -19,7 +16,7 @@ from tests.probe import BUSYBOX, NO_BUSYBOX, Probe
 from tests.real.command import DnsWatch, events_named
 from tests.real.programs import Release, eventually, free_ports
 from tests.real.server import HeadscaleServer
-from tests.real.tailscale_client import TailscaleClient
+from tests.real.tailscale_client import TailscaleClient, network_for_tailscale
 from tests.real.workload import CONFIRM_TIMEOUT_S, Workload, server_with_users, workload_on
 
 CASES = [
@@ -28,46 +25,7 @@ CASES = [
 ]
 """Release and network interface of each case. A case takes a minute, and other releases behave in the same way."""
 
-NETWORK_SETUP = """
-ip link set lo up
-ip link add uplink type veth peer name beyond
-ip link set beyond up
-ip link set uplink up
-ip address add 192.0.2.1/24 dev uplink
-ip route add default via 192.0.2.2
-"""
-"""Commands that add a default route. Without this route, tailscaled considers the network to be down."""
-
-CLONE_NEWNET = 0x40000000
-"""The flag of unshare(2) for a new network namespace."""
-
 pytestmark = pytest.mark.skipif(BUSYBOX is None, reason=NO_BUSYBOX)
-
-
-def run_in_new_network(body: Callable[[], None]) -> None:
-    """Run a function, and the processes that it starts, in a new network namespace."""
-    for program, package in (("ip", "iproute2"), ("unshare", "util-linux")):
-        if shutil.which(program) is None:
-            pytest.skip(f"needs {program}: install the package {package}")
-    if os.getuid() or not Path("/dev/net/tun").exists():
-        pytest.skip("needs root and /dev/net/tun to create an interface: modprobe tun")
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            # A network namespace belongs to a thread and the processes that it starts.
-            if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), "unshare")
-            subprocess.run(["sh", "-ec", NETWORK_SETUP], check=True)
-            body()
-        except BaseException as error:  # noqa: BLE001 - raised again in the thread of the test
-            raised.append(error)
-
-    thread = Thread(target=run)
-    thread.start()
-    thread.join()
-    if raised:
-        raise raised[0]
 
 
 class Pod:
@@ -134,21 +92,19 @@ def test_pods_with_a_deleted_and_an_expired_node_recover(
     release = {release.name: release for release in releases}.get(version)
     if release is None:
         pytest.skip(f"needs headscale-{version}")
-    if interface:
-        run_in_new_network(lambda: assert_pods_recover(release, temporary_folder, interface))
-    else:
-        assert_pods_recover(release, temporary_folder, interface)
-
-
-def assert_pods_recover(release: Release, folder: Path, interface: str) -> None:
-    """Delete the node of one pod and expire the node of another pod. Check that both pods recover."""
     with ExitStack() as stack:
-        server = stack.enter_context(server_with_users(release, folder / "server"))
-        probe = Probe(folder / "bin")
+        if interface:
+            if shutil.which("ip") is None or os.getuid() or not Path("/dev/net/tun").exists():
+                pytest.skip("needs root, the package iproute2 and /dev/net/tun to create an interface: modprobe tun")
+            stack.enter_context(network_for_tailscale("healing"))
+        server = stack.enter_context(server_with_users(release, temporary_folder / "server"))
+        probe = Probe(temporary_folder / "bin")
         # The node of the second pod keeps the list of nodes non-empty. If the list is empty, `dns-watch` waits five
         # minutes before it treats a node as deleted.
-        deleted = Pod("deleted.example.com", stack=stack, server=server, folder=folder / "d", interface=interface)
-        expired = Pod("expired.example.com", stack=stack, server=server, folder=folder / "e")
+        deleted = Pod(
+            "deleted.example.com", stack=stack, server=server, folder=temporary_folder / "d", interface=interface
+        )
+        expired = Pod("expired.example.com", stack=stack, server=server, folder=temporary_folder / "e")
         assert not deleted.probe_fails(probe)
 
         server.delete_node(deleted.first_id)

@@ -26,7 +26,6 @@ from typing import Final
 import pytest
 
 from tests.pod.certificates import issue
-from tests.pod.network import create_host
 from tests.pod.rendering import environment, manifests_of, of_kind
 from tests.probe import BUSYBOX
 from tests.process.cluster import Authority, with_service_account
@@ -35,7 +34,7 @@ from tests.real.container import CONTAINER_MANIFEST, DOCUMENTS, PROGRAMS, SETTIN
 from tests.real.programs import CLIENTS_VARIABLE, BackgroundProcess, Release, eventually, installed_releases
 from tests.real.proxy import NGINX_START
 from tests.real.server import HeadscaleServer
-from tests.real.tailscale_client import TailscaleClient
+from tests.real.tailscale_client import TailscaleClient, network_for_tailscale
 from tests.real.workload import CONFIRM_TIMEOUT_S, USER, Workload
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.serve import serve
@@ -282,16 +281,9 @@ def setup(request: pytest.FixtureRequest) -> Iterator[Setup]:
     release: Release = request.param
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lc-", ignore_cleanup_errors=True)))
-        namespace = stack.enter_context(create_host("login-server"))
-        # Without a default route, tailscaled considers the network to be down.
-        namespace.ip("link", "add", "uplink", "type", "veth", "peer", "name", "beyond")
-        for interface in ("beyond", "uplink"):
-            namespace.ip("link", "set", interface, "up")
-        namespace.ip("address", "add", "192.0.2.1/24", "dev", "uplink")
-        namespace.ip("route", "add", "default", "via", "192.0.2.2")
+        namespace = stack.enter_context(network_for_tailscale("login-server"))
         for address in (CLUSTER_IP, INGRESS_IP):
             namespace.ip("address", "add", f"{address}/32", "dev", "lo")
-        stack.enter_context(namespace.inside())
         (folder / "server").mkdir()
         server = stack.enter_context(HeadscaleServer(release, folder / "server"))
         server.create_user(USER)

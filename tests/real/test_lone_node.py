@@ -6,7 +6,6 @@ database, so `dns-watch` waits longer before it treats the node as deleted.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import datetime
@@ -16,6 +15,7 @@ import pytest
 
 from lifecycle.dns_watch.healing import CONFIRMING_S, EMPTY_LIST_CONFIRMING_S
 from tests.probe import BUSYBOX, NO_BUSYBOX, Probe
+from tests.real.administrator import Administrator
 from tests.real.command import Event, events_named
 from tests.real.programs import Release, eventually
 from tests.real.server import HeadscaleServer
@@ -44,14 +44,6 @@ def server(
     with HeadscaleServer(release, temporary_folder / "server") as server:
         server.create_user(USER)
         yield server
-
-
-def copy_database(source: Path, target: Path) -> None:
-    """Replace the database in the target folder with the database in the source folder. The server must be stopped."""
-    for file in target.glob("db.sqlite*"):
-        file.unlink()
-    for file in source.glob("db.sqlite*"):
-        shutil.copy(file, target)
 
 
 def time_of(event: Event) -> datetime:
@@ -84,18 +76,13 @@ def test_database_without_the_node_for_two_minutes_changes_nothing(
 ) -> None:
     """An administrator first restores an old backup by mistake, and then the newest one."""
     with ExitStack() as stack:
+        administrator = Administrator(server)
         old, newest = temporary_folder / "old", temporary_folder / "newest"
-        for folder in (old, newest):
-            folder.mkdir()
         assert server.accepts_api_key
-        server.stop()
-        copy_database(server.folder, old)
-        server.start()
+        administrator.copy_database(old)
         pod = Pod("only.example.com", stack=stack, server=server, folder=temporary_folder / "p")
-        server.stop()
-        copy_database(server.folder, newest)
-        copy_database(old, server.folder)
-        server.start()
+        administrator.copy_database(newest)
+        administrator.restore_database(old)
         assert (server.nodes(), server.pre_auth_keys()) == ([], [])
 
         def has_missed_the_node_for_two_minutes() -> bool:
@@ -105,9 +92,7 @@ def test_database_without_the_node_for_two_minutes_changes_nothing(
         eventually(has_missed_the_node_for_two_minutes, "two minutes without the node", timeout_s=CONFIRM_TIMEOUT_S)
         assert server.pre_auth_keys() == []
         assert pod.nodez == (200, "waiting")
-        server.stop()
-        copy_database(newest, server.folder)
-        server.start()
+        administrator.restore_database(newest)
         eventually(lambda: pod.nodez == (200, "registered"), "the node to be found again", details=pod.watch.output)
         assert pod.workload.node_ids == [pod.first_id]
         assert pod.workload.key_file.read_text() == pod.first_key
