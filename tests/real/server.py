@@ -24,9 +24,6 @@ _REGIONS: Final = (901, 902, 903)
 To learn its public address, a Tailscale client waits until three regions have responded, or until a timeout.
 """
 
-_VOLATILE: Final = frozenset({"lastSeen", "online"})
-"""Fields of a node that change without a request from a test."""
-
 
 def configuration(
     url: str, folder: str, *, ports: Sequence[int], relay: str, listen: str = "127.0.0.1", address: str = "127.0.0.1"
@@ -295,12 +292,6 @@ class HeadscaleServer:
         """
         with client.login_link() as link:
             self.cli("nodes", "register", "--user", user, "--key", link.rpartition("/")[2])
-
-    def snapshot(self) -> Any:
-        """Return users, nodes and pre-auth keys, without fields that change by themselves."""
-        users = self.request("GET", "/api/v1/user").raise_for_status().json()
-        nodes = [{name: value for name, value in node.items() if name not in _VOLATILE} for node in self.nodes()]
-        return users, nodes, self.pre_auth_keys()
 
     def pre_auth_keys(self) -> list[dict[str, Any]]:
         """Return the JSON of all pre-auth keys."""

@@ -28,10 +28,8 @@ from tests.real.programs import TIMEOUT_S, Release, eventually
 from tests.real.server import HeadscaleServer
 from tests.real.tailscale_client import TailscaleClient
 from tests.real.test_life import (  # these run here with the fixture `workload` of this module
-    test_dry_run_changes_nothing,
     test_new_pod_replaces_the_node_and_the_record,
     test_node_registered_by_the_cli_is_not_deleted,
-    test_unknown_user_is_reported_with_the_existing_users,
     test_without_key_metadata_the_only_online_node_is_published,
 )
 from tests.real.workload import NAMESPACE, USER, Workload
@@ -41,10 +39,8 @@ from tests.simulators.kubernetes import ExecFault, KubernetesSimulator
 from tests.simulators.serve import serve
 
 __all__ = [
-    "test_dry_run_changes_nothing",
     "test_new_pod_replaces_the_node_and_the_record",
     "test_node_registered_by_the_cli_is_not_deleted",
-    "test_unknown_user_is_reported_with_the_existing_users",
     "test_without_key_metadata_the_only_online_node_is_published",
 ]
 
