@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from lifecycle.clients.headscale.parsing import parse_api_key
 from lifecycle.dns_watch.status import Status
 from lifecycle.health.metrics import render_metrics
 from tests.dns_watch.pods import Pod
@@ -172,25 +171,3 @@ def test_node_without_expiry_is_not_reported(world: World, tmp_path: Path, event
     pod.run(60)
     assert metric(pod.watch.status, "node_expiration_timestamp_seconds") is None
     assert "node.expiring" not in names(events)
-
-
-@pytest.mark.parametrize(
-    ("listed_prefix", "prefix"),
-    [
-        pytest.param("gX7-A24fQA", "gX7-A24fQA", id="0.23"),
-        pytest.param("Dvg0aDZ", "Dvg0aDZ", id="0.27"),
-        pytest.param("d1WdO8-***", "d1WdO8-", id="created by 0.27, listed by 0.28"),
-        pytest.param("hskey-api-8ZTWr3e-rZKX-***", "hskey-api-8ZTWr3e-rZKX-", id="0.28"),
-        pytest.param("hskey-api-b2d4b895cbf7-***", "hskey-api-b2d4b895cbf7-", id="0.30"),
-    ],
-)
-def test_asterisks_are_removed_from_the_prefix_of_an_api_key(listed_prefix: str, prefix: str) -> None:
-    """The values are from real servers."""
-    assert parse_api_key({"prefix": listed_prefix, "expiration": None}) == (prefix, None)
-
-
-@pytest.mark.parametrize("listed_prefix", ["", "***", "abc***", "hskey-"])
-def test_too_short_prefix_is_refused(listed_prefix: str) -> None:
-    """Such a prefix would match any API key."""
-    with pytest.raises(ValueError, match="prefix"):
-        parse_api_key({"prefix": listed_prefix, "expiration": None})

@@ -21,7 +21,7 @@ from lifecycle.clients.kubernetes.events import EventWriter
 from lifecycle.domain.errors import ConfigError
 from lifecycle.domain.events import Event, error, info, warning
 from lifecycle.domain.pod_events import NOTES, pod_event
-from lifecycle.runtime.logs import listening, log_event
+from lifecycle.runtime.logs import listening
 from tests.builders import COMMENT_OF_OTHER_OWNER, NAME, NOW, OUR_COMMENT
 from tests.in_cluster import MEMORY_URL, memory_access
 from tests.pod.rendering import DEPLOY, of_kind, render
@@ -281,7 +281,3 @@ class TestCommands:
         world.headscale.add_node(NAME, user="ann")
         world.cleanup(HEADSCALE_USER=USER).run()
         assert reasons == ["NodeForeign"]
-
-    def test_log_event_creates_a_kubernetes_event(self, reasons: list[str]) -> None:
-        log_event(RETURNED)
-        assert reasons == ["NodeReturned"]

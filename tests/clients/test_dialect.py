@@ -133,6 +133,9 @@ class TestDescription:
             {"paths": {"/api/v1/preauthkey": "deleted"}, "definitions": {}},
             {"paths": {"/api/v1/preauthkey": {"delete": None}}, "definitions": {}},
             {"paths": {}, "definitions": {"v1CreatePreAuthKeyRequest": {"properties": {"user": "uint64"}}}},
+            {"openapi": "3.1.0", "paths": {"/pets": {}}},
+            {"openapi": 3, "paths": {"/api/v1/node": {}}},
+            {"paths": {"/api/v1/node": {}}},
             None,
             "swagger",
             [],
@@ -140,17 +143,6 @@ class TestDescription:
     )
     def test_document_of_another_form_has_no_dialect(self, document: object) -> None:
         assert dialect_of_swagger(document) is None
-        assert dialect_of_openapi(document) is None
-
-    @pytest.mark.parametrize(
-        "document",
-        [
-            {"openapi": "3.1.0", "paths": {"/pets": {}}},
-            {"openapi": 3, "paths": {"/api/v1/node": {}}},
-            {"paths": {"/api/v1/node": {}}},
-        ],
-    )
-    def test_openapi_document_of_another_product_has_no_dialect(self, document: object) -> None:
         assert dialect_of_openapi(document) is None
 
     @given(JSON)

@@ -419,24 +419,6 @@ def test_request_to_a_stopped_server_is_retried(cli: HeadscaleCli, headscale: He
 
 @ONE_RELEASE
 @pytest.mark.parametrize(
-    "fault",
-    [
-        pytest.param(ExecFault(cut_after=1), id="cut-in-the-output"),
-        pytest.param(ExecFault(sends_status=False), id="closed-without-a-status"),
-        pytest.param(ExecFault(start_error="container not running"), id="container-stopped"),
-        pytest.param(ExecFault(instead=Finished()), id="success-without-output"),
-    ],
-)
-def test_interrupted_read_is_retried(
-    fault: ExecFault, server: HeadscaleSimulator, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter
-) -> None:
-    server.add_node(NAME, user="svc")
-    kubernetes.add_exec_fault(fault, "nodes list", times=2)
-    assert [node.hostname for node in headscale.nodes()] == [NAME]
-
-
-@ONE_RELEASE
-@pytest.mark.parametrize(
     ("fault", "kind"),
     [
         pytest.param(faults.answer(403, "{}"), AuthError, id="refused"),
@@ -669,12 +651,6 @@ class TestPodSelection:
         kubernetes.add_pod("ui-0", {"ui": {}})
         with pytest.raises(ResponseError, match=r"headscale/ui-0.*HEADSCALE_POD_SELECTOR"):
             transport.nodes()
-
-    def test_pod_with_a_headscale_container_is_preferred(
-        self, kubernetes: KubernetesSimulator, transport: ExecTransport
-    ) -> None:
-        kubernetes.add_pod("ui-0", {"ui": {}}, age=timedelta(0))
-        assert transport.nodes() == []
 
     @pytest.mark.parametrize("state", [{"ready": False}, {"phase": "Pending"}, {"is_terminating": True}])
     @pytest.mark.parametrize(

@@ -25,38 +25,34 @@ TEN_MINUTES_S = 600.0
 Change = Callable[[Any], Any]
 
 
+def changed(value: Any, change: Callable[[str, str, Any], tuple[str, Any]], kind: str = "") -> Any:
+    """Return a JSON value in which each member of an object was changed.
+
+    Args:
+        change: called with the kind of the object, such as "node", and with the member's name and value. It returns the
+            new name and the new value.
+    """
+    match value:
+        case dict():
+            return dict(change(kind, name, changed(member, change, name)) for name, member in value.items())
+        case list():
+            # The list "nodes" contains objects of the kind "node".
+            return [changed(item, change, kind.removesuffix("s")) for item in value]
+    return value
+
+
 def renamed(field: str, *, within: str) -> Change:
-    """Return a function that renames a member in each object of a kind, such as "node", of a JSON response."""
-
-    def change(value: Any, parent: str = "") -> Any:
-        match value:
-            case dict():
-                return {
-                    f"{name}X" if (name, parent) == (field, within) else name: change(member, name)
-                    for name, member in value.items()
-                }
-            case list():
-                # The list "nodes" contains objects of the kind "node".
-                return [change(item, parent.removesuffix("s")) for item in value]
-        return value
-
-    return change
+    """Return a function that renames a member in each object of a kind of a JSON response."""
+    return lambda response: changed(
+        response, lambda kind, name, value: (f"{name}X" if (name, kind) == (field, within) else name, value)
+    )
 
 
 def replaced(old: Any, new: Any, *, field: str) -> Change:
     """Return a function that replaces the old value of a member by the new value in a JSON response."""
-
-    def change(value: Any) -> Any:
-        match value:
-            case dict():
-                return {
-                    name: new if (name, member) == (field, old) else change(member) for name, member in value.items()
-                }
-            case list():
-                return [change(item) for item in value]
-        return value
-
-    return change
+    return lambda response: changed(
+        response, lambda _kind, name, value: (name, new if (name, value) == (field, old) else value)
+    )
 
 
 @pytest.fixture

@@ -175,14 +175,14 @@ class TestId:
 
     @pytest.mark.parametrize(
         ("value", "text"),
-        [("1", "1"), (1, "1"), ("18446744073709551615", "18446744073709551615"), (2**64 - 1, "18446744073709551615")],
+        [
+            *[("1", "1"), (1, "1"), (str(2**64 - 1), str(2**64 - 1)), (2**64 - 1, str(2**64 - 1))],
+            *[(None, None), ("", None), (0, None), ("0", None)],
+        ],
     )
-    def test_id_is_parsed(self, value: object, text: str) -> None:
+    def test_id_is_parsed(self, value: object, text: str | None) -> None:
+        """An absent id is None."""
         assert parse_id(value) == text
-
-    @pytest.mark.parametrize("value", [None, "", 0, "0"])
-    def test_absent_id_is_none(self, value: object) -> None:
-        assert parse_id(value) is None
 
     @pytest.mark.parametrize(
         "value", ["-1", -1, "01", "1.0", 1.0, 0.0, "1e3", " 1", "1\n", "x", True, False, [], {}, "\u0661", "1" * 21]
@@ -505,21 +505,24 @@ class TestApiKey:
     """API keys in a list: their prefix and expiry."""
 
     @pytest.mark.parametrize(
-        ("payload", "prefix", "expires_at"),
+        ("listed", "prefix"),
         [
-            ({"prefix": "abcdefg", "expiration": None}, "abcdefg", None),
-            (
-                {"prefix": "hskey-api-abcdefghijkl-***", "expiration": "0001-01-01T00:00:00Z"},
-                "hskey-api-abcdefghijkl-",
-                None,
-            ),
-            ({"prefix": "abcdefghij***", "expiration": "2026-03-01T12:00:00.123456Z"}, "abcdefghij", INSTANT),
+            pytest.param("gX7-A24fQA", "gX7-A24fQA", id="0.23"),
+            pytest.param("Dvg0aDZ", "Dvg0aDZ", id="0.27"),
+            pytest.param("d1WdO8-***", "d1WdO8-", id="created by 0.27, listed by 0.28"),
+            pytest.param("hskey-api-8ZTWr3e-rZKX-***", "hskey-api-8ZTWr3e-rZKX-", id="0.28"),
+            pytest.param("hskey-api-b2d4b895cbf7-***", "hskey-api-b2d4b895cbf7-", id="0.30"),
         ],
     )
-    def test_api_key_is_parsed(self, payload: dict[str, Any], prefix: str, expires_at: datetime | None) -> None:
-        assert parse_api_key(payload) == (prefix, expires_at)
+    def test_api_key_is_parsed(self, listed: str, prefix: str) -> None:
+        """The values are from real servers."""
+        assert parse_api_key({"prefix": listed, "expiration": None}) == (prefix, None)
+        assert parse_api_key({"prefix": listed, "expiration": "2026-03-01T12:00:00.123456Z"}) == (prefix, INSTANT)
 
-    @pytest.mark.parametrize("payload", [{}, {"prefix": ""}, {"prefix": "***"}, {"prefix": "abc"}, {"prefix": 5}, []])
+    @pytest.mark.parametrize(
+        "payload",
+        [{}, {"prefix": ""}, {"prefix": "***"}, {"prefix": "abc***"}, {"prefix": "hskey-"}, {"prefix": 5}, []],
+    )
     def test_malformed_api_key_is_an_error(self, payload: Any) -> None:
         """A short prefix would match any key."""
         with pytest.raises(MALFORMED):

@@ -405,19 +405,6 @@ def test_command_that_writes_does_not_use_a_kubeconfig(command: str, pod: Cluste
     assert pod.kubernetes.requests == []
 
 
-def test_kubeconfig_without_tls_verification_is_refused(pod: ClusterPod, kubeconfig: Path) -> None:
-    document = yaml.safe_load(kubeconfig.read_text())
-    for cluster in document["clusters"]:
-        cluster["cluster"].pop("certificate-authority", None)
-        cluster["cluster"]["insecure-skip-tls-verify"] = True
-    kubeconfig.write_text(yaml.safe_dump(document))
-    result = pod.start_outside_cluster("--dry-run").wait()
-    assert (result.status, result.stdout) == (2, "")
-    assert "insecure-skip-tls-verify" in result.stderr
-    assert "Traceback" not in result.stderr
-    assert pod.kubernetes.requests == []
-
-
 def test_proxy_is_not_used_for_kubernetes_in_the_cluster(pod: ClusterPod) -> None:
     """GET requests and exec requests bypass the proxy, even if NO_PROXY contains spaces."""
     pod.add_leftovers()
