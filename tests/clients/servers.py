@@ -1,20 +1,62 @@
-"""Servers on loopback for the tests of clients. Some send malformed responses, or none."""
+"""Send requests to servers on loopback, some of which send malformed responses or none."""
 
 from __future__ import annotations
 
 import socket
+import ssl
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from threading import Event, Thread
+from typing import Any
 
+import pytest
+
+from lifecycle.clients.http import HttpClient
+from lifecycle.clients.json_client import JsonClient
+from lifecycle.clients.transport import open_http
+from lifecycle.clients.trust import public_trust
+from lifecycle.clients.upstream import Upstream
+from lifecycle.domain.errors import ApiError
+from lifecycle.domain.proxy import Proxy
 from tests.simulators.messages import Request, Response, json_response, text_response
-from tests.simulators.upstream import Upstream
+from tests.simulators.upstream import Upstream as UpstreamSimulator
+
+API = Upstream("Api", url_setting="API_URL", ca_setting="API_CA_FILE")
 
 
-class Api(Upstream):
-    """An API that responds to each request with `{"ok": true}`, or with an error.
+def send(
+    url: str,
+    method: str = "GET",
+    *,
+    upstream: Upstream = API,
+    trust: ssl.SSLContext | None = None,
+    proxy: Proxy | None = None,
+    timeout_s: float = 10.0,
+    **request: Any,
+) -> Any:
+    """Send a request, and return the JSON of the response.
+
+    Args:
+        upstream: what the client expects at the URL.
+        trust: the trusted certificate authorities; None = the public ones.
+    """
+    with open_http(url, trust=trust or public_trust(), proxy=proxy) as http:
+        http_client = HttpClient(http, upstream=upstream, timeout=timedelta(seconds=timeout_s), proxy=proxy)
+        return JsonClient(http_client, read_token=lambda: "token").send(method, "/thing", **request).json
+
+
+def failure(url: str, method: str = "GET", **options: Any) -> ApiError:
+    """Return the error of a request. The arguments are those of `send`."""
+    with pytest.raises(ApiError) as raised:
+        send(url, method, **options)
+    return raised.value
+
+
+class StaticApi(UpstreamSimulator):
+    """An API with the same response to each request: `{"ok": true}`, or an error.
 
     Args:
         status: the HTTP status of the responses.

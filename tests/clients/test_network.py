@@ -1,18 +1,13 @@
-"""Tests of connections with real sockets.
-
-One time budget must cover name resolution, all addresses, TLS, sending and reading.
-"""
+"""Test with real sockets that one time budget covers name resolution, all addresses, TLS, sending and reading."""
 
 from __future__ import annotations
 
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from threading import Event, Thread
@@ -20,15 +15,13 @@ from typing import Any
 
 import pytest
 
-from lifecycle.clients.http import HttpClient
-from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.network import UnreachableError, connect
 from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import private_trust, public_trust
-from lifecycle.clients.upstream import Upstream
-from lifecycle.domain.errors import ApiError, TransientError
+from lifecycle.domain.errors import TransientError
 from lifecycle.runtime.deadline import remaining_s, time_budget
-from tests.clients.servers import Api, send_nothing, serve_connection
+from tests.clients import servers
+from tests.clients.servers import API, StaticApi, send, send_nothing, serve_connection
 from tests.process.cluster import Authority
 from tests.simulators.serve import serve
 
@@ -36,25 +29,16 @@ BUDGET_S = 0.4
 # Every request must fail within this time. With a separate time-out for each step, requests would take longer.
 MAX_DURATION_S = 3.0
 
-API = Upstream("Api", url_setting="API_URL", ca_setting="API_CA_FILE")
-
 Resolver = Callable[..., list[Any]]
 
 
-def client_of(url: str, *, trust: ssl.SSLContext | None = None, budget_s: float = BUDGET_S) -> JsonClient:
-    return JsonClient(
-        HttpClient(open_http(url, trust=trust or public_trust()), upstream=API, timeout=timedelta(seconds=budget_s)),
-        read_token=lambda: "token",
-    )
-
-
-def failure(client: JsonClient, **request: Any) -> ApiError:
-    """Return the error of a request, which has to fail within MAX_DURATION_S."""
+def failure(url: str, **options: Any) -> TransientError:
+    """Return the error of a request with a short time budget, which has to fail within MAX_DURATION_S."""
     started = time.monotonic()
-    with pytest.raises(ApiError) as raised:
-        client.send("POST", "/thing", **request)
+    error = servers.failure(url, **({"timeout_s": BUDGET_S} | options))
     assert time.monotonic() - started < MAX_DURATION_S
-    return raised.value
+    assert type(error) is TransientError
+    return error
 
 
 # --- Budgets -------------------------------------------------------------------------------------------
@@ -80,12 +64,11 @@ def test_inner_budget_does_not_extend_the_outer_one() -> None:
 
 
 def test_one_budget_covers_several_requests() -> None:
-    with serve(Api(delay_s=0.1)) as url:
-        client = client_of(url, budget_s=10.0)
+    with serve(StaticApi(delay_s=0.1)) as url:
         started = time.monotonic()
         with suppress(TransientError), time_budget(0.35):
             for _ in range(100):
-                client.send("GET", "/thing")
+                send(url)
         assert time.monotonic() - started < MAX_DURATION_S
 
 
@@ -105,6 +88,12 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch) -> Callable[[Resolver], None]:
     return lambda resolver: monkeypatch.setattr(socket, "getaddrinfo", resolver)
 
 
+def addresses(*ports: int) -> Resolver:
+    """Return a resolver for a host with several addresses. On loopback, only their ports differ."""
+    results = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports]
+    return lambda *_args, **_options: results
+
+
 def unknown_name(*_args: Any, **_options: Any) -> list[Any]:
     """Fail as the resolver of the C library does for a name that does not exist."""
     raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -114,8 +103,7 @@ def test_hanging_resolver_is_reported(resolve_to: Callable[[Resolver], None]) ->
     """The message says that DNS does not respond, and does not suspect the setting API_URL."""
     ended = Event()
     resolve_to(lambda *_args, **_options: [ended.wait()])
-    error = failure(client_of("http://api.example"))
-    assert type(error) is TransientError
+    error = failure("http://api.example")
     assert "api.example" in str(error)
     assert "DNS" in str(error)
     assert "API_URL" not in str(error)
@@ -126,8 +114,7 @@ def test_hanging_resolver_is_reported(resolve_to: Callable[[Resolver], None]) ->
 
 def test_unknown_name_is_reported_with_the_setting(resolve_to: Callable[[Resolver], None]) -> None:
     resolve_to(unknown_name)
-    error = failure(client_of("http://api.example"))
-    assert type(error) is TransientError
+    error = failure("http://api.example")
     assert all(text in str(error) for text in ("api.example", "Name or service not known", "API_URL", "DNS"))
 
 
@@ -137,10 +124,10 @@ def test_error_while_an_earlier_error_is_handled_has_its_own_reason(
     """Python links the two errors, but the reason of the earlier error must not be reported again."""
     resolve_to(unknown_name)
     try:
-        client_of("http://api.example").send("GET", "/thing")
+        send("http://api.example")
     except TransientError:
-        resolve_to(lambda *_args, **_options: addresses(closed_port))
-        error = failure(client_of("http://other.example"))
+        resolve_to(addresses(closed_port))
+        error = failure("http://other.example")
     assert "DNS" not in str(error)
     assert "Connection refused" in str(error)
 
@@ -150,8 +137,8 @@ def test_ip_address_is_not_resolved_in_a_thread(host: str, monkeypatch: pytest.M
     # A call of the function that starts the thread would now fail.
     monkeypatch.setattr("lifecycle.clients.network.in_background", None)
     address = host.strip("[]")
-    with serve(Api(), host=address) as url:
-        assert client_of(url.replace(address, host)).send("GET", "/thing").json == {"ok": True}
+    with serve(StaticApi(), host=address) as url:
+        assert send(url.replace(address, host)) == {"ok": True}
 
 
 # --- Addresses -----------------------------------------------------------------------------------------
@@ -170,53 +157,39 @@ def black_hole() -> Iterator[int]:
         yield port
 
 
-def addresses(*ports: int) -> list[Any]:
-    """Return a result of the resolver for a host with several addresses. On loopback, only their ports differ."""
-    return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports]
-
-
 def port_of(url: str) -> int:
     return int(url.rpartition(":")[2])
 
 
-@pytest.mark.parametrize("holes", [1, 3], ids=["one-address", "three-addresses"])
-def test_address_that_drops_packets_does_not_use_up_the_budget(
-    holes: int, resolve_to: Callable[[Resolver], None]
+@pytest.mark.parametrize("holes", [0, 1, 3])
+def test_next_address_is_used_if_others_refuse_connections_or_drop_packets(
+    holes: int, closed_port: int, resolve_to: Callable[[Resolver], None]
 ) -> None:
-    with serve(Api()) as url, black_hole() as hole:
-        resolved = addresses(*[hole] * holes, port_of(url))
-        resolve_to(lambda *_args, **_options: resolved)
-        assert client_of("http://api.example", budget_s=1.5).send("GET", "/thing").json == {"ok": True}
-
-
-def test_next_address_is_used_if_one_refuses_the_connection(
-    closed_port: int, resolve_to: Callable[[Resolver], None]
-) -> None:
-    with serve(Api()) as url:
-        resolved = addresses(closed_port, port_of(url))
-        resolve_to(lambda *_args, **_options: resolved)
-        assert client_of("http://api.example").send("GET", "/thing").json == {"ok": True}
+    with serve(StaticApi()) as url, black_hole() as hole:
+        resolve_to(addresses(closed_port, *[hole] * holes, port_of(url)))
+        assert send("http://api.example", timeout_s=1.5) == {"ok": True}
 
 
 def test_error_if_no_address_accepts_in_time(resolve_to: Callable[[Resolver], None]) -> None:
     with black_hole() as hole:
-        resolved = addresses(hole, hole)
-        resolve_to(lambda *_args, **_options: resolved)
-        error = failure(client_of("http://api.example"))
-    assert type(error) is TransientError
+        resolve_to(addresses(hole, hole))
+        error = failure("http://api.example")
     assert all(text in str(error) for text in ("http://api.example", "0.4 s", "API_URL"))
 
 
 def test_attempts_leave_no_open_sockets(closed_port: int) -> None:
     """A socket that is not closed would cause a ResourceWarning, which fails the test."""
-    with serve(Api()) as url, black_hole() as hole, time_budget(5.0):
-        targets = [(family, address) for family, *_, address in addresses(hole, closed_port, port_of(url))]
+    with serve(StaticApi()) as url, black_hole() as hole, time_budget(5.0):
+        targets = [(family, address) for family, *_, address in addresses(hole, closed_port, port_of(url))()]
         connect(targets).close()
         with pytest.raises(UnreachableError):
             connect([targets[1]])
 
 
 # --- Slow peers ----------------------------------------------------------------------------------------
+
+
+SLOW_BODY = b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n" + b"s" * 10_000
 
 
 def drip(connection: socket.socket, data: bytes) -> None:
@@ -227,45 +200,29 @@ def drip(connection: socket.socket, data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "handle",
+    ("scheme", "handle"),
     [
-        pytest.param(send_nothing, id="no-response"),
-        pytest.param(lambda connection: drip(connection, b"HTTP/1.1 200 OK\r\nX: " + b"s" * 10_000), id="slow-headers"),
+        pytest.param("http", send_nothing, id="no-response"),
+        pytest.param("http", lambda peer: drip(peer, b"HTTP/1.1 200 OK\r\nX: " + b"s" * 10_000), id="slow-headers"),
+        pytest.param("http", lambda peer: drip(peer, SLOW_BODY), id="slow-body"),
         pytest.param(
-            lambda connection: drip(connection, b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n" + b"s" * 10_000),
-            id="slow-body",
+            "http", lambda peer: drip(peer, b"HTTP/1.1 100 Continue\r\n\r\n" * 1000), id="many-interim-responses"
         ),
+        pytest.param("https", send_nothing, id="no-tls-handshake"),
+        # A TLS record of 16 KiB that arrives byte by byte.
         pytest.param(
-            lambda connection: drip(connection, b"HTTP/1.1 100 Continue\r\n\r\n" * 1000), id="many-interim-responses"
+            "https", lambda peer: drip(peer, b"\x16\x03\x03\x40\x00" + b"\x02" * 10_000), id="slow-tls-handshake"
         ),
     ],
 )
-def test_slow_response_fails_when_the_budget_ends(handle: Callable[[socket.socket], object]) -> None:
+def test_slow_response_fails_when_the_budget_ends(scheme: str, handle: Callable[[socket.socket], object]) -> None:
     with serve_connection(handle) as address:
-        error = failure(client_of(f"http://{address}"))
-    assert type(error) is TransientError
-    assert "0.4 s" in str(error)
+        assert "0.4 s" in str(failure(f"{scheme}://{address}"))
 
 
 def test_request_that_is_not_read_fails_when_the_budget_ends() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        error = failure(client_of(f"http://127.0.0.1:{listener.getsockname()[1]}"), body="x" * 20_000_000)
-    assert type(error) is TransientError
-    assert "0.4 s" in str(error)
-
-
-@pytest.mark.parametrize(
-    "handle",
-    [
-        pytest.param(send_nothing, id="silent"),
-        # A TLS record of 16 KiB that arrives byte by byte.
-        pytest.param(lambda connection: drip(connection, b"\x16\x03\x03\x40\x00" + b"\x02" * 10_000), id="slow"),
-    ],
-)
-def test_slow_tls_handshake_fails_when_the_budget_ends(handle: Callable[[socket.socket], object]) -> None:
-    with serve_connection(handle) as address:
-        error = failure(client_of(f"https://{address}"))
-    assert type(error) is TransientError
+        error = failure(f"http://127.0.0.1:{listener.getsockname()[1]}", method="POST", body="x" * 20_000_000)
     assert "0.4 s" in str(error)
 
 
@@ -275,34 +232,24 @@ def test_slow_body_over_tls_fails_when_the_budget_ends(tmp_path: Path) -> None:
     def handle(connection: socket.socket) -> None:
         with authority.server.wrap_socket(connection, server_side=True) as secured:
             secured.recv(65536)
-            drip(secured, b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n" + b"s" * 10_000)
+            drip(secured, SLOW_BODY)
 
     with serve_connection(handle) as address:
-        error = failure(client_of(f"https://{address}", trust=private_trust(authority.certificate), budget_s=1.0))
-    assert type(error) is TransientError
+        error = failure(f"https://{address}", trust=private_trust(authority.certificate), timeout_s=1.0)
     assert "1 s" in str(error)
 
 
 def test_time_for_a_response_can_exceed_the_time_for_a_connection(resolve_to: Callable[[Resolver], None]) -> None:
     """With `response_timeouts=4`, a response may take four time-outs, but TCP and TLS connections only one each."""
-
-    def client(url: str) -> JsonClient:
-        slow_api = replace(API, response_timeouts=4)
-        http = HttpClient(open_http(url, trust=public_trust()), upstream=slow_api, timeout=timedelta(seconds=0.1))
-        return JsonClient(http, read_token=lambda: "token")
-
+    options = {"upstream": replace(API, response_timeouts=4), "timeout_s": 0.1}
+    for scheme, expected in (("https", "within 0.1 s"), ("http", "within 0.4 s")):
+        with serve_connection(send_nothing) as address:
+            assert expected in str(failure(f"{scheme}://{address}", **options))
     with black_hole() as hole:
-        resolve_to(lambda *_args, **_options: addresses(hole))
-        error = failure(client("http://api.example"))
-    assert isinstance(error, TransientError)
+        resolve_to(addresses(hole))
+        error = failure("http://api.example", **options)
     assert "within 0.1 s" in str(error)
     assert not error.was_sent
-    with serve_connection(send_nothing) as address:
-        resolve_to(lambda *_args, **_options: addresses(port_of(address)))
-        assert "within 0.1 s" in str(failure(client("https://api.example")))
-    with serve_connection(send_nothing) as address:
-        resolve_to(lambda *_args, **_options: addresses(port_of(address)))
-        assert "within 0.4 s" in str(failure(client("http://api.example")))
 
 
 # --- Connections ---------------------------------------------------------------------------------------

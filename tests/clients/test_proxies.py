@@ -18,16 +18,14 @@ import pytest
 
 from lifecycle.clients.cloudflare.errors import CLOUDFLARE
 from lifecycle.clients.headscale.errors import HEADSCALE
-from lifecycle.clients.http import HttpClient
-from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.kubernetes.api import Cluster
-from lifecycle.clients.transport import open_http
-from lifecycle.clients.trust import private_trust, public_trust
+from lifecycle.clients.trust import private_trust
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, AuthError, ResponseError, TransientError
 from lifecycle.domain.proxy import Proxy
+from tests.clients import servers
 from tests.clients.certificates import PrivateAuthority
-from tests.clients.servers import Api, respond, revealed_by, serve_connection
+from tests.clients.servers import StaticApi, respond, revealed_by, serve_connection
 from tests.in_cluster import HEADSCALE_NAMESPACE, HEADSCALE_POD, MAY_EXEC, access_to
 from tests.simulators.headscale_cli import Finished
 from tests.simulators.kubernetes import KubernetesSimulator
@@ -40,27 +38,17 @@ ENCODED_CREDENTIALS = "me:p%40ss%2Fword"
 FORMS_OF_THE_PASSWORD = ("p@ss/word", "p%40ss%2Fword", "bWU6cEBzcy93b3Jk")
 
 
-def send(url: str, proxy: str, *, upstream: Upstream = HEADSCALE, timeout_s: float = 10.0, **options: Any) -> object:
-    configured = Proxy(proxy, "HTTPS_PROXY")
-    with open_http(url, proxy=configured, **({"trust": public_trust()} | options)) as client:
-        return (
-            JsonClient(
-                HttpClient(client, upstream=upstream, timeout=timedelta(seconds=timeout_s), proxy=configured),
-                read_token=lambda: "token",
-            )
-            .send("GET", "/thing")
-            .json
-        )
+def send(url: str, proxy: str, **options: Any) -> object:
+    return servers.send(url, proxy=Proxy(proxy, "HTTPS_PROXY"), **options)
 
 
-def failure(*args: Any, **options: Any) -> ApiError:
+def failure(url: str, proxy: str, **options: Any) -> ApiError:
     """Return the error of a request, which must name the proxy's setting and reveal no password."""
-    with pytest.raises(ApiError) as raised:
-        send(*args, **options)
-    revealed = revealed_by(raised.value)
+    error = servers.failure(url, proxy=Proxy(proxy, "HTTPS_PROXY"), **options)
+    revealed = revealed_by(error)
     assert not [password for password in FORMS_OF_THE_PASSWORD if password in revealed]
-    assert "HTTPS_PROXY" in str(raised.value)
-    return raised.value
+    assert "HTTPS_PROXY" in str(error)
+    return error
 
 
 @pytest.fixture
@@ -84,7 +72,7 @@ def proxy_that_sends(stack: ExitStack, raw: bytes) -> str:
 
 
 def test_plain_http_is_forwarded(stack: ExitStack) -> None:
-    api = Api()
+    api = StaticApi()
     proxy, url = serve_proxy(stack, stack.enter_context(serve(api)), "api.example:80")
     assert send("http://api.example", url) == {"ok": True}
     assert proxy.requested == ["api.example:80"]
@@ -97,7 +85,7 @@ def test_plain_http_is_forwarded(stack: ExitStack) -> None:
     ids=["percent-sign", "non-ascii"],
 )
 def test_credentials_are_decoded_once(stack: ExitStack, encoded: str, user: str) -> None:
-    proxy = ProxySimulator({"api.example:80": stack.enter_context(serve(Api())).partition("://")[2]}, user=user)
+    proxy = ProxySimulator({"api.example:80": stack.enter_context(serve(StaticApi())).partition("://")[2]}, user=user)
     url = stack.enter_context(proxy.serve()).replace("http://", f"http://{encoded}@")
     assert send("http://api.example", url) == {"ok": True}
 
@@ -105,10 +93,10 @@ def test_credentials_are_decoded_once(stack: ExitStack, encoded: str, user: str)
 def test_https_is_tunnelled_and_verified_end_to_end(stack: ExitStack, tmp_path: Path) -> None:
     authority = PrivateAuthority(tmp_path)
     server = authority.server(name="DNS:api.example")
-    proxy, url = serve_proxy(stack, stack.enter_context(serve(Api(), tls=server)), "api.example:443")
+    proxy, url = serve_proxy(stack, stack.enter_context(serve(StaticApi(), tls=server)), "api.example:443")
     assert send("https://api.example", url, trust=private_trust(authority.certificate)) == {"ok": True}
     assert proxy.requested == ["api.example:443"]
-    with pytest.raises(TransientError, match="HEADSCALE_CA_FILE"):
+    with pytest.raises(TransientError, match="API_CA_FILE"):
         send("https://api.example", url)
 
 
@@ -142,7 +130,7 @@ def test_unreachable_proxy_is_named_instead_of_the_upstream(scheme: str) -> None
     error = failure(f"{scheme}://api.example", f"http://{ENCODED_CREDENTIALS}@{address}")
     assert type(error) is TransientError
     assert f"http://{address}" in str(error)
-    assert "HEADSCALE_URL" not in str(error)
+    assert "API_URL" not in str(error)
 
 
 @SCHEMES
@@ -154,7 +142,7 @@ def test_unknown_proxy_is_named_instead_of_the_upstream(scheme: str, monkeypatch
     error = failure(f"{scheme}://api.example", f"http://{ENCODED_CREDENTIALS}@proxy.example:3128")
     assert type(error) is TransientError
     assert "proxy.example is unknown" in str(error)
-    assert "HEADSCALE_URL" not in str(error)
+    assert "API_URL" not in str(error)
 
 
 @pytest.mark.parametrize(
@@ -177,9 +165,9 @@ def test_refusal_by_the_proxy_is_permanent(
 
 
 def test_refusal_by_the_upstream_does_not_name_the_proxy(stack: ExitStack) -> None:
-    _, url = serve_proxy(stack, stack.enter_context(serve(Api(401))), "api.example:80")
+    _, url = serve_proxy(stack, stack.enter_context(serve(StaticApi(401))), "api.example:80")
     with pytest.raises(AuthError, match="API key"):
-        send("http://api.example", url)
+        send("http://api.example", url, upstream=HEADSCALE)
 
 
 @pytest.mark.parametrize("upstream", [HEADSCALE, CLOUDFLARE], ids=["headscale", "cloudflare"])

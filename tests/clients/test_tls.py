@@ -1,50 +1,23 @@
-"""Test with TLS servers which certificates are trusted, and which settings the errors name.
-
-An upstream is an API to which the program sends requests: Headscale or Cloudflare.
-"""
+"""Test with TLS servers which certificates are trusted, and which settings the errors name."""
 
 from __future__ import annotations
 
 import runpy
 import ssl
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from lifecycle.clients.cloudflare.errors import CLOUDFLARE
 from lifecycle.clients.headscale.errors import HEADSCALE
-from lifecycle.clients.http import HttpClient
-from lifecycle.clients.json_client import JsonClient
-from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import add_authorities, private_trust, public_trust
 from lifecycle.clients.upstream import Upstream
-from lifecycle.domain.errors import ApiError, ResponseError, TransientError
+from lifecycle.domain.errors import ResponseError, TransientError
 from tests.clients.certificates import PrivateAuthority
-from tests.clients.servers import Api, respond, serve_connection
+from tests.clients.servers import StaticApi, failure, respond, send, serve_connection
 from tests.simulators.serve import serve
 
 ROOT = Path(__file__).resolve().parents[2]
-
-UPSTREAMS = [
-    pytest.param(HEADSCALE, "HEADSCALE_URL", "HEADSCALE_CA_FILE", id="Headscale"),
-    pytest.param(CLOUDFLARE, "CLOUDFLARE_API_URL", "SSL_CERT_FILE", id="Cloudflare"),
-]
-
-
-def send(url: str, trust: ssl.SSLContext, upstream: Upstream = HEADSCALE) -> object:
-    with open_http(url, trust=trust) as http:
-        client = JsonClient(
-            HttpClient(http, upstream=upstream, timeout=timedelta(seconds=10)),
-            read_token=lambda: "token",
-        )
-        return client.send("GET", "/thing").json
-
-
-def failure(url: str, trust: ssl.SSLContext, upstream: Upstream = HEADSCALE) -> ApiError:
-    with pytest.raises(ApiError) as raised:
-        send(url, trust, upstream)
-    return raised.value
 
 
 @pytest.fixture
@@ -53,14 +26,6 @@ def authority(tmp_path: Path) -> PrivateAuthority:
 
 
 # --- Trust ---------------------------------------------------------------------------------------------
-
-
-def test_private_authority_is_trusted_if_added(authority: PrivateAuthority) -> None:
-    trust = public_trust()
-    add_authorities(trust, authority.certificate)
-    with serve(Api(), tls=authority.server()) as url:
-        assert send(url, trust) == {"ok": True}
-        assert send(url, private_trust(authority.certificate)) == {"ok": True}
 
 
 @pytest.fixture
@@ -77,18 +42,18 @@ def _strict_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_strict_by_default")
-def test_private_authority_without_the_key_usage_extension_is_trusted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_key_usage", [True, False])
+def test_private_authority_is_trusted_even_without_the_key_usage_extension(tmp_path: Path, has_key_usage: bool) -> None:
     """The authorities of some Kubernetes clusters lack this extension."""
-    authority = PrivateAuthority(tmp_path, has_key_usage=False)
+    authority = PrivateAuthority(tmp_path, has_key_usage=has_key_usage)
     extended = public_trust()
     add_authorities(extended, authority.certificate)
-    strict = ssl.create_default_context(cafile=authority.certificate)
-    with serve(Api(), tls=authority.server()) as url:
-        assert isinstance(failure(url, strict), TransientError), (
-            "this test needs an authority that strict verification refuses"
-        )
-        assert send(url, extended) == {"ok": True}
-        assert send(url, private_trust(authority.certificate)) == {"ok": True}
+    with serve(StaticApi(), tls=authority.server()) as url:
+        assert send(url, trust=extended) == {"ok": True}
+        assert send(url, trust=private_trust(authority.certificate)) == {"ok": True}
+        if not has_key_usage:
+            # Strict verification refuses this authority.
+            failure(url, trust=ssl.create_default_context(cafile=authority.certificate))
 
 
 def test_every_authority_of_a_bundle_is_trusted_in_a_hashed_folder(
@@ -104,8 +69,8 @@ def test_every_authority_of_a_bundle_is_trusted_in_a_hashed_folder(
     write_hashed("".join(f"# a comment\n{authority.certificate.read_text()}" for authority in authorities), folder)
     monkeypatch.setattr("lifecycle.clients.trust.AUTHORITIES_OF_THE_IMAGE", folder)
     for authority in authorities:
-        with serve(Api(), tls=authority.server()) as url:
-            assert send(url, public_trust()) == {"ok": True}
+        with serve(StaticApi(), tls=authority.server()) as url:
+            assert send(url) == {"ok": True}
 
 
 @pytest.mark.usefixtures("_strict_by_default")
@@ -122,15 +87,18 @@ def test_invalid_certificates_are_refused_with_a_private_authority(
     if trusts_public:
         add_authorities(trust, authority.certificate)
     (tmp_path / "other").mkdir()
-    for invalid in (
-        authority.server(name="IP:127.0.0.2"),
-        authority.server(name="DNS:localhost"),
-        authority.server(days=-1),
-        PrivateAuthority(tmp_path / "other").server(),
+    for invalid, advice in (
+        (authority.server(name="IP:127.0.0.2"), "API_URL"),
+        (authority.server(name="DNS:localhost"), "API_URL"),
+        (authority.server(days=-1), "expired"),
+        (PrivateAuthority(tmp_path / "other").server(), "API_CA_FILE"),
     ):
-        api = Api()
+        api = StaticApi()
         with serve(api, tls=invalid) as url:
-            assert isinstance(failure(url, trust), TransientError)
+            error = failure(url, trust=trust)
+        assert type(error) is TransientError
+        assert url in str(error)
+        assert [word for word in ("API_URL", "expired", "API_CA_FILE") if word in str(error)] == [advice]
         assert api.requests == []
 
 
@@ -148,41 +116,27 @@ def test_file_without_certificates_is_an_os_error(tmp_path: Path, content: str |
 # --- Settings in errors --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("upstream", "url_setting", "ca_setting"), UPSTREAMS)
-def test_unknown_authority_error_names_the_ca_setting(
+@pytest.mark.parametrize(
+    ("upstream", "url_setting", "ca_setting"),
+    [
+        pytest.param(HEADSCALE, "HEADSCALE_URL", "HEADSCALE_CA_FILE", id="Headscale"),
+        pytest.param(CLOUDFLARE, "CLOUDFLARE_API_URL", "SSL_CERT_FILE", id="Cloudflare"),
+    ],
+)
+def test_errors_name_the_settings_of_the_upstream(
     authority: PrivateAuthority, upstream: Upstream, url_setting: str, ca_setting: str
 ) -> None:
-    with serve(Api(), tls=authority.server()) as url:
-        error = failure(url, public_trust(), upstream)
-    assert type(error) is TransientError
-    assert url in str(error)
-    assert ca_setting in str(error)
+    with serve(StaticApi(), tls=authority.server()) as url:
+        assert ca_setting in str(failure(url, upstream=upstream))
+        # A server with OpenSSL sends no response to plain HTTP, so the error cannot say that the scheme is wrong.
+        assert url_setting in str(failure(url.replace("https:", "http:"), upstream=upstream))
 
 
-@pytest.mark.parametrize(("upstream", "url_setting", "ca_setting"), UPSTREAMS)
-def test_hostname_mismatch_error_names_the_url_setting(
-    authority: PrivateAuthority, upstream: Upstream, url_setting: str, ca_setting: str
-) -> None:
-    with serve(Api(), tls=authority.server(name="DNS:hs.example.com")) as url:
-        error = failure(url, private_trust(authority.certificate), upstream)
-    assert type(error) is TransientError
-    assert url_setting in str(error)
-
-
-def test_expired_certificate_is_reported(authority: PrivateAuthority) -> None:
-    with serve(Api(), tls=authority.server(days=-1)) as url:
-        error = failure(url, private_trust(authority.certificate))
-    assert type(error) is TransientError
-    assert "expired" in str(error)
-    assert "HEADSCALE_CA_FILE" not in str(error)
-
-
-@pytest.mark.parametrize(("upstream", "url_setting", "ca_setting"), UPSTREAMS)
-def test_https_on_an_http_port_advises_http(upstream: Upstream, url_setting: str, ca_setting: str) -> None:
-    with serve(Api()) as url:
-        error = failure(url.replace("http:", "https:"), public_trust(), upstream)
+def test_https_on_an_http_port_advises_http() -> None:
+    with serve(StaticApi()) as url:
+        error = failure(url.replace("http:", "https:"))
     assert type(error) is ResponseError
-    assert url_setting in str(error)
+    assert "API_URL" in str(error)
     assert "http://" in str(error)
 
 
@@ -196,23 +150,15 @@ TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x50"
 
 
 @pytest.mark.parametrize("raw", [GO_RESPONSE, NGINX_RESPONSE, TLS_ALERT], ids=["go", "nginx", "tls-alert"])
-@pytest.mark.parametrize(("upstream", "url_setting", "ca_setting"), UPSTREAMS)
-def test_http_on_an_https_port_advises_https(upstream: Upstream, url_setting: str, ca_setting: str, raw: bytes) -> None:
+def test_http_on_an_https_port_advises_https(raw: bytes) -> None:
     with serve_connection(respond(raw)) as address:
-        error = failure(f"http://{address}", public_trust(), upstream)
+        error = failure(f"http://{address}")
     assert type(error) is ResponseError
-    assert url_setting in str(error)
+    assert "API_URL" in str(error)
     assert "https://" in str(error)
-
-
-def test_http_on_an_https_port_that_only_closes_the_connection_names_the_setting(authority: PrivateAuthority) -> None:
-    """A server with OpenSSL sends no response, so the error cannot say that the scheme is wrong."""
-    with serve(Api(), tls=authority.server()) as url:
-        error = failure(url.replace("https:", "http:"), public_trust())
-    assert "HEADSCALE_URL" in str(error)
 
 
 def test_connection_that_ends_during_the_handshake_is_a_transient_error() -> None:
     with serve_connection(respond(b"")) as address:
-        error = failure(f"https://{address}", public_trust())
+        error = failure(f"https://{address}")
     assert type(error) is TransientError
