@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
 from typing import Any
@@ -76,14 +77,15 @@ def test_records_of_every_type_at_the_exact_name_are_read(account: Account, clou
     account.add("fd7a:115c:a1e0::1", type="AAAA", comment=None)
     account.add("v=spf1 -all", type="TXT", comment="mail")
     account.add("mx.example.com", type="MX", priority=10, ttl=1)
+    account.add("198.51.100.7", proxied=True)
     for other_name in ("x.grafana.example.com", "xgrafana.example.com", "grafana.example.com.example.com", ZONE):
         account.add("100.64.0.9", name=other_name)
-    read = {(record.type, record.content, record.ttl_s, record.comment) for record in cloudflare.records(NAME)}
-    assert read == {
-        ("A", "100.64.0.1", 60, OUR_COMMENT),
-        ("AAAA", "fd7a:115c:a1e0::1", 60, ""),
-        ("TXT", "v=spf1 -all", 60, "mail"),
-        ("MX", "mx.example.com", 1, OUR_COMMENT),
+    assert {replace(record, id="") for record in cloudflare.records(NAME)} == {
+        Record("", NAME, "A", "100.64.0.1", ttl_s=60, proxied=False, comment=OUR_COMMENT),
+        Record("", NAME, "AAAA", "fd7a:115c:a1e0::1", ttl_s=60, proxied=False, comment=""),
+        Record("", NAME, "TXT", "v=spf1 -all", ttl_s=60, proxied=False, comment="mail"),
+        Record("", NAME, "MX", "mx.example.com", ttl_s=1, proxied=False, comment=OUR_COMMENT),
+        Record("", NAME, "A", "198.51.100.7", ttl_s=1, proxied=True, comment=OUR_COMMENT),
     }
 
 
@@ -96,13 +98,6 @@ def test_records_with_a_comment_are_read_with_the_same_request(account: Account,
     read = {(record.name, record.type) for record in cloudflare.records(NAME, comment=f"{OUR_COMMENT} {NAME}")}
     assert read == {(NAME, "A"), ("docs.example.com", "CNAME")}
     assert len(account.requests) == 1
-
-
-def test_fields_of_a_record(account: Account, cloudflare: CloudflareWriter) -> None:
-    record_id = account.add("198.51.100.7", proxied=True, comment=None)
-    assert cloudflare.records(NAME) == [
-        Record(id=record_id, name=NAME, type="A", content="198.51.100.7", ttl_s=1, proxied=True, comment="")
-    ]
 
 
 def test_all_pages_are_read(account: Account, cloudflare: CloudflareWriter) -> None:
@@ -187,25 +182,12 @@ def zones_requested(account: Account) -> list[str]:
     ]
 
 
-def test_configured_zone_is_not_searched(account: Account, cloudflare: CloudflareWriter) -> None:
-    cloudflare.records(NAME)
-    cloudflare.change(creates=[a_spec()])
-    assert zones_requested(account) == []
-
-
 def test_zone_is_searched_once_from_the_domain_to_its_parents(account: Account) -> None:
     cloudflare = client_of(account, None, domain="svc.eu.example.com")
     account.add("100.64.0.1")
     assert len(cloudflare.records(NAME)) == 1
     cloudflare.records(NAME)
     assert zones_requested(account) == ["svc.eu.example.com", "eu.example.com", "example.com"]
-
-
-def test_longest_matching_zone_is_used(account: Account) -> None:
-    longer = account.add_zone("eu.example.com")
-    account.add("100.64.0.1", zone_id=longer, name="grafana.eu.example.com")
-    assert len(client_of(account, None, domain="eu.example.com").records("grafana.eu.example.com")) == 1
-    assert zones_requested(account) == ["eu.example.com"]
 
 
 def test_top_level_domain_is_not_searched_as_a_zone(account: Account) -> None:
@@ -236,12 +218,6 @@ def test_failed_request_ends_the_search_for_the_zone(account: Account, fault: Fa
     assert account.requests[-1].path.endswith(f"/zones/{child}/dns_records")
 
 
-def test_zone_of_another_account_is_not_found(account: Account) -> None:
-    account.add_zone("example.org", in_token_account=False)
-    with pytest.raises(ResponseError, match=r"DOMAIN_NAME.*token"):
-        client_of(account, None, domain="example.org").records(NAME)
-
-
 # --- Changing ------------------------------------------------------------------------------------------
 
 
@@ -257,8 +233,7 @@ def test_create_sends_every_field(account: Account, cloudflare: CloudflareWriter
         "proxied": False,
         "comment": OUR_COMMENT,
     }
-    [record] = account.records_at_name()
-    assert (record.content, record.ttl, record.proxied, record.comment) == ("100.64.0.1", 120, False, OUR_COMMENT)
+    assert len(account.records_at_name()) == 1
 
 
 @pytest.mark.parametrize(
@@ -284,14 +259,7 @@ def test_update_sends_only_the_fields_that_differ(
     [record] = cloudflare.records(NAME)
     cloudflare.change(updates=[(record, a_spec("100.64.0.1"))])
     assert sent_changes(account) == [("PATCH", f"/{record_id}", changed)]
-    [updated] = account.records_at_name()
-    assert (updated.id, updated.content, updated.ttl, updated.proxied, updated.comment) == (
-        record_id,
-        "100.64.0.1",
-        60,
-        False,
-        OUR_COMMENT,
-    )
+    assert a_spec("100.64.0.1").differences(cloudflare.records(NAME)[0]) == {}
 
 
 def test_several_changes_are_one_transaction(account: Account, cloudflare: CloudflareWriter) -> None:
@@ -524,12 +492,7 @@ def test_create_with_a_lost_response_is_not_repeated(account: Account, cloudflar
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_refusal_is_explained_by_its_code(
-    account: Account,
-    cloudflare: CloudflareWriter,
-    method: str,
-    fault: Fault,
-    kind: type[ApiError],
-    pattern: str,
+    account: Account, cloudflare: CloudflareWriter, method: str, fault: Fault, kind: type[ApiError], pattern: str
 ) -> None:
     account.faults.add(fault, method=method)
     call = partial(cloudflare.records, NAME) if method == "GET" else partial(cloudflare.change, creates=[a_spec()])
@@ -567,24 +530,3 @@ def test_error_contains_the_request_the_status_the_code_and_the_ray(
     with pytest.raises(AuthError) as raised:
         cloudflare.change(creates=[a_spec()])
     assert f"POST /zones/{account.zone_id}/dns_records: 403, code 10000, cf-ray " in str(raised.value)
-
-
-@pytest.mark.parametrize("prefix", ["", "cfat_"], ids=["user-token", "account-token"])
-def test_user_and_account_tokens_are_accepted(account: Account, prefix: str) -> None:
-    account.set_token(prefix + "x" * 40)
-    cloudflare = client_of(account, account.zone_id)
-    cloudflare.change(creates=[a_spec()])
-    assert len(cloudflare.records(NAME)) == 1
-
-
-@pytest.mark.parametrize("code", [971, 10429])
-@pytest.mark.parametrize("has_retry_after", [True, False], ids=["with-retry-after", "without-retry-after"])
-def test_rate_limit_error_has_the_retry_after(
-    account: Account, cloudflare: CloudflareWriter, code: Any, has_retry_after: bool
-) -> None:
-    account.limit_rate(0, code=code, retry_after=has_retry_after)
-    with pytest.raises(TransientError) as raised:
-        cloudflare.records(NAME)
-    assert raised.value.throttled
-    assert (raised.value.retry_after is not None) == has_retry_after
-    assert len(account.requests) == 1
