@@ -46,14 +46,14 @@ def start(repository: Path, clean_environment: dict[str, str]) -> Iterator[Start
     """Return a function that starts a Python program with `Stop` and `report`, and waits until it prints `ready`."""
     children: list[subprocess.Popen[str]] = []
 
-    def run(program: str, *, prints_ready: bool = True, **environment: str) -> subprocess.Popen[str]:
+    def run(program: str, *, prints_ready: bool = True) -> subprocess.Popen[str]:
         child = subprocess.Popen(
             [sys.executable, "-c", PROGRAM_START + textwrap.dedent(program)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=repository,
-            env=clean_environment | environment,
+            env=clean_environment,
         )
         children.append(child)
         if prints_ready:
@@ -75,7 +75,9 @@ def wait_for(child: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 @pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_a_wait(start: Start, stop_signal: signal.Signals) -> None:
+    """`Stop` replaces the handlers of `exit_on_stop_signals`, which the program calls first."""
     child = start(f"""
+        exit_on_stop_signals(3)
         stop = Stop(7, report)
         {PRINT_READY}
         stop.wait(3600)
@@ -112,43 +114,26 @@ def test_event_is_not_set_without_a_signal(start: Start) -> None:
     assert wait_for(child) == (0, "", "")
 
 
-@pytest.mark.parametrize("status", [0, 1])
-def test_process_that_hangs_is_ended_with_the_given_status(start: Start, status: int) -> None:
+@pytest.mark.parametrize(
+    ("report", "work", "status"),
+    [
+        pytest.param("report", "Event().wait()", 0, id="hanging, with status 0"),
+        pytest.param("report", "Event().wait()", 1, id="hanging, with status 1"),
+        pytest.param("report", "while True: pass", 1, id="busy loop"),
+        pytest.param("lambda name: Event().wait()", "Event().wait()", 1, id="report that blocks"),
+        pytest.param("lambda name: 1 / 0", "Event().wait()", 1, id="report that raises an exception"),
+    ],
+)
+def test_process_that_continues_after_the_signal_is_ended(start: Start, report: str, work: str, status: int) -> None:
     child = start(f"""
-        Stop({status}, report)
+        Stop({status}, {report})
         {PRINT_READY}
-        Event().wait()
+        {work}
     """)
 
     child.terminate()
 
-    assert wait_for(child) == (status, "reported SIGTERM\n", "")
-
-
-def test_process_in_a_busy_loop_is_ended(start: Start) -> None:
-    child = start(f"""
-        Stop(7, report)
-        {PRINT_READY}
-        while True:
-            pass
-    """)
-
-    child.terminate()
-
-    assert wait_for(child)[0] == 7
-
-
-@pytest.mark.parametrize("report", ["lambda name: Event().wait()", "lambda name: 1 / 0"], ids=["blocks", "raises"])
-def test_process_is_ended_even_if_the_report_fails(start: Start, report: str) -> None:
-    child = start(f"""
-        Stop(7, {report})
-        {PRINT_READY}
-        Event().wait()
-    """)
-
-    child.terminate()
-
-    assert wait_for(child)[0] == 7
+    assert wait_for(child)[0] == status
 
 
 def test_second_signal_has_no_effect(start: Start) -> None:
@@ -171,17 +156,6 @@ def test_second_signal_has_no_effect(start: Start) -> None:
     assert wait_for(child) == (7, "", "")
 
 
-@pytest.fixture(params=[False, True], ids=["terminal", "nohup"])
-def _terminal_or_nohup(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Handle SIGHUP like a process at a terminal, or ignore it like a process under nohup. Children inherit this."""
-    before = signal.getsignal(signal.SIGHUP)
-    if request.param:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.usefixtures("_terminal_or_nohup")
 def test_other_signals_have_their_default_action(start: Start) -> None:
     child = start(f"""
         Stop(7, report)
@@ -210,20 +184,7 @@ def test_signal_before_a_stop_is_created_ends_the_process(
     assert wait_for(child) == (status, "", "")
 
 
-def test_stop_replaces_the_earlier_signal_handlers(start: Start) -> None:
-    child = start(f"""
-        exit_on_stop_signals(3)
-        stop = Stop(7, report)
-        {PRINT_READY}
-        stop.wait(3600)
-        stop.finish()
-    """)
-
-    child.terminate()
-
-    assert wait_for(child) == (0, "reported SIGTERM\n", "")
-
-
+@pytest.mark.parametrize("slow_module", ["structlog", "lifecycle.runtime.stop"])
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [
@@ -234,36 +195,12 @@ def test_stop_replaces_the_earlier_signal_handlers(start: Start) -> None:
     ],
 )
 def test_signal_during_a_slow_import_ends_the_program(
-    start: Start, tmp_path: Path, arguments: list[str], status: int
+    start: Start, tmp_path: Path, arguments: list[str], status: int, slow_module: str
 ) -> None:
-    """With a low CPU limit, the imports take longer than the two seconds that a stop may take."""
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    (tmp_path / "structlog.py").write_text(f"open({str(fifo)!r}).read()")
-    child = start(
-        f"""
-        import sys
-        from lifecycle.__main__ import main
-        sys.argv = ["lifecycle", *{arguments}]
-        sys.exit(main())
-        """,
-        prints_ready=False,
-        PYTHONPATH=str(tmp_path),
-    )
-    # Opening the FIFO waits until the import reads from it.
-    with fifo.open("wb", buffering=0):
-        child.terminate()
-        assert wait_for(child) == (status, "", "")
+    """With a low CPU limit, the imports take longer than the two seconds that a stop may take.
 
-
-@pytest.mark.parametrize(
-    ("arguments", "status"),
-    [pytest.param(["dns-watch"], 0, id="dns-watch"), pytest.param(["cleanup"], 1, id="cleanup")],
-)
-def test_signal_before_the_handlers_exist_is_not_lost(
-    start: Start, tmp_path: Path, arguments: list[str], status: int
-) -> None:
-    """The signal arrives while the module that installs the handlers is imported."""
+    lifecycle.runtime.stop installs the signal handlers, so a signal during its import takes effect after the import.
+    """
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     child = start(
@@ -272,20 +209,23 @@ def test_signal_before_the_handlers_exist_is_not_lost(
 
         class SlowImport:
             def find_spec(self, name, path=None, target=None):
-                if name == "lifecycle.runtime.stop":
+                if name == {slow_module!r}:
                     open({str(fifo)!r}).read()
 
         sys.meta_path.insert(0, SlowImport())
-        del sys.modules["lifecycle.runtime.stop"]
+        sys.modules.pop({slow_module!r}, None)
         from lifecycle.__main__ import main
         sys.argv = ["lifecycle", *{arguments}]
         sys.exit(main())
         """,
         prints_ready=False,
     )
-    with fifo.open("wb", buffering=0):
+    # Opening the FIFO waits until the import reads from it. Closing the FIFO ends the import.
+    with fifo.open("wb", buffering=0) as end_of_fifo:
         child.terminate()
-    assert wait_for(child) == (status, "", "")
+        if slow_module == "lifecycle.runtime.stop":
+            end_of_fifo.close()
+        assert wait_for(child) == (status, "", "")
 
 
 def test_process_has_to_end_within_two_seconds() -> None:
