@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
@@ -22,7 +22,7 @@ FLUSH_S = 60.0
 
 
 class Pipe:
-    """A pipe with a buffer of 4096 bytes, the minimum in Linux."""
+    """A pipe with a buffer of 4096 bytes, the minimum in Linux. `writer` is a text file."""
 
     def __init__(self) -> None:
         self.reader, descriptor = os.pipe()
@@ -46,14 +46,17 @@ class Pipe:
             received += os.read(self.reader, size - len(received))
         return received
 
+    def close(self) -> None:
+        """Close both ends, if a test has not closed the reader."""
+        with suppress(OSError):
+            os.close(self.reader)
+        self.writer.close()
+
 
 @pytest.fixture
 def pipe() -> Iterator[Pipe]:
-    pipe = Pipe()
-    yield pipe
-    with suppress(OSError):
-        os.close(pipe.reader)
-    pipe.writer.close()
+    with closing(Pipe()) as pipe:
+        yield pipe
 
 
 def test_lines_are_written_in_order(pipe: Pipe) -> None:
@@ -83,36 +86,16 @@ def test_full_pipe_does_not_block(pipe: Pipe) -> None:
     assert output.dropped == 500
 
 
-def test_lines_are_dropped_if_the_pipe_has_no_reader(pipe: Pipe) -> None:
-    output = LineOutput(pipe.writer)
+@pytest.mark.parametrize("kind", ["pipe without a reader", "full disk", "closed"])
+def test_lines_that_cannot_be_written_are_dropped(pipe: Pipe, kind: str) -> None:
+    """If standard output is closed, Python sets `sys.stdout` to None."""
     os.close(pipe.reader)
-
-    for _ in range(3):
-        output.write_line("line")
-
-    output.flush(FLUSH_S)
-    assert output.dropped == 3
-
-
-def test_lines_are_dropped_if_the_disk_is_full() -> None:
     with Path("/dev/full").open("w") as disk:
-        output = LineOutput(disk)
-
+        output = LineOutput({"pipe without a reader": pipe.writer, "full disk": disk, "closed": None}[kind])
         for _ in range(3):
             output.write_line("line")
-
         output.flush(FLUSH_S)
     assert output.dropped == 3
-
-
-def test_lines_are_dropped_if_standard_output_is_closed() -> None:
-    """If standard output is closed, Python sets `sys.stdout` to None."""
-    output = LineOutput(None)
-
-    output.write_line("line")
-
-    output.flush(FLUSH_S)
-    assert output.dropped == 1
 
 
 def test_line_is_written_completely_to_a_non_blocking_pipe(pipe: Pipe) -> None:

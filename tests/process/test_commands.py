@@ -12,6 +12,7 @@ import pytest
 import lifecycle
 from lifecycle.settings.models import DryRunSettings, command_variables
 from tests.builders import NAME, OUR_COMMENT
+from tests.clients.kubeconfigs import a_kubeconfig
 from tests.process.commands import PROGRAM, CompletedRun, Pod
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.vpn_client import VpnClient
@@ -138,13 +139,15 @@ def test_dry_run_of_one_command_ignores_settings_of_the_other_command(
     assert pod.run("--dry-run", **variables).status == 2, "the dry run of both commands reads all settings"
 
 
-def test_dry_run_of_dns_watch_prints_an_update(pod: Pod) -> None:
-    node = pod.headscale.add_node(NAME, user="svc")
-    pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content="100.64.0.99", ttl=60, comment=OUR_COMMENT)
-    result = pod.run("dns-watch", "--dry-run", "--output", "json")
-    [change] = json.loads(result.stdout)["plans"]["dns-watch"]["changes"]
-    assert (change["action"], change["content"], change["was"]) == ("update", node.address, "100.64.0.99")
-    assert pod.has_no_writes
+def test_dry_run_removes_the_files_of_the_kubernetes_client(pod: Pod) -> None:
+    """The client writes certificates of a kubeconfig to temporary files, and removes them when Python exits."""
+    config = pod.working_directory / "config"
+    kubeconfig = a_kubeconfig("https://127.0.0.1:9", cluster={"certificate-authority-data": "LS0tCg=="})
+    config.write_text(json.dumps(kubeconfig))
+    variables = {"HEADSCALE_ACCESS": "exec", "KUBECONFIG": str(config), "TMPDIR": str(pod.volume)}
+    result = pod.start_command(PROGRAM, "--dry-run", **variables).wait()
+    assert "certificate" in result.stderr
+    assert pod.volume_files == []
 
 
 # --- Version, help and usage errors -------------------------------------------------------------------

@@ -20,21 +20,14 @@ def invalid_settings(result: CompletedRun) -> list[str]:
     return [event["error"].partition(":")[0] for event in events if event["event"] == "settings.invalid"]
 
 
-@pytest.mark.default_cases(4)
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     ("variables", "invalid"),
     [
         pytest.param({"CLOUDFLARE_API_TOKEN": ""}, ["CLOUDFLARE_API_TOKEN"], id="no token"),
-        pytest.param({"CLOUDFLARE_API_TOKEN": "<token>"}, ["CLOUDFLARE_API_TOKEN"], id="placeholder"),
         pytest.param({"CLOUDFLARE_ZONE_ID": "example.com"}, ["CLOUDFLARE_ZONE_ID"], id="invalid zone id"),
-        pytest.param({"HEADSCALE_API_KEY": ""}, ["HEADSCALE_API_KEY"], id="no API key"),
-        pytest.param({"HEADSCALE_URL": "headscale:8080"}, ["HEADSCALE_URL"], id="URL without scheme"),
-        pytest.param({"DOMAIN_NAME": ""}, ["DOMAIN_NAME"], id="no domain"),
-        pytest.param({"TS_HOSTNAME": f"{'a' * 60}.example.com"}, ["TS_HOSTNAME"], id="too long name"),
-        pytest.param({"TS_HOSTNAME": "a" * 64}, ["TS_HOSTNAME"], id="too long label"),
         pytest.param({"HOSTNAME": f"{'a' * 58}-0"}, ["TS_HOSTNAME"], id="too long name from the pod"),
         pytest.param({"HOSTNAME": "grafana-1"}, ["TS_HOSTNAME"], id="second pod of a StatefulSet"),
-        pytest.param({"HOSTNAME": ""}, ["TS_HOSTNAME"], id="no name of the pod"),
         pytest.param({"AUTHKEY_OUTPUT_PATH": "/volume/auth\nkey"}, ["AUTHKEY_OUTPUT_PATH"], id="line break in a path"),
         pytest.param(
             {"DOMAIN_NAME": "", "CLOUDFLARE_ZONE_ID": "x", "HTTP_TIMEOUT": "soon"},
@@ -54,10 +47,6 @@ def test_invalid_settings_exit_with_2(pod: Pod, variables: dict[str, str], inval
     # A shorter value could be part of a message by chance.
     values = [value for value in variables.values() if len(value) > 8]
     assert [value for value in values if value in result.stdout] == [], "the message contains the value of a setting"
-
-
-def test_invalid_settings_of_another_command_are_ignored(pod: Pod) -> None:
-    assert pod.run("cleanup", DNS_TTL="never").status == 0
 
 
 @pytest.mark.default_cases(1)
