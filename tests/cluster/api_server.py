@@ -21,6 +21,7 @@ from typing import Any, Final, Self
 import yaml
 
 from tests.pod.network import Host
+from tests.pod.rendering import DEPLOY
 from tests.real.programs import BackgroundProcess, eventually, free_ports
 
 PROGRAMS_VARIABLE = "KUBERNETES_BINARIES"
@@ -118,6 +119,11 @@ class ApiServer:
     def __exit__(self, *_: object) -> None:
         for process in reversed(self._processes):
             process.stop()
+
+    @property
+    def inject_folder(self) -> Path:
+        """The folder of deploy/ with the admission policies for this version of Kubernetes."""
+        return DEPLOY / ("inject" if self.version >= (1, 36) else "inject-v1beta1")
 
     @property
     def policy_version(self) -> str:
@@ -244,14 +250,16 @@ class ApiServer:
             raise RefusedError(done.stderr)
         return done.stdout
 
+    def create(self, *manifests: Document) -> None:
+        """Create objects."""
+        self.kubectl("create", "-f", "-", text=yaml.safe_dump_all(manifests))
+
     def create_namespace(self, name: str, labels: dict[str, str]) -> None:
         """Create a namespace, and the default service account that a controller manager would create."""
-        metadata = {"name": name, "labels": labels}
-        for manifest in (
-            {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata},
+        self.create(
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}},
             {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": name}},
-        ):
-            self.kubectl("create", "-f", "-", text=json.dumps(manifest))
+        )
 
     def create_dry_run(self, manifest: Document) -> Document:
         """Create an object in a server-side dry run, and return it as the API server would store it.
@@ -262,3 +270,21 @@ class ApiServer:
         text = self.kubectl("create", "--dry-run=server", "-o", "yaml", "-f", "-", text=json.dumps(manifest))
         created: Document = yaml.safe_load(text)
         return created
+
+    def refusal(self, manifest: Document) -> str:
+        """Return the message with which the API server refuses to create an object; "" if it accepts the object."""
+        try:
+            self.create_dry_run(manifest)
+        except RefusedError as refused:
+            return str(refused)
+        return ""
+
+    def injection_state(self, pod: Document) -> str:
+        """Return "on" if a pod with the label of injection gets the containers, "off" if not, or "refused".
+
+        The API server refuses the pod while only one of the two admission policies is in force.
+        """
+        try:
+            return "on" if "initContainers" in self.create_dry_run(pod)["spec"] else "off"
+        except RefusedError:
+            return "refused"

@@ -6,12 +6,12 @@ affect other tests:
 
     def test_pod_gets_a_record(tailnet: Tailnet) -> None:
         cluster = tailnet.cluster
-        cluster.apply(*manifests)                       # or cluster.kubectl("apply", "-k", tailnet.deploy / "…")
+        cluster.apply(*manifests)                       # or cluster.kubectl("apply", "-k", tailnet.deploy_folder / "…")
         cluster.wait_for_pod("wiki-0")                  # in the namespace `services`
         node = tailnet.wait_for_record("wiki.example.com")
         assert "ok" in cluster.exec("wiki-0", "application", "cat", "/data/state")
 
-`Cluster.node` can be rebooted, and can run commands. `Cluster.load` adds images to the node, such as
+`Cluster.node` is the cluster node. It can be rebooted, and can run commands. `Cluster.load` adds images to it, such as
 `images.application(cluster.layers, 3000)`; `images.py` has the names of the images that exist already.
 
 The tests build the image of this project, which takes minutes. With `IMAGE_ARCHIVE=<file>`, they use an archive that
@@ -34,7 +34,7 @@ from tests.cluster import images
 from tests.cluster.api_server import PROGRAMS_VARIABLE, SERVICE_NETWORK, ApiServer, RefusedError
 from tests.cluster.dns import serve_dns
 from tests.cluster.images import Image
-from tests.cluster.node import NODE_ADDRESS, NODE_NAME, POD_NETWORK, Node
+from tests.cluster.node import NODE_ADDRESS, NODE_NAME, POD_NETWORK, ClusterNode
 from tests.pod.network import Host
 from tests.real.programs import BackgroundProcess, eventually
 
@@ -93,7 +93,7 @@ class Cluster:
         with self.host.inside():
             self._stack.enter_context(serve_dns(NODE_ADDRESS, self._resolve))
         self._stack.enter_context(self.server)
-        self.node = Node(self.folder / "node", self.host, self.server)
+        self.node = ClusterNode(self.folder / "node", self.host, self.server)
         self._stack.callback(self.node.stop)
         self.node.start()
         for archive in self._archives:
@@ -259,26 +259,18 @@ _CONTROL_PLANE: Final = {
 
 
 def _volume(number: int) -> Document:
-    """Return a PersistentVolume that any claim can use. The volume is a folder of the node."""
-    return {
-        "apiVersion": "v1",
-        "kind": "PersistentVolume",
-        "metadata": {"name": f"volume-{number}"},
-        "spec": {
-            "capacity": {"storage": "1Ti"},
-            "accessModes": ["ReadWriteOnce"],
-            "persistentVolumeReclaimPolicy": "Retain",
-            "local": {"path": f"/var/lib/volumes/{number}"},
-            "nodeAffinity": {
-                "required": {
-                    "nodeSelectorTerms": [
-                        {
-                            "matchExpressions": [
-                                {"key": "kubernetes.io/hostname", "operator": "In", "values": [NODE_NAME]}
-                            ]
-                        }
-                    ]
-                }
-            },
-        },
+    """Return a PersistentVolume that any claim can use. The volume is a folder of the cluster node."""
+    on_the_node = {"key": "kubernetes.io/hostname", "operator": "In", "values": [NODE_NAME]}
+    spec = {
+        "capacity": {"storage": "1Ti"},
+        "accessModes": ["ReadWriteOnce"],
+        "persistentVolumeReclaimPolicy": "Retain",
+        "local": {"path": f"/var/lib/volumes/{number}"},
+        "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [on_the_node]}]}},
     }
+    return {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": f"volume-{number}"}, "spec": spec}
+
+
+def manifest(kind: str, name: str, namespace: str, *, api: str = "v1", **fields: Any) -> Document:
+    """Return the manifest of an object. The other fields are those beside `metadata`, such as `spec`."""
+    return {"apiVersion": api, "kind": kind, "metadata": {"name": name, "namespace": namespace}, **fields}

@@ -22,7 +22,7 @@ from tests.cluster.tailnet import Tailnet, tailnet_in
 from tests.cluster.workloads import GRAFANA, WIKI, deploy_clients, deploy_grafana, deploy_wiki
 from tests.image.tools import ImageBuild
 from tests.inject.refused import labelled, pod, template_of
-from tests.inject.samples import DEPLOY, LOGIN_SERVER, SETTINGS, workloads
+from tests.inject.samples import LOGIN_SERVER, SETTINGS, workloads
 from tests.pod.certificates import issue
 from tests.pod.network import create_host
 from tests.pod.rendering import DOMAIN, render
@@ -40,18 +40,12 @@ def api_server() -> Iterator[ApiServer]:
         for workload in workloads().values():
             if account := template_of(workload)["spec"].get("serviceAccountName"):
                 server.kubectl("create", "serviceaccount", account, "-n", "services")
-        server.kubectl("apply", "-f", "-", text=policies(server))
+        server.kubectl("apply", "-f", "-", text=yaml.safe_dump_all(render(server.inject_folder)))
         set_settings(server)
         # Policies take effect some seconds after their creation.
-        eventually(lambda: _refuses_an_invalid_label(server), "a refusal", timeout_s=60)
-        eventually(lambda: "initContainers" in server.create_dry_run(pod())["spec"] or None, "containers", timeout_s=60)
+        eventually(lambda: server.refusal(labelled(pod(), inject="yes")) or None, "a refusal", timeout_s=60)
+        eventually(lambda: server.injection_state(pod()) == "on", "containers", timeout_s=60)
         yield server
-
-
-def policies(server: ApiServer) -> str:
-    """Return the manifests of deploy/inject, or of deploy/inject-v1beta1 for a server before Kubernetes 1.36."""
-    folder = DEPLOY / "inject" if server.version >= (1, 36) else DEPLOY / "inject-v1beta1"
-    return yaml.safe_dump_all(render(folder))
 
 
 def set_settings(server: ApiServer, **settings: str | None) -> None:
@@ -65,15 +59,7 @@ def set_settings(server: ApiServer, **settings: str | None) -> None:
     }
     with suppress(RefusedError):
         server.kubectl("delete", "configmap", "-n", "tailscale-lifecycle-inject", "tailscale-lifecycle")
-    server.kubectl("create", "-f", "-", text=yaml.safe_dump(config))
-
-
-def _refuses_an_invalid_label(server: ApiServer) -> bool:
-    try:
-        server.create_dry_run(labelled(pod(), inject="yes"))
-    except RefusedError:
-        return True
-    return False
+    server.create(config)
 
 
 # --- The cluster --------------------------------------------------------------------------------------
@@ -157,11 +143,11 @@ def server(chart: Path) -> Iterator[ApiServer]:
             server.create_namespace(name, {})
         server.create_namespace("services", {LABEL: "enabled"})
         for kind in ("PodMonitor", "PrometheusRule"):
-            server.kubectl("create", "-f", "-", text=yaml.safe_dump(custom_resource_definition(kind)))
+            server.create(custom_resource_definition(kind))
         for namespace in ("services", "monitoring", RELEASE_NAMESPACE):
             server.kubectl("create", "configmap", "unrelated", "-n", namespace)
         for kind in ("MutatingAdmissionPolicy", "ValidatingAdmissionPolicy"):
-            server.kubectl("create", "-f", "-", text=yaml.safe_dump_all(unrelated_policy(kind, server)))
+            server.create(*unrelated_policy(kind, server))
         server.kubectl("create", "rolebinding", "unrelated", "--clusterrole=view", "--user=a", "-n", "headscale")
         eventually(
             lambda: "resources" in server.request("GET", "/apis/monitoring.coreos.com/v1"), "resources", timeout_s=60
@@ -230,14 +216,3 @@ def helm(server: ApiServer, *arguments: str | Path, values: Values | None = None
     done = run(*arguments, *connection, f"--namespace={RELEASE_NAMESPACE}", *options, text=json.dumps(values))
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def injection_state(server: ApiServer) -> str:
-    """Return "on" if a labelled pod gets the containers, "off" if it does not, or "refused" if it is refused.
-
-    The API server refuses a labelled pod while only one of the two admission policies is in force.
-    """
-    try:
-        return "on" if "initContainers" in server.create_dry_run(pod())["spec"] else "off"
-    except RefusedError:
-        return "refused"

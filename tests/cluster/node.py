@@ -1,8 +1,8 @@
 """A cluster node in namespaces of the test machine: containerd, kubelet and kube-proxy.
 
-The node and its pods have a PID and a mount namespace, cgroups, and a folder as their disk. The API server runs in the
-same network namespace. `Node.stop` ends all processes and mounts, like a power failure. `Node.start` boots the node
-again with the same disk.
+The cluster node and its pods have a PID and a mount namespace, cgroups, and a folder as their disk. The API server runs
+in the same network namespace. `ClusterNode.stop` ends all processes and mounts, like a power failure.
+`ClusterNode.start` boots the cluster node again with the same disk.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ def missing_programs() -> str:
     return ""
 
 
-class Node:
+class ClusterNode:
     """The only node of a cluster.
 
     Args:
-        folder: an empty folder for the disk, the logs and the configuration of the node.
-        host: the network namespace of the node, in which the API server also runs.
+        folder: an empty folder for the disk, the logs and the configuration.
+        host: the network namespace, in which the API server also runs.
         server: the API server.
 
     Attributes:
@@ -193,19 +193,14 @@ state = "/run/containerd"
 
     def start_kubelet(self) -> None:
         """Start the kubelet and kube-proxy. Do not wait until the node is ready."""
-        kubeconfig = f"--kubeconfig={self._server.kubeconfig}"
         self._start(
             self._binaries / "kubelet",
             f"--config={self._folder / 'kubelet.yaml'}",
-            kubeconfig,
+            f"--kubeconfig={self._server.kubeconfig}",
             f"--node-ip={NODE_ADDRESS}",
             f"--hostname-override={NODE_NAME}",
         )
         self._start(self._binaries / "kube-proxy", f"--config={self._folder / 'proxy.yaml'}")
-
-    def stop_kubelet(self) -> None:
-        """Stop the kubelet. The containers keep running."""
-        self._processes.pop("kubelet").stop()
 
     def stop(self) -> None:
         """End all processes and mounts of the node, like a power failure. Its disk remains."""

@@ -18,11 +18,12 @@ from typing import Any, Final
 
 import yaml
 
-from tests.cluster.cluster import START_TIMEOUT_S, Cluster, Document
+from tests.cluster.cluster import START_TIMEOUT_S, Cluster, Document, manifest
 from tests.cluster.images import HEADSCALE, NGINX
 from tests.cluster.node import NODE_ADDRESS
 from tests.pod.rendering import DOMAIN, SITE, USER, configure, copy_deploy, read_env_file
 from tests.real.programs import eventually
+from tests.real.proxy import NGINX_START
 from tests.real.server import configuration
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.dns import Record
@@ -34,50 +35,31 @@ LOGIN_NAME: Final = LOGIN_URL.removeprefix("https://")
 CLUSTER_IP: Final = "10.96.0.20"
 DATA_FOLDER: Final = "/var/lib/headscale"
 
-_NGINX: Final = """
-worker_processes 1;
-pid /tmp/nginx.pid;
-error_log stderr warn;
-events {}
-http {
-    access_log off;
-    client_body_temp_path /tmp/body;
-    proxy_temp_path /tmp/proxy;
-    fastcgi_temp_path /tmp/fastcgi;
-    uwsgi_temp_path /tmp/uwsgi;
-    scgi_temp_path /tmp/scgi;
-    map $http_upgrade $connection_upgrade {
-        default upgrade;
-        "" close;
-    }
+_NGINX: Final = (
+    NGINX_START.format()
+    + """
     server {
         listen 8443 ssl;
         ssl_certificate /tls/tls.crt;
         ssl_certificate_key /tls/tls.key;
         location / {
             proxy_pass http://127.0.0.1:8080;
-            proxy_http_version 1.1;
-            proxy_set_header Host $host;
-            proxy_set_header Upgrade $http_upgrade;
-            proxy_set_header Connection $connection_upgrade;
-            proxy_buffering off;
-            proxy_read_timeout 1h;
-            proxy_send_timeout 1h;
         }
     }
 }
 """
+)
 
 
 @dataclass(frozen=True)
 class Tailnet:
-    """The tailnet of a cluster.
+    """Headscale in a cluster, and the simulated Cloudflare.
 
     Attributes:
         cloudflare: the Cloudflare simulator, with the zone of the pods' records.
         zone_id: the id of this zone.
         cloudflare_url: the URL of the simulated API, the value of CLOUDFLARE_API_URL.
-        deploy: a copy of deploy/ with the URL of the simulator. Tests may change it.
+        deploy_folder: a copy of deploy/ with the URL of the simulator. Tests may change its files.
         certificate: a self-signed certificate for all names of the domain, and its key.
     """
 
@@ -85,17 +67,17 @@ class Tailnet:
     cloudflare: CloudflareSimulator
     zone_id: str
     cloudflare_url: str
-    deploy: Path
+    deploy_folder: Path
     certificate: tuple[str, str]
 
-    def headscale(self, *arguments: str) -> Any:
+    def run_headscale(self, *arguments: str) -> Any:
         """Run a command of Headscale's CLI, and return its JSON output."""
         command = ("exec", "deploy/headscale", "-c", "headscale", "--", "headscale", *arguments, "-o", "json")
         return json.loads(self.cluster.kubectl("-n", HEADSCALE_NAMESPACE, *command))
 
     def nodes(self, hostname: str) -> list[Document]:
         """Return the nodes with this hostname, oldest first."""
-        nodes = [node for node in self.headscale("nodes", "list") or [] if node["name"] == hostname]
+        nodes = [node for node in self.run_headscale("nodes", "list") or [] if node["name"] == hostname]
         return sorted(nodes, key=lambda node: int(node["id"]))
 
     def records(self, name: str) -> list[Record]:
@@ -129,12 +111,12 @@ class Tailnet:
         cluster.kubectl("create", "namespace", namespace)
         labels = ("pod-security.kubernetes.io/enforce=privileged", "pod-security.kubernetes.io/warn=restricted")
         cluster.kubectl("label", "namespace", namespace, *labels)
-        key = self.headscale("apikeys", "create", "--expiration", "365d")
+        key = self.run_headscale("apikeys", "create", "--expiration", "365d")
         secret = {"HEADSCALE_API_KEY": key, "CLOUDFLARE_API_TOKEN": self.cloudflare.token}
         tls = dict(zip(("tls.crt", "tls.key"), self.certificate, strict=True))
         cluster.apply(
-            _object("Secret", "lifecycle", namespace, stringData=secret),
-            _object("Secret", "wildcard-tls", namespace, type="kubernetes.io/tls", stringData=tls),
+            manifest("Secret", "lifecycle", namespace, stringData=secret),
+            manifest("Secret", "wildcard-tls", namespace, type="kubernetes.io/tls", stringData=tls),
         )
 
 
@@ -162,7 +144,7 @@ def tailnet_in(cluster: Cluster, certificate: tuple[str, str]) -> Iterator[Tailn
         cluster.kubectl(
             "-n", HEADSCALE_NAMESPACE, "rollout", "status", "deployment/headscale", f"--timeout={START_TIMEOUT_S:g}s"
         )
-        tailnet.headscale("users", "create", USER)
+        tailnet.run_headscale("users", "create", USER)
         tailnet.prepare_namespace("services")
         yield tailnet
 
@@ -177,15 +159,15 @@ def _server(certificate: tuple[str, str]) -> Iterator[Document]:
     config["unix_socket"] = "/var/run/headscale/headscale.sock"
     files = {"config.yaml": yaml.safe_dump(config), "derp.yaml": yaml.safe_dump(relays), "nginx.conf": _NGINX}
     labels = {"app.kubernetes.io/name": "headscale"}
-    yield _object("ConfigMap", "headscale", HEADSCALE_NAMESPACE, data=files)
+    yield manifest("ConfigMap", "headscale", HEADSCALE_NAMESPACE, data=files)
     tls = dict(zip(("tls.crt", "tls.key"), certificate, strict=True))
-    yield _object("Secret", "tls", HEADSCALE_NAMESPACE, type="kubernetes.io/tls", stringData=tls)
+    yield manifest("Secret", "tls", HEADSCALE_NAMESPACE, type="kubernetes.io/tls", stringData=tls)
     service_ports = [
         {"name": "http", "port": 8080, "targetPort": 8080},
         {"name": "https", "port": 443, "targetPort": 8443},
         {"name": "stun", "port": 3478, "targetPort": 3478, "protocol": "UDP"},
     ]
-    yield _object(
+    yield manifest(
         "Service",
         "headscale",
         HEADSCALE_NAMESPACE,
@@ -219,7 +201,7 @@ def _server(certificate: tuple[str, str]) -> Iterator[Document]:
         {
             "name": "tls",
             "image": NGINX,
-            "command": ["nginx", "-e", "stderr", "-c", "/etc/headscale/nginx.conf", "-g", "daemon off;"],
+            "command": ["nginx", "-e", "stderr", "-p", "/tmp/", "-c", "/etc/headscale/nginx.conf", "-g", "daemon off;"],
             "volumeMounts": [
                 {"name": "config", "mountPath": "/etc/headscale"},
                 {"name": "tls", "mountPath": "/tls"},
@@ -232,7 +214,7 @@ def _server(certificate: tuple[str, str]) -> Iterator[Document]:
         # Before it ends, Headscale waits for long-running requests of clients. The kubelet kills it after this period.
         "terminationGracePeriodSeconds": 2,
     }
-    yield _object(
+    yield manifest(
         "Deployment",
         "headscale",
         HEADSCALE_NAMESPACE,
@@ -243,10 +225,6 @@ def _server(certificate: tuple[str, str]) -> Iterator[Document]:
             "template": {"metadata": {"labels": labels}, "spec": pod},
         },
     )
-
-
-def _object(kind: str, name: str, namespace: str, *, api: str = "v1", **fields: Any) -> Document:
-    return {"apiVersion": api, "kind": kind, "metadata": {"name": name, "namespace": namespace}, **fields}
 
 
 def _env(variables: dict[str, str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ import yaml
 
 from tests.chart.helm import SITE, Values, run, template
 from tests.cluster.api_server import ApiServer
-from tests.cluster.conftest import RELEASE_NAMESPACE, helm, injection_state
+from tests.cluster.conftest import RELEASE_NAMESPACE, helm
 from tests.inject.refused import pod
-from tests.pod.rendering import DEPLOY, render
+from tests.pod.rendering import render
 from tests.real.programs import eventually
 
 NAME = "tailscale-lifecycle"
@@ -82,13 +81,13 @@ def test_uninstalled_chart_leaves_no_objects(server: ApiServer, chart: Path) -> 
 
     helm(server, "install", NAME, chart, values=FIRST_VALUES)
     assert objects_of_release(server) == rendered_objects(chart, FIRST_VALUES)
-    eventually(lambda: injection_state(server) == "on" or None, "an injected pod", timeout_s=60)
+    eventually(lambda: server.injection_state(pod()) == "on", "an injected pod", timeout_s=60)
     (release,) = server.request("GET", f"/api/v1/namespaces/{RELEASE_NAMESPACE}/secrets")["items"]
     # A Secret can contain 1 MiB. The API returns its data in base64, which adds a third.
     assert len(release["data"]["release"]) < 0.75 * 2**20 * 4 / 3, "the release uses most of the size of a Secret"
     manifest = pod()
     manifest["metadata"]["name"] = "running"
-    server.kubectl("create", "-f", "-", text=json.dumps(manifest))
+    server.create(manifest)
     path = "/api/v1/namespaces/services/pods/running"
     running = server.request("GET", path)
     assert "tailscale" in str(running["spec"]["initContainers"])
@@ -97,7 +96,7 @@ def test_uninstalled_chart_leaves_no_objects(server: ApiServer, chart: Path) -> 
     assert objects_of_release(server) == rendered_objects(chart, SECOND_VALUES)
 
     helm(server, "uninstall", NAME)
-    eventually(lambda: injection_state(server) == "off" or None, "a pod that is not injected", timeout_s=60)
+    eventually(lambda: server.injection_state(pod()) == "off", "a pod that is not injected", timeout_s=60)
     assert server.request("GET", path) == running
     server.kubectl("delete", "pod", "-n", "services", "running", "--force", "--grace-period=0")
     after = objects(server)
@@ -107,8 +106,7 @@ def test_uninstalled_chart_leaves_no_objects(server: ApiServer, chart: Path) -> 
 
 
 def test_chart_takes_over_the_objects_of_kustomize(server: ApiServer, chart: Path) -> None:
-    folder = DEPLOY / ("inject" if server.version >= (1, 36) else "inject-v1beta1")
-    server.kubectl("apply", "-f", "-", text=yaml.safe_dump_all(render(folder)))
+    server.kubectl("apply", "-f", "-", text=yaml.safe_dump_all(render(server.inject_folder)))
     values: Values = {"settings": SITE, "build": {"enabled": False}}
     # Helm 4 uses server-side apply, which reports conflicts for fields that kubectl has set.
     force = ["--force-conflicts"] if "--force-conflicts" in run("upgrade", "--help").stdout else []

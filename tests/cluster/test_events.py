@@ -37,7 +37,7 @@ def pod(api_server: ApiServer) -> str:
         "spec": {"serviceAccountName": "grafana", "containers": [{"name": "a", "image": "registry.example.com/a"}]},
     }
     with suppress(RefusedError):
-        api_server.kubectl("create", "-f", "-", text=json.dumps(manifest))
+        api_server.create(manifest)
     return "events-0"
 
 

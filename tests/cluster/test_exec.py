@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.cluster.api_server import RefusedError
-from tests.cluster.cluster import START_TIMEOUT_S, Cluster, Document
+from tests.cluster.cluster import START_TIMEOUT_S, Cluster, Document, manifest
 from tests.cluster.images import HEADSCALE, PATH, Image, newest_headscale, write_layer
 from tests.cluster.tailnet import LOGIN_URL, Tailnet
 from tests.pod.rendering import DOMAIN, USER
@@ -72,7 +72,7 @@ class Server:
         config, relays = configuration(LOGIN_URL, DATA_FOLDER, ports=ports, relay=LOGIN_URL, listen="0.0.0.0")
         config["derp"]["paths"] = ["/elsewhere/derp.yaml"]
         files = {"headscale.yaml": yaml.safe_dump(config), "derp.yaml": yaml.safe_dump(relays), "headscale": WRAPPER}
-        yield self._object("v1", "ConfigMap", data=files)
+        yield manifest("ConfigMap", "headscale", self.namespace, data=files)
         labels = {"app.kubernetes.io/name": "headscale"}
         server = {
             "name": self._container,
@@ -99,9 +99,11 @@ class Server:
             ],
             "terminationGracePeriodSeconds": 1,
         }
-        yield self._object(
-            "apps/v1",
+        yield manifest(
             kind,
+            "headscale",
+            self.namespace,
+            api="apps/v1",
             spec={
                 "replicas": replicas,
                 "selector": {"matchLabels": labels},
@@ -109,10 +111,6 @@ class Server:
                 **({"serviceName": "headscale"} if kind == "StatefulSet" else {"strategy": {"type": "Recreate"}}),
             },
         )
-
-    def _object(self, api: str, kind: str, **fields: Any) -> Document:
-        metadata = {"name": "headscale", "namespace": self.namespace}
-        return {"apiVersion": api, "kind": kind, "metadata": metadata, **fields}
 
     @property
     def pods(self) -> list[str]:
@@ -135,18 +133,12 @@ class Server:
     def allow(self, *rules: Document) -> None:
         """Give the pods that run `cleanup` the permissions of these rules."""
         name = f"rules-{next(_numbers)}"
-        metadata = {"name": name, "namespace": self.namespace}
         api = "rbac.authorization.k8s.io"
+        role = {"apiGroup": api, "kind": "Role", "name": name}
         subject = {"kind": "ServiceAccount", "name": SERVICE_ACCOUNT, "namespace": "services"}
         self.cluster.apply(
-            {"apiVersion": f"{api}/v1", "kind": "Role", "metadata": metadata, "rules": list(rules)},
-            {
-                "apiVersion": f"{api}/v1",
-                "kind": "RoleBinding",
-                "metadata": metadata,
-                "roleRef": {"apiGroup": api, "kind": "Role", "name": name},
-                "subjects": [subject],
-            },
+            manifest("Role", name, self.namespace, api=f"{api}/v1", rules=list(rules)),
+            manifest("RoleBinding", name, self.namespace, api=f"{api}/v1", roleRef=role, subjects=[subject]),
         )
 
     def allow_all(self) -> None:
@@ -193,8 +185,7 @@ class CleanupPod:
             "volumes": [{"name": "key", "emptyDir": {"medium": "Memory"}}],
             "securityContext": {"fsGroup": 65532},
         }
-        metadata = {"name": self._name, "namespace": "services"}
-        self._cluster.apply({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+        self._cluster.apply(manifest("Pod", self._name, "services", spec=spec))
 
     def wait(self) -> tuple[int, list[Document]]:
         """Wait until the command has ended, and return its exit status and the logged events."""

@@ -46,9 +46,7 @@ def create_prerequisites(server: ApiServer, document: dict[str, Any]) -> None:
         server.kubectl("create", "namespace", metadata.get("namespace") or metadata["name"])
     if "." in group and not group.endswith("k8s.io"):
         with suppress(RefusedError):
-            server.kubectl(
-                "create", "-f", "-", text=yaml.safe_dump(custom_resource_definition(document["kind"], group, version))
-            )
+            server.create(custom_resource_definition(document["kind"], group, version))
         eventually(lambda: _is_served(server, f"/apis/{group}/{version}", document["kind"]), group, timeout_s=60)
 
 

@@ -16,12 +16,13 @@ from typing import Final
 import pytest
 
 from tests.cluster.api_server import SERVICE_NETWORK, RefusedError
-from tests.cluster.cluster import START_TIMEOUT_S, Cluster, Document
-from tests.cluster.images import BUSYBOX, TAILSCALE, Image
+from tests.cluster.cluster import START_TIMEOUT_S, Cluster, Document, manifest
+from tests.cluster.images import BUSYBOX, Image
 from tests.cluster.node import NODE_ADDRESS, NODE_NAME
 from tests.cluster.tailnet import HEADSCALE_NAMESPACE, LOGIN_NAME, LOGIN_URL, Tailnet
+from tests.cluster.workloads import CLIENT, OUTSIDER, response_to
 from tests.pages import blocks
-from tests.pod.rendering import DOMAIN, ROOT, SITE, USER, containers, manifests_of, pod_spec, render
+from tests.pod.rendering import DOMAIN, ROOT, SITE, containers, manifests_of, pod_spec, render
 from tests.real.programs import eventually
 from tests.simulators.dns import Record
 
@@ -63,13 +64,13 @@ def internal(tailnet: Tailnet, controller: None) -> Iterator[Tailnet]:
     tailnet.prepare_namespace(NAMESPACE)
     cluster.kubectl("create", "namespace", "wiki")
     cluster.apply(*application())
-    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-k", tailnet.deploy / "ingress/internal")
-    cluster.kubectl("apply", "-k", tailnet.deploy / "ingress/examples")
+    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-k", tailnet.deploy_folder / "ingress/internal")
+    cluster.kubectl("apply", "-k", tailnet.deploy_folder / "ingress/examples")
     cluster.wait_for_pod("wiki", "wiki")
     cluster.wait_for_pod(pod_name(cluster), NAMESPACE)
     yield tailnet
     cluster.kubectl("delete", "namespace", "wiki", "--wait=false")
-    cluster.kubectl("delete", "-k", tailnet.deploy / "ingress/internal", "--ignore-not-found")
+    cluster.kubectl("delete", "-k", tailnet.deploy_folder / "ingress/internal", "--ignore-not-found")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def external(tailnet: Tailnet, controller: None) -> Iterator[Tailnet]:
     cluster = tailnet.cluster
     set_cloudflare_url(tailnet, "ingress/external/vpn/lifecycle.env")
     tailnet.prepare_namespace(EXTERNAL_NAMESPACE)
-    manifests = render(tailnet.deploy / "ingress/external")
+    manifests = render(tailnet.deploy_folder / "ingress/external")
     documents = [document for document in manifests if document["kind"] != "Certificate"]
     secret = cluster.get("secret", "wildcard-tls")
     metadata = {"name": "headscale-tls", "namespace": HEADSCALE_NAMESPACE}
@@ -87,68 +88,20 @@ def external(tailnet: Tailnet, controller: None) -> Iterator[Tailnet]:
     cluster.kubectl("delete", "namespace", EXTERNAL_NAMESPACE, "--wait=false")
 
 
-@pytest.fixture(scope="module")
-def client(tailnet: Tailnet) -> Iterator[str]:
-    """The name of a pod that is a VPN client."""
-    (user,) = [user["id"] for user in tailnet.headscale("users", "list") if user["name"] == USER]
-    key = tailnet.headscale("preauthkeys", "create", "--user", str(user))["key"]
-    variables = {
-        "TS_AUTHKEY": key,
-        "TS_EXTRA_ARGS": f"--login-server={LOGIN_URL}",
-        "TS_HOSTNAME": "laptop",
-        "TS_USERSPACE": "false",
-        "TS_ACCEPT_DNS": "false",
-        "TS_KUBE_SECRET": "",
-        "TS_STATE_DIR": "/tmp",
-        "TS_DEBUG_FIREWALL_MODE": "nftables",
-    }
-    container = {
-        "name": "tailscale",
-        "image": TAILSCALE,
-        "env": [{"name": name, "value": value} for name, value in variables.items()],
-        "securityContext": {"privileged": True},
-    }
-    tailnet.cluster.apply(pod("laptop", "services", container))
-    tailnet.cluster.wait_for_pod("laptop")
-    eventually(
-        lambda: [node for node in tailnet.nodes("laptop") if node["online"]], "a VPN client", timeout_s=START_TIMEOUT_S
-    )
-    yield "laptop"
-    tailnet.cluster.kubectl("-n", "services", "delete", "pod", "laptop", "--force")
-
-
-@pytest.fixture(scope="module")
-def outsider(tailnet: Tailnet) -> Iterator[str]:
-    """The name of a pod that is not on the VPN."""
-    container = {"name": "shell", "image": BUSYBOX, "command": ["sleep", "86400"]}
-    tailnet.cluster.apply(pod("outsider", "services", container))
-    tailnet.cluster.wait_for_pod("outsider")
-    yield "outsider"
-    tailnet.cluster.kubectl("-n", "services", "delete", "pod", "outsider", "--force")
-
-
-def pod(name: str, namespace: str, container: Document) -> Document:
-    """Return a pod with one container."""
-    labels = {"app": name}
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "namespace": namespace, "labels": labels},
-        "spec": {"containers": [container], "terminationGracePeriodSeconds": 1},
-    }
-
-
 def application() -> Iterator[Document]:
     """Iterate over the pod and the Service for the example of an Ingress."""
     script = f"mkdir /tmp/wiki && echo '{PAGE_TEXT}' > /tmp/wiki/index.html && exec httpd -f -p 8080 -h /tmp/wiki"
-    yield pod("wiki", "wiki", {"name": "wiki", "image": BUSYBOX, "command": ["sh", "-c", script]})
+    container = {"name": "wiki", "image": BUSYBOX, "command": ["sh", "-c", script]}
+    pod = manifest("Pod", "wiki", "wiki", spec={"containers": [container], "terminationGracePeriodSeconds": 1})
+    pod["metadata"]["labels"] = {"app": "wiki"}
+    yield pod
     spec = {"selector": {"app": "wiki"}, "ports": [{"port": 80, "targetPort": 8080}]}
-    yield {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "wiki", "namespace": "wiki"}, "spec": spec}
+    yield manifest("Service", "wiki", "wiki", spec=spec)
 
 
 def set_cloudflare_url(tailnet: Tailnet, file: str) -> None:
     """Add the URL of the Cloudflare simulator to the settings of a controller."""
-    with (tailnet.deploy / file).open("a") as settings:
+    with (tailnet.deploy_folder / file).open("a") as settings:
         settings.write(f"CLOUDFLARE_API_URL={tailnet.cloudflare_url}\n")
 
 
@@ -197,38 +150,28 @@ def wait_for_records(tailnet: Tailnet, *, not_address: str = "") -> str:
     )
 
 
-def request_page(tailnet: Tailnet, pod: str, container: str, address: str) -> str:
-    """Set the address of the wiki's name in DNS, request the page in a container, and return the page.
-
-    Raises:
-        RefusedError: the status is not 2xx. The message contains the status.
-    """
+def request_page(tailnet: Tailnet, pod: str, address: str) -> str:
+    """Set the address of the wiki's name in DNS, request the page from a pod, and return the page or the error."""
     tailnet.cluster.names[INGRESS_HOST] = address
-    return tailnet.cluster.exec(pod, container, "wget", "-T", "10", "-q", "-O", "-", f"https://{INGRESS_HOST}/")
+    return response_to(tailnet, pod, f"https://{INGRESS_HOST}/")
 
 
-def wait_for_page(tailnet: Tailnet, client: str, address: str) -> None:
+def wait_for_page(tailnet: Tailnet, address: str) -> None:
     """Wait until the VPN client gets the page of the wiki from an address."""
-
-    def is_served() -> bool:
-        try:
-            return PAGE_TEXT in request_page(tailnet, client, "tailscale", address)
-        except RefusedError:
-            return False
-
-    eventually(is_served, "the page of the wiki", timeout_s=START_TIMEOUT_S)
+    eventually(
+        lambda: PAGE_TEXT in request_page(tailnet, CLIENT, address), "the page of the wiki", timeout_s=START_TIMEOUT_S
+    )
 
 
-def test_ingress_is_served_on_the_vpn_under_its_name(internal: Tailnet, client: str) -> None:
-    wait_for_page(internal, client, wait_for_records(internal))
+def test_ingress_is_served_on_the_vpn_under_its_name(internal: Tailnet, clients: None) -> None:
+    wait_for_page(internal, wait_for_records(internal))
 
 
-def test_clients_outside_of_the_vpn_are_refused(internal: Tailnet, client: str, outsider: str) -> None:
+def test_clients_outside_of_the_vpn_are_refused(internal: Tailnet, clients: None) -> None:
     address = wait_for_records(internal)
-    wait_for_page(internal, client, address)
+    wait_for_page(internal, address)
     for destination in (address, NODE_ADDRESS):
-        with pytest.raises(RefusedError, match="403"):
-            request_page(internal, outsider, "shell", destination)
+        assert "403" in request_page(internal, OUTSIDER, destination)
 
 
 def test_record_of_another_cluster_node_is_kept(internal: Tailnet) -> None:
@@ -245,24 +188,22 @@ def test_tailscale_adds_no_rules_to_the_firewall_of_the_cluster_node(internal: T
         assert "incompatible" not in done.stdout + done.stderr
 
 
-def test_health_port_is_not_reachable_on_the_vpn(internal: Tailnet, client: str, outsider: str) -> None:
+def test_health_port_is_not_reachable_on_the_vpn(internal: Tailnet, clients: None) -> None:
     address = wait_for_records(internal)
-    get = ("wget", "-T", "5", "-q", "-O", "-")
-    assert internal.cluster.exec(outsider, "shell", *get, f"http://{NODE_ADDRESS}:9003/readyz")
-    with pytest.raises(RefusedError):
-        internal.cluster.exec(client, "tailscale", *get, f"http://{address}:9003/readyz")
+    assert "wget:" not in response_to(internal, OUTSIDER, f"http://{NODE_ADDRESS}:9003/readyz")
+    assert "wget:" in response_to(internal, CLIENT, f"http://{address}:9003/readyz")
 
 
-def test_new_pod_serves_at_the_same_address(internal: Tailnet, client: str) -> None:
+def test_new_pod_serves_at_the_same_address(internal: Tailnet, clients: None) -> None:
     cluster = internal.cluster
     address = wait_for_records(internal)
     cluster.kubectl("-n", NAMESPACE, "delete", "pod", pod_name(cluster))
     cluster.wait_for_pod(pod_name(cluster), NAMESPACE)
     assert wait_for_records(internal) == address
-    wait_for_page(internal, client, address)
+    wait_for_page(internal, address)
 
 
-def test_records_follow_a_pod_with_a_new_node(internal: Tailnet, client: str) -> None:
+def test_records_follow_a_pod_with_a_new_node(internal: Tailnet, clients: None) -> None:
     """Without its state, the pod registers a new node with a new address."""
     cluster = internal.cluster
     address = wait_for_records(internal)
@@ -272,7 +213,7 @@ def test_records_follow_a_pod_with_a_new_node(internal: Tailnet, client: str) ->
     cluster.wait_for_pod(pod_name(cluster), NAMESPACE)
     new_address = wait_for_records(internal, not_address=address)
     assert [node["ip_addresses"][0] for node in internal.nodes(HOSTNAME)] == [new_address]
-    wait_for_page(internal, client, new_address)
+    wait_for_page(internal, new_address)
 
 
 def test_documented_command_deletes_what_a_removed_cluster_node_left(internal: Tailnet) -> None:
@@ -313,16 +254,14 @@ def test_external_controller_logs_in_through_its_own_nginx(external: Tailnet) ->
         assert "GET /key?" in external.cluster.logs(name, "nginx-ingress", EXTERNAL_NAMESPACE)
 
 
-def test_external_controller_publishes_only_the_login_server(external: Tailnet, outsider: str) -> None:
+def test_external_controller_publishes_only_the_login_server(external: Tailnet, clients: None) -> None:
     cluster = external.cluster
     address = cluster.wait_for_pod("nginx-external-0", EXTERNAL_NAMESPACE)["status"]["podIP"]
     service = cluster.names[LOGIN_NAME]
     cluster.names[LOGIN_NAME] = address
     try:
-        get = ("wget", "-T", "10", "-q", "-O", "-")
-        assert "pass" in cluster.exec(outsider, "shell", *get, f"{LOGIN_URL}/health")
+        assert "pass" in response_to(external, OUTSIDER, f"{LOGIN_URL}/health")
         for path in ("/api/v1/node", "/metrics", "/version"):
-            with pytest.raises(RefusedError, match="404"):
-                cluster.exec(outsider, "shell", *get, f"{LOGIN_URL}{path}")
+            assert "404" in response_to(external, OUTSIDER, f"{LOGIN_URL}{path}")
     finally:
         cluster.names[LOGIN_NAME] = service

@@ -89,9 +89,7 @@ def test_workload_is_accepted_before_and_after_injection(api_server: ApiServer, 
 @pytest.mark.parametrize("name", REFUSED)
 def test_invalid_workload_is_refused_with_its_name_and_a_remedy(api_server: ApiServer, name: str) -> None:
     document, texts = REFUSED[name]
-    with pytest.raises(RefusedError) as refused:
-        api_server.create_dry_run(document)
-    message = str(refused.value)
+    message = api_server.refusal(document)
     assert document["metadata"]["name"] in message
     assert [text for text in texts if text not in message] == []
     assert "expression" not in message
@@ -110,16 +108,14 @@ def test_policy_and_command_create_the_same_pod_for_each_kind(api_server: ApiSer
 
 def test_pod_of_an_invalid_workload_is_refused(api_server: ApiServer) -> None:
     """Such a workload can exist if it was created before the policies."""
-    document = annotated(deployment(), hostname="Web")
-    with pytest.raises(RefusedError, match="Web"):
-        api_server.create_dry_run(pod_of(document))
+    assert "Web" in api_server.refusal(pod_of(annotated(deployment(), hostname="Web")))
 
 
 def test_invalid_workload_can_be_scaled_annotated_and_deleted(api_server: ApiServer) -> None:
     """The policies do not check scaling. With several replicas, they refuse changes of the pod template."""
     document = deployment()
     document["metadata"]["name"] = "scaled"
-    api_server.kubectl("create", "-f", "-", text=json.dumps(document))
+    api_server.create(document)
     api_server.kubectl("-n", "services", "scale", "deployment", "scaled", "--replicas=3")
     api_server.kubectl("-n", "services", "annotate", "deployment", "scaled", "a=b")
     with pytest.raises(RefusedError, match="3 pods"):
@@ -135,19 +131,10 @@ def test_only_labelled_pods_are_refused_without_the_settings(api_server: ApiServ
     del unlabelled["metadata"]["annotations"]
     api_server.kubectl("delete", "configmap", "-n", "tailscale-lifecycle-inject", "tailscale-lifecycle")
     try:
-        eventually(lambda: not _is_accepted(api_server, pod()) or None, "a refusal of the labelled pod")
-        assert _is_accepted(api_server, unlabelled)
+        eventually(lambda: api_server.refusal(pod()) != "", "a refusal of the labelled pod")
+        assert api_server.refusal(unlabelled) == ""
     finally:
-        set_settings(api_server)
-        eventually(lambda: _is_accepted(api_server, pod()) or None, "acceptance")
-
-
-def _is_accepted(server: ApiServer, document: Document) -> bool:
-    try:
-        server.create_dry_run(document)
-    except RefusedError:
-        return False
-    return True
+        restore_settings(api_server)
 
 
 def test_pod_in_a_namespace_without_the_label_is_not_changed(api_server: ApiServer) -> None:
@@ -163,34 +150,37 @@ def test_pod_without_the_label_is_not_changed(api_server: ApiServer) -> None:
     assert "initContainers" not in created["spec"]
 
 
-def test_empty_settings_count_as_unset(api_server: ApiServer) -> None:
-    names = ("SELF_HEAL", "HEADSCALE_API_KEY_SECRET", "HEADSCALE_API_KEY_FILE", "TAILSCALE_IMAGE", "LIFECYCLE_IMAGE")
-    set_settings(api_server, **dict.fromkeys(names, ""), AUTHKEY_TAGS="tag:now", LOGIN_SERVER=f"{LOGIN_SERVER}/")
-    try:
-        site = replace(SITE, settings=SETTINGS | {"AUTHKEY_TAGS": "tag:now"})
-        expected = admitted(api_server, pod_of(injected(deployment(), site)))
-        eventually(lambda: admitted(api_server, pod_of(deployment())) == expected or None, "the new settings")
-    finally:
-        set_settings(api_server)
-        default = admitted(api_server, pod_of(injected(deployment())))
-        eventually(lambda: admitted(api_server, pod_of(deployment())) == default or None, "the old settings")
+def restore_settings(server: ApiServer) -> None:
+    """Write the settings of the fixture `api_server` again, and wait until they take effect."""
+    set_settings(server)
+    expected = admitted(server, pod_of(injected(deployment())))
+    eventually(
+        lambda: server.refusal(pod()) == "" and admitted(server, pod_of(deployment())) == expected, "the old settings"
+    )
+
+
+EMPTY = ("SELF_HEAL", "HEADSCALE_API_KEY_SECRET", "HEADSCALE_API_KEY_FILE", "TAILSCALE_IMAGE", "LIFECYCLE_IMAGE")
 
 
 @pytest.mark.parametrize(
-    "settings", [{"HEADSCALE_ACCESS": "exec", "AUTHKEY_TAGS": "tag:all"}, {"KUBERNETES_EVENTS": "true"}], ids=" ".join
+    ("settings", "unset"),
+    [
+        ({"HEADSCALE_ACCESS": "exec", "AUTHKEY_TAGS": "tag:all"}, {}),
+        ({"KUBERNETES_EVENTS": "true"}, {}),
+        # An empty setting counts as unset.
+        ({"AUTHKEY_TAGS": "tag:now"}, {**dict.fromkeys(EMPTY, ""), "LOGIN_SERVER": f"{LOGIN_SERVER}/"}),
+    ],
+    ids=["exec", "events", "empty"],
 )
-def test_settings_reach_the_containers(api_server: ApiServer, settings: dict[str, str]) -> None:
-    image = "registry.example.com/l:1"
-    set_settings(api_server, LIFECYCLE_IMAGE=image, **settings)
+def test_settings_reach_the_containers(api_server: ApiServer, settings: dict[str, str], unset: dict[str, str]) -> None:
+    image = "" if unset else "registry.example.com/l:1"
+    set_settings(api_server, **{"LIFECYCLE_IMAGE": image, **settings, **unset})
     try:
-        site = replace(SITE, settings=SETTINGS | settings, lifecycle_image=image)
-        workload = deployment()
-        expected = admitted(api_server, pod_of(injected(workload, site)))
-        eventually(lambda: admitted(api_server, pod_of(workload)) == expected or None, "the new settings")
+        site = replace(SITE, settings=SETTINGS | settings, **({"lifecycle_image": image} if image else {}))
+        expected = admitted(api_server, pod_of(injected(deployment(), site)))
+        eventually(lambda: admitted(api_server, pod_of(deployment())) == expected, "the new settings")
     finally:
-        set_settings(api_server)
-        default = admitted(api_server, pod_of(injected(deployment())))
-        eventually(lambda: admitted(api_server, pod_of(deployment())) == default or None, "the old settings")
+        restore_settings(api_server)
 
 
 @pytest.mark.parametrize(
@@ -205,21 +195,13 @@ def test_settings_reach_the_containers(api_server: ApiServer, settings: dict[str
     ids=["no-domain", "no-login-server", "http-with-a-name", "unknown-setting", "setting-of-one-pod"],
 )
 def test_invalid_settings_are_reported(api_server: ApiServer, settings: dict[str, str | None], text: str) -> None:
-    def refusal() -> str | None:
-        try:
-            api_server.create_dry_run(pod())
-        except RefusedError as refused:
-            return str(refused)
-        return None
-
     set_settings(api_server, **settings)
     try:
-        message = eventually(refusal, "a refusal")
+        message = eventually(lambda: api_server.refusal(pod()) or None, "a refusal")
         assert text in message
         assert "tailscale-lifecycle-inject" in message
     finally:
-        set_settings(api_server)
-        eventually(lambda: refusal() is None or None, "acceptance")
+        restore_settings(api_server)
 
 
 def test_policies_are_valid_for_every_kind(api_server: ApiServer) -> None:
@@ -259,8 +241,7 @@ def test_containers_are_added_once_when_the_policy_is_called_twice(api_server: A
         "metadata": {"name": "zz-other"},
         "spec": {"policyName": "zz-other"},
     }
-    for manifest in (policy, binding):
-        api_server.kubectl("create", "-f", "-", text=json.dumps(manifest))
+    api_server.create(policy, binding)
     try:
         created = eventually(
             lambda: result if "other" in (result := api_server.create_dry_run(pod()))["metadata"]["labels"] else None,

@@ -17,9 +17,9 @@ import yaml
 from lifecycle.inject.rules import HOSTNAME, LABEL, STATE_SECRET
 from tests.chart.helm import Values
 from tests.cluster.api_server import ApiServer
-from tests.cluster.conftest import helm, injection_state
+from tests.cluster.conftest import helm
 from tests.cluster.test_injection import admitted, pod_of
-from tests.inject.refused import template_of
+from tests.inject.refused import pod, template_of
 from tests.pod.rendering import DEPLOY, ROOT, Document, config_map_data, of_kind, render
 from tests.pod.test_site import SITE, create_site
 from tests.real.programs import eventually
@@ -51,7 +51,7 @@ def installed(server: ApiServer, chart: Path) -> Iterator[ApiServer]:
     helm(server, "install", "tailscale-lifecycle", chart, values=VALUES)
     # The API server refuses a pod whose service account does not exist, also in the dry runs of this test.
     server.kubectl("create", "serviceaccount", NAME, "-n", "services")
-    eventually(lambda: injection_state(server) == "on", "an injected pod", timeout_s=60)
+    eventually(lambda: server.injection_state(pod()) == "on", "an injected pod", timeout_s=60)
     yield server
     server.kubectl("delete", "serviceaccount", NAME, "-n", "services")
     helm(server, "uninstall", "tailscale-lifecycle")

@@ -1,9 +1,8 @@
 """Start many pods at the same time, and measure their CPU time and memory.
 
-The test runs only with CLUSTER_PODS=<number>.
-
-Each pod has `cleanup`, `dns-watch` and a pause container. Without tailscale, the measurement includes only this project
-and Headscale.
+The test runs only with CLUSTER_PODS=<number>. Each pod has the containers `cleanup` and `dns-watch`, and a container
+that does nothing. The pods have no tailscale container, so that the measurement includes only this project and
+Headscale.
 """
 
 from __future__ import annotations
@@ -15,70 +14,62 @@ from typing import Final
 
 import pytest
 
-from tests import tally
-from tests.cluster.cluster import Cluster, Document
+from tests.cluster.cluster import Cluster, Document, manifest
 from tests.cluster.images import PAUSE
 from tests.cluster.node import NODE_NAME
 from tests.cluster.tailnet import Tailnet
 from tests.pod.rendering import containers, of_kind, pod_spec, render
 from tests.real.programs import eventually
+from tests.tally import add_measurement
 
 POD_COUNT: Final = int(os.environ.get("CLUSTER_PODS", "0"))
 NAME: Final = "many"
 START_TIMEOUT_S: Final = 1800.0
 
 
-def workload(documents: list[Document]) -> list[Document]:
-    """Return a StatefulSet with `cleanup` and `dns-watch` of a rendered workload, and the ConfigMaps of settings."""
-    spec = pod_spec(documents)
-    rendered = containers(spec)
-    for name in ("cleanup", "dns-watch"):
-        # These variables override the ConfigMap. The pods have no state Secret, so they cannot keep a node.
-        rendered[name]["env"] += [
+def manifests_of_many_pods(grafana: list[Document]) -> list[Document]:
+    """Return a StatefulSet whose pods have `cleanup` and `dns-watch` of Grafana, and the ConfigMaps of both."""
+    spec = pod_spec(grafana)
+    own = {name: container for name, container in containers(spec).items() if name in ("cleanup", "dns-watch")}
+    for container in own.values():
+        # These variables override the ConfigMap. NODE_POLICY=keep would need the Secret in which a tailscale container
+        # stores its login.
+        container["env"] += [
             {"name": "TS_HOSTNAME", "value": "$(POD_NAME).example.com"},
             {"name": "NODE_POLICY", "value": "replace"},
             {"name": "MAX_RETRIES", "value": "0"},
         ]
-        rendered[name]["volumeMounts"] = [
-            mount for mount in rendered[name]["volumeMounts"] if mount["name"] != "tailscale-lifecycle-token"
+        container["volumeMounts"] = [
+            mount for mount in container["volumeMounts"] if mount["name"] != "tailscale-lifecycle-token"
         ]
-        # With the rendered requests, all pods together would exceed the CPU cores of the node.
-        rendered[name]["resources"].pop("requests")
-        rendered[name]["resources"]["limits"].pop("cpu")
-        rendered[name]["resources"]["requests"] = {"cpu": "1m", "memory": "1Mi"}
+        # The pods of the test would together request more CPU cores than the cluster node has.
+        container["resources"] |= {"requests": {"cpu": "1m", "memory": "1Mi"}}
+        container["resources"]["limits"].pop("cpu")
+    volumes = ("tailscale-lifecycle-auth", "tailscale-lifecycle-secrets")
     labels = {"app": NAME}
     pod = {
         "securityContext": {"fsGroup": spec["securityContext"]["fsGroup"]},
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": 5,
-        "initContainers": [rendered["cleanup"], rendered["dns-watch"]],
+        "initContainers": list(own.values()),
         "containers": [{"name": "pause", "image": PAUSE}],
-        "volumes": [
-            volume
-            for volume in spec["volumes"]
-            if volume["name"] in ("tailscale-lifecycle-auth", "tailscale-lifecycle-secrets")
-        ],
+        "volumes": [volume for volume in spec["volumes"] if volume["name"] in volumes],
     }
     stateful_set = {
-        "apiVersion": "apps/v1",
-        "kind": "StatefulSet",
-        "metadata": {"name": NAME, "namespace": "services"},
-        "spec": {
-            "replicas": POD_COUNT,
-            "serviceName": NAME,
-            "podManagementPolicy": "Parallel",
-            "selector": {"matchLabels": labels},
-            "template": {"metadata": {"labels": labels}, "spec": pod},
-        },
+        "replicas": POD_COUNT,
+        "serviceName": NAME,
+        "podManagementPolicy": "Parallel",
+        "selector": {"matchLabels": labels},
+        "template": {"metadata": {"labels": labels}, "spec": pod},
     }
     settings = [
-        config for config in of_kind(documents, "ConfigMap") if config["metadata"]["name"].startswith("lifecycle")
+        config for config in of_kind(grafana, "ConfigMap") if config["metadata"]["name"].startswith("lifecycle")
     ]
-    return [*settings, stateful_set]
+    return [*settings, manifest("StatefulSet", NAME, "services", api="apps/v1", spec=stateful_set)]
 
 
 def cpu_time_s(cluster: Cluster) -> float:
-    """Return the CPU time of all pods since the node was booted, in seconds."""
+    """Return the CPU time that all pods have used since the cluster node was booted, in seconds."""
     for folder in cluster.node.cgroups():
         usage = folder / "cpuacct.usage"
         if usage.exists():
@@ -90,7 +81,7 @@ def cpu_time_s(cluster: Cluster) -> float:
 
 
 def working_sets(cluster: Cluster) -> list[int]:
-    """Return the working set of each container `dns-watch` in bytes, sorted."""
+    """Return the memory in use (the working set) of each `dns-watch` container in bytes, smallest first."""
     summary = cluster.server.request("GET", f"/api/v1/nodes/{NODE_NAME}/proxy/stats/summary")
     return sorted(
         container["memory"]["workingSetBytes"]
@@ -102,12 +93,12 @@ def working_sets(cluster: Cluster) -> list[int]:
 
 
 @pytest.mark.skipif(
-    not POD_COUNT, reason="set CLUSTER_PODS to the number of pods: a hundred need minutes and 8 GB of memory"
+    not POD_COUNT, reason="set CLUSTER_PODS to the number of pods, such as 100, which need 8 GB of memory"
 )
 def test_many_pods_start_without_restarts(tailnet: Tailnet) -> None:
     cluster = tailnet.cluster
     before, begin = cpu_time_s(cluster), time.monotonic()
-    cluster.apply(*workload(render(tailnet.deploy / "services/grafana")))
+    cluster.apply(*manifests_of_many_pods(render(tailnet.deploy_folder / "services/grafana")))
 
     def running() -> int:
         return sum(pod["status"]["phase"] == "Running" for pod in cluster.pods(f"app={NAME}"))
@@ -126,13 +117,13 @@ def test_many_pods_start_without_restarts(tailnet: Tailnet) -> None:
         took_s, cpu_s = time.monotonic() - begin, cpu_time_s(cluster) - before
         pods = cluster.pods(f"app={NAME}")
         restarts = sum(status["restartCount"] for pod in pods for status in pod["status"]["initContainerStatuses"])
-        keys = {key["id"] for key in tailnet.headscale("preauthkeys", "list") if key["user"]["name"] == "services"}
+        keys = {key["id"] for key in tailnet.run_headscale("preauthkeys", "list") if key["user"]["name"] == "services"}
         sizes = eventually(all_working_sets, "the working sets of all pods")
         load = Path("/proc/loadavg").read_text().split()[0]
-        tally.add_measurement(
-            f"{POD_COUNT} pods at once: all run after {took_s:.0f} s; {cpu_s / POD_COUNT:.2f} s of CPU per pod, with "
-            f"Headscale's; {restarts} restarts; dns-watch {sizes[len(sizes) // 2] / 2**20:.0f} MiB, "
-            f"at most {sizes[-1] / 2**20:.0f}; load of the machine {load}"
+        add_measurement(
+            f"{POD_COUNT} pods at once: all run after {took_s:.0f} s; {cpu_s / POD_COUNT:.2f} s of CPU per pod, "
+            f"Headscale included; {restarts} restarts; dns-watch {sizes[len(sizes) // 2] / 2**20:.0f} MiB, "
+            f"at most {sizes[-1] / 2**20:.0f} MiB; load of the machine {load}"
         )
         assert len(keys) >= POD_COUNT
         assert restarts == 0

@@ -73,7 +73,7 @@ class Shell:
         """Run commands, check the exit status, and return the standard output."""
         done = subprocess.run(
             self.command(text),
-            cwd=self.tailnet.deploy.parent,
+            cwd=self.tailnet.deploy_folder.parent,
             capture_output=True,
             text=True,
             check=False,
@@ -86,7 +86,9 @@ class Shell:
         """Start a command that does not end by itself."""
         log = self.tailnet.cluster.folder / "shell.log"
         log.unlink(missing_ok=True)
-        return BackgroundProcess(self.command(text), log=log, environment=os.environ, folder=self.tailnet.deploy.parent)
+        return BackgroundProcess(
+            self.command(text), log=log, environment=os.environ, folder=self.tailnet.deploy_folder.parent
+        )
 
 
 @pytest.fixture(scope="module")
@@ -189,10 +191,10 @@ def resolves_cloudflare(shell: Shell, command: str) -> None:
 def replaces_the_api_key(shell: Shell, commands: str) -> None:
     """The running pod uses the new key when Headscale refuses the old one."""
     tailnet = shell.tailnet
-    old = [str(key["id"]) for key in tailnet.headscale("apikeys", "list")]
+    old = [str(key["id"]) for key in tailnet.run_headscale("apikeys", "list")]
     shell.run(commands)
     for key in old:
-        tailnet.headscale("apikeys", "expire", "--id", key)
+        tailnet.run_headscale("apikeys", "expire", "--id", key)
     eventually(
         lambda: _is_in_sync(shell),
         "a pod with the new key",
@@ -242,7 +244,7 @@ def admits_the_pod(shell: Shell, command: str) -> None:
     """With the label, the namespace admits a pod with NET_ADMIN. With the level `baseline`, the pod is refused."""
     cluster = shell.tailnet.cluster
     shell.run(command.replace("services", OTHER_NAMESPACE))
-    (workload,) = of_kind(render(shell.tailnet.deploy / "services/grafana"), "StatefulSet")
+    (workload,) = of_kind(render(shell.tailnet.deploy_folder / "services/grafana"), "StatefulSet")
     cluster.kubectl("-n", OTHER_NAMESPACE, "create", "serviceaccount", "grafana")
     pod = pod_of(workload)
     pod["metadata"] |= {"namespace": OTHER_NAMESPACE}
@@ -260,14 +262,14 @@ def creates_the_secret(shell: Shell, command: str) -> None:
 
 
 def applies_a_folder(shell: Shell, command: str) -> None:
-    for document in render(shell.tailnet.deploy.parent / command.rsplit(maxsplit=1)[-1]):
+    for document in render(shell.tailnet.deploy_folder.parent / command.rsplit(maxsplit=1)[-1]):
         create_prerequisites(shell.tailnet.cluster.server, document)
     shell.run(command)
 
 
 def creates_manifests(shell: Shell, command: str) -> None:
     shell.run(command)
-    assert (shell.tailnet.deploy / "services/wiki/kustomization.yaml").exists()
+    assert (shell.tailnet.deploy_folder / "services/wiki/kustomization.yaml").exists()
 
 
 def prints_the_manifests(shell: Shell, command: str) -> None:
@@ -291,7 +293,7 @@ def shows_progress(shell: Shell, command: str) -> None:
         # Other tests use the name wiki.example.com.
         shell.run("kubectl delete -k deploy/services/wiki")
         (node,) = shell.tailnet.nodes("wiki.example.com")
-        shell.tailnet.headscale("nodes", "delete", "--identifier", str(node["id"]), "--force")
+        shell.tailnet.run_headscale("nodes", "delete", "--identifier", str(node["id"]), "--force")
 
 
 def succeeds(shell: Shell, command: str) -> None:

@@ -106,7 +106,7 @@ def test_pods_recover_when_their_nodes_are_deleted_in_headscale(tailnet: Tailnet
     names = (GRAFANA_NAME, WIKI_NAME)
     deleted = {name: tailnet.wait_for_record(name)["id"] for name in names}
     for node_id in deleted.values():
-        tailnet.headscale("nodes", "delete", "--identifier", str(node_id), "--force")
+        tailnet.run_headscale("nodes", "delete", "--identifier", str(node_id), "--force")
 
     def have_new_nodes() -> bool:
         return all([node["id"] for node in tailnet.nodes(name)] not in ([], [deleted[name]]) for name in names)
@@ -162,9 +162,9 @@ def orphan(tailnet: Tailnet) -> Iterator[str]:
 @pytest.fixture
 def cron_job(tailnet: Tailnet) -> Iterator[str]:
     """The argument of kubectl for the CronJob of deploy/prune."""
-    tailnet.cluster.kubectl("-n", "services", "apply", "-k", tailnet.deploy / "prune")
+    tailnet.cluster.kubectl("-n", "services", "apply", "-k", tailnet.deploy_folder / "prune")
     yield "cronjob/lifecycle-prune"
-    tailnet.cluster.kubectl("-n", "services", "delete", "-k", tailnet.deploy / "prune")
+    tailnet.cluster.kubectl("-n", "services", "delete", "-k", tailnet.deploy_folder / "prune")
 
 
 def test_prune_waits_before_it_deletes_orphaned_records(tailnet: Tailnet, orphan: str, cron_job: str) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from typing import Final
 
 from lifecycle.inject.rules import HOSTNAME, LABEL
 from tests.cluster.api_server import RefusedError
-from tests.cluster.cluster import START_TIMEOUT_S, Document
+from tests.cluster.cluster import START_TIMEOUT_S, Document, manifest
 from tests.cluster.images import BUSYBOX, TAILSCALE, application
 from tests.cluster.tailnet import LOGIN_URL, Tailnet
 from tests.pod.rendering import DOMAIN, containers, manifests_of, pod_spec, render
@@ -33,7 +32,7 @@ def deploy_grafana(tailnet: Tailnet) -> None:
     image = containers(pod_spec(manifests_of("grafana")))["application"]["image"]
     cluster.load({image: application(cluster.layers, 3000, "/api/health")})
     cluster.kubectl("-n", "services", "create", "secret", "generic", "grafana-admin", "--from-literal=password=a")
-    cluster.kubectl("apply", "-k", tailnet.deploy / "services/grafana")
+    cluster.kubectl("apply", "-k", tailnet.deploy_folder / "services/grafana")
     cluster.wait_for_pod(GRAFANA)
     tailnet.wait_for_record(GRAFANA_NAME)
 
@@ -71,18 +70,11 @@ def enable_injection(tailnet: Tailnet) -> None:
     """Apply deploy/inject, and wait until pods in the namespace `services` get the containers."""
     cluster = tailnet.cluster
     cluster.kubectl("label", "--overwrite", "namespace", "services", "tailscale-lifecycle/inject=enabled")
-    folder = "inject" if cluster.server.version >= (1, 36) else "inject-v1beta1"
-    cluster.apply(*render(tailnet.deploy / folder))
+    cluster.apply(*render(tailnet.deploy_folder / cluster.server.inject_folder.name))
     template = wiki_manifest()["spec"]["template"]
     metadata = {"name": "dry-run", "namespace": "services", **template["metadata"]}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
-
-    def is_injected() -> bool:
-        with suppress(RefusedError):
-            return "initContainers" in cluster.server.create_dry_run(pod)["spec"]
-        return False
-
-    eventually(is_injected, "injection", timeout_s=START_TIMEOUT_S)
+    eventually(lambda: cluster.server.injection_state(pod) == "on", "injection", timeout_s=START_TIMEOUT_S)
 
 
 def ready_pod(tailnet: Tailnet, app: str, *, not_uid: str = "") -> Document:
@@ -98,8 +90,10 @@ def ready_pod(tailnet: Tailnet, app: str, *, not_uid: str = "") -> Document:
 
 def deploy_clients(tailnet: Tailnet) -> None:
     """Start the pods CLIENT and OUTSIDER. The node of CLIENT belongs to CLIENT_USER."""
-    user = tailnet.headscale("users", "create", CLIENT_USER)["id"]
-    key = tailnet.headscale("preauthkeys", "create", "--user", str(user), "--reusable", "--expiration", "24h")["key"]
+    user = tailnet.run_headscale("users", "create", CLIENT_USER)["id"]
+    key = tailnet.run_headscale("preauthkeys", "create", "--user", str(user), "--reusable", "--expiration", "24h")[
+        "key"
+    ]
     variables = {
         "TS_AUTHKEY": key,
         "TS_HOSTNAME": CLIENT,
@@ -120,22 +114,23 @@ def deploy_clients(tailnet: Tailnet) -> None:
         OUTSIDER: {"image": BUSYBOX, "command": ["sleep", "100000"]},
     }
     for name, container in containers_by_pod.items():
-        metadata = {"name": name, "namespace": "services"}
         spec = {
             "automountServiceAccountToken": False,
             "terminationGracePeriodSeconds": 1,
             "containers": [{"name": "shell", **container}],
         }
-        tailnet.cluster.apply({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+        tailnet.cluster.apply(manifest("Pod", name, "services", spec=spec))
     for name in containers_by_pod:
         tailnet.cluster.wait_for_pod(name)
-    eventually(lambda: tailnet.nodes(CLIENT), "the client's node", timeout_s=START_TIMEOUT_S)
+    eventually(
+        lambda: any(node["online"] for node in tailnet.nodes(CLIENT)), "the client's node", timeout_s=START_TIMEOUT_S
+    )
 
 
-def response_to(tailnet: Tailnet, pod: str, url: str) -> str:
+def response_to(tailnet: Tailnet, pod: str, url: str, *options: str) -> str:
     """Request a URL from CLIENT or OUTSIDER, and return the body, or the error that wget prints."""
     try:
-        return tailnet.cluster.exec(pod, "shell", "wget", "-T", "5", "-q", "-O", "-", url)
+        return tailnet.cluster.exec(pod, "shell", "wget", "-T", "10", "-q", "-O", "-", *options, url)
     except RefusedError as error:
         return str(error)
 
