@@ -245,34 +245,14 @@ class CloudflareSimulator(Upstream):
             self._zones[zone_id] = Zone(id=zone_id, name=name.lower(), in_token_account=in_token_account)
             return zone_id
 
-    def add_record(
-        self,
-        zone_id: str,
-        *,
-        type: str,  # noqa: A002 - Cloudflare's word
-        name: str,
-        content: str,
-        ttl: int = 1,
-        proxied: bool = False,
-        comment: str | None = None,
-        priority: int | None = None,
-    ) -> str:
-        """Add a record, as in the dashboard, and return its id.
+    def add_record(self, zone_id: str, **fields: Any) -> str:
+        """Add a record with these fields of the API, as in the dashboard, and return its id.
 
         Raises:
             ApiError: the zone refuses the record.
         """
-        spec = {
-            "type": type,
-            "name": name,
-            "content": content,
-            "ttl": ttl,
-            "proxied": proxied,
-            "comment": comment,
-            "priority": priority,
-        }
         with self.lock, self._changing(self._zones[zone_id]) as zone:
-            return zone.create(self._new_id(), spec).id
+            return zone.create(self._new_id(), fields).id
 
     def add_workers_domain(self, zone_id: str, name: str) -> str:
         """Add the record that Cloudflare creates for the custom domain of a Worker, and return its id."""

@@ -63,19 +63,20 @@ class SimulatedPod:
     Attributes:
         containers: the programs of each container, by container name and program name.
         owner: the kind of the pod's controller, such as `StatefulSet`; None = the pod has no controller.
+        labels: the labels. By default, the pod has the label by which the program finds Headscale's pod.
         is_terminating: True if the pod has been deleted, and its containers are being stopped.
     """
 
-    namespace: str
     name: str
     uid: str
     created_at: datetime
-    labels: Mapping[str, str]
     containers: Mapping[str, Mapping[str, Program]]
-    owner: str | None
-    ready: bool
-    phase: str
-    is_terminating: bool
+    namespace: str = "headscale"
+    labels: Mapping[str, str] = field(default_factory=lambda: {"app.kubernetes.io/name": "headscale"})
+    owner: str | None = "StatefulSet"
+    ready: bool = True
+    phase: str = "Running"
+    is_terminating: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the part of the pod's JSON that the program reads."""
@@ -227,27 +228,12 @@ class KubernetesSimulator(Upstream):
         name: str,
         containers: Mapping[str, Mapping[str, Program]],
         *,
-        namespace: str = "headscale",
-        labels: Mapping[str, str] | None = None,
-        owner: str | None = "StatefulSet",
-        ready: bool = True,
-        phase: str = "Running",
-        is_terminating: bool = False,
         age: timedelta = timedelta(hours=1),
+        **attributes: Any,
     ) -> SimulatedPod:
-        """Add a pod. By default, it has the label by which the program finds Headscale's pod."""
-        pod = SimulatedPod(
-            namespace=namespace,
-            name=name,
-            uid=f"00000000-0000-4000-8000-{next(self._numbers):012d}",
-            created_at=datetime.now(UTC) - age,
-            labels={"app.kubernetes.io/name": "headscale"} if labels is None else labels,
-            containers=containers,
-            owner=owner,
-            ready=ready,
-            phase=phase,
-            is_terminating=is_terminating,
-        )
+        """Add a pod with these attributes of `SimulatedPod`."""
+        uid = f"00000000-0000-4000-8000-{next(self._numbers):012d}"
+        pod = SimulatedPod(name=name, uid=uid, created_at=datetime.now(UTC) - age, containers=containers, **attributes)
         with self.lock:
             self._pods.append(pod)
         return pod

@@ -340,13 +340,8 @@ class Tailnet(Upstream):
             if not provider and (exists or not name):
                 raise ValueError(f"user {name!r} cannot be added")
             self._save_previous_state()
-            user = User(
-                id=self._state.next_id("users"),
-                name=name,
-                email=email,
-                provider=provider,
-                created_at=self._now(),
-            )
+            user_id = self._state.next_id("users")
+            user = User(id=user_id, name=name, email=email, provider=provider, created_at=self._now())
             self._state.users[user.id] = user
             return user
 
@@ -354,21 +349,14 @@ class Tailnet(Upstream):
         self,
         user: User | str | None,
         *,
-        reusable: bool = False,
-        ephemeral: bool = False,
-        expires_in: timedelta = timedelta(hours=1),
         tags: tuple[str, ...] = (),
+        expires_in: timedelta = timedelta(hours=1),
+        **flags: bool,
     ) -> PreAuthKey:
-        """Create a pre-auth key, as `headscale preauthkeys create` does."""
+        """Create a pre-auth key, as `headscale preauthkeys create` does. The flags are `reusable` and `ephemeral`."""
         with self.lock:
             self._save_previous_state()
-            return self._add_key(
-                self._owner_id(user, tags),
-                reusable=reusable,
-                ephemeral=ephemeral,
-                expires_at=self._now() + expires_in,
-                tags=tags,
-            )
+            return self._add_key(self._owner_id(user, tags), expires_at=self._now() + expires_in, tags=tags, **flags)
 
     def expire_key(self, key_id: int) -> None:
         """Expire a pre-auth key."""
@@ -695,37 +683,25 @@ class Tailnet(Upstream):
         return node
 
     def _add_node(
-        self,
-        hostname: str,
-        *,
-        machine_key: str,
-        node_key: str,
-        user_id: int | None,
-        tags: tuple[str, ...],
-        registered_by: RegisteredBy,
-        key: PreAuthKey | None,
-        expires_at: datetime | None,
-        addresses: tuple[str, ...] | None,
+        self, hostname: str, *, key: PreAuthKey | None, addresses: tuple[str, ...] | None, **row: Any
     ) -> Node:
-        name = self.dialect.hostname(hostname, machine_key, self._random)
+        """Add a node. The other arguments are attributes of `Node`."""
+        name = self.dialect.hostname(hostname, row["machine_key"], self._random)
         now = self._now()
+        if row["tags"] and not self.dialect.tagged_keeps_user:
+            row["user_id"] = None
         node = Node(
             id=self._state.next_id("nodes"),
-            machine_key=machine_key,
-            node_key=node_key,
             disco_key=self._new_key("discokey:"),
             addresses=self._next_addresses() if addresses is None else addresses,
             name=name,
             given_name=self._free_given_name(self.dialect.given_name(name)),
-            user_id=None if tags and not self.dialect.tagged_keeps_user else user_id,
-            tags=tags,
-            registered_by=registered_by,
             stored_key_id=None if key is None else key.id,
             pre_auth_key=key,
             created_at=now,
             last_seen=now,
-            expires_at=expires_at,
-            stored_expires_at=expires_at,
+            stored_expires_at=row["expires_at"],
+            **row,
         )
         self._state.nodes[node.id] = node
         return node
