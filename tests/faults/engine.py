@@ -2,8 +2,8 @@
 
 The commands of a workload's pods run on a simulated clock, with simulated upstreams. workload.py defines the pods and
 the upstreams, events.py the events, and invariants.py the checks. "Never 1" to "Never 8" are the guarantees in
-docs/architecture.md. A pass is one run of `cleanup`, or one iteration of
-the loop of `dns-watch`. A node or record is ours if the program may change it, and foreign if it may not.
+docs/architecture.md. A pass is one run of `cleanup`, or one iteration of the loop of `dns-watch`. A node or record is
+ours if the program may change it, and foreign if it may not.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -277,7 +278,8 @@ class Engine:
                 headscale_was_healthy
                 and not current.disturbed
                 and not is_expected
-                and self._credentials_and_clock_are_right
+                and self.workload.credentials_are_valid
+                and not self.clock.skew
             ):
                 raise BrokenError(f"Never 8: cleanup failed while Headscale was healthy: {error}") from error
             return self._container_ended(pod)
@@ -286,11 +288,6 @@ class Engine:
         pod.stop = None
         # After a second, the kubelet has started the next containers.
         return 1.0
-
-    @property
-    def _credentials_and_clock_are_right(self) -> bool:
-        """Return True if the credentials are valid and the clock is right."""
-        return self.workload.credentials_are_valid and not self.clock.skew
 
     def _container_ended(self, pod: Pod) -> float:
         """Reset the state of an ended container, and return the seconds until the kubelet restarts it."""
@@ -334,11 +331,10 @@ class Engine:
                 return
             queue = self.world.queues["headscale"]
             for path, fault in ((r"/node(\?|$)", faults.omit_items(NAME)), (r"/node/\d", faults.html(404))):
-                queue.add_named(step.kind, fault, method="GET", path=path, times=MANY_REQUESTS, after=0)
+                queue.add(replace(fault, name=step.kind), method="GET", path=path, times=MANY_REQUESTS)
         elif step.kind == EMPTY_NODE_LIST:
-            empty = faults.answer(200, '{"nodes":[]}')
-            queue = self.world.queues["headscale"]
-            queue.add_named(step.kind, empty, method="GET", path=r"/node(\?|$)", times=MANY_REQUESTS, after=0)
+            empty = replace(faults.answer(200, '{"nodes":[]}'), name=step.kind)
+            self.world.queues["headscale"].add(empty, method="GET", path=r"/node(\?|$)", times=MANY_REQUESTS)
             for pod in self.workload.running:
                 pod.watch = None
         elif step.kind == KILLED_WRITING:
@@ -368,8 +364,8 @@ class Engine:
         method = "GET" if step.kind == "stale read" else step.method
         # dns-watch ignores a single incomplete list. A fault that is to have an effect is injected many times.
         times = MANY_REQUESTS if step.kind == "incomplete list" and step.times > 1 else step.times
-        self.world.queues[step.upstream].add_named(
-            step.kind, fault, method=method, path=path, times=times, after=step.after
+        self.world.queues[step.upstream].add(
+            replace(fault, name=step.kind), method=method, path=path, times=times, after=step.after
         )
 
     def _interrupt(self, step: Step) -> None:

@@ -18,11 +18,10 @@ from lifecycle.health.metrics import render_metrics
 from tests.builders import NAME
 from tests.faults.attacks import DECODED_BYTES
 from tests.faults.schedule import COMPRESSED, HIDDEN_NODES, UNDETECTABLE
-from tests.faults.tap import Request
 from tests.faults.workload import MISLED_S, Pass, Pod, Workload
 from tests.simulators.cloudflare import Record
 from tests.simulators.headscale import Node
-from tests.simulators.upstream import Upstream
+from tests.simulators.upstream import Exchange, Upstream
 from tests.tally import count
 
 MAX_TRACED_BYTES: Final = DECODED_BYTES // 2
@@ -82,30 +81,31 @@ class Invariants:
         else:
             self._nodes_before = {node.id: node for node in self._world.headscale.nodes}
 
-    def after(self, request: Request) -> None:
+    def after(self, upstream: Upstream, request: Exchange) -> None:
         """Check the effect of a request."""
         if not self._workload.passes:
             return
         current = self._workload.passes[-1]
-        if request.fault == COMPRESSED:
+        fault = _fault(request)
+        if fault == COMPRESSED:
             tracemalloc.start()
-        if request.looks_correct and request.fault != "stale read" and request.path.endswith("/dns_records"):
+        if _looks_correct(request) and fault != "stale read" and request.path.endswith("/dns_records"):
             names, records = parse_qs(request.query).get("name", ()), self._world.all_records
             current.unread_changes -= {record_id for record_id, record in records.items() if record.name in names}
-        if request.fault in UNDETECTABLE:
+        if fault in UNDETECTABLE:
             current.disturbed = True
         # If dns-watch knows its node, and the list does not contain the node, dns-watch also reads the node by its id.
         # An incomplete list therefore misleads dns-watch only if it knows no node, or if the node does not exist.
         known = current.pod.watch.state.node if current.pod.watch else None
         is_known = known is not None and self._world.headscale.node(int(known.id)) is not None
-        if request.fault == "stale read" or (request.fault == HIDDEN_NODES and not is_known):
+        if fault == "stale read" or (fault == HIDDEN_NODES and not is_known):
             current.pod.misled_at_s = self._clock.elapsed_s
         if request.is_write:
-            self._check_reads_before(current, request)
-            if request.upstream is self._world.cloudflare:
+            self._check_reads_before(current, upstream, request)
+            if upstream is self._world.cloudflare:
                 self._check_record_change(current, request)
             else:
-                self._check_node_change(current, request)
+                self._check_node_change(current)
                 self._check_key_creation(current.pod, request)
         current.requests.append(request)
 
@@ -118,15 +118,15 @@ class Invariants:
         if peak > MAX_TRACED_BYTES:
             raise BrokenError(f"Decoded: a compressed response took {peak >> 20} MiB")
 
-    def _check_reads_before(self, current: Pass, request: Request) -> None:
+    def _check_reads_before(self, current: Pass, upstream: Upstream, request: Exchange) -> None:
         """Never 3: a change is based only on complete and correct responses."""
         reads = [read for read in current.requests if read.method == "GET"]
         nodes = [read for read in reads if read.path == "/api/v1/node"]
-        if request.upstream is self._world.cloudflare:
+        if upstream is self._world.cloudflare:
             records = [read for read in reads if read.path.endswith("/dns_records")]
             all_names = [read for read in records if "match=any" in read.query]
             self._check_looks_correct(request, _last_list(records) + _last_list(all_names))
-            if not current.pod.initialized and nodes and nodes[-1].fault == "incomplete list":
+            if not current.pod.initialized and nodes and _fault(nodes[-1]) == "incomplete list":
                 # cleanup cannot distinguish this empty list from the list of a Headscale without nodes.
                 return
             if current.pod.initialized:
@@ -136,11 +136,11 @@ class Invariants:
             return
         self._check_looks_correct(request, nodes[-1:])
 
-    def _check_looks_correct(self, request: Request, reads: list[Request]) -> None:
-        if not reads or not all(read.looks_correct for read in reads):
+    def _check_looks_correct(self, request: Exchange, reads: list[Exchange]) -> None:
+        if not reads or not all(map(_looks_correct, reads)):
             raise BrokenError(f"Never 3: {request.method} {request.path} after {reads or 'no read'}")
 
-    def _check_record_change(self, current: Pass, request: Request) -> None:
+    def _check_record_change(self, current: Pass, request: Exchange) -> None:
         before, now = self._records_before, self._world.all_records
         changed = {record_id for record_id in before.keys() | now.keys() if before.get(record_id) != now.get(record_id)}
         if unread := changed & current.unread_changes:
@@ -175,7 +175,7 @@ class Invariants:
             if overwritten and not current.disturbed:
                 raise BrokenError(f"Never 6: pod {pod.number} (node {pod.node_id}) overwrote nodes {overwritten}")
 
-    def _requests_no_change(self, request: Request, before: dict[str, Record]) -> bool:
+    def _requests_no_change(self, request: Exchange, before: dict[str, Record]) -> bool:
         """Return True if a request has no effect because the record has the requested values already."""
         body: dict[str, Any] = json.loads(request.body or b"{}")
         patches = body.get("patches", [])
@@ -187,7 +187,7 @@ class Invariants:
             for patch in patches
         )
 
-    def _check_node_change(self, current: Pass, request: Request) -> None:
+    def _check_node_change(self, current: Pass) -> None:
         now = {node.id for node in self._world.headscale.nodes}
         deleted = [node for node in self._nodes_before.values() if node.id not in now]
         if deleted and current.pod.initialized:
@@ -196,7 +196,7 @@ class Invariants:
             if not self._world.is_our_node(node):
                 raise BrokenError(f"Never 2: {node} is not ours")
 
-    def _check_key_creation(self, pod: Pod, request: Request) -> None:
+    def _check_key_creation(self, pod: Pod, request: Exchange) -> None:
         """Check that the sidecar creates a key only if its node is lost and the key in its file is invalid."""
         if request.path != "/api/v1/preauthkey" or not pod.initialized:
             return
@@ -323,7 +323,18 @@ class Invariants:
         )
 
 
-def _last_list(reads: list[Request]) -> list[Request]:
+def _fault(request: Exchange) -> str:
+    """Return the name of the fault that was injected into a request; "" if the response is correct."""
+    return request.fault.name if request.fault else ""
+
+
+def _looks_correct(request: Exchange) -> bool:
+    """Return True if the response is correct, or if the sender cannot detect that it is wrong."""
+    return _fault(request) in {"", *UNDETECTABLE} and request.status == 200
+
+
+def _last_list(reads: list[Exchange]) -> list[Exchange]:
     """Return the reads of the last list: one read of each page, the last one if a page was read several times."""
-    start = max((number for number, read in enumerate(reads) if read.page == "1"), default=len(reads))
-    return list({read.page: read for read in reads[start:]}.values())
+    pages = [parse_qs(read.query).get("page", ["1"])[0] for read in reads]
+    start = max((number for number, page in enumerate(pages) if page == "1"), default=len(reads))
+    return list(dict(zip(pages[start:], reads[start:], strict=True)).values())

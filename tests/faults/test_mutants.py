@@ -25,7 +25,11 @@ def runner() -> Iterator[MutantRunner]:
         yield runner
 
 
-@pytest.mark.parametrize("mutant", SCHEDULE_MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
+def id_of(mutant: Mutant) -> str:
+    return mutant.name.replace(" ", "-")
+
+
+@pytest.mark.parametrize("mutant", SCHEDULE_MUTANTS, ids=id_of)
 def test_schedules_detect_the_mutant(runner: MutantRunner, mutant: Mutant) -> None:
     assert mutant.seed is not None
     detected = runner.run_schedules(mutant, range(mutant.seed, mutant.seed + 1))
@@ -35,16 +39,15 @@ def test_schedules_detect_the_mutant(runner: MutantRunner, mutant: Mutant) -> No
     count("mutants detected")
 
 
-@pytest.mark.parametrize("mutant", DECISION_MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
-def test_decision_tests_detect_the_mutant(runner: MutantRunner, mutant: Mutant) -> None:
-    assert runner.run_tests(mutant, DECISION_TESTS)
-    count("mutants detected")
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("mutant", STORM_MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
-def test_storm_detects_the_mutant(runner: MutantRunner, mutant: Mutant) -> None:
-    assert runner.run_tests(mutant, STORM_TEST)
+@pytest.mark.parametrize(
+    ("mutant", "tests"),
+    [
+        *(pytest.param(mutant, DECISION_TESTS, id=id_of(mutant)) for mutant in DECISION_MUTANTS),
+        *(pytest.param(mutant, STORM_TEST, id=id_of(mutant), marks=pytest.mark.full) for mutant in STORM_MUTANTS),
+    ],
+)
+def test_tests_detect_the_mutant(runner: MutantRunner, mutant: Mutant, tests: str) -> None:
+    assert runner.run_tests(mutant, tests)
     count("mutants detected")
 
 

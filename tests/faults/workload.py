@@ -19,10 +19,10 @@ from lifecycle.dns_watch.loop import DnsWatch
 from lifecycle.settings.models import Command
 from tests.builders import COMMENT_AT_FURTHER_NAMES, NAME, OUR_COMMENT
 from tests.faults.schedule import Schedule, UpstreamName
-from tests.faults.tap import NamedFaults, Request
+from tests.faults.tap import CountedFaults
 from tests.simulators.cloudflare import Record
 from tests.simulators.headscale import Node, NodeGoneError
-from tests.simulators.upstream import Upstream
+from tests.simulators.upstream import Exchange, Upstream
 from tests.world import USER, ZONE, Clock, Interface, World
 
 VPN: Final = tuple(map(ip_network, ("100.64.0.0/10", "fd7a:115c:a1e0::/48")))
@@ -104,7 +104,7 @@ class Pass:
     """
 
     pod: Pod
-    requests: list[Request] = field(default_factory=list)
+    requests: list[Exchange] = field(default_factory=list)
     disturbed: bool = False
     unread_changes: set[str] = field(default_factory=set)
     superseded_at_start: frozenset[int] = frozenset()
@@ -119,7 +119,7 @@ class FaultWorld(World):
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, schedule: Schedule) -> None:
         super().__init__(monkeypatch, folder, schedule.version)
         self._loaded: dict[type[Any], Any] = {}
-        self.queues: dict[UpstreamName, NamedFaults] = {"headscale": NamedFaults(), "cloudflare": NamedFaults()}
+        self.queues: dict[UpstreamName, CountedFaults] = {"headscale": CountedFaults(), "cloudflare": CountedFaults()}
         self.headscale.faults = self.queues["headscale"]
         self.cloudflare.faults = self.queues["cloudflare"]
         self._secret_files: dict[str, Path] = {}

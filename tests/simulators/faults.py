@@ -61,6 +61,7 @@ class Fault:
         omitted_text: the text of the list items that `omit_items` removes.
         limit_s: the longest duration of `hang` and `drip`.
         interval_s: the time between two bytes of `drip`.
+        name: a name that a test gives to the fault.
     """
 
     kind: Kind
@@ -73,6 +74,7 @@ class Fault:
     omitted_text: str = ""
     limit_s: float = 60.0
     interval_s: float = 0.2
+    name: str = ""
 
 
 def answer(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final
 from wsgiref.types import StartResponse, WSGIEnvironment
@@ -30,6 +30,7 @@ class Exchange:
         status: the status of the response; None if the connection was broken.
         response: the body of the response before a fault changed it; empty if the request was not executed.
         size: the length of the body in `response`, even if this body is not recorded.
+        fault: the injected fault; None = there was none.
     """
 
     method: str
@@ -37,8 +38,9 @@ class Exchange:
     query: str
     body: bytes
     status: int | None
-    response: bytes
+    response: bytes = field(repr=False)
     size: int
+    fault: Fault | None
 
     @property
     def is_write(self) -> bool:
@@ -94,15 +96,17 @@ class Upstream(ABC):
             return response
 
         status: int | None = None
+        fault = self.faults.take(request.method, request.target)
         try:
-            fault = self.faults.take(request.method, request.target)
             response = execute(False) if fault is None else apply_fault(fault, self.faults, request, execute)
             status = response.status
             return response
         finally:
-            self.record(request, status, body)
+            self.record(request, status, body, fault)
 
-    def record(self, request: Request, status: int | None, response_body: bytes = b"") -> None:
+    def record(
+        self, request: Request, status: int | None, response_body: bytes = b"", fault: Fault | None = None
+    ) -> None:
         """Record a request."""
         with self.lock:
             self.requests.append(
@@ -114,6 +118,7 @@ class Upstream(ABC):
                     status=status,
                     response=response_body if self.keep_bodies else b"",
                     size=len(response_body),
+                    fault=fault,
                 )
             )
 
