@@ -6,7 +6,6 @@ the repository, with `kubectl` and `headscale` of the cluster on PATH.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -104,30 +103,26 @@ def shell(tailnet: Tailnet) -> Shell:
     return Shell(tailnet, path)
 
 
+CONTAINERS: Final = {"cleanup", "tailscale", "dns-watch", "nginx-tls", "application"}
+"""The containers of the pod of Grafana."""
+
+
 # --- docs/operations.md -------------------------------------------------------------------------------
+
+
+def prints(*texts: str) -> Callable[[Shell, str], None]:
+    """Return a check that the output of a command contains these texts. Without texts, the command must succeed."""
+
+    def check(shell: Shell, command: str) -> None:
+        output = shell.run(command)
+        assert [text for text in texts if text not in output] == []
+
+    return check
 
 
 def status_is_in_sync(shell: Shell, command: str) -> None:
     rows = [line for line in shell.run(command).splitlines() if GRAFANA_NAME in line]
     assert any("in sync" in row for row in rows)
-
-
-def describes_containers(shell: Shell, command: str) -> None:
-    text = shell.run(command)
-    assert all(f"  {name}:\n" in text for name in ("cleanup", "tailscale", "dns-watch", "nginx-tls", "application"))
-    assert "Exit Code:" in text
-
-
-def shows_the_key(shell: Shell, command: str) -> None:
-    assert "key_file.written" in {json.loads(line)["event"] for line in shell.run(command).splitlines()}
-
-
-def shows_the_node(shell: Shell, command: str) -> None:
-    assert "node.registered" in {json.loads(line)["event"] for line in shell.run(command).splitlines()}
-
-
-def shows_tailscale(shell: Shell, command: str) -> None:
-    assert "Startup complete" in shell.run(command)
 
 
 def forwards_the_port(shell: Shell, command: str) -> None:
@@ -155,32 +150,15 @@ def registers_as_a_new_node(shell: Shell, commands: str) -> None:
     assert after["ip_addresses"] != before["ip_addresses"]
 
 
-def shows_peers(shell: Shell, command: str) -> None:
-    assert GRAFANA_NAME.replace(".", "-") in shell.run(command)
-
-
 def shows_the_addresses(shell: Shell, command: str) -> None:
     assert shell.run(command).split() == shell.tailnet.wait_for_record(GRAFANA_NAME)["ip_addresses"]
 
 
 def shows_states(shell: Shell, command: str) -> None:
     states = dict(line.split(maxsplit=1) for line in shell.run(command).splitlines() if line)
-    assert states.keys() == {"cleanup", "tailscale", "dns-watch", "nginx-tls", "application"}
+    assert states.keys() == CONTAINERS
     assert "terminated" in states.pop("cleanup")
     assert all("running" in state for state in states.values())
-
-
-def shows_ports(shell: Shell, command: str) -> None:
-    text = shell.run(command)
-    assert all(f":{port} " in text for port in (80, 443, 3000, 9003, 9004))
-
-
-def shows_the_configuration(shell: Shell, command: str) -> None:
-    assert "from_vpn" in shell.run(command)
-
-
-def describes_the_certificate(shell: Shell, command: str) -> None:
-    assert "wildcard" in shell.run(command)
 
 
 def resolves_cloudflare(shell: Shell, command: str) -> None:
@@ -296,29 +274,27 @@ def shows_progress(shell: Shell, command: str) -> None:
         shell.tailnet.run_headscale("nodes", "delete", "--identifier", str(node["id"]), "--force")
 
 
-def succeeds(shell: Shell, command: str) -> None:
-    shell.run(command)
-
-
 _SERVICES: Final = "kubectl -n services"
 
 CHECKS: Final[dict[str, Callable[[Shell, str], None]]] = {
     f"{_SERVICES} exec grafana-0 -c dns-watch -- lifecycle status": status_is_in_sync,
-    f"{_SERVICES} describe pod grafana-0": describes_containers,
-    f"{_SERVICES} logs grafana-0 -c cleanup": shows_the_key,
-    f"{_SERVICES} logs grafana-0 -c dns-watch": shows_the_node,
-    f"{_SERVICES} logs grafana-0 -c tailscale": shows_tailscale,
+    f"{_SERVICES} describe pod grafana-0": prints(*(f"  {name}:\n" for name in CONTAINERS), "Exit Code:"),
+    f"{_SERVICES} logs grafana-0 -c cleanup": prints("key_file.written"),
+    f"{_SERVICES} logs grafana-0 -c dns-watch": prints("node.registered"),
+    f"{_SERVICES} logs grafana-0 -c tailscale": prints("Startup complete"),
     f"{_SERVICES} port-forward grafana-0 9003": forwards_the_port,
-    f"{_SERVICES} exec grafana-0 -c tailscale -- tailscale status": shows_peers,
+    f"{_SERVICES} exec grafana-0 -c tailscale -- tailscale status": prints(GRAFANA_NAME.replace(".", "-")),
     f"{_SERVICES} exec grafana-0 -c tailscale -- tailscale ip": shows_the_addresses,
     f"""{_SERVICES} get pod grafana-0 -o jsonpath="{{range .status['initContainerStatuses','containerStatuses'][*]}}"""
     """{.name} {.state}{'\\n'}{end}\"""": shows_states,
-    f"{_SERVICES} exec grafana-0 -c nginx-tls -- netstat -tln": shows_ports,
-    f"{_SERVICES} exec grafana-0 -c nginx-tls -- nginx -t": succeeds,
-    f"{_SERVICES} exec grafana-0 -c nginx-tls -- nginx -T": shows_the_configuration,
-    f"{_SERVICES} exec grafana-0 -c nginx-tls -- wget -S -O - http://127.0.0.1:9004/application": succeeds,
+    f"{_SERVICES} exec grafana-0 -c nginx-tls -- netstat -tln": prints(
+        *(f":{port} " for port in (80, 443, 3000, 9003, 9004))
+    ),
+    f"{_SERVICES} exec grafana-0 -c nginx-tls -- nginx -t": prints(),
+    f"{_SERVICES} exec grafana-0 -c nginx-tls -- nginx -T": prints("from_vpn"),
+    f"{_SERVICES} exec grafana-0 -c nginx-tls -- wget -S -O - http://127.0.0.1:9004/application": prints(),
     f"{_SERVICES} exec grafana-0 -c tailscale -- nslookup api.cloudflare.com": resolves_cloudflare,
-    f"""{_SERVICES} patch secret grafana-tailscale --type=json -p '[{{"op": "remove", "path": "/data"}}]'""": succeeds,
+    f"""{_SERVICES} patch secret grafana-tailscale --type=json -p '[{{"op": "remove", "path": "/data"}}]'""": prints(),
     f"{_SERVICES} delete pod grafana-0": registers_as_a_new_node,
     "key=$(kubectl -n headscale exec deployment/headscale -- headscale apikeys create --expiration 365d); "
     f'{_SERVICES} patch secret lifecycle --patch "{{\\"stringData\\": '
@@ -336,7 +312,7 @@ CHECKS: Final[dict[str, Callable[[Shell, str], None]]] = {
     "kubectl apply -k deploy/services/wiki": starts_the_workload,
     f"{_SERVICES} get pod wiki-0 --watch": shows_progress,
     "kubectl apply -k deploy/cert-manager": applies_a_folder,
-    f"{_SERVICES} describe certificate wildcard": describes_the_certificate,
+    f"{_SERVICES} describe certificate wildcard": prints("wildcard"),
 }
 """The check of each command. The checks run in this order."""
 

@@ -36,7 +36,6 @@ from tests.simulators.wire import (
     NOT_FOUND,
     UNIMPLEMENTED,
     ZERO,
-    Body,
     Field,
     RefusedError,
     parse_id,
@@ -411,22 +410,22 @@ class HeadscaleSimulator(Tailnet):
             "aclTags": Field.TEXTS,
         }
         body = read_body(request, dialect, fields)
-        tags = body.texts("aclTags")
+        tags = tuple(body.get("aclTags", ()))
         _check_tags(tags)
         user: User | None = None
         if by_name:
-            user = self._user_by_name(body.text("user"))
-        elif body.number("user") or dialect.key_user is KeyUser.ID:
-            user = self._user_by_id(body.number("user"), operation=operation)
+            user = self._user_by_name(body.get("user", ""))
+        elif body.get("user") or dialect.key_user is KeyUser.ID:
+            user = self._user_by_id(body.get("user", 0), operation=operation)
         elif not tags:
             raise RefusedError("auth-key must be either tagged or owned by user", status=400, operation=operation)
         self._save_previous_state()
         key = self._add_key(
             None if user is None else user.id,
-            reusable=body.flag("reusable"),
-            ephemeral=body.flag("ephemeral"),
+            reusable=body.get("reusable", False),
+            ephemeral=body.get("ephemeral", False),
             # Headscale reads an omitted expiry as the year 1, so the new key has already expired.
-            expires_at=body.time("expiration") or ZERO,
+            expires_at=body.get("expiration", ZERO),
             tags=tags,
         )
         return json_response({"preAuthKey": self._key_json(key, "change")})
@@ -438,16 +437,16 @@ class HeadscaleSimulator(Tailnet):
             fields = {"user": Field.TEXT if by_name else Field.ID, "key": Field.TEXT}
             self.expire_key(self._key_of_user(read_body(request, dialect, fields)).id)
             return json_response({})
-        key_id = read_body(request, dialect, {"id": Field.ID}).number("id")
+        key_id = read_body(request, dialect, {"id": Field.ID}).get("id", 0)
         if key_id in self._state.keys:
             self.expire_key(key_id)
         elif dialect.unknown_key_is_404:
             raise RefusedError("record not found", status=404, operation="expiring pre-auth key")
         return json_response({})
 
-    def _key_of_user(self, body: Body) -> PreAuthKey:
+    def _key_of_user(self, body: Mapping[str, Any]) -> PreAuthKey:
         """Return the pre-auth key that a request identifies by its secret and its user, as releases up to 0.27 do."""
-        key = next((key for key in self.keys if key.key == body.text("key")), None)
+        key = next((key for key in self.keys if key.key == body.get("key")), None)
         must_be_valid = self.dialect.keys_expire_once
         if key is None:
             raise RefusedError("AuthKey not found" if must_be_valid else "record not found")
@@ -457,7 +456,7 @@ class HeadscaleSimulator(Tailnet):
             raise RefusedError("AuthKey has already been used")
         owner = self._state.users[key.user_id or 0]
         by_name = self.dialect.key_user is KeyUser.NAME
-        if (owner.name != body.text("user")) if by_name else (owner.id != body.number("user")):
+        if body.get("user") != (owner.name if by_name else owner.id):
             raise RefusedError("user mismatch" if by_name else "preauth key does not belong to user")
         return key
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from enum import Enum, auto
 from http import HTTPStatus
@@ -122,53 +121,24 @@ class Field(Enum):
     """A list of strings."""
 
 
-@dataclass(frozen=True, slots=True)
-class Body:
-    """The validated fields of a request."""
-
-    values: Mapping[str, Any]
-
-    def text(self, name: str) -> str:
-        """Return a string; "" if the field is missing."""
-        return str(self.values.get(name, ""))
-
-    def number(self, name: str) -> int:
-        """Return an id; 0 if the field is missing."""
-        return int(self.values.get(name, 0))
-
-    def flag(self, name: str) -> bool:
-        """Return a boolean; False if the field is missing."""
-        return bool(self.values.get(name, False))
-
-    def time(self, name: str) -> datetime | None:
-        """Return a timezone-aware datetime; None if the field is missing."""
-        value: datetime | None = self.values.get(name)
-        return value
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        """Return a list of strings; empty if the field is missing."""
-        return tuple(self.values.get(name, ()))
-
-
-def read_body(request: Request, dialect: Dialect, fields: Mapping[str, Field], *, required: bool = True) -> Body:
-    """Parse a request's JSON as strictly as this release does.
+def read_body(request: Request, dialect: Dialect, fields: Mapping[str, Field]) -> dict[str, Any]:
+    """Parse a request's JSON as strictly as this release does, and return the fields that it contains.
 
     Args:
         request: the request.
         dialect: the release.
         fields: the type of each known field, by name.
-        required: True if an empty body is refused. Releases up to 0.29 never refuse it.
 
     Raises:
         RefusedError: the body is invalid.
     """
     data = request.body
     if dialect.strict_json:
-        return _read_huma(request, data, fields, required=required)
+        return _read_huma(request, data, fields)
     if len(data) > GRPC_LIMIT:
         raise RefusedError(f"grpc: received message larger than max ({len(data)} vs. {GRPC_LIMIT})", code=EXHAUSTED)
     if not data.strip():
-        return Body({})
+        return {}
     try:
         document = json.loads(data, object_pairs_hook=_without_duplicates)
     except ValueError as error:
@@ -184,7 +154,7 @@ def read_body(request: Request, dialect: Dialect, fields: Mapping[str, Field], *
             if name in values:
                 raise RefusedError(f'proto: (line 1:2): duplicate field "{spelling}"', code=INVALID)
             values[name] = _read_protojson(field, value)
-    return Body(values)
+    return values
 
 
 def _without_duplicates(members: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -218,13 +188,11 @@ def _read_protojson(field: Field, value: Any) -> Any:
     )
 
 
-def _read_huma(request: Request, data: bytes, fields: Mapping[str, Field], *, required: bool) -> Body:
+def _read_huma(request: Request, data: bytes, fields: Mapping[str, Field]) -> dict[str, Any]:
     if len(data) > HUMA_LIMIT:
         raise RefusedError(f"request body is too large limit={HUMA_LIMIT} bytes", status=413)
     if not data:
-        if required:
-            raise RefusedError("request body is required", status=400)
-        return Body({})
+        raise RefusedError("request body is required", status=400)
     text = data.decode(errors="replace")
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type not in ("", "application/json") and not content_type.endswith("+json"):
@@ -243,7 +211,7 @@ def _read_huma(request: Request, data: bytes, fields: Mapping[str, Field], *, re
     ]
     if unknown or mistyped:
         raise _invalid(422, *unknown, *mistyped)
-    return Body({name: _huma_value(fields[name], value) for name, value in document.items() if value is not None})
+    return {name: _huma_value(fields[name], value) for name, value in document.items() if value is not None}
 
 
 EXPECTED: Final = {
