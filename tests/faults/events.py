@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from typing import Final
+from typing import Final, TypeVar
 
 from tests.builders import COMMENT_OF_OTHER_OWNER, NAME, OUR_COMMENT
 from tests.faults.schedule import Step
 from tests.faults.workload import Workload
 from tests.simulators.cloudflare import ApiError, Record
 from tests.simulators.dialects import VERSIONS
-from tests.simulators.headscale import Node, NodeGoneError
+from tests.simulators.headscale import NodeGoneError
 from tests.world import USER
+
+Item = TypeVar("Item")
 
 NO_NODE_ID: Final = 0
 """The node id of a pod whose node is not in the restored database. No node has this id."""
 
 RECONNECT_S: Final = 5.0
 """The time after which a tailscale client reconnects if Headscale has restarted."""
+
+
+class _ImpossibleError(Exception):
+    """There is no record or node that the event can change."""
 
 
 class Events:
@@ -40,37 +46,30 @@ class Events:
     def execute(self, step: Step) -> None:
         """Execute the event of a step. If the event is impossible now, do nothing."""
         event: Callable[[Step], None] = getattr(self, step.kind.lower().replace(" ", "_"))
-        with suppress(ApiError, NodeGoneError):
+        with suppress(ApiError, NodeGoneError, _ImpossibleError):
             event(step)
 
     # --- Records -----------------------------------------------------------------------------------------
 
     def record_edited(self, step: Step) -> None:
-        record = self._choose_record(step)
-        if record is not None:
-            change = step.random.choice(({"content": "100.64.77.7"}, {"ttl": 600}, {"ttl": 1}))
-            self._world.cloudflare.change_record(record.id, **change)
+        change = step.random.choice(({"content": "100.64.77.7"}, {"ttl": 600}, {"ttl": 1}))
+        self._world.cloudflare.change_record(self._choose_record(step).id, **change)
 
     def record_comment_removed(self, step: Step) -> None:
         record = self._choose_record(step)
-        if record is not None:
-            self._world.cloudflare.change_record(record.id, comment="")
-            if record.name != NAME:
-                # The record has an alias or a shared name. With such a name, a record without a comment is foreign.
-                self._add_change_for_stale_reads()
+        self._world.cloudflare.change_record(record.id, comment="")
+        if record.name != NAME:
+            # The record has an alias or a shared name. With such a name, a record without a comment is foreign.
+            self._add_change_for_stale_reads()
 
     def record_deleted(self, step: Step) -> None:
-        record = self._choose_record(step)
-        if record is not None:
-            self._world.cloudflare.remove_record(record.id)
+        self._world.cloudflare.remove_record(self._choose_record(step).id)
 
     def second_record_added(self, step: Step) -> None:
         self._world.add_record("100.64.88.8", comment=step.random.choice((None, OUR_COMMENT)))
 
     def record_taken_over(self, step: Step) -> None:
-        record = self._choose_record(step)
-        if record is not None:
-            self._world.cloudflare.change_record(record.id, comment="mine now")
+        self._world.cloudflare.change_record(self._choose_record(step).id, comment="mine now")
         self._add_change_for_stale_reads()
 
     def name_taken_by_another_owner(self, _step: Step) -> None:
@@ -86,8 +85,6 @@ class Events:
     def record_changed_during_a_pass(self, step: Step) -> None:
         """Make a record foreign by changing its comment, or set its content to the address of an online node."""
         record = self._choose_record(step)
-        if record is None:
-            return
         online = [node for node in self._world.our_nodes if self._world.headscale.online(node.id)]
         if online and step.seed % 2:
             self._world.cloudflare.change_record(record.id, content=step.random.choice(online).addresses[0], ttl=120)
@@ -97,9 +94,8 @@ class Events:
         for current in self._workload.passes:
             current.unread_changes.add(record.id)
 
-    def _choose_record(self, step: Step) -> Record | None:
-        ours = self._world.our_records
-        return step.random.choice(ours) if ours else None
+    def _choose_record(self, step: Step) -> Record:
+        return _choose(step, self._world.our_records)
 
     def _add_change_for_stale_reads(self) -> None:
         """Create and delete another record.
@@ -116,14 +112,10 @@ class Events:
         self._world.headscale.add_node(NAME, user=USER, registered_by=step.random.choice(("oidc", "cli")))
 
     def node_deleted(self, step: Step) -> None:
-        node = self._choose_node(step)
-        if node is not None:
-            self._world.headscale.delete_node(node.id)
+        self._world.headscale.delete_node(_choose(step, self._world.our_nodes).id)
 
     def node_expired(self, step: Step) -> None:
-        node = self._choose_node(step)
-        if node is not None:
-            self._world.headscale.expire_node(node.id)
+        self._world.headscale.expire_node(_choose(step, self._world.our_nodes).id)
 
     def address_changed(self, _step: Step) -> None:
         for pod in self._workload.running:
@@ -131,10 +123,6 @@ class Events:
                 pod.set_addresses(*self._world.headscale.readdress(pod.node_id).addresses)
                 # The loop of `dns-watch` polls the interface every second, so its next pass begins soon.
                 pod.due_s = min(pod.due_s, self._clock.elapsed_s + 1.0)
-
-    def _choose_node(self, step: Step) -> Node | None:
-        ours = self._world.our_nodes
-        return step.random.choice(ours) if ours else None
 
     # --- Headscale ---------------------------------------------------------------------------------------
 
@@ -224,3 +212,9 @@ class Events:
         """A cluster node fails. Its pod is replaced, and Headscale still reports the old node as online."""
         self._workload.end_pod(step.random.choice(self._workload.running), silently=True)
         self._workload.start_pod()
+
+
+def _choose(step: Step, items: list[Item]) -> Item:
+    if not items:
+        raise _ImpossibleError
+    return step.random.choice(items)

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ import yaml
 from lifecycle.keyfile.reader import KeyFileReader
 from tests.builders import NAME
 from tests.monitoring.test_rules import FOLDER, metrics_in
+from tests.pod.rendering import of_kind, render
 from tests.real.programs import BackgroundProcess, eventually, free_ports
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.headscale import HeadscaleSimulator
@@ -274,14 +274,5 @@ def test_annotations_component_annotates_the_pod(repository: Path, tmp_path_fact
     deploy = os.path.relpath((repository / "deploy").resolve(), folder.resolve())
     overlay = {"resources": [f"{deploy}/services/ollama"], "components": [f"{deploy}/monitoring/annotations"]}
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
-    kubectl = Path(sys.executable).parent / "kubectl"
-    built = subprocess.run(
-        [kubectl, "kustomize", folder],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-        env={"PATH": "/usr/bin"},
-    )
-    (stateful_set,) = [document for document in yaml.safe_load_all(built.stdout) if document["kind"] == "StatefulSet"]
+    (stateful_set,) = of_kind(render(folder), "StatefulSet")
     assert stateful_set["spec"]["template"]["metadata"]["annotations"]["prometheus.io/scrape"] == "true"

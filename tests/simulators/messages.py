@@ -68,9 +68,6 @@ class Parameters:
         """The names of all parameters."""
         return set(self._values)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._values
-
     def get(self, name: str, default: str = "") -> str:
         """The first value of a parameter."""
         return self._values[name][0] if name in self._values else default
