@@ -146,11 +146,9 @@ def _is_terminal() -> bool:
 
 
 def _load_settings(command: type[Command], *, is_logged: bool = True) -> Command:
-    """Load the settings, warn about variables that are probably misspelt, and configure the log.
+    """Load the settings, and warn about variables that are probably misspelt.
 
-    Args:
-        command: the class of the command's settings.
-        is_logged: True if the command writes a log, so that LOG_LEVEL and LOG_FORMAT apply, and settings are logged.
+    If the command writes a log (`is_logged`), LOG_LEVEL and LOG_FORMAT take effect, and the settings are logged.
     """
     variables = environment()
     for variable, setting in near_misses(variables):
@@ -232,10 +230,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse a command line; exit with status 2 if it is invalid.
+    """Return the options of a command line; exit with status 2 if it is invalid.
 
-    Returns:
-        The options. `is_dry_run` is also true for `status`, and for `prune` without --yes.
+    The option `is_dry_run` is also true for `status`, and for `prune` without --yes.
     """
     parser = _parser()
     options = parser.parse_args(arguments, argparse.Namespace(dry_run=False, output="text"))

@@ -61,11 +61,7 @@ def plan_commands(settings: Settings, *, name: str | None = None) -> Report:
 
 
 def status(settings: StatusSettings, *, redact: bool) -> dict[str, Any]:
-    """Return the state of every workload of the owner, as JSON values.
-
-    Args:
-        redact: shorten names and addresses in the result.
-    """
+    """Return the state of every workload of the owner, as JSON values. `redact` shortens names and addresses."""
     with ExitStack() as stack:
         cluster = connect_cluster(settings, stack, only_reads=True)
         readers = connect_readers(settings, no_retries(), stack, cluster)
@@ -105,7 +101,7 @@ def context(settings: Settings, sources: Sources, cluster: Cluster | None) -> di
         "user": _read(lambda: choose_user(sources.headscale.users(), settings.headscale_user).label),
         "zone": _read(sources.cloudflare.zone_name) or settings.cloudflare_zone_id,
     }
-    name = {} if isinstance(settings, PruneSettings | StatusSettings) else {"name": ", ".join(settings.names)}
+    name = {"name": ", ".join(settings.names)} if settings.is_for_one_workload else {}
     return {**values, **name, "owner": settings.mark}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, Literal, assert_never
 
 from lifecycle.domain.changes import (
     Change,
@@ -30,14 +30,13 @@ class Step:
     """One change that a command would make.
 
     Attributes:
-        action: `create`, `update`, `delete` or `write`.
-        kind: `node`, `pre_auth_key`, `file` or `record`.
+        kind: what kind of object is changed.
         what: a description of the changed object, for people.
         details: values that identify the changed object, for programs that read the JSON report.
     """
 
-    action: str
-    kind: str
+    action: Literal["create", "update", "delete", "write"]
+    kind: Literal["node", "pre_auth_key", "file", "record"]
     what: str
     reason: str
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -59,8 +58,7 @@ class Section:
 
     def add(self, changes: Iterable[Change], *, key_path: Path) -> None:
         """Add the steps of these changes."""
-        for change in changes:
-            self.steps += _steps(change, key_path)
+        self.steps += (step for change in changes for step in _steps(change, key_path))
 
 
 @dataclass(slots=True)

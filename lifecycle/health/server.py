@@ -36,15 +36,11 @@ _MAX_CLIENTS = 16
 
 
 def serve(status: Status, *, address: str | None, port: int) -> Callable[[], None]:
-    """Serve the health port in threads of its own.
+    """Serve the status in threads of their own, and return a function that closes the port.
 
     Args:
-        status: the status to report; it is read at each request.
         address: the address to listen on; None = all addresses, IPv4 and IPv6.
         port: the port to listen on; 0 = none. If the port is in use, an error is logged, and nothing is served.
-
-    Returns:
-        A function that closes the port.
     """
     if port == 0:
         return lambda: None

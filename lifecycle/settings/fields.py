@@ -19,6 +19,10 @@ from lifecycle.domain.ownership import WILDCARD, IpNetwork, mark_of
 RECORD_NAME_LENGTH = 253
 COMMENT_LENGTH = 100
 
+# Source: Cloudflare API v4, `ttl` of a DNS record. Only Enterprise zones accept a shorter TTL.
+_AUTOMATIC_TTL = 1
+_TTLS_S = range(60, 86_401)
+
 _TOO_LONG = "must be at most 100 years"
 # Longer than any useful duration, and short enough that no time overflows.
 _MAX_DURATION = timedelta(days=36_500)
@@ -217,7 +221,7 @@ def _certificate_folders(value: str) -> str:
     return value
 
 
-def is_login_server(url: str) -> bool:
+def _is_login_server(url: str) -> bool:
     """Return True if tailscale can connect to the URL again after Headscale was restarted.
 
     With an http URL and a host name, tailscale uses TLS on port 443 after the first connection. Source: its package
@@ -240,6 +244,13 @@ Duration = Annotated[
     _only_if(lambda value: value <= _MAX_DURATION, _TOO_LONG),
 ]
 Url = Annotated[str, AfterValidator(_url)]
+LoginServer = Annotated[
+    Url,
+    _only_if(
+        _is_login_server,
+        "must be an https URL. With http and a host name, tailscale stays offline after Headscale restarts",
+    ),
+]
 ProxyUrl = Annotated[SecretStr, AfterValidator(parse_proxy)]
 Namespace = Annotated[
     str, _only_if(_NAMESPACE.fullmatch, "must be a Kubernetes namespace: at most 63 lower-case letters, digits and -")
@@ -265,6 +276,10 @@ ZoneId = Annotated[
     str,
     AfterValidator(str.lower),
     _only_if(_ZONE_ID.fullmatch, "must be the 32 hex digits from the zone's overview page, not the domain"),
+]
+Ttl = Annotated[
+    int,
+    _only_if(lambda ttl: ttl == _AUTOMATIC_TTL or ttl in _TTLS_S, "must be 60 to 86400 seconds, or 1 for automatic"),
 ]
 Owner = Annotated[
     str,

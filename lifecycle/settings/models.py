@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from pydantic import Field, SecretStr
 from pydantic.fields import FieldInfo
@@ -36,6 +36,7 @@ from lifecycle.settings.fields import (
     FileMode,
     FilePath,
     KubernetesName,
+    LoginServer,
     Namespace,
     Octal,
     Owner,
@@ -45,10 +46,10 @@ from lifecycle.settings.fields import (
     SecretReference,
     Tags,
     Token,
+    Ttl,
     Url,
     ZoneId,
     is_dns_name,
-    is_login_server,
     parse_token,
 )
 from lifecycle.settings.proxies import Proxies
@@ -73,11 +74,6 @@ Command = TypeVar("Command", bound="Settings")
 
 # With HEADSCALE_ACCESS=exec, each request starts a process in Headscale's pod, so polls are expensive.
 _EXEC_POLL_INTERVAL = timedelta(seconds=60)
-
-# Source: Cloudflare API v4, `ttl` of a DNS record. Only Enterprise zones accept a shorter TTL.
-_AUTOMATIC_TTL = 1
-_MIN_TTL_S = 60
-_MAX_TTL_S = 86_400
 
 
 class Settings(BaseSettings):
@@ -105,6 +101,9 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Use only the variables that `load` passes, because it strips and checks their values first."""
         return (init_settings,)
+
+    # Other commands work on all workloads of an owner (DNS_OWNER), and need no hostname of their own.
+    is_for_one_workload: ClassVar[bool] = True
 
     headscale_namespace: Namespace = Field("headscale", description="namespace in which Headscale runs")
     cloudflare_api_token: Token | None = Field(
@@ -233,7 +232,8 @@ class Settings(BaseSettings):
         if not (self.cloudflare_api_token or self.cloudflare_api_token_file):
             yield "CLOUDFLARE_API_TOKEN: is required; set it, or CLOUDFLARE_API_TOKEN_FILE"
         yield from self._access_problems()
-        yield from self._name_problems()
+        if self.is_for_one_workload:
+            yield from self._name_problems()
 
     def secret(self, name: str) -> str:
         """Return a secret, such as CLOUDFLARE_API_TOKEN, from the environment or from its file."""
@@ -494,7 +494,7 @@ class DnsWatchSettings(Settings):
     retry_interval: Duration = Field(
         timedelta(seconds=10), description="maximum interval between lookups of an unregistered node"
     )
-    dns_ttl: int = Field(60, description="TTL of the records: 60 to 86400 seconds, or 1 = automatic")
+    dns_ttl: Ttl = Field(60, description="TTL of the records: 60 to 86400 seconds, or 1 = automatic")
     dns_ipv6: bool = Field(default=False, description="also publish an AAAA record")
     tailscale_interface: str = Field(
         "tailscale0",
@@ -525,15 +525,11 @@ class DnsWatchSettings(Settings):
         """POLL_INTERVAL, or the minimum if that is longer."""
         return max(self.poll_interval, self.min_poll_interval)
 
-    def problems(self) -> Iterable[str]:
-        """Yield the problems with combinations of settings. Each problem begins with the name of a variable."""
-        yield from super().problems()
-        if self.dns_ttl != _AUTOMATIC_TTL and not _MIN_TTL_S <= self.dns_ttl <= _MAX_TTL_S:
-            yield f"DNS_TTL: must be {_MIN_TTL_S} to {_MAX_TTL_S} seconds, or {_AUTOMATIC_TTL} for automatic"
-
 
 class PruneSettings(Settings):
     """Settings of `prune`."""
+
+    is_for_one_workload: ClassVar[bool] = False
 
     prune_after: Duration = Field(
         timedelta(days=7), description="remove a workload whose node has been offline for longer than this"
@@ -548,13 +544,11 @@ class PruneSettings(Settings):
         if self.dns_owner is None:
             yield "DNS_OWNER: is required for prune, since the pod's own namespace may be another owner"
 
-    def _name_problems(self) -> Iterable[str]:
-        # `prune` works on all workloads of an owner, and needs no hostname of its own.
-        return ()
-
 
 class StatusSettings(DnsWatchSettings):
     """Settings of `status`. They include those of dns-watch, because `status` can run in the container of dns-watch."""
+
+    is_for_one_workload: ClassVar[bool] = False
 
     def problems(self) -> Iterable[str]:
         """Yield the problems with combinations of settings. Each problem begins with the name of a variable."""
@@ -565,10 +559,6 @@ class StatusSettings(DnsWatchSettings):
                 "have none, to their namespace"
             )
 
-    def _name_problems(self) -> Iterable[str]:
-        # `status` shows all workloads of an owner, and needs no hostname of its own.
-        return ()
-
 
 class DryRunSettings(CleanupSettings, DnsWatchSettings):
     """Settings of `--dry-run`, which is a dry run of cleanup and dns-watch."""
@@ -577,7 +567,7 @@ class DryRunSettings(CleanupSettings, DnsWatchSettings):
 class InjectSettings(CleanupSettings, DnsWatchSettings):
     """Settings of `inject`, which include the settings that `inject` passes to cleanup and dns-watch."""
 
-    login_server: Url = Field(description="required; Headscale's https URL for the tailscale containers")
+    login_server: LoginServer = Field(description="required; Headscale's https URL for the tailscale containers")
     lifecycle_image: str = Field(
         "localhost/tailscale-lifecycle:latest", min_length=1, description="image of cleanup and dns-watch"
     )
@@ -596,11 +586,7 @@ class InjectSettings(CleanupSettings, DnsWatchSettings):
     def problems(self) -> Iterable[str]:
         """Yield the problems with combinations of settings. Each problem begins with the name of a variable."""
         # The checks of the base classes need the secrets and the hostname, which only the pod has.
-        if not is_login_server(self.login_server):
-            yield (
-                "LOGIN_SERVER: must be an https URL. With http and a host name, tailscale stays offline after "
-                "Headscale restarts"
-            )
+        return ()
 
 
 # The settings of each command, by its name on the command line.
