@@ -234,19 +234,13 @@ def records_at_removed_names(
 
     Args:
         records: any records of the zone.
-        main: the identity at the main name.
-        further: the identities at the current further names.
+        main: the ownership at the main name.
+        further: the ownership at each further name that the settings contain.
 
     Returns:
         The records, in ascending order of id.
     """
     mark = workload_mark(main.mark, main.name)
-    names = {main.name, *(record_ownership.name for record_ownership in further)}
-    return sorted(
-        (
-            record
-            for record in records
-            if record.comment == mark and record.type in MANAGED_TYPES and record.name not in names
-        ),
-        key=lambda record: record.id,
-    )
+    current = {main.name, *(ownership.name for ownership in further)}
+    marked = [record for record in records if record.comment == mark and record.type in MANAGED_TYPES]
+    return sorted((record for record in marked if record.name not in current), key=lambda record: record.id)

@@ -70,11 +70,11 @@ def join_documents(documents: Sequence[str]) -> str:
     return "".join([*lines, *documents[-1:]])
 
 
-def parse_document(document: str) -> tuple[yaml.Node | None, bool]:
+def parse_document(document: str) -> tuple[yaml.Node, bool]:
     """Parse a document.
 
     Returns:
-        The root node, or None if the document is empty; and whether the document is JSON.
+        The root node, and True if the document is JSON.
 
     Raises:
         ManifestError: the document is neither valid YAML nor valid JSON, or is nested too deeply.
@@ -91,7 +91,8 @@ def parse_document(document: str) -> tuple[yaml.Node | None, bool]:
             return node_from_value(pairs, style='"'), True
     try:
         _check_depth(document)
-        return yaml.compose(document, Loader=_Loader), False
+        # An empty document has no node.
+        return yaml.compose(document, Loader=_Loader) or node_from_value(None), False
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" in its line {mark.line + 1}" if mark else ""
@@ -113,7 +114,7 @@ def _check_depth(document: str) -> None:
             raise ManifestError(f"is nested in more than {MAX_DEPTH} levels")
 
 
-def write_document(document: str, root: yaml.Node, added: Sequence[ItemsAsText], *, is_json: bool) -> str:
+def write_document(document: str, root: yaml.Node, added: Sequence[ItemsAsText | None], *, is_json: bool) -> str:
     """Write a document again, after its nodes were changed.
 
     Args:
@@ -125,7 +126,7 @@ def write_document(document: str, root: yaml.Node, added: Sequence[ItemsAsText],
     if is_json:
         return f"{_json(root, '')}\n"
     text: str = yaml.serialize(root, Dumper=_Dumper, width=2**31 - 1, allow_unicode=True)
-    for items in added:
+    for items in filter(None, added):
         before, _, after = text.partition(f"- {items.placeholder}\n")
         indent = before.rpartition("\n")[2]
         text = f"{before.removesuffix(indent)}{block_yaml(items.values, indent)}{after}"

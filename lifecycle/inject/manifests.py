@@ -82,18 +82,14 @@ def inject(text: str | Sequence[str], site: Site, *, with_state_secrets: bool = 
     for number, (document, separator) in enumerate(_separated(texts), 1):
         try:
             root, is_json = parse_document(document)
-            document_objects = list(_objects(root, document)) if root is not None else []
-            changes = [_add_containers(obj, site, problems) for obj in document_objects]
+            document_objects = list(_objects(root, document))
+            added = [items for obj in document_objects for items in _add_containers(obj, site, problems)]
         except ManifestError as error:
             problems.append(f"document {number}: {error}")
             continue
-        if root is not None:
-            roots.append(root)
+        roots.append(root)
         objects += document_objects
-        added = [items for change in changes if change is not None for items in change]
-        is_changed = root is not None and any(change is not None for change in changes)
-        new_text = write_document(document, root, added, is_json=is_json) if root and is_changed else document
-        results.append(separator + new_text)
+        results.append(separator + (write_document(document, root, added, is_json=is_json) if added else document))
     if with_state_secrets and not problems:
         results += _state_documents(objects, roots, problems)
     if problems:
@@ -137,31 +133,30 @@ def _members(node: yaml.Node) -> Iterator[_Object]:
         yield _Object(node, node_value(node))
 
 
-def _add_containers(obj: _Object, site: Site, problems: list[str]) -> list[ItemsAsText] | None:
-    """Add the containers to one object if it has the label.
+def _add_containers(obj: _Object, site: Site, problems: list[str]) -> list[ItemsAsText | None]:
+    """Add the containers and volumes to one object if it has the label.
 
     Args:
         problems: gets the reasons why the containers cannot be added.
 
     Returns:
-        The added items that have to be written as text; None if nothing was added.
+        What `add_items` returned for each changed list; empty if the object was not changed.
     """
     workload = _workload(obj)
     if workload is None:
-        return None
+        return []
     reasons = list(refusals(workload, site))
     problems += [f"{obj.kind} {obj.name}: {reason}" for reason in reasons]
     if reasons or not workload.requests_injection or workload.is_injected:
-        return None
+        return []
     containers = filled_containers(placeholder_values(workload, site))
     # "before" means that the pod's own init containers start before the added containers.
     at_end = workload.annotations.get(INIT_CONTAINERS) == "before"
     spec = cast("yaml.MappingNode", field_of(obj.node, *TEMPLATES[obj.kind], "spec"))
-    added = [
+    return [
         add_items(spec, "initContainers", containers, at_end=at_end),
         add_items(spec, "volumes", added_volumes(), at_end=True),
     ]
-    return [items for items in added if items is not None]
 
 
 def _workload(obj: _Object) -> Workload | None:

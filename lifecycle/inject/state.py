@@ -13,7 +13,6 @@ def state_objects(workload: Workload, *, name: str, owner: dict[str, Any]) -> It
     """Yield the Secrets, Role and RoleBinding of one workload.
 
     Args:
-        workload: a workload that has the annotation for a state Secret.
         name: the name of `owner`.
         owner: the object with the pod template, such as a StatefulSet.
 
@@ -25,44 +24,32 @@ def state_objects(workload: Workload, *, name: str, owner: dict[str, Any]) -> It
         raise ManifestError(
             "It has no metadata.namespace, which its RoleBinding needs. Set it, or omit --state-secret."
         )
+    namespace, rbac = metadata["namespace"], "rbac.authorization.k8s.io"
     secrets = list(_secret_names(workload, name=name, owner=owner))
-    namespace = {"namespace": metadata["namespace"]}
     role = secrets[0] if len(secrets) == 1 else f"{name}-tailscale"
+
+    def new(version: str, kind: str, name: str, **fields: Any) -> dict[str, Any]:
+        return {"apiVersion": version, "kind": kind, "metadata": {"name": name, "namespace": namespace}, **fields}
+
     for secret in secrets:
-        yield {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": {"name": secret, **namespace},
-            "type": "Opaque",
-        }
-    yield {
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "Role",
-        "metadata": {"name": role, **namespace},
-        "rules": [
-            # RBAC cannot limit "create" to a name, so the pod may not create the Secret. It is in the manifests, empty.
-            {
-                "apiGroups": [""],
-                "resources": ["secrets"],
-                "resourceNames": secrets,
-                "verbs": ["get", "update", "patch"],
-            },
-            {"apiGroups": [""], "resources": ["events"], "verbs": ["get", "create", "patch"]},
-        ],
+        yield new("v1", "Secret", secret, type="Opaque")
+    # RBAC cannot limit "create" to a name, so the pod may not create the Secret. It is in the manifests, empty.
+    use_secrets = {
+        "apiGroups": [""],
+        "resources": ["secrets"],
+        "resourceNames": secrets,
+        "verbs": ["get", "update", "patch"],
     }
-    yield {
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "RoleBinding",
-        "metadata": {"name": role, **namespace},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role},
-        "subjects": [
-            {
-                "kind": "ServiceAccount",
-                "name": workload.spec.get("serviceAccountName") or "default",
-                **namespace,
-            }
-        ],
-    }
+    write_events = {"apiGroups": [""], "resources": ["events"], "verbs": ["get", "create", "patch"]}
+    yield new(f"{rbac}/v1", "Role", role, rules=[use_secrets, write_events])
+    account = workload.spec.get("serviceAccountName") or "default"
+    yield new(
+        f"{rbac}/v1",
+        "RoleBinding",
+        role,
+        roleRef={"apiGroup": rbac, "kind": "Role", "name": role},
+        subjects=[{"kind": "ServiceAccount", "name": account, "namespace": namespace}],
+    )
 
 
 def _secret_names(workload: Workload, *, name: str, owner: dict[str, Any]) -> Iterator[str]:

@@ -360,8 +360,8 @@ DECISION_MUTANTS: Final = (
         guarantee="Never 1",
         name="deletes records of other workloads under names that it does not have",
         file=OWNERSHIP_FILE,
-        old="            if record.comment == mark and record.type in MANAGED_TYPES and record.name not in names\n",
-        new="            if record.comment.startswith(main.mark) and record.name not in names\n",
+        old="if record.comment == mark and record.type in MANAGED_TYPES]\n",
+        new="if record.comment.startswith(main.mark)]\n",
     ),
     Mutant(
         guarantee="Never 1",
