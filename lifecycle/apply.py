@@ -96,8 +96,7 @@ def delete_nodes(
 def change_records(changes: Sequence[RecordChange], cloudflare: CloudflareWriter) -> None:
     """Make all changes in one transaction, or none.
 
-    Records to update or delete are read again first, because another owner may have changed them after the plan was
-    made. A record to delete that no longer exists counts as deleted.
+    Records to update or delete are read again first. A record to delete that no longer exists counts as deleted.
 
     Raises:
         ConflictError: a record was changed after the plan was made. Nothing was written.
@@ -154,7 +153,7 @@ def write_fresh_key(
     """Create a pre-auth key, and write it to the key file in place of the previous key.
 
     Args:
-        now: the time by the clock of this machine, not of Headscale.
+        now: the time by this machine's clock.
 
     Raises:
         ApiError: no usable key was created.

@@ -33,11 +33,7 @@ def doubled(seconds: float, times: int, *, max_s: float) -> float:
 
 
 def retry_delay_s(failures: int, *, max_s: float, jitter: float, error: BaseException | None = None) -> float:
-    """Return the delay of exponential backoff, or the `Retry-After` of the error if that is longer.
-
-    Args:
-        failures: the number of consecutive failures, at least 1.
-    """
+    """Return the delay after this many consecutive failures, or the `Retry-After` of the error if that is longer."""
     delay_s = doubled(_FIRST_DELAY_S, failures - 1, max_s=max_s)
     if isinstance(error, TransientError) and error.retry_after is not None:
         delay_s = max(delay_s, error.retry_after.total_seconds())
@@ -45,11 +41,7 @@ def retry_delay_s(failures: int, *, max_s: float, jitter: float, error: BaseExce
 
 
 def backoff_s(failures: int, *, max_s: float, jitter: float, error: Exception) -> float:
-    """Return the delay before the next pass of a loop that never gives up.
-
-    The delay is that of `retry_delay_s`. After a response 429 (too many requests) without `Retry-After`, the delay is
-    at least a minute.
-    """
+    """Return `retry_delay_s`, but at least a minute after a response 429 (too many requests) without `Retry-After`."""
     delay_s = retry_delay_s(failures, max_s=max_s, jitter=jitter, error=error)
     if isinstance(error, TransientError) and error.throttled and error.retry_after is None:
         return max(delay_s, add_jitter(_RATE_LIMIT_DELAY_S, jitter))

@@ -60,11 +60,9 @@ class DeleteRecord:
 class WriteFreshKey:
     """Create a pre-auth key, and write it to the key file in place of the previous key.
 
-    The id and machine key of the kept node are written to the metadata file beside the key file.
-
     Attributes:
         kept_node_id: the id of the node that this pod is expected to use again; None if it is unknown.
-        kept_machine_key: the machine key of the node `kept_node_id`.
+        kept_machine_key: the machine key of this node. Both are written to the metadata file beside the key file.
         replaces: an older, unused key to expire first. If it cannot be expired, the new key is created anyway.
     """
 

@@ -78,11 +78,7 @@ class PreAuthKey:
 
     @property
     def secret(self) -> SecretStr:
-        """The secret of a key that was just created.
-
-        Raises:
-            ValueError: the secret is unknown.
-        """
+        """The secret of a key that was just created. Raise ValueError if it is unknown."""
         if self.known_secret is None:
             raise ValueError("a listed key has no secret")
         return self.known_secret
@@ -95,11 +91,7 @@ class PreAuthKey:
 
 @dataclass(frozen=True, slots=True)
 class KeySpec:
-    """A pre-auth key to create.
-
-    Attributes:
-        lifetime: the time until the key expires, which has to cover an image pull and some restarts of the pod.
-    """
+    """A pre-auth key to create. Its lifetime has to cover an image pull and some restarts of the pod."""
 
     user: User
     lifetime: timedelta
@@ -182,10 +174,8 @@ class Node:
 
     @property
     def owner(self) -> User | None:
-        """The user of the node, or else the user of the key that the node registered with; None if neither exists.
-
-        The node's own user comes first, because an administrator can move a node to another user.
-        """
+        """The user of the node, or else the user of the key that the node registered with; None if neither exists."""
+        # The node's own user comes first, because an administrator can move a node to another user.
         return self.user or (self.pre_auth_key.user if self.pre_auth_key else None)
 
     @property
@@ -237,11 +227,7 @@ def record_type(address: IpAddress) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RecordSpec:
-    """A DNS record that should exist. It never uses Cloudflare's proxy, which cannot reach a VPN address.
-
-    Attributes:
-        content: an address, or the name that a CNAME record points to.
-    """
+    """A DNS record that should exist. It never uses Cloudflare's proxy, which cannot reach a VPN address."""
 
     name: str
     content: IpAddress | str

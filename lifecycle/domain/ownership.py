@@ -27,8 +27,7 @@ WILDCARD = "*."
 # for every owner (setting DNS_OWNER) and in every version of this program.
 _MARK_PREFIX = "tailscale-lifecycle/"
 
-# A mark as returned by `workload_mark`, such as "tailscale-lifecycle/1 services grafana.example.com": the program with
-# the version of the mark's format, the owner, and the main name.
+# A mark as returned by `workload_mark`, such as "tailscale-lifecycle/1 services grafana.example.com".
 _WORKLOAD_MARK = re.compile(r"\S+ \S+ ([a-z0-9-]+(?:\.[a-z0-9-]+)+)", re.ASCII)
 
 _ID_SELECTOR = "id:"
@@ -42,8 +41,7 @@ def mark_of(owner: str) -> str:
 def workload_mark(mark: str, main_name: str) -> str:
     """Return the mark of a workload's records at its further names.
 
-    The mark contains the main name, because two workloads of one owner can be configured with the same further name.
-    The different marks prevent each workload from changing the other's records.
+    It contains the main name, so that two workloads with the same further name do not change each other's records.
     """
     return f"{mark} {main_name}"
 
@@ -72,7 +70,7 @@ def is_in_domain(name: str, domain: str) -> bool:
 def may_publish(node: Node, name: str) -> bool:
     """Return True if the node's pod can publish a record with this name.
 
-    A hostname without a dot matches in every domain, because it is unknown here which domain the pod appends.
+    It is unknown here which domain the pod appends to a hostname without a dot, so each domain is possible.
     """
     hostname = node.hostname.casefold()
     return name == hostname or ("." not in hostname and name.startswith(f"{hostname}."))
@@ -82,8 +80,7 @@ def choose_user(users: Iterable[User], selector: str | None) -> User:
     """Choose the Headscale user that owns our keys and nodes.
 
     Args:
-        selector: a name, an e-mail address or `id:N`; None = the only user. If the selector is the name of one user and
-            the e-mail address of another, the user with the name is chosen.
+        selector: a name, an e-mail address (used if no user has this name) or `id:N`; None = the only user.
 
     Raises:
         UserError: no user matches, or several do. The message lists all users.
@@ -117,11 +114,8 @@ def _matching_users(users: Sequence[User], selector: str) -> list[User]:
 
 
 def _describe_user(user: User) -> str:
-    details = [
-        f"{label} {value}"
-        for label, value in (("id", user.id), ("e-mail", user.email), ("provider", user.provider))
-        if value
-    ]
+    values = {"id": user.id, "e-mail": user.email, "provider": user.provider}
+    details = [f"{label} {value}" for label, value in values.items() if value]
     return f"{user.name or '(no name)'} ({', '.join(details)})" if details else user.name
 
 
@@ -197,8 +191,8 @@ class RecordOwnership:
 
     def is_alias(self, record: Record) -> bool:
         """Return True if this name is an alias, and the record is a CNAME that points to the main name."""
-        points_to_target = record.type == "CNAME" and record.content.lower().removesuffix(".") == self.target
-        return points_to_target and self.kind is NameKind.ALIAS
+        is_cname = self.kind is NameKind.ALIAS and record.type == "CNAME"
+        return is_cname and record.content.lower().removesuffix(".") == self.target
 
     def can_coexist(self, record: Record) -> bool:
         """Return True if this name is shared, and the record is another workload's address record."""

@@ -7,21 +7,16 @@ from typing import Final
 
 from lifecycle.domain.events import Event, warning
 
-NEWEST_TESTED: Final = (0, 30)
+NEWEST_TESTED: Final = "0.30"
 """The newest minor release of Headscale that this program was tested with. Of 0.30, the main branch was tested."""
 
 _MINOR: Final = re.compile(r"(\d{1,4})\.(\d{1,4})\.", re.ASCII)
 
 
-def newest_tested() -> str:
-    """Return the newest tested release as text, such as "0.30"."""
-    return ".".join(map(str, NEWEST_TESTED))
-
-
 def is_untested(version: str) -> bool:
     """Return True if a version is newer than the newest tested release; False for a range such as "0.30 or newer"."""
     match = _MINOR.match(version)
-    return match is not None and (int(match[1]), int(match[2])) > NEWEST_TESTED
+    return match is not None and list(map(int, match.groups())) > list(map(int, NEWEST_TESTED.split(".")))
 
 
 def untested_warning(version: str) -> Event | None:
@@ -31,8 +26,8 @@ def untested_warning(version: str) -> Event | None:
     return warning(
         "headscale.untested",
         version=version,
-        newest_tested=newest_tested(),
+        newest_tested=NEWEST_TESTED,
         advice="Upgrade tailscale-lifecycle if there is a version that was tested with this release. Until then, "
-        f"requests are sent as to {newest_tested()}, and responses that differ from those of {newest_tested()} are "
+        f"requests are sent as to {NEWEST_TESTED}, and responses that differ from those of {NEWEST_TESTED} are "
         "refused.",
     )

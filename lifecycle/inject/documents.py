@@ -39,7 +39,7 @@ def _resolved(kind: Any, value: str, implicit: tuple[bool, bool]) -> str:
 
 
 class _Resolver:
-    """Finds the type of a value by its text. The result is cached, because parsing spends most of its time here."""
+    """Caches how the type of a value is found by its text, because parsing spends most of its time on this."""
 
     def resolve(self, kind: Any, value: str | None, implicit: tuple[bool, bool]) -> str:
         return _resolved(kind, value if kind is yaml.ScalarNode else "", implicit)
@@ -115,14 +115,7 @@ def _check_depth(document: str) -> None:
 
 
 def write_document(document: str, root: yaml.Node, added: Sequence[ItemsAsText | None], *, is_json: bool) -> str:
-    """Write a document again, after its nodes were changed.
-
-    Args:
-        document: the old text of the document.
-        root: the new root node.
-        added: the items to write in place of their placeholders.
-        is_json: the document is JSON.
-    """
+    """Write the changed root node of a document in the format of its old text, with the added items."""
     if is_json:
         return f"{_json(root, '')}\n"
     text: str = yaml.serialize(root, Dumper=_Dumper, width=2**31 - 1, allow_unicode=True)
@@ -131,9 +124,7 @@ def write_document(document: str, root: yaml.Node, added: Sequence[ItemsAsText |
         indent = before.rpartition("\n")[2]
         text = f"{before.removesuffix(indent)}{block_yaml(items.values, indent)}{after}"
     head = _HEAD.match(document)
-    prefix = head[0] if head else ""
-    if document.startswith("---") and not prefix:
-        prefix = "---\n"
+    prefix = (head[0] if head else "") or ("---\n" if document.startswith("---") else "")
     return f"{prefix}{text}"
 
 
@@ -151,9 +142,8 @@ def block_yaml(value: Any, indent: str = "") -> str:
                 text += f"{indent}{key}: {_scalar(member)}\n"
     else:
         for item in value:
-            text += f"{indent}- " + (
-                block_yaml(item, inner).lstrip() if isinstance(item, dict) else f"{_scalar(item)}\n"
-            )
+            member = block_yaml(item, inner).lstrip() if isinstance(item, dict) else f"{_scalar(item)}\n"
+            text += f"{indent}- {member}"
     return text
 
 

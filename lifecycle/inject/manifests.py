@@ -38,7 +38,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 # The API versions of the kinds in TEMPLATES.
 _VERSIONS = frozenset({"v1", "apps/v1", "batch/v1"})
 
-# How deep lists within lists are searched. The limit is needed because an alias can make a list contain itself.
+# How deep lists within lists are searched. An alias can make a list contain itself.
 _MAX_LIST_DEPTH = 3
 
 
@@ -61,14 +61,13 @@ class _Object:
 
 
 def inject(text: str | Sequence[str], site: Site, *, with_state_secrets: bool = False) -> str:
-    """Add the containers to each labelled workload.
+    """Add the containers to each workload that has the label.
 
-    A document without a labelled workload stays as it is. In a changed document, every value keeps its spelling, but
-    comments and the layout are lost.
+    Other documents stay as they are. In a changed document, every value keeps its spelling, but comments and the layout
+    are lost.
 
     Args:
         text: YAML documents or one JSON document, from one file or several files.
-        site: the values that are the same for all workloads.
         with_state_secrets: append each missing Secret for tailscale's state, with the Role that permits its use.
 
     Raises:
@@ -107,10 +106,7 @@ def _separated(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _objects(root: yaml.Node, document: str) -> Iterator[_Object]:
-    """Yield the objects of a document, also those in lists.
-
-    A document that does not contain this program's label or annotations is skipped.
-    """
+    """Yield the objects of a document and its lists, if the document contains this program's label or annotations."""
     # In the text of the document, an escape can stand for any character of the prefix.
     if (DOMAIN not in document and "\\" not in document) or f"{DOMAIN}/" not in scalar_text(root):
         return
@@ -185,9 +181,8 @@ def _has_label(data: Any) -> bool:
     """Return True if a value contains an object that has the label."""
     if isinstance(data, list):
         return any(map(_has_label, data))
-    if not isinstance(data, dict):
-        return False
-    return LABEL in _object_at(data, "labels") or any(map(_has_label, data.values()))
+    is_object = isinstance(data, dict)
+    return is_object and (LABEL in _object_at(data, "labels") or any(map(_has_label, data.values())))
 
 
 def _check_shape(obj: _Object, workload: Workload) -> None:
@@ -257,7 +252,7 @@ def _state_documents(objects: Sequence[_Object], roots: Sequence[yaml.Node], pro
 
 
 def _identities(node: yaml.Node, depth: int = 0) -> Iterator[tuple[str, str, str]]:
-    """Yield the kind, namespace and name of each object in a document, also of objects in lists within lists."""
+    """Yield the kind, namespace and name of each object in a document and in its lists."""
     items = field_of(node, "items")
     if isinstance(items, yaml.SequenceNode) and depth < _MAX_LIST_DEPTH:
         for item in items.value:

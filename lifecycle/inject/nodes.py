@@ -22,18 +22,13 @@ _MAX_NODES = 200_000
 MAX_DEPTH = 200
 """How deep a document can be nested: more than any manifest, and less than exhausts the stack of the parser."""
 
-# The tags (YAML's word for types) of the values that a manifest can have. Other tags have no counterpart in JSON.
-STRING, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
-_MAPPING, _SEQUENCE = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
-_NUMBER, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
-NUMBERS = (_NUMBER, _FLOAT)
-VALUE = "tag:yaml.org,2002:value"
-_KNOWN_TAGS = frozenset(
-    f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp", "merge")
-)
-# The tags of the scalars that `node_value` converts to Python values.
-_CONSTRUCTED = frozenset(f"tag:yaml.org,2002:{name}" for name in ("int", "bool", "null"))
-_TAGS = {bool: "tag:yaml.org,2002:bool", type(None): "tag:yaml.org,2002:null"}
+# YAML's word for the type of a value is tag. Other tags than these have no counterpart in JSON.
+_TAG = "tag:yaml.org,2002:"
+STRING, _MERGE, _MAPPING, _SEQUENCE = f"{_TAG}str", f"{_TAG}merge", f"{_TAG}map", f"{_TAG}seq"
+_INTEGER, _FLOAT, _BOOLEAN, _NULL = f"{_TAG}int", f"{_TAG}float", f"{_TAG}bool", f"{_TAG}null"
+NUMBERS = (_INTEGER, _FLOAT)
+VALUE = f"{_TAG}value"
+_KNOWN_TAGS = {STRING, _MERGE, _MAPPING, _SEQUENCE, *NUMBERS, _BOOLEAN, _NULL, f"{_TAG}timestamp"}
 _CONSTRUCTOR = yaml.constructor.SafeConstructor()
 _AMBIGUOUS = re.compile(r"[-+]?\.?[0-9]|(?:y|n)$", re.IGNORECASE)
 
@@ -49,15 +44,11 @@ class Number(str):
 
 
 def node_from_value(value: Any, style: str | None = None, depth: int = 0) -> yaml.Node:
-    """Return the node of a JSON value, with the nodes of its members.
+    """Return the node of a JSON value, whose objects and numbers can also be `Fields` and `Number`.
 
     Args:
-        value: the value; its objects and numbers can also be `Fields` and `Number`.
         style: the quotation mark of every text; None = only texts that need quotes have them.
         depth: how many values contain this value.
-
-    Raises:
-        ManifestError: the value is nested too deeply.
     """
     if depth > MAX_DEPTH:
         raise ManifestError(f"is nested in more than {MAX_DEPTH} levels")
@@ -76,7 +67,8 @@ def node_from_value(value: Any, style: str | None = None, depth: int = 0) -> yam
         # Without quotes, Kubernetes reads 1e3 or 0o14 as a number and y as a boolean, unlike PyYAML.
         return yaml.ScalarNode(STRING, value, style=style or ("'" if _AMBIGUOUS.match(value) else None))
     text = str(value) if isinstance(value, Number) else json.dumps(value)
-    return yaml.ScalarNode(_TAGS.get(type(value), _NUMBER if text.lstrip("-").isdigit() else _FLOAT), text)
+    number = _INTEGER if text.lstrip("-").isdigit() else _FLOAT
+    return yaml.ScalarNode({bool: _BOOLEAN, type(None): _NULL}.get(type(value), number), text)
 
 
 def node_value(node: yaml.Node) -> Any:
@@ -85,7 +77,7 @@ def node_value(node: yaml.Node) -> Any:
         return {str(key.value): node_value(value) for key, value in node.value}
     if isinstance(node, yaml.SequenceNode):
         return [node_value(item) for item in node.value]
-    if node.tag in _CONSTRUCTED:
+    if node.tag in (_INTEGER, _BOOLEAN, _NULL):
         with suppress(ValueError, KeyError):
             return _CONSTRUCTOR.construct_object(node)
     return node.value
@@ -102,25 +94,14 @@ def field_of(node: yaml.Node | None, *path: str) -> yaml.Node | None:
 
 @dataclass(frozen=True, slots=True)
 class ItemsAsText:
-    """Items of a list that are written as text, because PyYAML writes nodes much more slowly.
-
-    Attributes:
-        values: the items.
-        placeholder: the unique text of a node that is replaced by the items when the document is written.
-    """
+    """Items of a list that replace a placeholder in the text of a document, because PyYAML writes nodes slowly."""
 
     values: list[Any]
     placeholder: str = field(default_factory=lambda: f"items-{token_hex(8)}")
 
 
 def add_items(spec: yaml.MappingNode, name: str, values: list[Any], *, at_end: bool) -> ItemsAsText | None:
-    """Add items to the list in a field of an object. If the object does not have the field, it is created.
-
-    Args:
-        spec: the object.
-        name: the name of the field.
-        values: the items.
-        at_end: add the items after the existing ones, and not before them.
+    """Add items before or after those of the list in a field of an object. If the object lacks the field, create it.
 
     Returns:
         The items that have to be written as text, in place of the placeholder that was added. None if a node was added
@@ -155,7 +136,7 @@ def _copied(node: yaml.Node, budget: list[int], parents: tuple[int, ...]) -> yam
 
     Args:
         budget: the number of nodes that may still be copied, in a list so that all calls share the number.
-        parents: Python's `id` of each node that contains this node.
+        parents: the `id` of each node that contains this node.
     """
     budget[0] -= 1
     if budget[0] < 0 or id(node) in parents:
@@ -173,8 +154,8 @@ def _copied(node: yaml.Node, budget: list[int], parents: tuple[int, ...]) -> yam
 
 def _pairs(node: yaml.MappingNode, budget: list[int], parents: tuple[int, ...]) -> list[tuple[yaml.Node, yaml.Node]]:
     """Return copies of an object's fields: first the merged fields (<<), then its own, which take precedence."""
-    own: list[tuple[yaml.Node, yaml.Node]] = []
-    merged: list[tuple[yaml.Node, yaml.Node]] = []
+    own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+    merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode):
             raise ManifestError("contains a key that is not a text")
@@ -183,18 +164,13 @@ def _pairs(node: yaml.MappingNode, budget: list[int], parents: tuple[int, ...]) 
             for source in sources:
                 if not isinstance(source, yaml.MappingNode):
                     raise ManifestError("merges (<<) something that has no fields")
-                merged += _pairs(source, budget, (*parents, id(value)))
-        elif any(key.value == name.value for name, _ in own):
+                for name, copied_value in _pairs(source, budget, (*parents, id(value))):
+                    merged.setdefault(name.value, (name, copied_value))
+        elif key.value in own:
             raise ManifestError(f"contains the field {key.value} twice in one place")
         else:
-            own.append((_copied(key, budget, parents), _copied(value, budget, parents)))
-    names = {key.value for key, _ in own}
-    inherited = []
-    for key, value in merged:
-        if key.value not in names:
-            names.add(key.value)
-            inherited.append((key, value))
-    return [*inherited, *own]
+            own[key.value] = _copied(key, budget, parents), _copied(value, budget, parents)
+    return [*(pair for name, pair in merged.items() if name not in own), *own.values()]
 
 
 def scalar_text(root: yaml.Node) -> str:

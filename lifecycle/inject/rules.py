@@ -132,15 +132,7 @@ REFUSALS = {
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The configuration that all workloads share.
-
-    Attributes:
-        domain: DOMAIN_NAME.
-        login_server: URL of Headscale for tailscale.
-        settings: variables of cleanup and dns-watch, DOMAIN_NAME included.
-        lifecycle_image: image of cleanup and dns-watch.
-        tailscale_image: image of tailscale.
-    """
+    """The configuration that all workloads share: settings of `inject`, and variables of cleanup and dns-watch."""
 
     domain: str
     login_server: str
@@ -151,10 +143,9 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One object with a pod template.
+    """One object with a pod template, such as a Deployment.
 
     Attributes:
-        kind: the kind of the object, such as Deployment.
         pod_count: how many pods of the workload run at the same time; for a DaemonSet, how many on each cluster node.
         labels_of_object: the labels of the object itself; empty for a Pod.
         metadata: the metadata of the pod template.

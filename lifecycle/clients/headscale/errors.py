@@ -11,7 +11,7 @@ import httpx
 from lifecycle.clients.response import Response
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
-from lifecycle.domain.releases import is_untested, newest_tested
+from lifecycle.domain.releases import NEWEST_TESTED, is_untested
 
 UPSTREAM: Final = "Headscale"
 
@@ -110,7 +110,7 @@ def malformed_response(what: str, *, version: str = "") -> ResponseError:
     """
     if is_untested(version):
         text = (
-            f"The response of Headscale {version} to {what} has another form than that of {newest_tested()}, the "
+            f"The response of Headscale {version} to {what} has another form than that of {NEWEST_TESTED}, the "
             "newest release that this program was tested with. Upgrade tailscale-lifecycle."
         )
     else:
