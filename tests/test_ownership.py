@@ -29,6 +29,16 @@ OUR_TAGS = ["tag:svc"]
 PUBLIC_ADDRESS = "203.0.113.7"
 VPN_IPV6_ADDRESS = "fd7a:115c:a1e0::1"
 
+OTHER_HOSTNAMES = (
+    *(f"{NAME}.evil", f"x-{NAME}", f"{NAME}-1", f"{NAME}.", f" {NAME}", "grafana", "grafana-example-com"),
+    *("grafanaxexample.com", "", "invalid-abcd1234"),
+)
+OTHER_NAMES = (f"www.{NAME}", "example.com", f"x{NAME}", "*.example.com", "")
+OTHER_COMMENTS = (
+    *(OUR_COMMENT.upper(), OUR_COMMENT.capitalize(), f"{OUR_COMMENT} ", f"{OUR_COMMENT}2", f"x {OUR_COMMENT}", " "),
+    *("managed by terraform", COMMENT_OF_OTHER_OWNER, "tailscale-lifecycle/2 default"),
+)
+
 
 @pytest.mark.parametrize(
     "node",
@@ -60,16 +70,7 @@ def test_node_that_meets_all_criteria_is_ours(node: Node) -> None:
 @pytest.mark.parametrize(
     "node",
     [
-        pytest.param(a_node(hostname=f"{NAME}.evil"), id="longer-hostname"),
-        pytest.param(a_node(hostname=f"x-{NAME}"), id="prefixed-hostname"),
-        pytest.param(a_node(hostname=f"{NAME}-1"), id="suffixed-hostname"),
-        pytest.param(a_node(hostname="grafana"), id="first-label-alone"),
-        pytest.param(a_node(hostname="grafana-example-com"), id="given-name-of-our-node"),
-        pytest.param(a_node(hostname=f"{NAME}."), id="trailing-dot"),
-        pytest.param(a_node(hostname=f" {NAME}"), id="leading-blank"),
-        pytest.param(a_node(hostname="grafanaxexample.com"), id="other-character-for-a-dot"),
-        pytest.param(a_node(hostname=""), id="no-hostname"),
-        pytest.param(a_node(hostname="invalid-abcd1234"), id="hostname-that-Headscale-generated"),
+        *(pytest.param(a_node(hostname=hostname), id=f"hostname {hostname}") for hostname in OTHER_HOSTNAMES),
         pytest.param(a_node(user=ANN), id="another-user's-with-our-key"),
         pytest.param(a_node(user=ANN, key_user=ANN), id="another-user's"),
         pytest.param(a_node(user=User("2", "svc")), id="another-user-of-our-name"),
@@ -167,26 +168,13 @@ def test_record_with_our_comment_or_with_a_vpn_address_and_no_comment_is_ours(re
 @pytest.mark.parametrize(
     "record",
     [
-        pytest.param(a_record(comment="managed by terraform"), id="foreign-comment"),
-        pytest.param(a_record(comment=COMMENT_OF_OTHER_OWNER), id="another-owner's-comment"),
-        pytest.param(a_record(comment=OUR_COMMENT.upper()), id="our-comment-in-upper-case"),
-        pytest.param(a_record(comment=OUR_COMMENT.capitalize()), id="our-comment-capitalised"),
-        pytest.param(a_record(comment=f"{OUR_COMMENT} "), id="our-comment-and-a-blank"),
-        pytest.param(a_record(comment=f"{OUR_COMMENT}2"), id="our-comment-and-more"),
-        pytest.param(a_record(comment=f"x {OUR_COMMENT}"), id="text-before-our-comment"),
-        pytest.param(a_record(comment="tailscale-lifecycle/2 default"), id="our-comment-of-another-version"),
-        pytest.param(a_record(comment=" "), id="blank-comment"),
-        pytest.param(a_record(comment="", content=PUBLIC_ADDRESS), id="no-comment-outside-the-VPN"),
-        pytest.param(a_record(comment="", content="100.63.255.255"), id="no-comment-just-below-the-VPN"),
-        pytest.param(a_record(comment="", content="100.128.0.0"), id="no-comment-just-above-the-VPN"),
+        *(pytest.param(a_record(comment=comment), id=f"comment {comment}") for comment in OTHER_COMMENTS),
+        *(pytest.param(a_record(name=name), id=f"name {name}") for name in OTHER_NAMES),
+        *(
+            pytest.param(a_record(comment="", content=content), id=f"no comment and {content}")
+            for content in (PUBLIC_ADDRESS, "100.63.255.255", "100.128.0.0", "not an address", "")
+        ),
         pytest.param(a_record(comment="", type_="AAAA", content="2001:db8::1"), id="no-comment-AAAA-outside"),
-        pytest.param(a_record(comment="", content="not an address"), id="no-comment-text"),
-        pytest.param(a_record(comment="", content=""), id="no-comment-and-no-content"),
-        pytest.param(a_record(name=f"www.{NAME}"), id="subdomain"),
-        pytest.param(a_record(name="example.com"), id="parent-domain"),
-        pytest.param(a_record(name=f"x{NAME}"), id="longer-name"),
-        pytest.param(a_record(name="*.example.com"), id="wildcard"),
-        pytest.param(a_record(name=""), id="no-name"),
         pytest.param(a_record(type_="CNAME", content="elsewhere.example.com"), id="our-comment-on-a-CNAME"),
         pytest.param(a_record(type_="TXT", content="100.64.0.1"), id="our-comment-on-a-TXT"),
         pytest.param(a_record(type_="TXT", content="100.64.0.1", comment=""), id="no-comment-TXT"),
@@ -211,6 +199,7 @@ def test_record_with_any_other_comment_is_not_ours(comment: str, content: str) -
         pytest.param(a_record(comment=""), False, False, id="no-comment"),
         pytest.param(a_record(comment=COMMENT_OF_OTHER_OWNER), False, True, id="another-owner's"),
         pytest.param(a_record(comment="tailscale-lifecycle/2 default"), False, True, id="comment-of-a-later-version"),
+        pytest.param(a_record(comment=f"{OUR_COMMENT} "), False, True, id="our-comment-and-a-blank"),
         pytest.param(
             a_record(comment=COMMENT_OF_OTHER_OWNER, type_="AAAA", content=VPN_IPV6_ADDRESS),
             False,

@@ -31,7 +31,6 @@ from lifecycle.settings.models import CleanupSettings
 from lifecycle.wiring.writers import connect_writers
 from tests.builders import COMMENT_OF_OTHER_OWNER, NAME, OUR_COMMENT
 from tests.simulators import faults
-from tests.simulators.cloudflare import refusal
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.faults import Fault
 from tests.simulators.serve import serve
@@ -188,17 +187,6 @@ def test_configured_user_is_used_without_a_warning(world: World, events: Events)
     assert [key.user_id for key in world.headscale.keys] == [2]
 
 
-@pytest.mark.parametrize("selector", ["id:2", "svc@example.com"])
-def test_user_from_oidc_with_the_name_of_a_local_user_can_be_selected(world: World, selector: str) -> None:
-    world.headscale.add_user(USER, "svc@example.com", provider="oidc")
-    old = world.headscale.add_node(NAME, user=world.headscale.users[1], online=False)
-    world.headscale.add_node(NAME, user=world.headscale.users[0])
-    world.cleanup(HEADSCALE_USER=selector).run()
-    assert old.id not in [node.id for node in world.headscale.nodes]
-    assert len(world.headscale.nodes) == 1
-    assert [key.user_id for key in world.headscale.keys][-1] == 2
-
-
 # --- Nodes that are not ours --------------------------------------------------------------------------
 
 
@@ -269,16 +257,6 @@ def test_only_our_records_are_deleted(world: World) -> None:
     assert write.path.endswith("/dns_records/batch")
 
 
-def test_stale_record_with_the_address_of_another_node_is_not_left(world: World, events: Events) -> None:
-    """If the record were left, the name would resolve to another machine."""
-    other = world.headscale.add_node("phone", user=USER)
-    world.add_record(other.address, comment=OUR_COMMENT)
-    world.add_record("100.64.0.9", comment=OUR_COMMENT)
-    world.cleanup(DNS_CLEANUP="keep").run()
-    assert world.records() == {"A 100.64.0.9": OUR_COMMENT}
-    assert [event["reason"] for event in named(events, "record.deleted")] == ["its address belongs to another node"]
-
-
 # --- Records that change during the run ---------------------------------------------------------------
 
 
@@ -294,19 +272,13 @@ def give_to_another_owner(world: World) -> None:
     world.cloudflare.change_record(record.id, comment=COMMENT_OF_OTHER_OWNER)
 
 
-def give_to_another_tool(world: World) -> None:
-    """Another tool takes over the record, which has no comment."""
-    [record] = world.cloudflare.records(world.zone_id, NAME)
-    world.cloudflare.change_record(record.id, comment="managed by terraform")
-
-
 def publish_a_later_pod(world: World) -> None:
     """A later pod registers and publishes its address."""
     [record] = world.cloudflare.records(world.zone_id, NAME)
     world.cloudflare.change_record(record.id, content=world.headscale.add_node(NAME, user=USER).address)
 
 
-@pytest.mark.parametrize("change", [give_to_another_owner, give_to_another_tool, publish_a_later_pod])
+@pytest.mark.parametrize("change", [give_to_another_owner, publish_a_later_pod])
 @pytest.mark.parametrize("comment", [OUR_COMMENT, ""])
 @pytest.mark.parametrize("dns_cleanup", ["delete", "keep"])
 def test_record_that_changes_during_the_run_stays(
@@ -355,19 +327,19 @@ def test_records_stay_if_the_nodes_cannot_be_read_again(world: World, events: Ev
 # --- Failures of Cloudflare ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        pytest.param(faults.html(502), id="down"),
-        pytest.param(faults.refuse(), id="unreachable"),
-        pytest.param(faults.hang(), id="slow"),
-        pytest.param(faults.too_many_requests(300), id="throttled"),
-        pytest.param(faults.html(200), id="HTML page"),
-        pytest.param(faults.html(403), id="token refused"),
-        pytest.param(faults.answer(404, "{}"), id="404 of a proxy"),
-        pytest.param(refusal(404, 7003), id="unknown zone"),
-    ],
-)
+CLOUDFLARE_FAULTS = [
+    pytest.param(faults.html(502), id="down"),
+    pytest.param(faults.drop(), id="connection lost"),
+    pytest.param(faults.drop(committed=True), id="response lost"),
+    pytest.param(faults.hang(), id="slow"),
+    pytest.param(faults.too_many_requests(300), id="throttled"),
+    pytest.param(faults.html(403), id="forbidden"),
+    pytest.param(faults.html(404), id="404 of a proxy"),
+    pytest.param(faults.answer(200, "{}"), id="malformed"),
+]
+
+
+@pytest.mark.parametrize("fault", CLOUDFLARE_FAULTS)
 def test_unreadable_zone_does_not_block_the_start(world: World, events: Events, fault: Fault) -> None:
     """The records stay, and the run succeeds."""
     with_leftovers(world)
@@ -390,19 +362,7 @@ def test_incomplete_list_of_records_deletes_nothing(world: World, events: Events
     assert len(named(events, "zone.unreadable")) == 1
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        pytest.param(faults.html(502), id="down"),
-        pytest.param(faults.drop(), id="connection lost"),
-        pytest.param(faults.drop(committed=True), id="response lost"),
-        pytest.param(faults.hang(), id="slow"),
-        pytest.param(faults.too_many_requests(300), id="throttled"),
-        pytest.param(faults.html(403), id="forbidden"),
-        pytest.param(faults.html(404), id="404 of a proxy"),
-        pytest.param(faults.answer(200, "{}"), id="malformed"),
-    ],
-)
+@pytest.mark.parametrize("fault", CLOUDFLARE_FAULTS)
 def test_failed_record_deletion_is_a_warning(world: World, events: Events, fault: Fault) -> None:
     with_leftovers(world)
     world.cloudflare.faults.add(fault, method="DELETE", times=None)
@@ -499,34 +459,10 @@ def test_unreadable_headscale_changes_nothing(world: World, path: str, fault: Fa
     assert (world.clock.elapsed_s > 60) == (kind is TransientError)
 
 
-def test_unreachable_address_is_reported_with_its_setting(world: World) -> None:
-    world.headscale.faults.add(faults.refuse(), times=None)
-    with pytest.raises(TransientError, match=r"http://headscale .*HEADSCALE_URL"):
+def test_ambiguous_user_changes_nothing(world: World) -> None:
+    with_leftovers(world).headscale.add_user("ann")
+    with pytest.raises(UserError, match=r"HEADSCALE_USER.*ann.*svc"):
         world.cleanup().run()
-
-
-def test_wrong_api_key_is_reported_immediately(world: World) -> None:
-    with_leftovers(world)
-    with pytest.raises(AuthError, match="HEADSCALE_API_KEY"):
-        world.cleanup(HEADSCALE_API_KEY="wrong").run()
-    assert is_unchanged(world)
-    assert world.clock.elapsed_s == 0
-
-
-@pytest.mark.parametrize(
-    ("users", "user", "pattern"),
-    [
-        pytest.param(["ann"], "", "HEADSCALE_USER.*ann.*svc", id="several users, none configured"),
-        pytest.param(["ann"], "bob", "bob.*ann.*svc", id="unknown user"),
-        pytest.param([], "SVC", "SVC", id="name in upper case"),
-    ],
-)
-def test_ambiguous_user_changes_nothing(world: World, users: list[str], user: str, pattern: str) -> None:
-    with_leftovers(world)
-    for other in users:
-        world.headscale.add_user(other)
-    with pytest.raises(UserError, match=pattern):
-        world.cleanup(HEADSCALE_USER=user).run()
     assert is_unchanged(world)
 
 
@@ -546,47 +482,10 @@ def test_failed_node_deletion_ends_the_run_without_a_key(world: World, fault: Fa
 # --- The key cannot be written ------------------------------------------------------------------------
 
 
-# Each of these functions prepares a folder, and returns the path of a key file that cannot be written.
-
-
-def missing_folder(folder: Path) -> Path:
-    return folder / "none" / "authkey"
-
-
-def file_as_folder(folder: Path) -> Path:
-    (folder / "file").write_text("")
-    return folder / "file" / "authkey"
-
-
-def folder_as_file(folder: Path) -> Path:
-    (folder / "authkey").mkdir()
-    return folder / "authkey"
-
-
-def fifo_as_file(folder: Path) -> Path:
-    os.mkfifo(folder / "authkey")
-    return folder / "authkey"
-
-
-def fifo_as_metadata(folder: Path) -> Path:
-    os.mkfifo(folder / "authkey.id")
-    return folder / "authkey"
-
-
-def link_as_file(folder: Path) -> Path:
-    (folder / "authkey").symlink_to(folder / "target")
-    return folder / "authkey"
-
-
-@pytest.mark.parametrize(
-    "path", [missing_folder, file_as_folder, folder_as_file, fifo_as_file, fifo_as_metadata, link_as_file]
-)
-def test_unwritable_path_is_detected_before_anything_is_deleted(
-    world: World, tmp_path: Path, path: Callable[[Path], Path]
-) -> None:
+def test_unwritable_path_is_detected_before_anything_is_deleted(world: World, tmp_path: Path) -> None:
     with_leftovers(world)
     with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
-        world.cleanup(AUTHKEY_OUTPUT_PATH=str(path(tmp_path))).run()
+        world.cleanup(AUTHKEY_OUTPUT_PATH=str(tmp_path / "none" / "authkey")).run()
     assert not world.headscale.writes
     assert not world.cloudflare.writes
 

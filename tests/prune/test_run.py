@@ -158,15 +158,6 @@ def test_named_workload_is_removed_without_waiting(world: World) -> None:
     assert stop.waits == []
 
 
-@pytest.mark.parametrize("name", ["wiki", "nothing.example.com"])
-def test_name_without_our_comment_is_refused(world: World, name: str) -> None:
-    node_id = add_workload(world, "wiki", comment="tailscale-lifecycle/1 other")
-    with pytest.raises(LifecycleError, match="DNS_OWNER"):
-        prune(world, name).run()
-    assert world.headscale.node(node_id) is not None
-    assert record_names(world) == ["wiki.example.com"]
-
-
 def test_interrupted_removal_is_resumed_by_the_next_run(world: World) -> None:
     """Nodes are deleted before the record, so that the next run still finds the record."""
     add_online_and_gone_workload(world)
@@ -182,26 +173,14 @@ def test_interrupted_removal_is_resumed_by_the_next_run(world: World) -> None:
 USERS, NODES, ONE_NODE, RECORDS = "/api/v1/user", r"/api/v1/node(\?|$)", "/api/v1/node/", "/dns_records"
 
 FAULTS = [
-    pytest.param(faults.html(500), id="500 of a proxy"),
     pytest.param(faults.html(502), id="502 of a proxy"),
     pytest.param(faults.html(404), id="404 of a proxy"),
-    pytest.param(faults.html(401), id="401 of a proxy"),
-    pytest.param(faults.html(403), id="403 of a proxy"),
-    pytest.param(refusal(401, 10000), id="401"),
     pytest.param(refusal(403, 9109), id="403"),
-    pytest.param(faults.too_many_requests(), id="429"),
-    pytest.param(faults.refuse(), id="connection refused"),
-    pytest.param(faults.drop(), id="connection lost"),
     pytest.param(faults.hang(), id="no response"),
     pytest.param(faults.truncate(), id="incomplete response"),
-    pytest.param(faults.malformed_json(), id="malformed JSON"),
-    pytest.param(faults.wrong_content_type(), id="HTML page"),
-    pytest.param(faults.answer(200, ""), id="empty body"),
     pytest.param(faults.answer(200, "{}"), id="empty object"),
-    pytest.param(faults.answer(200, "[]"), id="list instead of an object"),
     pytest.param(
-        faults.answer(200, '{"users": null, "nodes": null, "node": null, "success": true, "result": null}'),
-        id="null",
+        faults.answer(200, '{"users": null, "nodes": null, "node": null, "success": true, "result": null}'), id="null"
     ),
 ]
 
@@ -447,27 +426,6 @@ def test_workload_that_changes_while_another_is_removed_stays(world: World, chan
     assert world.headscale.node(first) is None
     assert world.headscale.node(second) is not None
     assert record_names(world) == ["grafana.example.com", "redmine.example.com"]
-
-
-def test_node_whose_id_was_assigned_to_another_machine_stays(world: World) -> None:
-    """During the wait, Headscale's database is restored. Another machine then registers and gets the same id."""
-    online = add_workload(world, "grafana")
-    backup = world.headscale.backup()
-    node_id = add_workload(world, "redmine")
-    world.headscale.disconnect(node_id)
-    world.clock.sleep(A_MONTH_S)
-
-    def restore() -> None:
-        world.headscale.restore(backup)
-        world.headscale.connect(online)
-        assert world.headscale.add_node("redmine.example.com", user="svc").id == node_id
-        world.headscale.disconnect(node_id)
-
-    world.clock.schedule(world.clock.elapsed_s + 1, restore)
-    prune(world, PRUNE_AFTER="1s").run()
-    assert world.headscale.node(node_id) is not None
-    assert record_names(world) == ["grafana.example.com", "redmine.example.com"]
-    assert writes(world) == []
 
 
 @pytest.mark.parametrize("skew", [timedelta(days=400), timedelta(days=-400)], ids=["ahead", "behind"])
