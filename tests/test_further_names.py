@@ -380,12 +380,6 @@ def test_no_record_is_created_at_a_shared_name_with_a_foreign_record(
     assert not watch.state.records.in_sync
 
 
-def test_record_is_created_at_a_shared_name_with_a_txt_record(world: World, node: Node) -> None:
-    world.add_record("v=spf1", name="ingress.example.com", type_="TXT")
-    run(world, node, **WITH_SHARED_NAMES)
-    assert world.records("ingress.example.com") == shared_by(node) | {"TXT v=spf1": ""}
-
-
 def test_shared_names_are_published_if_the_main_name_has_a_foreign_record(world: World, node: Node) -> None:
     world.add_record("198.51.100.7")
     watch = run(world, node, **WITH_SHARED_NAMES)

@@ -59,20 +59,6 @@ def with_leftovers(world: World) -> World:
     return world
 
 
-def headscale_writes(world: World) -> list[str]:
-    """Return a description of each request to Headscale that changes something, in order."""
-    descriptions = {
-        ("DELETE", "node"): "delete node",
-        ("POST", "preauthkey"): "create key",
-        ("POST", "expire"): "expire key",
-    }
-    # The last part of the path that is not an id says what is changed.
-    return [
-        descriptions[write.method, next(part for part in reversed(write.path.split("/")) if not part.isdecimal())]
-        for write in world.headscale.writes
-    ]
-
-
 def is_unchanged(world: World) -> bool:
     """Return True if no request that changes something was sent, and no file was written."""
     return not world.headscale.writes and not world.cloudflare.writes and not list(world.key_file.parent.iterdir())
@@ -99,7 +85,7 @@ def test_leftovers_are_removed_and_a_fresh_key_is_written(
 
 def test_without_leftovers_only_a_key_is_created(world: World) -> None:
     world.cleanup().run()
-    assert headscale_writes(world) == ["create key"]
+    assert len(world.headscale.writes) == 1
     assert world.cloudflare.writes == []
     assert world.key is not None
 
@@ -471,10 +457,11 @@ def test_ambiguous_user_changes_nothing(world: World) -> None:
 )
 def test_failed_node_deletion_ends_the_run_without_a_key(world: World, fault: Fault) -> None:
     with_leftovers(world)
+    keys = len(world.headscale.keys)
     world.headscale.faults.add(fault, method="DELETE", times=None)
     with pytest.raises(ApiError):
         world.cleanup().run()
-    assert "create key" not in headscale_writes(world)
+    assert len(world.headscale.keys) == keys
     assert world.key is None
     assert world.cloudflare.writes == []
 
