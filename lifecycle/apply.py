@@ -81,8 +81,7 @@ def delete_nodes(
         is_still_ours: called with the node as it is now; returns True if it may still be deleted.
 
     Raises:
-        ApiError: the deletion of a node could not be confirmed. All nodes before this node in `changes` were deleted,
-            and none after it.
+        ApiError: the deletion of a node could not be confirmed. The nodes after it were not deleted.
     """
     for change in changes:
         node = change.node
@@ -204,11 +203,6 @@ class EventRecorder:
 
     `record` neither waits nor raises an exception, because an Event only repeats a line of the log. A failure to write
     is logged; further failures of the same kind are logged only after another Event was written successfully.
-
-    Args:
-        connect: returns the client that writes Events.
-        now: returns the current time as a timezone-aware datetime in UTC.
-        pause: waits for the given number of seconds.
     """
 
     def __init__(

@@ -70,15 +70,14 @@ def observe(
     detection.exception()
     version = headscale.version()
     state = saved_state(read_state()) if read_state is not None else None
-    records: tuple[Record, ...] | None = None
-    problem: LifecycleError | None = None
     try:
         records = reading.result(max(0.0, deadline - monotonic()))
     except TimeoutError:
-        problem = LifecycleError("Cloudflare did not respond within HTTP_TIMEOUT")
+        error = LifecycleError("Cloudflare did not respond within HTTP_TIMEOUT")
+        return Observation(version, user, nodes, None, error, state)
     except LifecycleError as error:
-        problem = error
-    return Observation(version, user, nodes, records, problem, state)
+        return Observation(version, user, nodes, None, error, state)
+    return Observation(version, user, nodes, records, None, state)
 
 
 def saved_state(values: Mapping[str, bytes] | None) -> SavedState | None:

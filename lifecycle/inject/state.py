@@ -10,11 +10,7 @@ from lifecycle.inject.rules import STATE_SECRET, Workload
 
 
 def state_objects(workload: Workload, *, name: str, owner: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the Secrets, Role and RoleBinding of one workload.
-
-    Args:
-        name: the name of `owner`.
-        owner: the object with the pod template, such as a StatefulSet.
+    """Yield the Secrets, Role and RoleBinding of the object `owner` with this name, which has the pod template.
 
     Raises:
         ManifestError: the namespace is missing, or the names of the Secrets are known only when the pods run.

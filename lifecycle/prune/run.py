@@ -33,8 +33,7 @@ class Prune:
     """One run of prune, which deletes the nodes and records of workloads that no longer run.
 
     Attributes:
-        name: the hostname of the only workload to delete, even if it runs, without waiting; None = every workload that
-            no longer runs.
+        name: the hostname of the only workload to delete, even if it runs; None = every workload that no longer runs.
         now: returns the current time in UTC, with its time zone.
         stop: is set by SIGTERM and SIGINT. No further step starts after that.
         renew_budget: starts a new retry budget. It is called after the wait, which is longer than one budget.
