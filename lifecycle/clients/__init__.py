@@ -1,4 +1,1 @@
-"""Clients of Headscale, Cloudflare and the Kubernetes API. Most methods return values of `domain.model`.
-
-Failures are raised as errors of `domain.errors`.
-"""
+"""Clients of Headscale, Cloudflare and the Kubernetes API. Failures are raised as errors of `domain.errors`."""

@@ -31,11 +31,7 @@ _SAFETY_POLL_S = 60.0
 
 
 def interface_addresses(name: str | None) -> tuple[IpAddress, ...] | None:
-    """Return every address of a network interface, in no particular order.
-
-    Returns:
-        None if the interface does not exist, or if the name is empty or None.
-    """
+    """Return every address of a network interface, in no particular order; None if no interface has this name."""
     if not name or name not in (interface for _, interface in socket.if_nameindex()):
         return None
     return tuple(

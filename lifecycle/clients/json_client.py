@@ -87,8 +87,7 @@ class JsonClient:
         try:
             return self._send_with_token(send)
         except AuthError as refusal:
-            if refusal.status is not None:
-                self._check_health(refusal)
+            self._check_health(refusal)
             raise
 
     def _send_with_token(self, send: Callable[..., Response]) -> Response:
@@ -109,7 +108,8 @@ class JsonClient:
         Raises:
             TransientError: the upstream is unhealthy.
         """
-        if self._upstream.health_path is None:
+        # Without a status, the token could not be read, so the upstream has refused nothing.
+        if refusal.status is None or self._upstream.health_path is None:
             return
         try:
             self._send("GET", self._upstream.health_path, token=None)

@@ -77,12 +77,7 @@ class Response:
 
 
 def parse_response(status: int, headers: Mapping[str, str], body: bytearray, *, secret: str | None = None) -> Response:
-    """Parse a response.
-
-    Args:
-        headers: a mapping with case-insensitive names.
-        body: is cleared, to save memory.
-    """
+    """Parse a response, and clear its body to save memory. The names of the headers have to be case-insensitive."""
     text = body.decode(errors="replace")
     body.clear()
     content_type = headers.get("content-type", "").partition(";")[0].strip().lower()

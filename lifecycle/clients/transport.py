@@ -23,7 +23,6 @@ def open_http(
 
     Args:
         trust: the certificate authorities that are trusted.
-        proxy: used for every request, if given.
         tls_server_name: the host name that the server's certificate has to contain; None = the host of the URL.
     """
     return httpx.Client(

@@ -123,7 +123,7 @@ def respond(raw: bytes, *, stay_open: bool = False) -> Callable[[socket.socket],
     return handle
 
 
-def revealed_by(error: BaseException) -> str:
+def all_texts_of(error: BaseException) -> str:
     """Return every text that a log can show of an error and its causes, including suppressed causes."""
     texts = traceback.format_exception(error)
     cause: BaseException | None = error

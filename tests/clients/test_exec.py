@@ -20,7 +20,7 @@ from lifecycle.domain.errors import ApiError, AuthError, NotFoundError, Response
 from lifecycle.domain.model import KeySpec, User
 from tests.builders import NAME
 from tests.clients import test_headscale as rest_api_tests
-from tests.clients.servers import revealed_by
+from tests.clients.servers import all_texts_of
 from tests.clients.test_headscale import (  # noqa: F401 - pytest collects the imported tests
     CREATE,
     HOUR,
@@ -324,7 +324,7 @@ def test_no_error_reveals_a_secret_in_the_output(kubernetes: KubernetesSimulator
         kubernetes.add_exec_fault(ExecFault(instead=finished), "nodes list")
         with pytest.raises(ApiError) as raised:
             transport.nodes()
-        assert secret not in revealed_by(raised.value)
+        assert secret not in all_texts_of(raised.value)
 
 
 # --- Failures ------------------------------------------------------------------------------------------

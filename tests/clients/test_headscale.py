@@ -18,7 +18,7 @@ from lifecycle.domain.errors import ApiError, AuthError, ConflictError, NotFound
 from lifecycle.domain.model import KeySpec, Node, PreAuthKey, RegisterMethod, User
 from lifecycle.runtime.retry import RetryPolicy, no_retries
 from tests.builders import NAME
-from tests.clients.servers import revealed_by
+from tests.clients.servers import all_texts_of
 from tests.simulators import faults
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.faults import Fault
@@ -815,7 +815,7 @@ def test_no_error_contains_a_secret(field: str, value: object, clock: Clock) -> 
     server.faults.add(faults.answer(200, json.dumps(payload)), path="/api/v1/node")
     with pytest.raises(ResponseError) as raised:
         headscale.nodes()
-    revealed = revealed_by(raised.value)
+    revealed = all_texts_of(raised.value)
     assert not [secret for secret in server.secrets() if secret in revealed]
 
 

@@ -26,7 +26,7 @@ from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import public_trust
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, AuthError, ConfigError, ConflictError, ResponseError, TransientError
-from tests.clients.servers import revealed_by
+from tests.clients.servers import all_texts_of
 from tests.simulators import faults
 from tests.simulators.faults import Fault
 from tests.simulators.memory import MemoryClient
@@ -208,7 +208,7 @@ def test_incomplete_response_is_a_transient_error(client: JsonClient, api: Api, 
     error = failure(client)
     assert isinstance(error, TransientError)
     assert (error.status, error.retry_after, error.throttled) == (None, None, False)
-    assert TOKEN not in revealed_by(error)
+    assert TOKEN not in all_texts_of(error)
     assert client.send("GET", "/thing").json["path"] == "/thing"
 
 
@@ -350,7 +350,7 @@ def test_token_without_a_valid_replacement_is_an_auth_error(
 )
 def test_no_error_contains_the_token(client: JsonClient, api: Api, fault: Fault) -> None:
     api.faults.add(fault, times=None)
-    assert TOKEN not in revealed_by(failure(client))
+    assert TOKEN not in all_texts_of(failure(client))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from lifecycle.clients.kubernetes.api import Cluster, Pod
 from lifecycle.clients.trust import private_trust
 from lifecycle.domain.errors import ApiError, AuthError, ConfigError, ResponseError, TransientError
 from tests.clients.kubeconfigs import a_kubeconfig
-from tests.clients.servers import revealed_by
+from tests.clients.servers import all_texts_of
 from tests.in_cluster import DESCRIPTION as CLUSTER_DESCRIPTION
 from tests.in_cluster import (
     HEADSCALE_NAMESPACE,
@@ -499,7 +499,7 @@ def test_no_error_contains_the_token(
 ) -> None:
     for fault in (faults.html(500), faults.drop(), faults.answer(401, "{}"), faults.answer(403, "{}"), faults.hang()):
         kubernetes.faults.add(fault, path=path)
-        assert kubernetes.token not in revealed_by(failure(lambda: call(short_timeout_cluster)))
+        assert kubernetes.token not in all_texts_of(failure(lambda: call(short_timeout_cluster)))
 
 
 @pytest.mark.parametrize("is_trusted", [True, False], ids=["ca-of-the-cluster", "other-ca"])

@@ -25,7 +25,7 @@ from lifecycle.domain.errors import ApiError, AuthError, ResponseError, Transien
 from lifecycle.domain.proxy import Proxy
 from tests.clients import servers
 from tests.clients.certificates import PrivateAuthority
-from tests.clients.servers import StaticApi, respond, revealed_by, serve_connection
+from tests.clients.servers import StaticApi, all_texts_of, respond, serve_connection
 from tests.in_cluster import HEADSCALE_NAMESPACE, HEADSCALE_POD, MAY_EXEC, access_to
 from tests.simulators.headscale_cli import Finished
 from tests.simulators.kubernetes import KubernetesSimulator
@@ -45,7 +45,7 @@ def send(url: str, proxy: str, **options: Any) -> object:
 def failure(url: str, proxy: str, **options: Any) -> ApiError:
     """Return the error of a request, which must name the proxy's setting and reveal no password."""
     error = servers.failure(url, proxy=Proxy(proxy, "HTTPS_PROXY"), **options)
-    revealed = revealed_by(error)
+    revealed = all_texts_of(error)
     assert not [password for password in FORMS_OF_THE_PASSWORD if password in revealed]
     assert "HTTPS_PROXY" in str(error)
     return error

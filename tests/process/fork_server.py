@@ -1,7 +1,8 @@
 """Run the program in forks of one process that has imported it, because the imports take longer than most commands.
 
-Each message on the socket is a job as JSON, with three files: standard output, standard error, and a pipe for the
-result. The first line of the result is the process id. The second line is the exit status and the peak memory in bytes.
+Each message on the socket is a job as JSON, with three file descriptors: standard output, standard error, and a pipe
+for the result. The first line of the result is the process id. The second line is the exit status and the peak memory
+in bytes.
 
 The keys of a job are `arguments`, `environment`, `folder` (the working directory), `service_account` (the folder to
 mount as the service account, or "") and `termination_log` (the path to use instead of /dev/termination-log).
@@ -85,23 +86,23 @@ def _run_program(job: dict[str, Any]) -> int:
         sys.stderr.flush()
 
 
-def _run_job(job: dict[str, Any], output: int, errors: int, result: int) -> None:
-    """Run the program as a child process, and write the result. The arguments are descriptors of the three files."""
+def _run_job(job: dict[str, Any], stdout_fd: int, stderr_fd: int, result_fd: int) -> None:
+    """Run the program as a child process, and write the result to the third of these file descriptors."""
     pid = os.fork()
     if pid == 0:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(output, 1)
-        os.dup2(errors, 2)
+        os.dup2(stdout_fd, 1)
+        os.dup2(stderr_fd, 2)
         os.closerange(3, 256)
         # The inherited stream objects have cached properties of the files that these descriptors had before.
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         os._exit(_run_program(job))
-    os.close(output)
-    os.close(errors)
-    os.write(result, f"{pid}\n".encode())
+    os.close(stdout_fd)
+    os.close(stderr_fd)
+    os.write(result_fd, f"{pid}\n".encode())
     _, status, usage = os.wait4(pid, 0)
     # Linux reports the peak memory in KiB.
-    os.write(result, f"{os.waitstatus_to_exitcode(status)} {usage.ru_maxrss * 1024}\n".encode())
+    os.write(result_fd, f"{os.waitstatus_to_exitcode(status)} {usage.ru_maxrss * 1024}\n".encode())
     os._exit(0)
 
 

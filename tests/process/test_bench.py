@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
-import pytest
+import bench_figures as bench
 
 from tests.pages import rows
 
 FIGURE_NAME = "delay from interface address to DNS record"
 
 
-@pytest.fixture
-def bench(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """Import scripts/bench_figures.py, which has the limits."""
-    monkeypatch.syspath_prepend(str(repository / "scripts"))
-    import bench_figures  # noqa: PLC0415 - not a package
-
-    yield bench_figures
-    del sys.modules["bench_figures"]
-
-
-def test_figure_outside_its_limits_is_reported(bench: ModuleType) -> None:
+def test_figure_outside_its_limits_is_reported() -> None:
     slow, normal = bench.Figure(FIGURE_NAME, "9 s", value=9.0), bench.Figure(FIGURE_NAME, "1 s", value=1.0)
     [message] = bench.outside_limits([normal, slow, bench.Figure(FIGURE_NAME, "not measured")])
     assert FIGURE_NAME in message
     assert "9.00" in message
 
 
-def test_page_has_current_limits_and_a_reference_for_each_figure_with_limits(
-    bench: ModuleType, repository: Path
-) -> None:
+def test_page_has_current_limits_and_a_reference_for_each_figure_with_limits(repository: Path) -> None:
     page = (repository / "docs" / "bench.md").read_text()
     # The page does not show values separately. Here, the value of each figure that has limits is 0.
     figures = [

@@ -67,55 +67,55 @@ def test_each_invalid_setting_is_one_line_in_the_console_format(pod: Pod) -> Non
 
 # --- Failures -----------------------------------------------------------------------------------------
 
-BreakSetup = Callable[[Pod], dict[str, str]]
-"""A function that causes a failure of the next command, and returns the settings to run this command with."""
+Variables = dict[str, str]
+
+Failure = Variables | Callable[[Pod], Variables]
+"""Settings with which a command fails, or a function that causes a failure and returns such settings."""
+
+
+def settings_of(failure: Failure, pod: Pod) -> Variables:
+    return failure if isinstance(failure, dict) else failure(pod)
+
 
 OTHER_OWNER = COMMENT_OF_OTHER_OWNER.split()[1]
 """The DNS_OWNER that the comment of another owner's record names."""
 
 
-def wrong_user(pod: Pod) -> dict[str, str]:
-    return {"HEADSCALE_USER": "bob"}
+WRONG_USER = {"HEADSCALE_USER": "bob"}
+WRONG_KEY = {"HEADSCALE_API_KEY": "hskey-api-wrong"}
+MISSING_FOLDER = {"AUTHKEY_OUTPUT_PATH": "/no/such/folder/authkey"}
 
 
-def several_users(pod: Pod) -> dict[str, str]:
+def several_users(pod: Pod) -> Variables:
     pod.headscale.add_user("ann")
     return {}
 
 
-def wrong_key(pod: Pod) -> dict[str, str]:
-    return {"HEADSCALE_API_KEY": "hskey-api-wrong"}
-
-
-def web_page_as_response(pod: Pod) -> dict[str, str]:
+def web_page_as_response(pod: Pod) -> Variables:
     pod.headscale.faults.add(faults.html(200), times=None)
     return {}
 
 
-def missing_folder(pod: Pod) -> dict[str, str]:
-    return {"AUTHKEY_OUTPUT_PATH": str(pod.working_directory / "none" / "authkey")}
-
-
-def unwritable_folder(pod: Pod) -> dict[str, str]:
+def unwritable_folder(pod: Pod) -> Variables:
     if not Path("/sys/kernel").is_dir():
         pytest.skip("needs /sys, where no file can be created")
     return {"AUTHKEY_OUTPUT_PATH": "/sys/kernel/authkey"}
 
 
-def record_of_other_owner(pod: Pod) -> dict[str, str]:
+def record_of_other_owner(pod: Pod) -> Variables:
     pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content="100.64.0.9", comment=COMMENT_OF_OTHER_OWNER)
     return {}
 
 
 @pytest.mark.default_cases(3)
 @pytest.mark.parametrize(
-    ("break_setup", "error_type", "words"),
+    ("failure", "error_type", "words"),
     [
-        pytest.param(wrong_user, "UserError", ["bob", "HEADSCALE_USER", "svc"], id="unknown user"),
+        pytest.param(WRONG_USER, "UserError", ["bob", "HEADSCALE_USER", "svc"], id="unknown user"),
         pytest.param(several_users, "UserError", ["ann", "svc", "HEADSCALE_USER"], id="several users"),
-        pytest.param(wrong_key, "AuthError", ["headscale apikeys create", "HEADSCALE_API_KEY"], id="wrong API key"),
+        pytest.param(WRONG_KEY, "AuthError", ["headscale apikeys create", "HEADSCALE_API_KEY"], id="wrong API key"),
         pytest.param(web_page_as_response, "ResponseError", ["HEADSCALE_URL"], id="web page as response"),
-        pytest.param(missing_folder, "KeyFileError", ["AUTHKEY_OUTPUT_PATH"], id="missing folder"),
+        pytest.param(MISSING_FOLDER, "KeyFileError", ["AUTHKEY_OUTPUT_PATH"], id="missing folder"),
         pytest.param(unwritable_folder, "KeyFileError", ["AUTHKEY_OUTPUT_PATH", "/sys/kernel"], id="unwritable folder"),
         pytest.param(
             record_of_other_owner, "NameTakenError", ["TS_HOSTNAME", OTHER_OWNER], id="record of another owner"
@@ -123,10 +123,10 @@ def record_of_other_owner(pod: Pod) -> dict[str, str]:
     ],
 )
 def test_failed_cleanup_exits_with_1_and_the_error_names_what_to_change(
-    pod: Pod, break_setup: BreakSetup, error_type: str, words: list[str]
+    pod: Pod, failure: Failure, error_type: str, words: list[str]
 ) -> None:
     pod.add_leftovers()
-    result = pod.run("cleanup", **break_setup(pod))
+    result = pod.run("cleanup", **settings_of(failure, pod))
     assert (result.status, result.stderr) == (1, "")
     assert (result.last_event["event"], result.last_event["level"]) == ("command.failed", "error")
     assert result.last_event["error_type"] == error_type
@@ -178,14 +178,7 @@ def test_dns_watch_once_exits_with_1_if_the_record_is_out_of_sync(
     assert pod.has_no_writes
 
 
-def test_dns_watch_exits_with_1_after_max_retries_without_a_node(pod: Pod) -> None:
-    result = pod.run("dns-watch", TAILSCALE_INTERFACE="", MAX_RETRIES="2", RETRY_INTERVAL="1", HEALTH_PORT="0")
-    assert (result.status, result.stderr) == (1, "")
-    assert result.last_event["error_type"] == "NotRegisteredError"
-    assert pod.has_no_writes
-
-
-def unreachable_headscale(pod: Pod) -> dict[str, str]:
+def unreachable_headscale(pod: Pod) -> Variables:
     # The server stops at the end of the block.
     with serve(pod.headscale) as url:
         pass
@@ -194,22 +187,20 @@ def unreachable_headscale(pod: Pod) -> dict[str, str]:
 
 @pytest.mark.default_cases(3)
 @pytest.mark.parametrize(
-    ("break_setup", "word"),
+    ("failure", "word"),
     [
         pytest.param(unreachable_headscale, "HEADSCALE_URL", id="unreachable Headscale"),
-        pytest.param(wrong_key, "HEADSCALE_API_KEY", id="wrong API key"),
-        pytest.param(wrong_user, "bob", id="unknown user"),
-        pytest.param(
-            lambda _pod: {"CLOUDFLARE_API_TOKEN": "wrong"}, "CLOUDFLARE_API_TOKEN", id="wrong Cloudflare token"
-        ),
+        pytest.param(WRONG_KEY, "HEADSCALE_API_KEY", id="wrong API key"),
+        pytest.param(WRONG_USER, "bob", id="unknown user"),
+        pytest.param({"CLOUDFLARE_API_TOKEN": "wrong"}, "CLOUDFLARE_API_TOKEN", id="wrong Cloudflare token"),
         pytest.param(record_of_other_owner, OTHER_OWNER, id="record of another owner"),
     ],
 )
 @pytest.mark.parametrize("output", ["text", "json"])
 def test_incomplete_dry_run_exits_with_1_and_prints_the_reason(
-    pod: Pod, break_setup: BreakSetup, word: str, output: str
+    pod: Pod, failure: Failure, word: str, output: str
 ) -> None:
-    result = pod.run("--dry-run", "--output", output, **break_setup(pod))
+    result = pod.run("--dry-run", "--output", output, **settings_of(failure, pod))
     assert result.status == 1
     problems = (
         json.loads(result.stdout)["plans"]["cleanup"]["problems"]

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import pytest
 
 from tests.builders import NAME, OUR_COMMENT
 from tests.process.commands import PROGRAM
 from tests.process.conftest import MakePod
-
-Result = TypeVar("Result")
 
 # Source: <linux/sched.h>; Python has no name for it before 3.12.
 CLONE_NEWNET = 0x40000000
@@ -42,34 +38,24 @@ def enter_new_network() -> None:
     ip("link", "set", INTERFACE, "up")
 
 
-@functools.cache
-def _reason_to_skip() -> str | None:
-    """Return why no network namespace can be created, or None if one can be created."""
+InNewNetwork = Callable[[Callable[[], None]], None]
+
+
+@pytest.fixture
+def in_new_network() -> Iterator[InNewNetwork]:
+    """Return a function that runs its argument in the network namespace of this test."""
     if shutil.which("ip") is None:
-        return "ip is not installed (iproute2)"
+        pytest.skip("needs ip: install iproute2")
     with ThreadPoolExecutor(1) as thread:
         try:
             thread.submit(enter_new_network).result()
         except (OSError, subprocess.CalledProcessError) as error:
-            return f"needs the permission to create a network namespace, as root: {error}"
-    return None
-
-
-InNewNetwork = Callable[[Callable[[], Result]], Result]
-
-
-@pytest.fixture
-def in_new_network() -> Iterator[InNewNetwork[object]]:
-    """Return a function that runs its argument in the network namespace of this test."""
-    if reason := _reason_to_skip():
-        pytest.skip(reason)
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(enter_new_network).result()
-        yield lambda function: thread.submit(function).result()
+            pytest.skip(f"needs the permission to create a network namespace, as root: {error}")
+        yield lambda scenario: thread.submit(scenario).result()
 
 
 def test_sidecar_of_an_older_manifest_publishes_the_address_of_the_interface(
-    in_new_network: InNewNetwork[None], make_pod: MakePod
+    in_new_network: InNewNetwork, make_pod: MakePod
 ) -> None:
     """In older manifests, the sidecar has no key volume and none of the newer settings."""
 
@@ -95,7 +81,7 @@ def test_sidecar_of_an_older_manifest_publishes_the_address_of_the_interface(
     in_new_network(scenario)
 
 
-def test_address_without_a_node_is_not_published(in_new_network: InNewNetwork[None], make_pod: MakePod) -> None:
+def test_address_without_a_node_is_not_published(in_new_network: InNewNetwork, make_pod: MakePod) -> None:
     def scenario() -> None:
         pod = make_pod()
         pod.headscale.add_node(NAME, user="svc")
