@@ -28,7 +28,7 @@ from lifecycle.settings.models import (
     PruneSettings,
     StatusSettings,
 )
-from lifecycle.settings.reference import changed, help_text
+from lifecycle.settings.reference import changed_settings, help_text
 
 log = structlog.get_logger()
 
@@ -96,7 +96,7 @@ def _show_plan(options: argparse.Namespace) -> int:
     settings = _load_settings(COMMANDS.get(options.command, DryRunSettings), is_logged=False)
     plan = dry_run.plan_commands(settings, name=options.name if options.command == "prune" else None)
     as_json = options.output == "json"
-    if not _print(_json(report.document(plan)) if as_json else report.text(plan, colors=_is_terminal())):
+    if not _print(_json(report.to_json_values(plan)) if as_json else report.to_text(plan, colors=_is_terminal())):
         return EXIT_FAILED
     if not plan.problems:
         return 0
@@ -110,7 +110,7 @@ def _show_status(options: argparse.Namespace) -> int:
     from lifecycle.status import report  # noqa: PLC0415
 
     document = dry_run.status(_load_settings(StatusSettings, is_logged=False), redact=options.redact)
-    is_printed = _print(_json(document) if options.output == "json" else report.text(document))
+    is_printed = _print(_json(document) if options.output == "json" else report.to_text(document))
     return EXIT_FAILED if report.needs_action(document) or not is_printed else 0
 
 
@@ -163,7 +163,7 @@ def _load_settings(command: type[Command], *, is_logged: bool = True) -> Command
     if is_logged:
         console = settings.log_format == "console" or (settings.log_format == "auto" and _is_terminal())
         configure_logs(level=settings.log_level, console=console)
-        log.info("settings.loaded", version=lifecycle.__version__, **changed(settings))
+        log.info("settings.loaded", version=lifecycle.__version__, **changed_settings(settings))
     return settings
 
 

@@ -31,7 +31,7 @@ from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, PruneSe
 from lifecycle.status.assess import assess_workloads
 from lifecycle.status.observe import observe as observe_status
 from lifecycle.status.observe import status_config
-from lifecycle.status.report import document, make_shortener
+from lifecycle.status.report import make_shortener, to_json_values
 from lifecycle.wiring.readers import connect_cluster, connect_readers, state_reader
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def plan_commands(settings: Settings, *, name: str | None = None) -> Report:
             sections.append(watch_section(settings, readers, interface, now=utc_now()))
         if isinstance(settings, PruneSettings):
             sections.append(_prune_section(settings, readers, name, now=utc_now()))
-        return Report(context(settings, readers, cluster), sections)
+        return Report(read_context(settings, readers, cluster), sections)
 
 
 def status(settings: StatusSettings, *, redact: bool) -> dict[str, Any]:
@@ -80,18 +80,18 @@ def status_report(
     head = {
         "version": __version__,
         "clock": timestamp(now) + (f", by Headscale {timestamp(server_time)}" if observation.nodes is not None else ""),
-        **context(settings, sources, cluster),
+        **read_context(settings, sources, cluster),
         "api_key_expires_at": timestamp(expires_at) if expires_at else no_expiry,
     }
     if not redact:
-        return document(head, rows, problems)
+        return to_json_values(head, rows, problems)
     owner = settings.mark.partition(" ")[2]
     words = [owner, settings.namespace, settings.headscale_namespace, *(user.label for user in observation.users)]
     # The descriptions of foreign nodes and records can contain any text, so every word of them is shortened.
-    return document(head, rows, problems, shorten=make_shortener([*words, *(row.in_the_way for row in rows)]))
+    return to_json_values(head, rows, problems, shorten=make_shortener([*words, *(row.in_the_way for row in rows)]))
 
 
-def context(settings: Settings, sources: Sources, cluster: Cluster | None) -> dict[str, str | None]:
+def read_context(settings: Settings, sources: Sources, cluster: Cluster | None) -> dict[str, str | None]:
     """Return the settings and values that the plans are based on. A value that could not be read is None."""
     headscale = f"the CLI in namespace {settings.headscale_namespace} (HEADSCALE_ACCESS=exec)"
     values = {

@@ -107,7 +107,7 @@ def _steps(change: Change, key_path: Path) -> Iterator[Step]:
             assert_never(change)
 
 
-def text(report: Report, *, colors: bool) -> str:
+def to_text(report: Report, *, colors: bool) -> str:
     """Return the report as text."""
 
     def colored(color: str, words: str) -> str:
@@ -127,7 +127,7 @@ def text(report: Report, *, colors: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def document(report: Report) -> dict[str, Any]:
+def to_json_values(report: Report) -> dict[str, Any]:
     """Return the report as JSON values."""
     return {
         "context": report.context,

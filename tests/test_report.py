@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lifecycle import report as reports
-from lifecycle.dry_run import cleanup_section, context, watch_section
+from lifecycle.dry_run import cleanup_section, read_context, watch_section
 from lifecycle.report import Report, Section, Step
 from lifecycle.runtime.retry import no_retries
 from lifecycle.settings.models import DryRunSettings
@@ -60,11 +60,11 @@ Nothing was changed.
 
 
 def text_of(report: Report, *, colors: bool = False) -> str:
-    return reports.text(report, colors=colors)
+    return reports.to_text(report, colors=colors)
 
 
 def json_of(report: Report) -> Any:
-    return json.loads(json.dumps(reports.document(report)))
+    return json.loads(json.dumps(reports.to_json_values(report)))
 
 
 class TestFormat:
@@ -144,7 +144,7 @@ def dry_run_in(world: World, interface: Interface | None = None, **variables: st
         cleanup_section(settings, writers, None, now=now),
         watch_section(settings, writers, (interface or Interface(None))(), now=now),
     ]
-    report = Report(context(settings, writers, None), sections)
+    report = Report(read_context(settings, writers, None), sections)
     output = text_of(report) + json.dumps(json_of(report))
     for secret in [*world.headscale.secrets(), world.headscale.api_key, world.cloudflare.token]:
         assert secret not in output

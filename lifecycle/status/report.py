@@ -26,7 +26,7 @@ _DOTTED = r"\b[A-Za-z][\w+-]*(?:[.@][\w+-]+)+"
 _LABEL = re.compile(r"([a-z_][\w+-])[\w+-]+", re.IGNORECASE)
 
 
-def document(
+def to_json_values(
     context: Mapping[str, str | None],
     rows: Iterable[Row],
     problems: Iterable[str],
@@ -85,7 +85,7 @@ def needs_action(report: Mapping[str, Any]) -> bool:
     return bool(report["problems"]) or any(row["advice"] for row in report["workloads"])
 
 
-def text(report: Mapping[str, Any]) -> str:
+def to_text(report: Mapping[str, Any]) -> str:
     """Return the report as text: the context, a table of the workloads, and advice."""
     lines = printable_values(report["context"])
     rows = report["workloads"]

@@ -13,7 +13,7 @@ from lifecycle.dry_run import status_report
 from lifecycle.runtime.retry import no_retries
 from lifecycle.settings.models import StatusSettings
 from lifecycle.status.assess import Row, State
-from lifecycle.status.report import document, needs_action, text
+from lifecycle.status.report import needs_action, to_json_values, to_text
 from tests.builders import NAME, OUR_COMMENT
 from tests.process.commands import Pod, served_pod
 from tests.simulators import faults
@@ -45,7 +45,7 @@ def report_on(world: World, variables: Mapping[str, str] | None = None, *, redac
     settings = world.settings(StatusSettings, **(defaults | dict(variables or {})))
     sources = world.writers(settings, no_retries())
     report = status_report(settings, sources, None, now=world.clock.now(), redact=redact)
-    printed = text(report) + json.dumps(report)
+    printed = to_text(report) + json.dumps(report)
     for secret in [*world.headscale.secrets(), world.headscale.api_key, world.cloudflare.token]:
         assert secret not in printed
     assert not world.headscale.writes
@@ -63,7 +63,7 @@ def test_context_shows_what_was_read(world: World) -> None:
         "context"
     ].items()
     assert not needs_action(report)
-    assert all(str(value) in text(report) for value in report["context"].values())
+    assert all(str(value) in to_text(report) for value in report["context"].values())
 
 
 def test_row_shows_node_and_record(world: World) -> None:
@@ -82,7 +82,7 @@ def test_advice_is_in_both_formats(world: World) -> None:
         "wiki.example.com": "foreign record",
     }
     assert needs_action(report)
-    output = " ".join(text(report).split())
+    output = " ".join(to_text(report).split())
     for row in report["workloads"][1:]:
         assert row["advice"] in output
         assert row["in_the_way"] in output
@@ -110,7 +110,7 @@ def test_redacted_report_contains_no_name_and_no_address(world: World) -> None:
         settings = {name: value}
         full, redacted = report_on(world, settings), report_on(world, settings, redact=True)
         assert [row["state"] for row in redacted["workloads"]] == [row["state"] for row in full["workloads"]]
-        output = text(redacted) + json.dumps(redacted)
+        output = to_text(redacted) + json.dumps(redacted)
         names = ["grafana", "wiki", "tools", "example", "annabel", "opentofu", "default"]
         addresses = [address for node in world.headscale.nodes for address in node.addresses]
         assert [word for word in [*names, *addresses, "192.0.2.55"] if word in output] == []
@@ -119,8 +119,8 @@ def test_redacted_report_contains_no_name_and_no_address(world: World) -> None:
 @pytest.mark.parametrize("character", ["\x1b", "\n", "\u202e"])
 def test_foreign_text_cannot_control_the_terminal(character: str) -> None:
     def report_with(value: str) -> str:
-        return text(
-            document({"user": value}, [Row(value, State.FOREIGN_RECORD, in_the_way=value, advice=value)], [value])
+        return to_text(
+            to_json_values({"user": value}, [Row(value, State.FOREIGN_RECORD, in_the_way=value, advice=value)], [value])
         )
 
     assert report_with(f"a{character}b").count(character) == report_with("ab").count(character)
