@@ -179,7 +179,7 @@ class Settings(BaseSettings):
     authkey_file_mode: FileMode = Field(Octal(0o640), description="permission bits of the key file, octal")
     authkey_tags: Tags = Field(frozenset(), description="tags of the pre-auth key, comma-separated, such as tag:web")
     dns_owner: Owner | None = Field(
-        None, description="owner of our records, which is part of their comment; unset: the pod's namespace"
+        None, description="owner of the workload's records, which is part of their comment; unset: the pod's namespace"
     )
     dns_aliases: RecordNames = Field(
         (), description="further names of the workload, comma-separated, such as docs,www.example.com,*.wiki"
@@ -401,7 +401,7 @@ class Settings(BaseSettings):
 
     @property
     def mark(self) -> str:
-        """The comment of our records at main names, which identifies them."""
+        """The comment that marks this program's records at main names, which are the names of nodes."""
         return mark_of(self.dns_owner or self.namespace)
 
     def key_spec(self, user: User) -> KeySpec:
@@ -426,7 +426,7 @@ class Settings(BaseSettings):
 
     @property
     def workload_mark(self) -> str:
-        """The comment of our records at further names (DNS_ALIASES and DNS_SHARED_NAMES)."""
+        """The comment that marks this program's records at further names (DNS_ALIASES and DNS_SHARED_NAMES)."""
         return workload_mark(self.mark, self.record_name)
 
     @property
@@ -467,7 +467,7 @@ class CleanupSettings(Settings):
     )
     dns_cleanup: Literal["delete", "keep"] = Field(
         "delete",
-        description="delete: delete our stale records; keep: leave one for dns-watch to update, unless "
+        description="delete: delete the workload's stale records; keep: leave one for dns-watch to update, unless "
         "another node has its address",
     )
 
