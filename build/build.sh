@@ -1,6 +1,6 @@
 #!/bin/sh
 # Usage: build.sh
-# Build the image from SOURCES and save it as ARCHIVE. If ARCHIVE was built from the same sources, this does nothing.
+# Build the image from SOURCES and save it as ARCHIVE. If ARCHIVE was built from the same sources, do nothing.
 #
 # These variables are settings:
 #

@@ -82,7 +82,7 @@ import_archive() {
         is_complete "$NEXT" && images import $local_flag "$ARCHIVE" >&2 && is_imported
 }
 
-# Import the archive if its image is missing or incomplete.
+# Import the archive if containerd does not have its image, or not all parts of this image.
 import_if_missing() {
     if is_imported; then
         return
@@ -111,7 +111,7 @@ import_if_missing() {
     backoff=1
 }
 
-# Pin $IMAGE, also if it is an older image than that of the archive, because pods use it.
+# Pin $IMAGE. Pods use it even if it is an older image than that of the archive.
 pin() {
     if ! is_pinned && is_complete "$IMAGE"; then
         log "pinning $IMAGE"

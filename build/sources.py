@@ -67,7 +67,8 @@ def main(target: str) -> None:
     """Write the packed file. An older file is replaced."""
     with (
         Path(target).open("wb") as file,
-        # No name or time in the header, no owner or time in the members: the same sources give the same bytes.
+        # The header has no name and no time, and the members have no owner and no time, so that the same sources give
+        # the same bytes.
         gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=9, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
     ):

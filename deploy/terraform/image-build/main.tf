@@ -1,10 +1,9 @@
 # The objects of build/: a DaemonSet that builds the image on every cluster node and imports it into containerd. The
-# module reads the files of that folder, so the whole repository must exist around it. This is so if the source of
-# the module is a Git repository.
+# module reads the files of build/, so the source of the module must be the whole repository, such as a Git URL.
 # The module uses no provider: apply its output with kubernetes_manifest or kubectl_manifest.
 
 terraform {
-  # Also OpenTofu 1.7 or newer.
+  # The module also works with OpenTofu 1.7 or newer.
   required_version = ">= 1.7"
 }
 

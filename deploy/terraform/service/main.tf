@@ -2,7 +2,7 @@
 # TLS and the application. The module uses no provider: apply its output with kubernetes_manifest or kubectl_manifest.
 
 terraform {
-  # Also OpenTofu 1.7 or newer.
+  # The module also works with OpenTofu 1.7 or newer.
   required_version = ">= 1.7"
 }
 
