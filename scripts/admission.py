@@ -104,7 +104,9 @@ def mutating_policy(images: dict[str, str]) -> Iterator[Document]:
                 },
                 {
                     "name": "has-no-added-container",
-                    "expression": f"!({_container_names('object.spec')}.exists(n, n in {_literal(CONTAINERS)}))",
+                    "expression": (
+                        f"!({_containers('object.spec')}.map(c, c.name).exists(n, n in {_literal(CONTAINERS)}))"
+                    ),
                 },
                 {
                     "name": "has-no-added-volume",
@@ -157,7 +159,7 @@ def validating_policy() -> Iterator[Document]:
                     "labels": "variables.podTemplate.?metadata.?labels.orValue({})",
                     "injectionIsRequested": f"variables.labels[?{_literal(LABEL)}].orValue('') == 'true'",
                     **_common_variables("variables.podTemplate"),
-                    "containerNames": _container_names("variables.podSpec"),
+                    "containerNames": f"{_containers('variables.podSpec')}.map(c, c.name)",
                     "knownLabelsAndAnnotations": _literal((*ANNOTATIONS, LABEL)),
                     "unknownLabels": _unknown_keys("variables.labels", (LABEL,)),
                     "unknownAnnotations": _unknown_keys("variables.annotations", tuple(ANNOTATIONS)),
@@ -167,8 +169,7 @@ def validating_policy() -> Iterator[Document]:
                     ),
                     "containersWithReservedNames": f"{_literal(CONTAINERS)}.filter(n, n in variables.containerNames)",
                     "containersWithReservedPort": (
-                        "(variables.podSpec.?initContainers.orValue([]) + variables.podSpec.?containers.orValue([]))"
-                        f".filter(c, !(c.name in {_literal(CONTAINERS)}) && "
+                        f"{_containers('variables.podSpec')}.filter(c, !(c.name in {_literal(CONTAINERS)}) && "
                         f"c.?ports.orValue([]).exists(p, p.containerPort in {list(PORTS)}))"
                     ),
                     "isInjected": (
@@ -274,27 +275,21 @@ def _json_patch() -> str:
 
     The patch inserts the containers before the pod's own init containers, or after them if an annotation requests that.
     """
-    operations = [
-        _add_operation(
-            _typed_literal(container, "Object.spec.initContainers"),
+    # A JSON patch cannot append to a missing list, so the first operations add empty lists.
+    lists = [
+        f"(has(object.spec.{name}) ? [] : [JSONPatch{{op: 'add', path: '/spec/{name}', value: []}}])"
+        for name in ("initContainers", "volumes")
+    ]
+    values = [
+        (
             f"variables.ownInitContainersFirst ? '/spec/initContainers/-' : '/spec/initContainers/{index}'",
+            _typed_literal(container, "Object.spec.initContainers"),
         )
         for index, container in enumerate(added_containers())
     ]
-    operations += [
-        _add_operation(_typed_literal(volume, "Object.spec.volumes"), "'/spec/volumes/-'") for volume in added_volumes()
-    ]
-    lists = [_add_list_if_missing("initContainers"), _add_list_if_missing("volumes")]
+    values += [("'/spec/volumes/-'", _typed_literal(volume, "Object.spec.volumes")) for volume in added_volumes()]
+    operations = [f"JSONPatch{{\n  op: 'add',\n  path: {path},\n  value: {value}\n}}" for path, value in values]
     return " +\n".join([*lists, f"[\n{', '.join(operations)}\n]"])
-
-
-def _add_operation(value: str, path: str) -> str:
-    return f"JSONPatch{{\n  op: 'add',\n  path: {path},\n  value: {value}\n}}"
-
-
-def _add_list_if_missing(name: str) -> str:
-    """Return the patch that adds an empty list to the pod, because a JSON patch cannot append to a missing list."""
-    return f"(has(object.spec.{name}) ? [] : [JSONPatch{{op: 'add', path: '/spec/{name}', value: []}}])"
 
 
 def _typed_literal(value: Any, type_name: str, indent: str = "  ") -> str:
@@ -341,9 +336,9 @@ def _field_value(name: str, value: Any, type_name: str, indent: str) -> str:
     return " + ".join(lists)
 
 
-def _container_names(spec: str) -> str:
-    """Return an expression for the names of all containers of a pod."""
-    return f"({spec}.?initContainers.orValue([]) + {spec}.?containers.orValue([])).map(c, c.name)"
+def _containers(spec: str) -> str:
+    """Return an expression for all containers of a pod."""
+    return f"({spec}.?initContainers.orValue([]) + {spec}.?containers.orValue([]))"
 
 
 def _unknown_keys(labels: str, known: tuple[str, ...]) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 NAME = "grafana.example.com"
 # The comment that the program writes into its records.
-OUR_COMMENT = "tailscale-lifecycle/1 default"
+RECORD_COMMENT = "tailscale-lifecycle/1 default"
 
 # The longest time to wait for a process or a condition.
 TIMEOUT_S = 30.0
@@ -150,7 +150,7 @@ class World:
         node = self.headscale.add_node(NAME, user="services", online=False)
         for record in self.cloudflare.records(self.zone, NAME):
             self.cloudflare.remove_record(record.id)
-        self.cloudflare.add_record(self.zone, type="A", name=NAME, content=node.address, ttl=60, comment=OUR_COMMENT)
+        self.cloudflare.add_record(self.zone, type="A", name=NAME, content=node.address, ttl=60, comment=RECORD_COMMENT)
 
     def run(self, *arguments: str) -> Cost:
         """Run a command of the program until it exits, and return its cost."""

@@ -21,7 +21,7 @@ from tests.simulators.vpn_client import VpnClient
 
 NAME = "grafana.example.com"
 # The comment that the program writes into its records.
-OUR_COMMENT = "tailscale-lifecycle/1 demo"
+RECORD_COMMENT = "tailscale-lifecycle/1 demo"
 
 # The time between two checks of whether a step has succeeded.
 POLL_S = 0.1
@@ -164,7 +164,7 @@ def run_steps(world: World) -> None:
     announce("An earlier Grafana pod was deleted. Its Headscale node and its DNS record still exist:")
     stale = headscale.add_node(NAME, user="services", online=False)
     cloudflare.add_record(
-        world.zone, type="A", name=NAME, content=stale.address, ttl=60, proxied=False, comment=OUR_COMMENT
+        world.zone, type="A", name=NAME, content=stale.address, ttl=60, proxied=False, comment=RECORD_COMMENT
     )
     laptop = headscale.add_node("anns-laptop", user=headscale.add_user("ann").name)
     website = cloudflare.add_record(world.zone, type="A", name="example.com", content="192.0.2.10", ttl=300)

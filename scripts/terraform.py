@@ -59,7 +59,7 @@ def generated() -> dict[Path, str]:
     # Kustomize adds a hash of the content to the names of ConfigMaps, so workloads with the same settings share a
     # ConfigMap. Terraform cannot manage one object in two modules. The module therefore names ConfigMaps after their
     # workload, and computes its own hash.
-    config_maps = _of_kind(documents, "ConfigMap")
+    config_maps = [document for document in documents if document["kind"] == "ConfigMap"]
     names = [config_map["metadata"]["name"] for config_map in config_maps]
     texts = {name: f"${{configuration.{_without_hash(name)}}}" for name in names} | REPLACED_TEXTS
     configuration: Document = {}
@@ -72,7 +72,7 @@ def generated() -> dict[Path, str]:
     manifests = [
         _with_placeholders(document, texts) for document in documents if document["kind"] not in ("ConfigMap", "Secret")
     ]
-    (workload,) = _of_kind(manifests, "StatefulSet")
+    (workload,) = [manifest for manifest in manifests if manifest["kind"] == "StatefulSet"]
     _set_claim_name(workload["spec"])
     files = {"configuration": _text(configuration), "manifests": _text(manifests)}
     for placeholder in (*REPLACED_TEXTS.values(), *REPLACED_FIELDS.values()):
@@ -97,10 +97,6 @@ def _rendered() -> list[Document]:
 
 def _without_hash(name: str) -> str:
     return name.rpartition("-")[0]
-
-
-def _of_kind(documents: list[Document], kind: str) -> list[Document]:
-    return [document for document in documents if document["kind"] == kind]
 
 
 def _with_placeholders(value: Any, texts: dict[str, str]) -> Any:
