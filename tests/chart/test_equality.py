@@ -24,64 +24,44 @@ ADDED_LABELS = {
 }
 """The recommended labels, which the chart adds to all objects."""
 
-DISABLED: Values = {"build": {"enabled": False}, "inject": {"enabled": False}}
+WITHOUT_BUILD: Values = {"build": {"enabled": False}}
+WITHOUT_INJECTION: Values = {"inject": {"enabled": False}}
 SUBJECTS = [{"kind": "ServiceAccount", "name": "grafana", "namespace": "services"}]
-
-FOLDERS: dict[str, tuple[str, Values, tuple[str, ...]]] = {
-    "build": ("tailscale-lifecycle", {"inject": {"enabled": False}}, ()),
-    "deploy/inject": ("tailscale-lifecycle-inject", {"build": {"enabled": False}}, ("--kube-version=1.36.0",)),
-    "deploy/inject-v1beta1": (
-        "tailscale-lifecycle-inject",
-        {"build": {"enabled": False}},
-        ("--kube-version=1.35.9-gke.1",),
-    ),
-    "deploy/prune": ("any", {**DISABLED, "prune": {"enabled": True, "namespaces": ["services"]}}, ()),
-    "deploy/rbac/api-key-secret": (
-        "any",
-        {**DISABLED, "rbac": {"apiKeySecret": {"enabled": True, "subjects": SUBJECTS}}},
-        (),
-    ),
-    "deploy/rbac/exec": ("any", {**DISABLED, "rbac": {"exec": {"enabled": True, "subjects": SUBJECTS}}}, ()),
-    "deploy/rbac/exec-any-pod": (
-        "any",
-        {**DISABLED, "rbac": {"exec": {"enabled": True, "anyPod": True, "subjects": SUBJECTS}}},
-        (),
-    ),
-    "deploy/rbac/keep": (
-        "any",
-        {
-            **DISABLED,
-            "rbac": {
-                "keep": [
-                    {
-                        "name": "lifecycle-keep",
-                        "namespace": "services",
-                        "secret": "grafana-tailscale",
-                        "serviceAccountName": "grafana",
-                    }
-                ]
-            },
-        },
-        (),
-    ),
-    "deploy/rbac/events": (
-        "any",
-        {**DISABLED, "rbac": {"events": [{"namespace": "services", "subjects": SUBJECTS}]}},
-        (),
-    ),
-    "deploy/monitoring": (
-        "monitoring",
-        {**DISABLED, **{part: {"enabled": True} for part in ("podMonitor", "prometheusRule", "dashboard")}},
-        (),
-    ),
+KEEP = {
+    "name": "lifecycle-keep",
+    "namespace": "services",
+    "secret": "grafana-tailscale",
+    "serviceAccountName": "grafana",
 }
-"""By folder: the namespace of the release, the values besides SITE, and options for Helm.
 
-The namespace "any" has no effect on the objects.
-"""
+PARTS: dict[str, Values] = {
+    "prune": {"prune": {"enabled": True, "namespaces": ["services"]}},
+    "rbac/api-key-secret": {"rbac": {"apiKeySecret": {"enabled": True, "subjects": SUBJECTS}}},
+    "rbac/exec": {"rbac": {"exec": {"enabled": True, "subjects": SUBJECTS}}},
+    "rbac/exec-any-pod": {"rbac": {"exec": {"enabled": True, "anyPod": True, "subjects": SUBJECTS}}},
+    "rbac/keep": {"rbac": {"keep": [KEEP]}},
+    "rbac/events": {"rbac": {"events": [{"namespace": "services", "subjects": SUBJECTS}]}},
+    "monitoring": {part: {"enabled": True} for part in ("podMonitor", "prometheusRule", "dashboard")},
+}
+FOLDERS: dict[str, Values] = {
+    "build": WITHOUT_INJECTION,
+    "deploy/inject": WITHOUT_BUILD,
+    "deploy/inject-v1beta1": WITHOUT_BUILD,
+    **{f"deploy/{name}": {**WITHOUT_BUILD, **WITHOUT_INJECTION, **values} for name, values in PARTS.items()},
+}
+"""By folder: the values with which the chart renders the objects of this folder, besides SITE."""
+NAMESPACES = {
+    "build": "tailscale-lifecycle",
+    "deploy/inject": "tailscale-lifecycle-inject",
+    "deploy/inject-v1beta1": "tailscale-lifecycle-inject",
+    "deploy/monitoring": "monitoring",
+}
+"""By folder: the namespace of the release, if the objects depend on this namespace."""
+KUBERNETES = {"deploy/inject": "1.36.0", "deploy/inject-v1beta1": "1.35.9-gke.1"}
+"""By folder: the version of Kubernetes, if the objects depend on this version."""
 
 
-def comparable(documents: list[Document]) -> dict[str, Document]:
+def by_name(documents: list[Document]) -> dict[str, Document]:
     """Return the objects by kind and name. Remove generated suffixes of names, and decode binary data."""
     text = re.sub(r"(tailscale-lifecycle-build|lifecycle-prune)-[0-9a-z]{10}\b", r"\1", json.dumps(documents))
     objects: list[Document] = json.loads(text)
@@ -91,7 +71,7 @@ def comparable(documents: list[Document]) -> dict[str, Document]:
     return {f"{document['kind']}/{document['metadata']['name']}": document for document in objects}
 
 
-def rendered_folder(folder: str, chart: Path, copy_of_build: Path) -> list[Document]:
+def render_folder(folder: str, chart: Path, copy_of_build: Path) -> list[Document]:
     """Render a Kustomize folder. The folder `build` is copied, and gets the same sources as the chart."""
     if folder != "build":
         return render(ROOT / folder)
@@ -102,9 +82,10 @@ def rendered_folder(folder: str, chart: Path, copy_of_build: Path) -> list[Docum
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_chart_renders_the_objects_of_the_kustomize_folder(folder: str, chart: Path, tmp_path: Path) -> None:
-    namespace, values, options = FOLDERS[folder]
-    from_chart = comparable(template(chart, {"settings": SITE, **values}, f"--namespace={namespace}", *options))
-    from_kustomize = comparable(rendered_folder(folder, chart, tmp_path / "copy"))
+    namespace = NAMESPACES.get(folder, "any")
+    options = (f"--namespace={namespace}", f"--kube-version={KUBERNETES.get(folder, '1.36.0')}")
+    from_chart = by_name(template(chart, {"settings": SITE, **FOLDERS[folder]}, *options))
+    from_kustomize = by_name(render_folder(folder, chart, tmp_path / "copy"))
     # A chart does not contain the namespace of its release.
     from_kustomize.pop(f"Namespace/{namespace}", None)
     for name, expected in from_kustomize.items():
