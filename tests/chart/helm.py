@@ -65,7 +65,7 @@ def template(chart: Path, values: Values, *options: str) -> list[Document]:
     return [document for document in yaml.load_all(done.stdout, Loader=yaml.CSafeLoader) if document]
 
 
-def refusal(chart: Path, values: Values, *options: str) -> str:
+def expect_refusal(chart: Path, values: Values, *options: str) -> str:
     """Assert that Helm refuses the values, and return its error message."""
     done = _template(chart, values, *options)
     assert done.returncode != 0, done.stdout

@@ -13,7 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.chart.helm import CHART, SITE, Document, Values, refusal, run, template
+from tests.chart.helm import CHART, SITE, Document, Values, expect_refusal, run, template
 from tests.pages import PAGES, blocks, name_of
 from tests.pod.rendering import NEWEST_KUBERNETES, of_kind
 
@@ -196,18 +196,18 @@ def test_settings_of_injection_are_in_the_namespace_of_the_release(chart: Path) 
     ],
 )
 def test_error_names_the_invalid_value(chart: Path, values: Values, name: str) -> None:
-    assert name in refusal(chart, values)
+    assert name in expect_refusal(chart, values)
 
 
 def test_error_about_missing_sources_names_the_command_that_creates_them(tmp_path: Path) -> None:
     copy = tmp_path / CHART.name
     shutil.copytree(CHART, copy, ignore=shutil.ignore_patterns("sources.tar.gz"))
-    assert "scripts/image --sources" in refusal(copy, {"settings": SITE})
+    assert "scripts/image --sources" in expect_refusal(copy, {"settings": SITE})
     assert template(copy, {"settings": SITE, "build": {"enabled": False}})
 
 
 def test_injection_is_refused_without_mutating_admission_policies(chart: Path) -> None:
-    assert "inject.enabled" in refusal(chart, {"settings": SITE}, "--kube-version=1.33.0")
+    assert "inject.enabled" in expect_refusal(chart, {"settings": SITE}, "--kube-version=1.33.0")
     assert template(chart, {"inject": {"enabled": False}}, "--kube-version=1.25.0")
 
 

@@ -39,14 +39,14 @@ UNPACKAGED_FILES = re.compile(
 """
 
 
-def sbom(archive: Path) -> str:
+def make_sbom(archive: Path) -> str:
     """Return the SBOM of an image archive. The timestamp in the SBOM is always the same."""
     return run_checked([ROOT / "scripts/sbom", archive], env={**os.environ, "SOURCE_DATE_EPOCH": "0"})
 
 
 @pytest.fixture(scope="module")
 def document(shared_build: ImageBuild) -> Any:
-    return json.loads(sbom(shared_build.archive.path))
+    return json.loads(make_sbom(shared_build.archive.path))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def root(shared_build: ImageBuild, scratch_dir: Path) -> Path:
     return folder
 
 
-def packages(root: Path) -> set[tuple[str, str, str]]:
+def installed_packages(root: Path) -> set[tuple[str, str, str]]:
     """Return the type, name and version of everything that is installed in the image."""
     [site] = root.glob(SITE_PACKAGES)
     # Names are compared in the normalized form of PyPI.
@@ -77,8 +77,8 @@ def packages(root: Path) -> set[tuple[str, str, str]]:
 
 def test_sbom_and_image_have_the_same_packages(document: Any, root: Path) -> None:
     listed = [PackageURL.from_string(component["purl"]) for component in document["components"]]
-    assert {(purl.type, purl.name, purl.version) for purl in listed} == packages(root)
-    assert len(listed) == len(packages(root))
+    assert {(purl.type, purl.name, purl.version) for purl in listed} == installed_packages(root)
+    assert len(listed) == len(installed_packages(root))
 
 
 def test_sbom_lists_the_interpreter(document: Any, root: Path) -> None:
@@ -120,7 +120,7 @@ def test_sbom_names_the_image(document: Any, shared_build: ImageBuild) -> None:
 
 
 def test_same_image_has_the_same_sbom(document: Any, shared_build: ImageBuild) -> None:
-    assert json.loads(sbom(shared_build.archive.path)) == document
+    assert json.loads(make_sbom(shared_build.archive.path)) == document
 
 
 def test_platform_that_is_not_in_the_archive_is_refused(shared_build: ImageBuild) -> None:

@@ -45,22 +45,22 @@ def commit(folder: Path) -> str:
     return git(folder, "rev-parse", "HEAD")
 
 
-def packed_sources(folder: Path) -> bytes:
+def pack_sources(folder: Path) -> bytes:
     """Return the archive of the packed sources."""
     target = folder.parent / "sources.tar.gz"
     run_checked([folder / "scripts/image", "--sources", target])
     return target.read_bytes()
 
 
-def packed_files(folder: Path) -> dict[str, bytes]:
+def pack_and_read(folder: Path) -> dict[str, bytes]:
     """Return the files in the archive of the packed sources."""
-    packed_sources(folder)
+    pack_sources(folder)
     with tarfile.open(folder.parent / "sources.tar.gz") as archive:
         files = {member.name: archive.extractfile(member) for member in archive}
         return {name: file.read() for name, file in files.items() if file is not None}
 
 
-def packages(folder: Path) -> dict[str, bytes]:
+def build_packages(folder: Path) -> dict[str, bytes]:
     """Build the wheel and the source distribution as for a release, and return their content by file name."""
     target = folder.parent / "packages"
     run_checked([ROOT / ".venv/bin/hatchling", "build", "--directory", target], cwd=folder)
@@ -71,48 +71,48 @@ def packages(folder: Path) -> dict[str, bytes]:
 
 def test_same_sources_give_the_same_bytes(checkout: Path) -> None:
     """The bytes do not depend on the times and modes of files, or on byte code."""
-    before = packed_sources(checkout), packages(checkout)
+    before = pack_sources(checkout), build_packages(checkout)
     for path in checkout.rglob("*.py"):
         os.utime(path, (1, 1))
         path.chmod(0o600)
     (checkout / "lifecycle/__pycache__").mkdir()
     (checkout / "lifecycle/__pycache__/cli.cpython-313.pyc").touch()
-    assert (packed_sources(checkout), packages(checkout)) == before
+    assert (pack_sources(checkout), build_packages(checkout)) == before
     assert sorted(Path(name).suffix for name in before[1]) == [".gz", ".whl"]
 
 
 def test_commit_of_a_file_that_is_not_packed_changes_nothing(checkout: Path) -> None:
     """Otherwise, each change of the documentation would make every cluster node build the image."""
-    before = packed_sources(checkout)
+    before = pack_sources(checkout)
     (checkout / "README.md").write_text("more\n")
     commit(checkout)
-    assert packed_sources(checkout) == before
+    assert pack_sources(checkout) == before
 
 
 def test_changed_source_changes_the_bytes(checkout: Path) -> None:
-    before = packed_sources(checkout)
+    before = pack_sources(checkout)
     (checkout / "lifecycle/cli.py").write_text("# changed\n")
-    assert packed_sources(checkout) != before
+    assert pack_sources(checkout) != before
 
 
 def test_revision_is_the_last_commit_of_the_sources(checkout: Path) -> None:
-    first = packed_files(checkout)["REVISION"].decode()
+    first = pack_and_read(checkout)["REVISION"].decode()
     assert first == git(checkout, "rev-parse", "HEAD")
     (checkout / "lifecycle/cli.py").write_text("# changed\n")
-    assert packed_files(checkout)["REVISION"].decode() == f"{first}+changes"
+    assert pack_and_read(checkout)["REVISION"].decode() == f"{first}+changes"
     second = commit(checkout)
-    assert packed_files(checkout)["REVISION"].decode() == second != first
+    assert pack_and_read(checkout)["REVISION"].decode() == second != first
 
 
 def test_origin_is_a_public_address_without_credentials(checkout: Path) -> None:
-    assert packed_files(checkout)["ORIGIN"] == b"https://example.com/lifecycle.git"
+    assert pack_and_read(checkout)["ORIGIN"] == b"https://example.com/lifecycle.git"
     git(checkout, "remote", "set-url", "origin", "/home/user/lifecycle")
-    assert packed_files(checkout)["ORIGIN"] == b"unknown"
+    assert pack_and_read(checkout)["ORIGIN"] == b"unknown"
 
 
 def test_revision_without_a_git_repository_is_unknown(checkout: Path) -> None:
     shutil.rmtree(checkout / ".git")
-    assert packed_files(checkout)["REVISION"] == b"unknown"
+    assert pack_and_read(checkout)["REVISION"] == b"unknown"
 
 
 def test_revision_of_a_shallow_clone_is_unknown(checkout: Path, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_revision_of_a_shallow_clone_is_unknown(checkout: Path, tmp_path: Path) 
     commit(checkout)
     shallow = tmp_path / "shallow"
     run_checked(["git", "clone", "--quiet", "--depth=1", f"file://{checkout}", shallow])
-    assert packed_files(shallow)["REVISION"] == b"unknown"
+    assert pack_and_read(shallow)["REVISION"] == b"unknown"
 
 
 def test_only_needed_files_are_packed(checkout: Path) -> None:
@@ -136,7 +136,7 @@ def test_only_needed_files_are_packed(checkout: Path) -> None:
         "build/certificates.py",
     }
     locked = {"pyproject.toml", "requirements-build.txt", "requirements.txt"}
-    assert set(packed_files(checkout)) == modules | others | locked
+    assert set(pack_and_read(checkout)) == modules | others | locked
 
 
 def test_archive_has_no_times_and_owners(sources: Path) -> None:

@@ -103,7 +103,7 @@ def _rendered(name: str) -> str:
         return yaml.safe_dump_all(render(write_overlay(create_site(Path(temporary) / "cluster"), name)))
 
 
-def rendered_with_site(name: str) -> list[Document]:
+def manifests_with_site(name: str) -> list[Document]:
     """Return the documents of a folder of deploy/, with the values of SITE."""
     return list(yaml.safe_load_all(_rendered(name)))
 
@@ -111,7 +111,7 @@ def rendered_with_site(name: str) -> list[Document]:
 @pytest.mark.default_cases(4)
 @pytest.mark.parametrize("name", ALL_FOLDERS)
 def test_manifests_contain_no_shipped_value(name: str) -> None:
-    assert [text for text in scalars(rendered_with_site(name)) if SHIPPED_VALUE.search(text)] == []
+    assert [text for text in scalars(manifests_with_site(name)) if SHIPPED_VALUE.search(text)] == []
 
 
 def test_shipped_site_file_has_the_same_variables_as_the_site_of_the_tests() -> None:
@@ -120,7 +120,7 @@ def test_shipped_site_file_has_the_same_variables_as_the_site_of_the_tests() -> 
 
 @pytest.mark.parametrize("folder", [*INGRESS_CONTROLLERS, *(f"services/{name}" for name in SHIPPED)])
 def test_containers_of_a_pod_get_the_site(folder: str) -> None:
-    variables = variables_by_container(rendered_with_site(folder))
+    variables = variables_by_container(manifests_with_site(folder))
     for container in LIFECYCLE_CONTAINERS:
         assert variables[container].items() >= SITE_SETTINGS.items()
     assert variables["tailscale"]["TS_EXTRA_ARGS"].split()[0] == "--login-server=https://login.acme.test"
@@ -129,7 +129,7 @@ def test_containers_of_a_pod_get_the_site(folder: str) -> None:
 @pytest.mark.default_cases(3)
 @pytest.mark.parametrize("name", SHIPPED)
 def test_hostname_of_a_workload_is_below_the_domain(name: str) -> None:
-    documents = rendered_with_site(f"services/{name}")
+    documents = manifests_with_site(f"services/{name}")
     variables = variables_by_container(documents)
     hostname = f"{name}.vpn.acme.test"
     assert {variables[each]["TS_HOSTNAME"] for each in ("tailscale", *LIFECYCLE_CONTAINERS)} == {hostname}
@@ -161,13 +161,13 @@ def variables_by_container(documents: list[Document]) -> dict[str, Document]:
     [("prune", "lifecycle-prune"), ("inject", "tailscale-lifecycle"), ("inject-v1beta1", "tailscale-lifecycle")],
 )
 def test_settings_of_prune_and_of_injection_get_the_site(folder: str, name: str) -> None:
-    data = config_map_data(rendered_with_site(folder), name)
+    data = config_map_data(manifests_with_site(folder), name)
     assert data.items() >= SITE_SETTINGS.items()
     assert data.get("LOGIN_SERVER") == (None if folder == "prune" else SITE["LOGIN_SERVER"])
 
 
 def test_certificates_are_issued_for_the_domain() -> None:
-    documents = rendered_with_site("cert-manager")
+    documents = manifests_with_site("cert-manager")
     (issuer,) = of_kind(documents, "ClusterIssuer")
     (certificate,) = of_kind(documents, "Certificate")
     acme = issuer["spec"]["acme"]
@@ -177,7 +177,7 @@ def test_certificates_are_issued_for_the_domain() -> None:
 
 
 def test_external_controller_gets_the_login_server_and_headscales_namespace() -> None:
-    documents = rendered_with_site("ingress/external")
+    documents = manifests_with_site("ingress/external")
     (ingress,) = of_kind(documents, "Ingress")
     (certificate,) = of_kind(documents, "Certificate")
     hosts = [*ingress["spec"]["tls"][0]["hosts"], ingress["spec"]["rules"][0]["host"], *certificate["spec"]["dnsNames"]]
@@ -194,18 +194,18 @@ def test_external_controller_gets_the_login_server_and_headscales_namespace() ->
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize("folder", ["rbac/exec", "rbac/exec-any-pod", "rbac/api-key-secret", "ingress/headscale-ui"])
 def test_objects_are_in_headscales_namespace(folder: str) -> None:
-    assert {document["metadata"]["namespace"] for document in rendered_with_site(folder)} == {"control"}
+    assert {document["metadata"]["namespace"] for document in manifests_with_site(folder)} == {"control"}
 
 
 @pytest.mark.parametrize(("folder", "name"), [("ingress/examples", "wiki"), ("ingress/headscale-ui", "headscale-ui")])
 def test_hosts_of_ingresses_are_below_the_ingress_domain(folder: str, name: str) -> None:
-    (ingress,) = of_kind(rendered_with_site(folder), "Ingress")
+    (ingress,) = of_kind(manifests_with_site(folder), "Ingress")
     hosts = [*ingress["spec"]["tls"][0]["hosts"], ingress["spec"]["rules"][0]["host"]]
     assert hosts == [f"{name}.in.vpn.acme.test"] * 2
 
 
 def test_internal_controller_gets_the_networks_and_the_ingress_domain() -> None:
-    documents = rendered_with_site("ingress/internal")
+    documents = manifests_with_site("ingress/internal")
     networks = "{ default 0; 100.100.0.0/16 1; fd00:1::/48 1; }"
     snippet = config_map_data(documents, "nginx-config")["http-snippets"]
     assert snippet == f"geo $from_vpn {networks} geo $server_addr $to_vpn {networks}"

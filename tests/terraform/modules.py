@@ -145,7 +145,7 @@ def with_stand_ins(configuration: str) -> str:
     return re.sub(r"\b(kubernetes|kubectl)_manifest\b", "terraform_data", text)
 
 
-def resources(state: dict[str, Any], name: str) -> Manifests:
+def manifests_in_state(state: dict[str, Any], name: str) -> Manifests:
     """Return the manifests of the instances of a resource that `with_stand_ins` has replaced."""
     (resource,) = (resource for resource in state["resources"] if resource["name"] == name)
     return {instance["index_key"]: instance["attributes"]["input"]["value"] for instance in resource["instances"]}

@@ -13,9 +13,9 @@ from tests.terraform.modules import (
     by_name,
     copy_modules,
     initialize,
+    manifests_in_state,
     needs_terraform,
     normalized,
-    resources,
     terraform,
     with_stand_ins,
 )
@@ -54,6 +54,6 @@ def test_example_creates_the_objects_of_deploy_services_grafana(tmp_path: Path) 
     application["env"] = [
         {"name": name, "value": value.replace("$(TS_HOSTNAME)", hostname)} for name, value in values.items()
     ]
-    assert normalized(resources(state, "grafana"), "grafana") == normalized(by_name(from_kustomize), "grafana")
-    assert set(resources(state, "image_build_namespace")) == {"Namespace/tailscale-lifecycle"}
-    assert len(resources(state, "image_build")) == 2
+    assert normalized(manifests_in_state(state, "grafana"), "grafana") == normalized(by_name(from_kustomize), "grafana")
+    assert set(manifests_in_state(state, "image_build_namespace")) == {"Namespace/tailscale-lifecycle"}
+    assert len(manifests_in_state(state, "image_build")) == 2

@@ -29,8 +29,8 @@ from tests.terraform.modules import (
     copy_modules,
     initialize,
     input_variables,
+    manifests_in_state,
     needs_terraform,
-    resources,
     terraform,
     with_stand_ins,
 )
@@ -81,8 +81,8 @@ def test_configuration_creates_new_workloads_and_destroys_nothing(tmp_path: Path
 
     state = apply(tmp_path)
     for name in ("grafana", "grafana_by_kubectl", "redmine", "image_build"):
-        assert not of_kind(list(resources(state, name).values()), "Secret")
-    assert workload_resource(list(resources(state, "grafana").values()))["metadata"]["name"] == "grafana"
+        assert not of_kind(list(manifests_in_state(state, name).values()), "Secret")
+    assert workload_resource(list(manifests_in_state(state, "grafana").values()))["metadata"]["name"] == "grafana"
     # With this flag, 0 means that nothing is left to change.
     assert terraform("plan", "-detailed-exitcode", folder=tmp_path).returncode == 0
 
