@@ -50,14 +50,14 @@ def importer(containerd: Containerd, archive: Archive, tmp_path: Path) -> Iterat
         yield importer
 
 
-def names(images: Iterable[str]) -> list[str]:
+def image_names(images: Iterable[str]) -> list[str]:
     """Return the names of images. Names that are digests are left out, because containerd's CRI plugin adds them."""
     return [name for name in images if not name.startswith("sha256:")]
 
 
 def wait_until_only_name(containerd: Containerd, importer: Importer) -> None:
     wait_until(
-        lambda: names(containerd.images()) == [IMAGE],
+        lambda: image_names(containerd.images()) == [IMAGE],
         "the image has no other name",
         log=lambda: importer.log,
     )
@@ -72,7 +72,7 @@ def is_settled(containerd: Containerd) -> bool:
     images = containerd.images()
     is_managed = all(image.labels.get("io.cri-containerd.image") == "managed" for image in images.values())
     # The two names are IMAGE, and the digest of the image's configuration, which the CRI plugin adds.
-    return is_managed and len(images) == 2 and names(images) == [IMAGE]
+    return is_managed and len(images) == 2 and image_names(images) == [IMAGE]
 
 
 # --- Changes of an unpacked archive -------------------------------------------------------------------
@@ -97,17 +97,16 @@ def rename_image_of_docker(unpacked: Path) -> None:
     rename_image(unpacked)
 
 
+def largest_layer(unpacked: Path) -> Path:
+    return max((unpacked / "blobs/sha256").iterdir(), key=lambda blob: blob.stat().st_size)
+
+
 def damage_layer(unpacked: Path) -> None:
-    """Change one byte in the middle of the largest blob."""
-    layer = max((unpacked / "blobs/sha256").iterdir(), key=lambda blob: blob.stat().st_size)
+    """Change one byte in the middle of the largest layer."""
+    layer = largest_layer(unpacked)
     content = bytearray(layer.read_bytes())
     content[len(content) // 2] ^= 1
     layer.write_bytes(content)
-
-
-def delete_layer(unpacked: Path) -> None:
-    """Delete the largest blob."""
-    max((unpacked / "blobs/sha256").iterdir(), key=lambda blob: blob.stat().st_size).unlink()
 
 
 class Unpacked:
@@ -167,7 +166,7 @@ def test_image_is_imported_under_its_full_name_pinned_and_visible_to_the_kubelet
     containerd: Containerd, archive: Archive, importer: Importer
 ) -> None:
     images = containerd.images()
-    assert names(images) == [IMAGE]
+    assert image_names(images) == [IMAGE]
     assert images[IMAGE].digest == archive.digest
     assert images[IMAGE].labels[PIN] == "pinned"
     # containerd's CRI plugin sets this label on the images that it reports to the kubelet.
@@ -289,7 +288,7 @@ def test_restarted_container_reads_the_archive_again(
         ),
         pytest.param(remove_name, 'contains ""', id="no name"),
         pytest.param(damage_layer, "is damaged", id="damaged layer"),
-        pytest.param(delete_layer, "is damaged", id="missing layer"),
+        pytest.param(lambda unpacked: largest_layer(unpacked).unlink(), "is damaged", id="missing layer"),
     ],
 )
 def test_invalid_archive_is_refused_and_the_image_is_kept(

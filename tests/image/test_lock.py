@@ -22,15 +22,6 @@ needs_uv = pytest.mark.skipif(
 @pytest.mark.parametrize("requirements", ["requirements.txt", "requirements-build.txt"])
 def test_every_package_has_a_locked_wheel(architecture: str, requirements: str, tmp_path: Path) -> None:
     """uv downloads the wheels for another machine, verifies their hashes, and runs none of their code."""
-    install: list[str | Path] = [
-        "uv",
-        "pip",
-        "install",
-        "--system-certs",
-        "--target",
-        tmp_path,
-        "--requirement",
-        ROOT / requirements,
-    ]
     platform = ["--python-version", PYTHON, "--python-platform", f"{architecture}-unknown-linux-gnu"]
-    run_checked([*install, *platform, "--only-binary", ":all:", "--require-hashes"])
+    options = ["--system-certs", "--only-binary", ":all:", "--require-hashes", *platform]
+    run_checked(["uv", "pip", "install", *options, "--target", tmp_path, "--requirement", ROOT / requirements])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,22 +113,24 @@ def wait_for(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, output + errors
 
 
+def run_container(runtime: Containerd, *command: str, flags: Sequence[str] = ()) -> tuple[int, str]:
+    """Run a hardened container until it ends. Return its exit status and the output of both streams."""
+    with runtime.container("until-end", *HARDENED, *flags, image=IMAGE, command=command) as process:
+        return wait_for(process)
+
+
 def test_image_runs_the_command(runtime: Containerd) -> None:
-    with runtime.container("version", *HARDENED, image=IMAGE, command=["lifecycle", "--version"]) as process:
-        assert wait_for(process) == (0, f"tailscale-lifecycle {lifecycle.__version__}\n")
+    assert run_container(runtime, "lifecycle", "--version") == (0, f"tailscale-lifecycle {lifecycle.__version__}\n")
 
 
 def test_image_without_arguments_prints_the_usage(runtime: Containerd) -> None:
-    with runtime.container("usage", *HARDENED, image=IMAGE) as process:
-        status, output = wait_for(process)
+    status, output = run_container(runtime)
     assert status == 2
     assert output.startswith("usage: lifecycle")
 
 
 def test_process_is_unprivileged(runtime: Containerd) -> None:
-    read = "print(open('/proc/self/status').read())"
-    with runtime.container("status", *HARDENED, image=IMAGE, command=[PYTHON, "-c", read]) as process:
-        status, output = wait_for(process)
+    status, output = run_container(runtime, PYTHON, "-c", "print(open('/proc/self/status').read())")
     assert status == 0, output
     fields = dict(line.split(":", 1) for line in output.splitlines() if ":" in line)
     assert fields["Uid"].split() == ["65532"] * 4
@@ -157,15 +158,8 @@ def assert_cleaned_up(world: World, key_volume: Path) -> None:
 def test_cleanup_deletes_stale_objects_and_writes_the_key(
     runtime: Containerd, world: World, stale_objects: None, key_volume: Path
 ) -> None:
-    with runtime.container(
-        "cleanup",
-        *HARDENED,
-        *world.environment_flags,
-        mount_flag(key_volume),
-        image=IMAGE,
-        command=["lifecycle", "cleanup"],
-    ) as process:
-        status, output = wait_for(process)
+    flags = [*world.environment_flags, mount_flag(key_volume)]
+    status, output = run_container(runtime, "lifecycle", "cleanup", flags=flags)
     assert status == 0, output
     assert_cleaned_up(world, key_volume)
 
@@ -246,16 +240,8 @@ def test_commands_load_only_compiled_modules(
     runtime: Containerd, world: World, key_volume: Path, access: list[str], arguments: list[str]
 ) -> None:
     """The root is read-only, so Python would compile modules without byte code again at each start."""
-    with runtime.container(
-        "compiled",
-        *HARDENED,
-        *world.environment_flags,
-        *access,
-        mount_flag(key_volume),
-        image=IMAGE,
-        command=[PYTHON, "-c", PRINT_UNCOMPILED, *arguments],
-    ) as process:
-        status, output = wait_for(process)
+    flags = [*world.environment_flags, *access, mount_flag(key_volume)]
+    status, output = run_container(runtime, PYTHON, "-c", PRINT_UNCOMPILED, *arguments, flags=flags)
     assert status == 0, output
     assert output.splitlines()[-1] == "uncompiled: []"
 
@@ -295,19 +281,8 @@ def test_start_in_container_is_about_as_fast_as_in_venv(runtime: Containerd) -> 
     )
     inside, outside = [], []
     for _ in range(STARTS):
-        with runtime.container(
-            "start", *HARDENED, image=IMAGE, command=[PYTHON, "-c", measure, "/usr/bin/lifecycle"]
-        ) as process:
-            status, output = wait_for(process)
+        status, output = run_container(runtime, PYTHON, "-c", measure, "/usr/bin/lifecycle")
         assert status == 0, output
         inside.append(float(output))
         outside.append(float(run_checked([sys.executable, "-c", measure, ROOT / ".venv/bin/lifecycle"])))
     assert statistics.median(inside) <= 1.3 * statistics.median(outside)
-
-
-def test_container_is_deleted_after_the_block(runtime: Containerd) -> None:
-    """A container that keeps running would affect other tests."""
-    with runtime.container("endless", *HARDENED, image=IMAGE, command=[PYTHON, "-c", SLEEP]) as process:
-        wait_until(lambda: "RUNNING" in run_checked([*runtime.ctr, "task", "ls"]), "the container is running")
-    assert process.returncode == 128 + signal.SIGKILL
-    assert run_checked([*runtime.ctr, "containers", "ls", "-q"]) == ""

@@ -266,22 +266,6 @@ def test_nginx_accepts_the_configuration_without_warnings(workload: str, tmp_pat
         assert (tmp_path / "nginx.log").read_text() == ""
 
 
-def test_requests_to_ollama_have_the_host_header_localhost(tmp_path: Path) -> None:
-    """When Ollama listens on localhost, it rejects other Host headers."""
-    tls = MountedSecret(tmp_path / "tls")
-    tls.write_certificate(*issue(NAME), group=NGINX_GROUP)
-    with (
-        create_network() as hosts,
-        application(hosts.pod, 11434, tmp_path),
-        nginx(hosts.pod, "ollama", tmp_path, tls.folder),
-    ):
-        hosts.add_vpn_addresses(*VPN_ADDRESSES)
-        options = {"source": VPN_CLIENT_ADDRESSES[0], "to": VPN_ADDRESSES[0]}
-        eventually(lambda: hosts.vpn.request(f"https://{NAME}/", **options).status == 200, "the pod to be reachable")
-        response = hosts.vpn.request(f"https://{NAME}/api/tags", **options)
-        assert [value for name, value in response.forwarded["headers"] if name == "host"] == ["localhost"]
-
-
 CONTROLLER_CONFIGURATION = """
 worker_processes 1;
 error_log stderr warn;

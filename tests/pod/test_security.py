@@ -31,16 +31,8 @@ from tests.pod.rendering import (
 SAFE_SYSCTLS = {"net.ipv4.ip_unprivileged_port_start"}
 """The sysctl that the pods use. It is on the standard's list of safe sysctls."""
 
-ALLOWED_VOLUMES = {
-    "configMap",
-    "csi",
-    "downwardAPI",
-    "emptyDir",
-    "ephemeral",
-    "persistentVolumeClaim",
-    "projected",
-    "secret",
-}
+ALLOWED_VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral"}
+ALLOWED_VOLUMES |= {"persistentVolumeClaim", "projected", "secret"}
 
 TAILSCALE_VIOLATIONS = {
     # tailscale runs as root. It needs NET_ADMIN for the interface and its routes, and MKNOD for the tun device.
