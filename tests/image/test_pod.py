@@ -113,7 +113,7 @@ def bind(source: Path, target: str, mode: str) -> str:
 
 
 @pytest.fixture(params=["run/containerd"])
-def node(
+def cluster_node(
     request: pytest.FixtureRequest,
     scratch_dir: Path,
     debian: Mapping[str, Path],
@@ -128,15 +128,15 @@ def node(
     containerd = Containerd(root, socket=root / request.param / "containerd.sock")
     tools = debian["tools"]
     shutil.copy("/etc/resolv.conf", tools / "etc/resolv.conf")
-    node = ClusterNode(root, containerd, tools, config_map)
+    cluster_node = ClusterNode(root, containerd, tools, config_map)
     containerd.start()
-    yield node
+    yield cluster_node
     containerd.stop()
     shutil.rmtree(root, ignore_errors=True)
 
 
 def test_pod_builds_and_imports_the_image(
-    node: ClusterNode,
+    cluster_node: ClusterNode,
     shared_build: ImageBuild,
     scratch_dir: Path,
     pip_volumes: list[str],
@@ -156,34 +156,34 @@ def test_pod_builds_and_imports_the_image(
         volumes.append(f"--volume /host{number}:{target}:ro")
     variables = {"BASE_IMAGE": "oci-archive:/base.oci", "BUILD_FLAGS": " ".join(volumes)}
 
-    status, output = node.run_build_container(*flags, **variables)
+    status, output = cluster_node.run_build_container(*flags, **variables)
     assert status == 0, output
     # `shared_build` was built with another Buildah, but the files and times are the same.
-    assert node.archive.files() == shared_build.archive.files()
-    assert node.archive.config["created"] == shared_build.archive.config["created"]
+    assert cluster_node.archive.files() == shared_build.archive.files()
+    assert cluster_node.archive.config["created"] == shared_build.archive.config["created"]
 
-    with node.run_import_container():
-        wait_until(node.is_ready, "the probe succeeds")
-        image = node.containerd.images()[IMAGE]
-        assert (image.digest, image.labels[PIN]) == (node.archive.digest, "pinned")
+    with cluster_node.run_import_container():
+        wait_until(cluster_node.is_ready, "the probe succeeds")
+        image = cluster_node.containerd.images()[IMAGE]
+        assert (image.digest, image.labels[PIN]) == (cluster_node.archive.digest, "pinned")
 
-    before = node.archive.path.stat()
-    status, output = node.run_build_container(*flags, **variables)
+    before = cluster_node.archive.path.stat()
+    status, output = cluster_node.run_build_container(*flags, **variables)
     assert status == 0, output
-    assert node.archive.path.stat() == before
+    assert cluster_node.archive.path.stat() == before
 
 
-@pytest.mark.parametrize("node", ["run/k3s/containerd"], indirect=True)
-def test_pod_prefers_the_socket_of_k3s(node: ClusterNode, shared_build: ImageBuild, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cluster_node", ["run/k3s/containerd"], indirect=True)
+def test_pod_prefers_the_socket_of_k3s(cluster_node: ClusterNode, shared_build: ImageBuild, tmp_path: Path) -> None:
     """On a k3s node with Docker, the kubelet uses only the containerd of k3s."""
     (tmp_path / "other").mkdir()
-    other = Containerd(tmp_path / "other", socket=node.root / "run/containerd/containerd.sock")
-    shutil.copy(shared_build.archive.path, node.archive.path)
+    other = Containerd(tmp_path / "other", socket=cluster_node.root / "run/containerd/containerd.sock")
+    shutil.copy(shared_build.archive.path, cluster_node.archive.path)
     other.start()
     try:
-        with node.run_import_container():
-            wait_until(node.is_ready, "the probe succeeds")
-        assert node.containerd.images()[IMAGE].digest == shared_build.archive.digest
+        with cluster_node.run_import_container():
+            wait_until(cluster_node.is_ready, "the probe succeeds")
+        assert cluster_node.containerd.images()[IMAGE].digest == shared_build.archive.digest
         assert other.images() == {}
     finally:
         other.stop()
