@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from lifecycle.clients.cloudflare.reader import CloudflareReader
-from lifecycle.clients.headscale.errors import UPSTREAM as HEADSCALE
+from lifecycle.clients.headscale.errors import UPSTREAM
 from lifecycle.clients.headscale.reader import HeadscaleReader
 from lifecycle.dns_watch.healing import count_loss, is_key_check_due
 from lifecycle.dns_watch.nodes import Hints, choose_node, find_loss, successors
@@ -295,7 +295,7 @@ def _read_successors(headscale: HeadscaleReader, node: Node, node_ownership: Nod
     nodes = headscale.nodes()
     if all(listed.id != node.id for listed in nodes):
         # The list is incomplete, so it cannot show that there is no successor.
-        raise TransientError(f"Headscale's list of nodes lacks node {node.id}, which exists.", upstream=HEADSCALE)
+        raise TransientError(f"Headscale's list of nodes lacks node {node.id}, which exists.", upstream=UPSTREAM)
     return successors(nodes, node_id=node.id, node_ownership=node_ownership, now=now.utc)
 
 

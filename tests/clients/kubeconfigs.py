@@ -6,12 +6,13 @@ from typing import Any
 
 
 def a_kubeconfig(server: str, *, cluster: dict[str, Any] | None = None, user: dict[str, Any] | None = None) -> Any:
-    """Return the content of a kubeconfig whose current context is `laptop`."""
+    """Return the content of a kubeconfig whose current context is `laptop`. The server of the other context is down."""
+    clusters = {"laptop": {"server": server, **(cluster or {})}, "work": {"server": "https://192.0.2.1:6443"}}
     return {
         "apiVersion": "v1",
         "kind": "Config",
         "current-context": "laptop",
-        "contexts": [{"name": "laptop", "context": {"cluster": "home", "user": "me"}}],
-        "clusters": [{"name": "home", "cluster": {"server": server, **(cluster or {})}}],
+        "contexts": [{"name": name, "context": {"cluster": name, "user": "me"}} for name in clusters],
+        "clusters": [{"name": name, "cluster": cluster} for name, cluster in clusters.items()],
         "users": [{"name": "me", "user": user or {}}],
     }

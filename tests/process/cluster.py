@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,28 @@ IN_NEW_MOUNT_NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount", "--
 def with_service_account(folder: Path) -> list[str | Path]:
     """Return the prefix of a command that needs this folder mounted as its service account."""
     return [*IN_NEW_MOUNT_NAMESPACE, "sh", "-ec", _WITH_SERVICE_ACCOUNT, "sh", folder]
+
+
+@contextmanager
+def serve_to_pod(
+    kubernetes: KubernetesSimulator, authority: Authority, *, account: Path, namespace: str
+) -> Iterator[dict[str, str]]:
+    """Serve a simulator to a pod, and write the files of the pod's service account to a folder.
+
+    Args:
+        account: the folder to create.
+        namespace: the namespace of the pod.
+
+    Yields:
+        The variables that the kubelet sets.
+    """
+    account.mkdir(parents=True)
+    (account / "ca.crt").write_bytes(authority.certificate.read_bytes())
+    (account / "token").write_text(kubernetes.token)
+    (account / "namespace").write_text(namespace)
+    with serve(kubernetes, tls=authority.server) as url:
+        host, _, port = url.removeprefix("https://").partition(":")
+        yield {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
 
 
 def require_mount_namespace() -> None:
@@ -79,20 +102,15 @@ class ClusterPod(Pod):
     ) -> None:
         super().__init__(headscale, stack=stack, **other_arguments)
         self.kubernetes = KubernetesSimulator()
-        url = stack.enter_context(serve(self.kubernetes, tls=authority.server))
         self.headscale_cli = HeadscaleCli(headscale)
         add_headscale(self.kubernetes, self.headscale_cli)
         self.kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
         self._account_folder = self.working_directory / "serviceaccount"
-        self._account_folder.mkdir()
-        (self._account_folder / "ca.crt").write_bytes(authority.certificate.read_bytes())
-        (self._account_folder / "namespace").write_text(NAMESPACE)
-        self.write_token()
         self.headscale_url = self.environment.pop("HEADSCALE_URL")
         del self.environment["HEADSCALE_API_KEY"]
-        # The kubelet sets these variables.
-        host, _, port = url.removeprefix("https://").partition(":")
-        self.environment |= {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
+        self.environment |= stack.enter_context(
+            serve_to_pod(self.kubernetes, authority, account=self._account_folder, namespace=NAMESPACE)
+        )
 
     def write_token(self) -> None:
         """Write the current token of the service account to its file, as the kubelet does."""

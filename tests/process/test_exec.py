@@ -18,6 +18,7 @@ import yaml
 from lifecycle.settings.models import DryRunSettings, command_variables
 from tests import releases
 from tests.builders import NAME, OUR_COMMENT
+from tests.clients.kubeconfigs import a_kubeconfig
 from tests.in_cluster import HEADSCALE_NAMESPACE, NAMESPACE, STATE_SECRET, may_read
 from tests.pages import blocks
 from tests.pod.rendering import DEPLOY, of_kind, render
@@ -357,25 +358,11 @@ def test_cleanup_keeps_the_node_in_the_state_secret_and_its_record(pod: ClusterP
 
 @pytest.fixture
 def kubeconfig(pod: ClusterPod, authority: Authority) -> Path:
-    """The kubeconfig of an administrator. The current context is `home`, and another context is `work`."""
+    """The kubeconfig of an administrator. Its current context is the cluster of the pod."""
     host, port = (pod.environment[f"KUBERNETES_SERVICE_{part}"] for part in ("HOST", "PORT"))
     path = pod.working_directory / "kubeconfig"
-    clusters = {
-        "home": {"server": f"https://{host}:{port}", "certificate-authority": str(authority.certificate)},
-        "work": {"server": "https://192.0.2.1:6443"},
-    }
-    path.write_text(
-        yaml.safe_dump(
-            {
-                "apiVersion": "v1",
-                "kind": "Config",
-                "current-context": "home",
-                "clusters": [{"name": name, "cluster": cluster} for name, cluster in clusters.items()],
-                "contexts": [{"name": name, "context": {"cluster": name, "user": "me"}} for name in clusters],
-                "users": [{"name": "me", "user": {"token": pod.kubernetes.token}}],
-            }
-        )
-    )
+    cluster, user = {"certificate-authority": str(authority.certificate)}, {"token": pod.kubernetes.token}
+    path.write_text(yaml.safe_dump(a_kubeconfig(f"https://{host}:{port}", cluster=cluster, user=user)))
     pod.environment["KUBECONFIG"] = str(path)
     return path
 
@@ -388,7 +375,7 @@ def test_dry_run_with_a_kubeconfig_shows_the_cluster(output: str, pod: ClusterPo
     result = pod.start_outside_cluster("--dry-run", "--output", output).wait()
     assert result.status == 0, result.stderr
     port = pod.environment["KUBERNETES_SERVICE_PORT"]
-    assert f"kubeconfig context home, https://127.0.0.1:{port}" in result.stdout
+    assert f"kubeconfig context laptop, https://127.0.0.1:{port}" in result.stdout
     assert "node 1" in result.stdout
     assert pod.has_no_writes
     assert kubeconfig.read_bytes() == before

@@ -6,7 +6,6 @@ The container has the entry point of the image (containerboot), and the environm
 from __future__ import annotations
 
 import shutil
-import ssl
 import subprocess
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,10 +13,10 @@ from typing import Final
 
 from tests.pod.rendering import containers, environment, manifests_of, of_kind, pod_spec
 from tests.probe import BUSYBOX
+from tests.process.cluster import Authority, serve_to_pod
 from tests.real.programs import TIMEOUT_S, BackgroundProcess, Release, eventually
 from tests.real.workload import NAMESPACE
 from tests.simulators.kubernetes import KubernetesSimulator
-from tests.simulators.serve import serve
 
 DOCUMENTS: Final = manifests_of("ollama")
 """The rendered manifests of the example service ollama."""
@@ -54,7 +53,7 @@ class TailscaleContainer:
         folder: an empty folder, which becomes the root folder of the container.
         hosts: the content of /etc/hosts.
         trust: the certificates that programs in the container trust, in PEM format.
-        authority: the certificate file of the simulated Kubernetes API, and the TLS settings of this API.
+        authority: the issuer of the certificate of the simulated Kubernetes API.
         stack: stops the container and the Kubernetes API when it is closed.
 
     Attributes:
@@ -72,7 +71,7 @@ class TailscaleContainer:
         *,
         hosts: str,
         trust: str,
-        authority: tuple[Path, ssl.SSLContext],
+        authority: Authority,
         stack: ExitStack,
     ) -> None:
         self.root = folder
@@ -93,10 +92,10 @@ class TailscaleContainer:
         (folder / "etc/ssl/certs").mkdir(parents=True)
         (folder / "etc/ssl/certs/ca-certificates.crt").write_text(trust)
         (folder / "etc/hosts").write_text(hosts)
-        self._environment = self._with_kubernetes(*authority, stack)
+        self._environment = self._with_kubernetes(authority, stack)
         stack.callback(self.stop)
 
-    def _with_kubernetes(self, certificate: Path, tls: ssl.SSLContext, stack: ExitStack) -> dict[str, str]:
+    def _with_kubernetes(self, authority: Authority, stack: ExitStack) -> dict[str, str]:
         """Serve the Kubernetes API and return the environment of the container."""
         variables = {
             name: value for name, value in environment(CONTAINER_MANIFEST, DOCUMENTS).items() if value is not None
@@ -105,18 +104,10 @@ class TailscaleContainer:
         self.kubernetes.put_secret(NAMESPACE, variables["TS_KUBE_SECRET"], {})
         (role,) = of_kind(DOCUMENTS, "Role")
         self.kubernetes.allow(NAMESPACE, *role["rules"])
-        account = self.account = self.root / "run/secrets/kubernetes.io/serviceaccount"
-        account.mkdir(parents=True)
-        (account / "ca.crt").write_bytes(certificate.read_bytes())
-        (account / "token").write_text(self.kubernetes.token)
-        (account / "namespace").write_text(NAMESPACE)
-        url = stack.enter_context(serve(self.kubernetes, tls=tls))
-        host, _, port = url.removeprefix("https://").partition(":")
-        self.api = {
-            "KUBERNETES_SERVICE_HOST": host,
-            "KUBERNETES_SERVICE_PORT": port,
-            "KUBERNETES_SERVICE_PORT_HTTPS": port,
-        }
+        self.account = self.root / "run/secrets/kubernetes.io/serviceaccount"
+        serving = serve_to_pod(self.kubernetes, authority, account=self.account, namespace=NAMESPACE)
+        self.api = stack.enter_context(serving)
+        self.api["KUBERNETES_SERVICE_PORT_HTTPS"] = self.api["KUBERNETES_SERVICE_PORT"]
         return {"PATH": "/bin", "HOME": "/root", **self.api, **POD_VARIABLES, **variables}
 
     @property

@@ -66,6 +66,17 @@ FAULTS: Final = {
 """nginx directives for the responses of a proxy that does not reach Headscale, or that requires a login."""
 
 
+def start_nginx(folder: Path, configuration: str) -> BackgroundProcess:
+    """Run nginx with this configuration in a folder."""
+    (folder / "nginx.conf").write_text(configuration)
+    return BackgroundProcess(
+        ["nginx", "-p", f"{folder}/", "-c", "nginx.conf", "-e", "stderr", "-g", "daemon off;"],
+        log=folder / "nginx.log",
+        environment={"PATH": os.environ["PATH"]},
+        folder=folder,
+    )
+
+
 class TlsProxy:
     """A proxy with a certificate of a private authority. nginx starts at the first call of a method.
 
@@ -106,13 +117,7 @@ class TlsProxy:
         """Restart nginx with a configuration. This closes the connections of clients."""
         self._stop()
         text = _CONFIGURATION.format(port=self._port, folder=self._folder, response=response)
-        (self._folder / "nginx.conf").write_text(text)
-        process = self._process = BackgroundProcess(
-            ["nginx", "-p", f"{self._folder}/", "-c", "nginx.conf", "-e", "stderr", "-g", "daemon off;"],
-            log=self._folder / "nginx.log",
-            environment={"PATH": os.environ["PATH"]},
-            folder=self._folder,
-        )
+        process = self._process = start_nginx(self._folder, text)
         eventually(self._responds, "nginx to respond", details=process.output)
 
     def _stop(self) -> None:

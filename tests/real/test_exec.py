@@ -20,7 +20,7 @@ from lifecycle.clients.headscale import dialect
 from lifecycle.clients.headscale.exec import ExecTransport
 from lifecycle.domain.errors import NotFoundError, TransientError
 from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, cluster_at, exec_transport, may_read
-from tests.process.cluster import Authority, require_mount_namespace, with_service_account
+from tests.process.cluster import Authority, require_mount_namespace, serve_to_pod, with_service_account
 from tests.real.command import events_named
 from tests.real.differences import differences
 from tests.real.pair import ServerPair
@@ -86,19 +86,10 @@ def workload(
 ) -> Iterator[Workload]:
     """A workload without URL and API key of Headscale, which runs `headscale` in the pod of the simulated cluster."""
     account = temporary_folder / "serviceaccount"
-    account.mkdir()
-    (account / "ca.crt").write_bytes(authority.certificate.read_bytes())
-    (account / "token").write_text(kubernetes.token)
-    (account / "namespace").write_text(NAMESPACE)
-    with serve(kubernetes, tls=authority.server) as url:
-        host, _, port = url.removeprefix("https://").partition(":")
+    with serve_to_pod(kubernetes, authority, account=account, namespace=NAMESPACE) as variables:
         for name in ("HEADSCALE_URL", "HEADSCALE_API_KEY"):
             del workload.environment[name]
-        workload.environment |= {
-            "HEADSCALE_NAMESPACE": HEADSCALE_NAMESPACE,
-            "KUBERNETES_SERVICE_HOST": host,
-            "KUBERNETES_SERVICE_PORT": port,
-        }
+        workload.environment |= {"HEADSCALE_NAMESPACE": HEADSCALE_NAMESPACE, **variables}
         workload.prefix = with_service_account(account)
         yield workload
 

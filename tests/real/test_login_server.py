@@ -31,8 +31,8 @@ from tests.probe import BUSYBOX
 from tests.process.cluster import Authority, with_service_account
 from tests.real.command import DnsWatch
 from tests.real.container import CONTAINER_MANIFEST, DOCUMENTS, PROGRAMS, SETTINGS, TailscaleContainer
-from tests.real.programs import CLIENTS_VARIABLE, BackgroundProcess, Release, eventually, installed_releases
-from tests.real.proxy import NGINX_START
+from tests.real.programs import CLIENTS_VARIABLE, Release, eventually, installed_releases
+from tests.real.proxy import NGINX_START, start_nginx
 from tests.real.server import HeadscaleServer
 from tests.real.tailscale_client import TailscaleClient, network_for_tailscale
 from tests.real.workload import CONFIRM_TIMEOUT_S, USER, Workload
@@ -234,14 +234,13 @@ class Pod:
 
 def start_pod(setup: Setup, cloudflare: CloudflareSimulator) -> Pod:
     """Run `cleanup`, the tailscale container and `dns-watch`, with the rendered settings."""
-    authority = Authority(setup.folder)
     (setup.folder / "root").mkdir()
     container = TailscaleContainer(
         setup.unwrapped_release,
         setup.folder / "root",
         hosts=(setup.folder / "hosts").read_text(),
         trust=(setup.folder / "trust/ca.pem").read_text(),
-        authority=(authority.certificate, authority.server),
+        authority=Authority(setup.folder),
         stack=setup.stack,
     )
     workload = setup.stack.enter_context(
@@ -301,21 +300,10 @@ def start_proxy(headscale: str, folder: Path, stack: ExitStack) -> None:
     (proxy / "tls.key").write_text(key)
     (trust / "ca.pem").write_text(certificate)
     (folder / "hosts").write_text(f"127.0.0.1 localhost\n{CLUSTER_IP} {SERVICE_NAME}\n{INGRESS_IP} {INGRESS_NAME}\n")
-    (proxy / "nginx.conf").write_text(
-        NGINX.format(
-            cluster_ip=CLUSTER_IP,
-            ingress_ip=INGRESS_IP,
-            headscale=headscale,
-            locations=published_locations(headscale),
-        )
+    configuration = NGINX.format(
+        cluster_ip=CLUSTER_IP, ingress_ip=INGRESS_IP, headscale=headscale, locations=published_locations(headscale)
     )
-    nginx = BackgroundProcess(
-        ["nginx", "-p", f"{proxy}/", "-c", "nginx.conf", "-e", "stderr", "-g", "daemon off;"],
-        log=folder / "nginx.log",
-        environment={"PATH": os.environ["PATH"]},
-        folder=proxy,
-    )
-    stack.callback(nginx.stop)
+    stack.callback(start_nginx(proxy, configuration).stop)
 
 
 @pytest.mark.takes_minutes
