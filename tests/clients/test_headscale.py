@@ -174,14 +174,6 @@ def test_response_of_another_server_is_an_error(
         client_of(server).version()
 
 
-def test_failed_detection_is_repeated(server: HeadscaleSimulator) -> None:
-    headscale = client_of(server)
-    server.faults.add(faults.html(502))
-    with pytest.raises(TransientError):
-        headscale.version()
-    assert headscale.version()
-
-
 def test_version_behind_a_proxy_is_detected_by_the_api(server: HeadscaleSimulator, clock: Clock) -> None:
     """An Ingress may route only /api/v1 to Headscale, so the path /version is not available."""
     server.faults.add(faults.html(404), path="^/(version|swagger)", times=None)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.real.programs import TIMEOUT_S, BackgroundProcess, eventually, run_program
+from tests.real.programs import TIMEOUT_S, BackgroundProcess, eventually
 
 Event = dict[str, Any]
 
@@ -42,22 +42,6 @@ def events_named(events: list[Event], name: str) -> list[Event]:
     return [event for event in events if event["event"] == name]
 
 
-def run_command(
-    *arguments: str, environment: Mapping[str, str], folder: Path, prefix: Sequence[str | Path] = ()
-) -> CompletedCommand:
-    """Run a command and wait until it has ended.
-
-    Args:
-        arguments: arguments of the command.
-        environment: all environment variables of the process.
-        folder: the working directory. It must not contain a file `.env`, from which the command would read settings.
-        prefix: the start of the command line, such as `unshare --mount`, which runs the rest of the command line.
-    """
-    command = [*prefix, sys.executable, "-m", "lifecycle", *arguments]
-    done = run_program(command, environment=environment, folder=folder)
-    return CompletedCommand(done.returncode, done.stdout, done.stderr)
-
-
 class DnsWatch(BackgroundProcess):
     """A running `dns-watch`."""
 
@@ -76,26 +60,23 @@ class DnsWatch(BackgroundProcess):
         """Return the events with this name that were logged so far."""
         return events_named(self.events, name)
 
-    def wait_for(self, name: str, *, timeout_s: float = TIMEOUT_S, **fields: object) -> Event:
-        """Wait until an event with this name and these fields has been logged, and return the latest such event."""
+    def wait_for(self, name: str, *, timeout_s: float = TIMEOUT_S, start: int = 0, **fields: object) -> Event:
+        """Wait until an event with this name and these fields has been logged, and return the latest such event.
+
+        Args:
+            start: the number of logged events that do not count.
+        """
 
         def find() -> Event | None:
             assert self.exit_status is None, self.output()
-            matching = [event for event in self.events_named(name) if fields.items() <= event.items()]
+            matching = [event for event in events_named(self.events[start:], name) if fields.items() <= event.items()]
             return matching[-1] if matching else None
 
         return eventually(find, f"{name} {fields}", details=self.output, timeout_s=timeout_s)
 
     def wait_for_next(self, name: str, *, timeout_s: float = TIMEOUT_S, **fields: object) -> Event:
         """Wait until an event with this name and these fields is logged after this call, and return the event."""
-        before = len(self.events)
-
-        def find() -> Event | None:
-            assert self.exit_status is None, self.output()
-            new = self.events[before:]
-            return next((event for event in events_named(new, name) if fields.items() <= event.items()), None)
-
-        return eventually(find, f"another {name} {fields}", details=self.output, timeout_s=timeout_s)
+        return self.wait_for(name, timeout_s=timeout_s, start=len(self.events), **fields)
 
     def terminate(self) -> int:
         """Send SIGTERM, as the kubelet does, and return the exit status."""

@@ -6,14 +6,15 @@ The DNS zone of the workload is simulated.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from tests.real.command import CompletedCommand, DnsWatch, run_command
-from tests.real.programs import Release, eventually
+from tests.real.command import CompletedCommand, DnsWatch
+from tests.real.programs import Release, eventually, run_program
 from tests.real.server import HeadscaleServer
 from tests.real.tailscale_client import TailscaleClient
 from tests.simulators.cloudflare import CloudflareSimulator
@@ -117,9 +118,9 @@ class Workload:
 
     def run(self, *arguments: str, **settings: str) -> CompletedCommand:
         """Run a command, and wait until it has ended."""
-        return run_command(
-            *arguments, environment=self._environment_with(settings), folder=self.folder, prefix=self.prefix
-        )
+        command = [*self.prefix, sys.executable, "-m", "lifecycle", *arguments]
+        done = run_program(command, environment=self.environment | settings, folder=self.folder)
+        return CompletedCommand(done.returncode, done.stdout, done.stderr)
 
     def run_cleanup(self, **settings: str) -> CompletedCommand:
         """Run `cleanup`, and check that it succeeds."""
@@ -130,7 +131,7 @@ class Workload:
     def start_dns_watch(self, **settings: str) -> DnsWatch:
         """Start `dns-watch`."""
         log = self.folder / f"watch{self._next_number()}"
-        watch = DnsWatch(environment=self._environment_with(settings), folder=self.folder, log=log, prefix=self.prefix)
+        watch = DnsWatch(environment=self.environment | settings, folder=self.folder, log=log, prefix=self.prefix)
         self._cleanup.callback(watch.stop)
         self.watches.append(watch)
         return watch
@@ -168,9 +169,6 @@ class Workload:
         path = self.folder / f"key{self._next_number()}"
         path.write_text(key)
         return path
-
-    def _environment_with(self, settings: Mapping[str, str]) -> dict[str, str]:
-        return {**self.environment, **settings}
 
     def _next_number(self) -> int:
         self._started += 1
