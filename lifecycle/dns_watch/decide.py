@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lifecycle.dns_watch.healing import count_loss, heal_loss, with_key, without_loss_count
+from lifecycle.dns_watch.healing import count_loss, heal_loss, loss_events, with_key, without_loss_count
 from lifecycle.dns_watch.records import (
     decide_records,
     desired_records,
@@ -193,10 +193,11 @@ def _decide_unregistered(
     if unregistered.loss is not None and node_ownership is not None:
         state, events = with_successor(state, unregistered.successor)
         heal = count_loss(state.heal, unregistered.loss, is_superseded=unregistered.successor is not None, now=now)
+        events = (*events, *loss_events(heal, unregistered.loss, reported=state.heal.lost, config=config))
         if isinstance(observation.key_check, FailedRead):
             failed = _after_headscale_failure(replace(state, heal=heal), observation.key_check.error, config, now)
             return replace(failed, events=events)
-        heal, loss_events, change = heal_loss(
+        heal, key_events, change = heal_loss(
             heal,
             unregistered.loss,
             state=state,
@@ -206,7 +207,7 @@ def _decide_unregistered(
             config=config,
             now=now,
         )
-        events = (*events, *loss_events)
+        events = (*events, *key_events)
         changes = (change,) if change is not None else ()
     state = replace(
         state,

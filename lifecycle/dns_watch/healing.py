@@ -56,6 +56,14 @@ def count_loss(heal: HealState, loss: Loss, *, is_superseded: bool, now: Moment)
     return heal
 
 
+def loss_events(heal: HealState, loss: Loss, *, reported: LossKind | None, config: WatchConfig) -> tuple[Event, ...]:
+    """Report a confirmed loss, unless this kind of loss was reported before."""
+    if heal.lost in (None, reported):
+        return ()
+    advice = "Restart the pod." if config.self_heal else "Restart the pod, or set SELF_HEAL=true."
+    return (error("node.lost", node_id=loss.node_id, reason=_LOSS_REASONS[heal.lost], advice=advice),)
+
+
 def is_key_check_due(heal: HealState, state: State, now: Moment) -> bool:
     """Return True if the key in the key file has to be compared with Headscale's list of keys.
 
@@ -101,7 +109,7 @@ def heal_loss(
     config: WatchConfig,
     now: Moment,
 ) -> tuple[HealState, tuple[Event, ...], WriteFreshKey | None]:
-    """Report a confirmed loss, and decide whether a fresh key is needed.
+    """Decide whether a fresh key is needed.
 
     Args:
         heal: the result of `count_loss`.
@@ -111,36 +119,31 @@ def heal_loss(
     Returns:
         What to remember, what to log, and the key to create, which is None if no key is needed or due.
     """
-    events: tuple[Event, ...] = ()
-    if heal.lost is not None and heal.lost is not state.heal.lost:
-        advice = "Restart the pod." if config.self_heal else "Restart the pod, or set SELF_HEAL=true."
-        events = (error("node.lost", node_id=loss.node_id, reason=_LOSS_REASONS[heal.lost], advice=advice),)
     if key_check is None:
-        return heal, events, None
+        return heal, (), None
     is_due = _is_renewal_due(heal, now)
     if is_due:
         heal = replace(heal, not_before_s=now.monotonic_s + add_jitter(_FIRST_PAUSE_S, now.jitter))
     if key_check.error is not None:
-        return heal, (*events, error("key_file.unwritable", error=str(key_check.error))), None
+        return heal, (error("key_file.unwritable", error=str(key_check.error)),), None
     if metadata is None or metadata.pre_auth_key_id is None:
         if config.self_heal and not heal.reported_no_metadata:
             problem = (
                 "SELF_HEAL needs the key metadata, which does not exist. Mount the volume of the key file "
                 f"({config.key_path}) in this container, too."
             )
-            events = (*events, error("key_file.unwritable", error=problem))
-            heal = replace(heal, reported_no_metadata=True)
-        return heal, events, None
+            return replace(heal, reported_no_metadata=True), (error("key_file.unwritable", error=problem),), None
+        return heal, (), None
     key = key_check.key
     is_usable = key is not None and key.is_usable(now.utc)
     if is_usable and key_check.is_in_file:
         # Tailscale has a VPN address, but has not used this key. It may be registered at another Headscale server,
         # where the key is not valid.
         may_use_other_server = loss.kind is LossKind.STRANDED and heal.key is None
-        return replace(heal, key=None if may_use_other_server else key), events, None
+        return replace(heal, key=None if may_use_other_server else key), (), None
     heal = replace(heal, key=None)
     if not is_due or not config.self_heal or (loss.kind is LossKind.STRANDED and key is None):
-        return heal, events, None
+        return heal, (), None
     # Count the attempt now, so that the interval also grows if the creation of the key fails.
     attempts = heal.attempts + 1
     pause_s = doubled(_FIRST_PAUSE_S, attempts, max_s=_MAX_PAUSE_S)
@@ -156,7 +159,7 @@ def heal_loss(
         # that is in no file.
         replaces=key if is_usable else None,
     )
-    return heal, events, change
+    return heal, (), change
 
 
 def with_key(heal: HealState, key: PreAuthKey, *, key_check: KeyCheck | None) -> HealState:

@@ -644,6 +644,11 @@ def test_a_fresh_key_is_created_only_if_the_file_has_no_usable_one(
     assert [type(change) for change in changes] == ([WriteFreshKey] if creates_key else [])
 
 
+@pytest.mark.parametrize("key_check", [USED_KEY, FailedRead(OUTAGE), KeyCheck(error=KeyFileError("malformed")), None])
+def test_a_loss_is_reported_whether_or_not_the_keys_can_be_read(key_check: KeyCheck | FailedRead | None) -> None:
+    assert "node.lost" in event_names(confirmed_loss(key_check))
+
+
 def test_without_self_heal_a_loss_is_reported_and_nothing_is_created() -> None:
     decision = confirmed_loss(USED_KEY, config=replace(CONFIG, self_heal=False))
     assert decision.changes == ()
