@@ -15,9 +15,9 @@ from lifecycle.clients.interface import interface_addresses
 from lifecycle.dns_watch.decide import decide
 from lifecycle.dns_watch.observe import Sources, watch_config
 from lifecycle.dns_watch.observe import observe as observe_watch
-from lifecycle.dns_watch.state import FailedRead, Interface, Moment, RecordState, State
+from lifecycle.dns_watch.state import Interface, Moment, RecordState, State
 from lifecycle.domain.changes import DeleteNode, DeleteRecord
-from lifecycle.domain.errors import AuthError, LifecycleError
+from lifecycle.domain.errors import ApiError, AuthError, LifecycleError
 from lifecycle.domain.model import Node, describe
 from lifecycle.domain.ownership import choose_user
 from lifecycle.domain.text import timestamp
@@ -156,8 +156,8 @@ def watch_section(settings: DnsWatchSettings, sources: Sources, interface: Inter
             _check_zone(sources, name)
         observation = observe_watch(state, sources, interface, config=config, clock=clock)
         for read in (observation.node, observation.records):
-            if isinstance(read, FailedRead):
-                raise read.error
+            if isinstance(read, ApiError):
+                raise read
     except LifecycleError as error:
         section.problems.append(str(error))
         return section

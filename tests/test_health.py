@@ -89,16 +89,14 @@ def set_status(status: Status, **changes: Any) -> None:
         changes["heal"] = replace(state.heal, lost=LossKind(changes.pop("lost")))
     if "node_id" in changes:
         changes["node"] = KnownNode(changes.pop("node_id"), None)
-    records = {
-        name: changes.pop(name) for name in ("in_sync", "reason", "addresses", "verified_at_s") if name in changes
-    }
+    records = {name: changes.pop(name) for name in ("reason", "addresses", "verified_at_s") if name in changes}
     status.restart_helps = changes.pop("restart_helps", status.restart_helps)
     status.state = replace(state, records=replace(state.records, **records), **changes)
 
 
 def set_in_sync(status: Status) -> None:
     """Report that the record was read now, and is correct."""
-    set_status(status, in_sync=True, reason="", addresses=addresses("100.64.0.1"), verified_at_s=status.monotonic())
+    set_status(status, reason="", addresses=addresses("100.64.0.1"), verified_at_s=status.monotonic())
 
 
 StartServer = Callable[..., int]
@@ -158,7 +156,7 @@ def test_readyz_fails_if_the_record_is_wrong_or_was_read_too_long_ago(clock: Clo
     assert answer.status_code == 503
     assert "too long ago" in answer.json()["reason"]
     set_in_sync(status)
-    set_status(status, in_sync=False, reason="a foreign record is in the way")
+    set_status(status, reason="a foreign record is in the way")
     answer = get(port, "/readyz")
     assert (answer.status_code, answer.json()["reason"]) == (503, "a foreign record is in the way")
 

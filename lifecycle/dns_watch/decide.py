@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lifecycle.dns_watch.healing import count_loss, heal_loss, loss_events, with_key, without_loss_count
+from lifecycle.dns_watch.healing import count_loss, loss_events, renew_key
 from lifecycle.dns_watch.records import (
     decide_records,
     desired_records,
     why_unpublishable,
     with_cloudflare_failure,
     with_failure_reason,
-    with_problem,
     with_successor,
     with_verified,
 )
@@ -33,7 +32,6 @@ from lifecycle.dns_watch.schedule import (
 from lifecycle.dns_watch.state import (
     ApplyResult,
     Decision,
-    FailedRead,
     Failure,
     HealState,
     KnownNode,
@@ -58,8 +56,8 @@ _DAY_S = 86_400.0
 def decide(state: State, observation: Observation, *, config: WatchConfig, now: Moment) -> Decision:
     """Decide what to change and when to poll again."""
     state = with_load(with_interface(state, observation.interface, now), observation, now)
-    if isinstance(observation.node, FailedRead):
-        return _after_headscale_failure(state, observation.node.error, config, now)
+    if isinstance(observation.node, ApiError):
+        return _after_headscale_failure(state, observation.node, config, now)
     state, events = _with_identity(state, observation, config)
     state, expiring = _with_api_key_expiry(state, observation, now)
     if isinstance(observation.node, Node):
@@ -85,8 +83,7 @@ def conclude(
     if applied.key_error is not None:
         events = (error("key_file.unwritable", error=str(applied.key_error)),)
     if applied.key is not None:
-        key_check = observation.key_check if not isinstance(observation.key_check, FailedRead) else None
-        state = replace(state, heal=with_key(state.heal, applied.key, key_check=key_check), failures=0)
+        state = replace(state, heal=replace(state.heal, key=applied.key), failures=0)
     if applied.records_error is not None:
         state, failure = with_cloudflare_failure(state, applied.records_error, config, now)
         failures = (failure,)
@@ -123,7 +120,7 @@ def _after_headscale_failure(state: State, failure: ApiError, config: WatchConfi
         failures=failures,
         # If `idle_polls` were reset, pods would poll an overloaded server more often.
         idle_polls=state.idle_polls if is_overloaded(failure) else 0,
-        heal=without_loss_count(state.heal),
+        heal=replace(state.heal, loss_count=None),
         records=with_failure_reason(state.records, failure),
     )
     return Decision(state, wait_s=wait_s, failures=(Failure(failure, failures, wait_s),))
@@ -158,8 +155,8 @@ def _with_api_key_expiry(state: State, observation: Observation, now: Moment) ->
     events: tuple[Event, ...] = ()
     if observation.api_key is not None:
         wait_s = _HOUR_S
-        if isinstance(observation.api_key, FailedRead):
-            events = (debug("api_key.unreadable", error=str(observation.api_key.error)),)
+        if isinstance(observation.api_key, ApiError):
+            events = (debug("api_key.unreadable", error=str(observation.api_key)),)
         else:
             state = replace(state, api_key_expires_at=observation.api_key.expires_at)
             # If the API key expires soon, an operator may replace it. Then the warnings should end within an hour.
@@ -184,31 +181,33 @@ def _decide_unregistered(
         is_registered=False,
         idle_polls=0,
         node_expires_at=None,
-        records=with_problem(replace(state.records, compared_specs=None), unregistered.reason),
+        records=replace(state.records, compared_specs=None, reason=unregistered.reason),
     )
     events: tuple[Event, ...] = ()
     changes: tuple[Change, ...] = ()
-    heal = without_loss_count(state.heal)
-    node_ownership = state.node_ownership
-    if unregistered.loss is not None and node_ownership is not None:
-        state, events = with_successor(state, unregistered.successor)
-        heal = count_loss(state.heal, unregistered.loss, is_superseded=unregistered.successor is not None, now=now)
-        events = (*events, *loss_events(heal, unregistered.loss, reported=state.heal.lost, config=config))
-        if isinstance(observation.key_check, FailedRead):
-            failed = _after_headscale_failure(replace(state, heal=heal), observation.key_check.error, config, now)
+    heal = replace(state.heal, loss_count=None)
+    loss, key_check = unregistered.loss, observation.key_check
+    if loss is not None and state.node_ownership is not None:
+        user = state.node_ownership.user
+        state, events = with_successor(state, loss.successor)
+        heal = count_loss(state.heal, loss, now)
+        events = (*events, *loss_events(heal, loss, reported=state.heal.lost, config=config))
+        if isinstance(key_check, ApiError):
+            failed = _after_headscale_failure(replace(state, heal=heal), key_check, config, now)
             return replace(failed, events=events)
-        heal, key_events, change = heal_loss(
-            heal,
-            unregistered.loss,
-            state=state,
-            user=node_ownership.user,
-            metadata=observation.metadata,
-            key_check=observation.key_check,
-            config=config,
-            now=now,
-        )
-        events = (*events, *key_events)
-        changes = (change,) if change is not None else ()
+        if key_check is not None:
+            heal, problem, change = renew_key(
+                heal,
+                loss,
+                key_check,
+                state=state,
+                user=user,
+                metadata=observation.metadata,
+                config=config,
+                now=now,
+            )
+            events = (*events, error("key_file.unwritable", error=problem)) if problem else events
+            changes = (change,) if change is not None else ()
     state = replace(
         state,
         heal=heal,
@@ -261,7 +260,7 @@ def _decide_registered(
     if not specs:
         reason = why_unpublishable(node, config)
         events.append(error("address.unpublishable", node_id=node.id, addresses=addresses, reason=reason))
-        decision = Decision(replace(state, records=with_problem(replace(state.records, compared_specs=None), reason)))
+        decision = Decision(replace(state, records=replace(state.records, compared_specs=None, reason=reason)))
     else:
         decision = decide_records(state, node, specs, observation, config, now)
     changes, events = (*changes, *decision.changes), [*events, *decision.events]

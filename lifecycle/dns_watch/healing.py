@@ -11,7 +11,7 @@ from lifecycle.dns_watch.state import HealState, KeyCheck, Loss, LossCount, Loss
 from lifecycle.domain.backoff import add_jitter, doubled
 from lifecycle.domain.changes import WriteFreshKey
 from lifecycle.domain.events import Event, error
-from lifecycle.domain.model import KeyMetadata, PreAuthKey, User
+from lifecycle.domain.model import KeyMetadata, User
 
 # A loss is confirmed after this many observations over this many seconds. While Headscale restarts, or if its list is
 # incomplete, a node can seem to be gone for a few seconds.
@@ -34,19 +34,14 @@ _LOSS_REASONS = {
 }
 
 
-def without_loss_count(heal: HealState) -> HealState:
-    """Reset the count of consecutive observations of a loss, because the last lookup did not show the loss."""
-    return replace(heal, loss_count=None)
-
-
-def count_loss(heal: HealState, loss: Loss, *, is_superseded: bool, now: Moment) -> HealState:
+def count_loss(heal: HealState, loss: Loss, now: Moment) -> HealState:
     """Count an observation of a loss, and confirm the loss after enough observations over enough time."""
-    evidence = (loss.kind, is_superseded, loss.is_list_empty)
     count = heal.loss_count
-    if count is None or (count.kind, count.is_superseded, count.is_list_empty) != evidence:
-        count = LossCount(*evidence, observations=0, since_s=now.monotonic_s)
-    heal = replace(heal, loss_count=replace(count, observations=count.observations + 1))
+    if count is None or count.loss.evidence != loss.evidence:
+        count = LossCount(loss, observations=0, since_s=now.monotonic_s)
+    heal = replace(heal, loss_count=replace(count, loss=loss, observations=count.observations + 1))
     confirmed = _is_confirmed(heal, now)
+    is_superseded = loss.successor is not None
     # A later pod supersedes this pod immediately. If the later pod is gone, that counts only after it was confirmed, as
     # with a loss.
     if is_superseded or confirmed:
@@ -64,86 +59,74 @@ def loss_events(heal: HealState, loss: Loss, *, reported: LossKind | None, confi
     return (error("node.lost", node_id=loss.node_id, reason=_LOSS_REASONS[heal.lost], advice=advice),)
 
 
-def is_key_check_due(heal: HealState, state: State, now: Moment) -> bool:
+def is_key_check_due(state: State, now: Moment) -> bool:
     """Return True if the key in the key file has to be compared with Headscale's list of keys.
 
     While a restart helps, the key is checked in each pass, because a restart no longer helps once a node has used
     the key.
     """
-    if heal.loss_count is None or heal.loss_count.is_superseded:
+    count = state.heal.loss_count
+    if count is None or count.loss.successor is not None:
         return False
-    return _is_renewal_due(heal, now) or restart_helps(heal, state, now)
+    return _is_renewal_due(state.heal, now) or fresh_key_id(state, now) is not None
 
 
-def restart_helps(heal: HealState, state: State, now: Moment) -> bool:
-    """Return True if a restart of the tailscale container brings the node back.
+def fresh_key_id(state: State, now: Moment) -> str | None:
+    """Return the id of the fresh key with which a restart of tailscale brings the node back; None if it does not help.
 
     The loss has to be confirmed and current, no later pod may have the name, and a fresh key has to be in the key file.
     If the VPN interface changed within the last minute, a restart may be in progress, and another one does not help. A
     restart never helps after LossKind.STRANDED: the node's id is unknown, so Headscale cannot confirm that it is gone.
     """
-    return (
-        heal.loss_count is not None
-        and heal.lost in (LossKind.GONE, LossKind.EXPIRED)
-        and not heal.is_superseded
-        and heal.key is not None
-        and heal.key.is_usable(now.utc)
-        and now.monotonic_s - state.interface_changed_s >= CONFIRMING_S
-    )
+    heal = state.heal
+    if heal.loss_count is None or heal.lost not in (LossKind.GONE, LossKind.EXPIRED) or heal.is_superseded:
+        return None
+    if heal.key is None or not heal.key.is_usable(now.utc):
+        return None
+    return heal.key.id if now.monotonic_s - state.interface_changed_s >= CONFIRMING_S else None
 
 
-def fresh_key_id(state: State, now: Moment) -> str | None:
-    """Return the id of the fresh key with which a restart helps; None if a restart does not help."""
-    key = state.heal.key
-    return key.id if key is not None and restart_helps(state.heal, state, now) else None
-
-
-def heal_loss(
+def renew_key(
     heal: HealState,
     loss: Loss,
+    key_check: KeyCheck,
     *,
     state: State,
     user: User,
     metadata: KeyMetadata | None,
-    key_check: KeyCheck | None,
     config: WatchConfig,
     now: Moment,
-) -> tuple[HealState, tuple[Event, ...], WriteFreshKey | None]:
+) -> tuple[HealState, str | None, WriteFreshKey | None]:
     """Decide whether a fresh key is needed.
 
     Args:
         heal: the result of `count_loss`.
         state: what was remembered before this pass.
-        key_check: the result of comparing the key in the key file with Headscale's list; None if no check was due.
 
     Returns:
-        What to remember, what to log, and the key to create, which is None if no key is needed or due.
+        What to remember, the problem that prevents the creation of a key, and the key to create.
     """
-    if key_check is None:
-        return heal, (), None
     is_due = _is_renewal_due(heal, now)
     if is_due:
         heal = replace(heal, not_before_s=now.monotonic_s + add_jitter(_FIRST_PAUSE_S, now.jitter))
     if key_check.error is not None:
-        return heal, (error("key_file.unwritable", error=str(key_check.error)),), None
+        return heal, str(key_check.error), None
     if metadata is None or metadata.pre_auth_key_id is None:
-        if config.self_heal and not heal.reported_no_metadata:
-            problem = (
-                "SELF_HEAL needs the key metadata, which does not exist. Mount the volume of the key file "
-                f"({config.key_path}) in this container, too."
-            )
-            return replace(heal, reported_no_metadata=True), (error("key_file.unwritable", error=problem),), None
-        return heal, (), None
+        if not config.self_heal or heal.reported_no_metadata:
+            return heal, None, None
+        problem = (
+            "SELF_HEAL needs the key metadata, which does not exist. Mount the volume of the key file "
+            f"({config.key_path}) in this container, too."
+        )
+        return replace(heal, reported_no_metadata=True), problem, None
     key = key_check.key
     is_usable = key is not None and key.is_usable(now.utc)
-    if is_usable and key_check.is_in_file:
-        # Tailscale has a VPN address, but has not used this key. It may be registered at another Headscale server,
-        # where the key is not valid.
-        may_use_other_server = loss.kind is LossKind.STRANDED and heal.key is None
-        return replace(heal, key=None if may_use_other_server else key), (), None
-    heal = replace(heal, key=None)
-    if not is_due or not config.self_heal or (loss.kind is LossKind.STRANDED and key is None):
-        return heal, (), None
+    heal = replace(heal, key=key if is_usable and key_check.is_in_file else None)
+    # If a stranded pod has not used its key, tailscale may be registered at another Headscale server, where a key of
+    # this server is not valid.
+    is_elsewhere = loss.kind is LossKind.STRANDED and key is None
+    if heal.key is not None or not is_due or not config.self_heal or is_elsewhere:
+        return heal, None, None
     # Count the attempt now, so that the interval also grows if the creation of the key fails.
     attempts = heal.attempts + 1
     pause_s = doubled(_FIRST_PAUSE_S, attempts, max_s=_MAX_PAUSE_S)
@@ -159,22 +142,14 @@ def heal_loss(
         # that is in no file.
         replaces=key if is_usable else None,
     )
-    return heal, (), change
-
-
-def with_key(heal: HealState, key: PreAuthKey, *, key_check: KeyCheck | None) -> HealState:
-    """Remember the key that was created, if the node can register again with it."""
-    was_registered = heal.lost is not LossKind.STRANDED or (
-        key_check is not None and key_check.key is not None and key_check.key.used
-    )
-    return replace(heal, key=key if was_registered else None)
+    return heal, None, change
 
 
 def _is_confirmed(heal: HealState, now: Moment) -> bool:
     count = heal.loss_count
     if count is None or count.observations < CONFIRMING_OBSERVATIONS:
         return False
-    return now.monotonic_s - count.since_s >= (EMPTY_LIST_CONFIRMING_S if count.is_list_empty else CONFIRMING_S)
+    return now.monotonic_s - count.since_s >= (EMPTY_LIST_CONFIRMING_S if count.loss.is_list_empty else CONFIRMING_S)
 
 
 def _is_renewal_due(heal: HealState, now: Moment) -> bool:

@@ -18,10 +18,8 @@ from lifecycle.dns_watch.schedule import SLOWEST_POLL_S, poll_interval_s
 from lifecycle.dns_watch.state import (
     ApplyResult,
     Decision,
-    FailedRead,
     Interface,
     Moment,
-    Observation,
     RecordsRead,
     State,
 )
@@ -97,7 +95,10 @@ class DnsWatch:
         self.status.pass_began()
         config = self._config
         observation = observe(self.state, self._writers, self._interface(), config=config, clock=self._moment)
-        self._count_successes(observation)
+        if not isinstance(observation.node, ApiError):
+            self.status.succeeded("Headscale")
+        if isinstance(observation.records, RecordsRead):
+            self.status.succeeded("Cloudflare")
         decision = decide(self.state, observation, config=config, now=self._moment())
         self._report(decision)
         applied = self._apply(decision.changes)
@@ -174,12 +175,6 @@ class DnsWatch:
             except ApiError as error:
                 return failure or error
         return failure
-
-    def _count_successes(self, observation: Observation) -> None:
-        if not isinstance(observation.node, FailedRead):
-            self.status.succeeded("Headscale")
-        if isinstance(observation.records, RecordsRead):
-            self.status.succeeded("Cloudflare")
 
     def _report(self, decision: Decision) -> None:
         """Log and count what was decided."""

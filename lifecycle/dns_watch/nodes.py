@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from lifecycle.dns_watch.state import Interface, KnownNode, Loss, LossKind, Unidentified
+from lifecycle.dns_watch.state import Interface, KnownNode, Loss, LossKind, Unregistered
 from lifecycle.domain.model import IpAddress, KeyMetadata, Node, describe
 from lifecycle.domain.ownership import NodeOwnership
 
@@ -37,6 +37,11 @@ class Hints:
             return None
         return KnownNode(self.metadata.kept_node_id, self.metadata.kept_machine_key)
 
+    @property
+    def own(self) -> KnownNode | None:
+        """This pod's node when it was last found, or else the node that the key metadata names; None = unknown."""
+        return self.known or self.named_node
+
     def metadata_identifies(self, node: Node) -> bool:
         """Return True if this pod's key metadata names the node, or names the key that the node registered with."""
         return (self.named_node is not None and self.named_node.is_same(node)) or self.used_our_key(node)
@@ -49,7 +54,7 @@ class Hints:
 
 def choose_node(
     nodes: Iterable[Node], *, node_ownership: NodeOwnership, hints: Hints, now: datetime
-) -> Node | Unidentified:
+) -> Node | Unregistered:
     """Find this pod's node by its VPN address.
 
     If the pod has no VPN interface, find the node by the key metadata. If the metadata names neither a node nor a
@@ -62,7 +67,7 @@ def choose_node(
     if hints.named_node is not None or (hints.metadata is not None and hints.metadata.pre_auth_key_id is not None):
         return _by_metadata(ours, hints)
     if not hints.has_waited:
-        return Unidentified("the VPN interface has not appeared yet")
+        return Unregistered("the VPN interface has not appeared yet")
     return _only_node_online(ours, hints.known)
 
 
@@ -72,22 +77,20 @@ def find_loss(
     node_ownership: NodeOwnership,
     hints: Hints,
     now: datetime,
-    own: KnownNode | None,
     is_gone: bool,
     is_superseded: bool = False,
 ) -> Loss | None:
     """Return the loss because of which `choose_node` found no node; None if the node may not be lost.
 
     Args:
-        own: this pod's node when it was last found, or else the node that the key metadata names; None = unknown.
-        is_gone: Headscale itself reports that this node does not exist, or another machine has its id.
+        is_gone: Headscale itself reports that the node `hints.own` does not exist, or another machine has its id.
         is_superseded: a later pod of this workload had the name when nodes were last listed.
     """
     # An empty list can be wrong, so it counts only if Headscale also reports that this pod's node does not exist. If a
     # later pod had the name, an empty list never counts, because Headscale was not asked about the later pod's node.
     if not nodes and (not is_gone or is_superseded):
         return None
-    interface = set(hints.interface or ())
+    own, interface = hints.own, set(hints.interface or ())
     ours = [node for node in nodes if node_ownership.is_owned(node)]
     for node in ours:
         is_known = own is not None and own.is_same(node)
@@ -116,41 +119,41 @@ def successors(nodes: Iterable[Node], *, node_id: str, node_ownership: NodeOwner
     ]
 
 
-def _by_interface(ordered: Sequence[Node], ours: Sequence[Node], interface: Sequence[IpAddress]) -> Node | Unidentified:
+def _by_interface(ordered: Sequence[Node], ours: Sequence[Node], interface: Sequence[IpAddress]) -> Node | Unregistered:
     if not interface:
-        return Unidentified("the VPN interface has no address inside VPN_PREFIXES yet")
+        return Unregistered("the VPN interface has no address inside VPN_PREFIXES yet")
     match [node for node in ours if set(node.addresses) & set(interface)]:
         case [node]:
             return node
         case [_, *_] as several:
             ids = ", ".join(node.id for node in several)
-            return Unidentified(f"several nodes of this workload have one of this pod's VPN addresses ({ids})")
+            return Unregistered(f"several nodes of this workload have one of this pod's VPN addresses ({ids})")
     for node in ordered:
         if set(node.addresses) & set(interface):
-            return Unidentified(
+            return Unregistered(
                 f"this pod's VPN address belongs to node {node.id} ({describe(node)}), which is expired or not ours. "
                 "Check that TS_HOSTNAME is the same here and in the tailscale container, and that HEADSCALE_USER is "
                 "the node's user"
             )
-    return Unidentified("Headscale has no node with this pod's VPN address yet")
+    return Unregistered("Headscale has no node with this pod's VPN address yet")
 
 
-def _only_node_online(ours: Sequence[Node], known: KnownNode | None) -> Node | Unidentified:
+def _only_node_online(ours: Sequence[Node], known: KnownNode | None) -> Node | Unregistered:
     match [node for node in ours if node.online]:
         case [node]:
             if known is None or known.is_same(node) or node.sequence < int(known.id):
                 return node
-            return Unidentified(f"this pod's node was {known.id}, and the later node {node.id} may be another pod's")
+            return Unregistered(f"this pod's node was {known.id}, and the later node {node.id} may be another pod's")
         case []:
-            return Unidentified("no node of this workload is online")
+            return Unregistered("no node of this workload is online")
         case online:
             ids = ", ".join(node.id for node in online)
-            return Unidentified(
+            return Unregistered(
                 f"several nodes of this workload are online ({ids}), and nothing shows which is this pod's"
             )
 
 
-def _by_metadata(ours: Sequence[Node], hints: Hints) -> Node | Unidentified:
+def _by_metadata(ours: Sequence[Node], hints: Hints) -> Node | Unregistered:
     # A node that used this pod's key takes precedence over the named node, which may be lost by now.
     with_key = [node for node in ours if hints.used_our_key(node)]
     known = hints.named_node
@@ -159,6 +162,6 @@ def _by_metadata(ours: Sequence[Node], hints: Hints) -> Node | Unidentified:
         case [node]:
             return node
         case []:
-            return Unidentified("no node has registered with this pod's pre-auth key yet")
+            return Unregistered("no node has registered with this pod's pre-auth key yet")
     ids = ", ".join(node.id for node in with_key)
-    return Unidentified(f"several nodes registered with this pod's pre-auth key ({ids})")
+    return Unregistered(f"several nodes registered with this pod's pre-auth key ({ids})")

@@ -16,15 +16,13 @@ from lifecycle.clients.headscale.errors import UPSTREAM
 from lifecycle.clients.headscale.reader import HeadscaleReader
 from lifecycle.dns_watch.healing import count_loss, is_key_check_due
 from lifecycle.dns_watch.nodes import Hints, choose_node, find_loss, successors
-from lifecycle.dns_watch.records import desired_records, is_out_of_sync, needs_successor_check
+from lifecycle.dns_watch.records import RecordPlan, desired_records, needs_successor_check, plan_name
 from lifecycle.dns_watch.schedule import interface_wait_is_over, records_are_due, with_interface
 from lifecycle.dns_watch.state import (
     ApiKeyRead,
-    FailedRead,
     Interface,
     KeyCheck,
     KnownNode,
-    LossKind,
     Moment,
     Observation,
     RecordsRead,
@@ -80,7 +78,7 @@ def watch_config(settings: DnsWatchSettings) -> WatchConfig:
 def observe(
     state: State, sources: Sources, interface: Interface, *, config: WatchConfig, clock: Callable[[], Moment]
 ) -> Observation:
-    """Read everything that is due. A failed read is returned as `FailedRead`, and never as an empty result.
+    """Read everything that is due. A failed read is returned as its error, and never as an empty result.
 
     Args:
         state: what was remembered after the last pass. It determines what is due.
@@ -90,10 +88,10 @@ def observe(
     try:
         observation = _look_up(state, sources, config=config, clock=clock)
     except ApiError as error:
-        return Observation(interface, FailedRead(error))
-    if isinstance(observation.node, FailedRead):
+        return Observation(interface, error)
+    node, now = observation.node, clock()
+    if isinstance(node, ApiError):
         return observation
-    now = clock()
     if state.is_registered:
         # The version and the expiry of the API key are only reported. Reading them before the node is registered would
         # delay the record.
@@ -101,15 +99,15 @@ def observe(
             observation = replace(observation, version=sources.headscale.version())
         if now.monotonic_s >= state.api_keys_due_s:
             observation = replace(observation, api_key=_read_api_key(sources.headscale))
-    node_ownership, node = observation.node_ownership or state.node_ownership, observation.node
+    node_ownership = observation.node_ownership or state.node_ownership
     if node_ownership is None:
         return observation
     if isinstance(node, Node):
         records = _read_records(state, node, sources, node_ownership=node_ownership, config=config, now=now)
         return replace(observation, records=records)
-    if isinstance(node, Unregistered) and node.loss is not None:
-        heal = count_loss(state.heal, node.loss, is_superseded=node.successor is not None, now=now)
-        if is_key_check_due(heal, state, now):
+    if node.loss is not None:
+        state = replace(state, heal=count_loss(state.heal, node.loss, now))
+        if is_key_check_due(state, now):
             metadata, key_check = _check_key(sources, node_ownership.user)
             return replace(observation, metadata=metadata, key_check=key_check)
     return observation
@@ -118,46 +116,34 @@ def observe(
 def _look_up(state: State, sources: Sources, *, config: WatchConfig, clock: Callable[[], Moment]) -> Observation:
     """Find this pod's node by its id. If that is not possible, search the list of all nodes, which is expensive.
 
+    Once a day all nodes are listed instead, to count them.
+
     Raises:
         ApiError: Headscale could not be read.
     """
-    is_gone = False
-    if state.node is not None and state.node_ownership is not None:
-        observation, is_gone = _look_up_known(state, state.node, sources.headscale, clock)
-        if observation is not None:
-            return observation
-    return _look_up_in_list(state, sources, config=config, clock=clock, is_gone=is_gone)
-
-
-def _look_up_known(
-    state: State, known: KnownNode, headscale: HeadscaleReader, clock: Callable[[], Moment]
-) -> tuple[Observation | None, bool]:
-    """Read the known node by its id. Once a day all nodes are listed instead, to count them.
-
-    Returns:
-        The observation, or None if the node does not belong to this pod any more; and True if Headscale has proved that
-        the node is gone.
-    """
-    interface, started_s = state.interface, clock().monotonic_s
-    node, is_gone, fleet_size = None, False, None
+    known = state.node
+    if known is None or state.node_ownership is None:
+        return _look_up_in_list(state, sources, config=config, clock=clock)
+    headscale, started_s = sources.headscale, clock().monotonic_s
+    node, fleet_size = None, None
     if started_s >= state.fleet_count_due_s:
         try:
             nodes = headscale.nodes()
         except ApiError as error:
             # The next pass reads the node by its id, because the server may be too slow to list all nodes.
-            return Observation(interface, FailedRead(error), fleet_size=FailedRead(error)), False
+            return Observation(state.interface, error, fleet_size=error)
         fleet_size = _fleet_size(nodes)
         node = next((node for node in nodes if known.is_same(node)), None)
     if node is None:
-        node, is_gone = _read_known(headscale, known)
-    if node is None or not _is_still_ours(node, state, clock()):
-        return None, is_gone
+        node = _read_known(headscale, known)
+    if node is None or not _is_still_ours(node, state.node_ownership, state.interface, clock()):
+        return _look_up_in_list(state, sources, config=config, clock=clock, is_gone=node is None)
     response_s = clock().monotonic_s - started_s if fleet_size is None else None
-    return Observation(interface, node, response_s=response_s, fleet_size=fleet_size), False
+    return Observation(state.interface, node, response_s=response_s, fleet_size=fleet_size)
 
 
 def _look_up_in_list(
-    state: State, sources: Sources, *, config: WatchConfig, clock: Callable[[], Moment], is_gone: bool
+    state: State, sources: Sources, *, config: WatchConfig, clock: Callable[[], Moment], is_gone: bool = False
 ) -> Observation:
     """Find this pod's node in the list of all nodes, or the reason why it is missing.
 
@@ -179,46 +165,43 @@ def _look_up_in_list(
     choice = choose_node(nodes, node_ownership=node_ownership, hints=hints, now=now.utc)
     if isinstance(choice, Node):
         return Observation(interface, choice, node_ownership, metadata, fleet_size=_fleet_size(nodes))
-    own = state.node or hints.named_node
+    own = hints.named_node
     if state.node is None and own is not None and not any(own.is_same(node) for node in nodes):
         # The list alone does not prove that the node is gone.
-        _, is_gone = _read_known(headscale, own)
+        is_gone = _read_known(headscale, own) is None
     loss = find_loss(
         nodes,
         node_ownership=node_ownership,
         hints=hints,
         now=now.utc,
-        own=own,
         is_gone=is_gone,
         is_superseded=state.superseded_by is not None,
     )
-    successor = None
-    if loss is not None and loss.node_id is not None and loss.kind in (LossKind.GONE, LossKind.EXPIRED):
+    if loss is not None and loss.node_id is not None:
         # A node that registered with this pod's own key does not belong to a later pod, even if this pod's interface
         # does not have the node's address yet.
         later = successors(nodes, node_id=loss.node_id, node_ownership=node_ownership, now=now.utc)
         successor = next((node for node in reversed(later) if not hints.metadata_identifies(node)), None)
-    return Observation(interface, Unregistered(choice.reason, loss, successor), node_ownership, metadata)
+        loss = replace(loss, successor=successor)
+    return Observation(interface, replace(choice, loss=loss), node_ownership, metadata)
 
 
-def _read_known(headscale: HeadscaleReader, known: KnownNode) -> tuple[Node | None, bool]:
-    """Read a node by its id.
+def _read_known(headscale: HeadscaleReader, known: KnownNode) -> Node | None:
+    """Read a node by its id; None if the node is gone.
 
-    Returns:
-        The node, or None if the known node is gone; and True if it is gone. The known node is gone if Headscale reports
-        that it does not exist, or has assigned its id to another machine after a restore of Headscale's database.
+    The node is gone if Headscale reports that it does not exist, or has assigned its id to another machine after a
+    restore of Headscale's database.
     """
     try:
         node = headscale.node(known.id)
     except NotFoundError:
-        return None, True
-    return (node, False) if known.is_same(node) else (None, True)
+        return None
+    return node if known.is_same(node) else None
 
 
-def _is_still_ours(node: Node, state: State, now: Moment) -> bool:
-    has_other_address = bool(state.interface) and not set(node.addresses) & set(state.interface or ())
-    is_owned = state.node_ownership is not None and state.node_ownership.is_owned(node)
-    return is_owned and not has_other_address and not node.is_expired(now.utc)
+def _is_still_ours(node: Node, node_ownership: NodeOwnership, interface: Interface, now: Moment) -> bool:
+    has_other_address = bool(interface) and not set(node.addresses) & set(interface or ())
+    return node_ownership.is_owned(node) and not has_other_address and not node.is_expired(now.utc)
 
 
 def _read_metadata(key_file: KeyFileReader, *, is_needed: bool) -> KeyMetadata | None:
@@ -231,7 +214,7 @@ def _read_metadata(key_file: KeyFileReader, *, is_needed: bool) -> KeyMetadata |
         return None
 
 
-def _check_key(sources: Sources, user: User) -> tuple[KeyMetadata | None, KeyCheck | FailedRead]:
+def _check_key(sources: Sources, user: User) -> tuple[KeyMetadata | None, KeyCheck | ApiError]:
     """Compare the key in the key file with Headscale's list of keys."""
     try:
         metadata = sources.key_file.read_metadata()
@@ -243,12 +226,12 @@ def _check_key(sources: Sources, user: User) -> tuple[KeyMetadata | None, KeyChe
     except KeyFileError as error:
         return None, KeyCheck(error=error)
     except ApiError as error:
-        return None, FailedRead(error)
+        return None, error
 
 
 def _read_records(
     state: State, node: Node, sources: Sources, *, node_ownership: NodeOwnership, config: WatchConfig, now: Moment
-) -> RecordsRead | FailedRead | None:
+) -> RecordsRead | ApiError | None:
     """Read the records at our names if a read is due, and the successors if one of them may have written a record."""
     specs = desired_records(node, state.interface, config)
     if not specs or not records_are_due(state, node, specs, now):
@@ -262,11 +245,11 @@ def _read_records(
             with suppress(AuthError):
                 apex = sources.cloudflare.zone_name()
         later: list[Node] = []
-        if needs_successor_check(records, record_ownerships=config.record_ownerships, node=node):
+        if needs_successor_check(records, node, config):
             later = _read_successors(sources.headscale, node, node_ownership, now)
         return RecordsRead(records, apex, tuple(later))
     except ApiError as error:
-        return FailedRead(error)
+        return error
 
 
 def _read_names(
@@ -285,7 +268,8 @@ def _read_names(
     if config.further_ownerships and all(record.name != main.name for record in records):
         records = [*records, *cloudflare.records(main.name)]
     for further in config.further_ownerships:
-        if is_out_of_sync(records, node, specs, record_ownership=further, config=config):
+        plan = plan_name(records, node, specs, record_ownership=further, config=config)
+        if plan != RecordPlan():
             others = [record for record in records if record.name != further.name]
             records = [*others, *cloudflare.records(further.name)]
     return tuple(records)
@@ -299,11 +283,11 @@ def _read_successors(headscale: HeadscaleReader, node: Node, node_ownership: Nod
     return successors(nodes, node_id=node.id, node_ownership=node_ownership, now=now.utc)
 
 
-def _read_api_key(headscale: HeadscaleReader) -> ApiKeyRead | FailedRead:
+def _read_api_key(headscale: HeadscaleReader) -> ApiKeyRead | ApiError:
     try:
         return ApiKeyRead(headscale.api_key_expires_at())
     except ApiError as error:
-        return FailedRead(error)
+        return error
 
 
 def _fleet_size(nodes: Iterable[Node]) -> int:

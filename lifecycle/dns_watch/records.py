@@ -14,7 +14,6 @@ from datetime import timedelta
 from lifecycle.dns_watch.schedule import is_outdated
 from lifecycle.dns_watch.state import (
     Decision,
-    FailedRead,
     Failure,
     Interface,
     Moment,
@@ -84,50 +83,34 @@ def why_unpublishable(node: Node, config: WatchConfig) -> str:
 
 
 def published_successor(
-    records: Iterable[Record], successors: Sequence[Node], *, record_ownerships: Sequence[RecordOwnership], node: Node
+    records: Iterable[Record], successors: Sequence[Node], node: Node, config: WatchConfig
 ) -> Node | None:
     """Return the online successor whose address is already in a marked record.
 
     Args:
         records: all records at our names.
-        record_ownerships: criteria for owning a record at each name.
         node: this pod's node. If it is offline, an offline successor counts too, because all nodes are offline after a
             restart of Headscale.
     """
-    marked = _marked_addresses(records, record_ownerships)
+    marked = _marked_addresses(records, config)
     for successor in successors:
         if (successor.online or not node.online) and marked & set(successor.addresses):
             return successor
     return None
 
 
-def needs_successor_check(
-    records: Iterable[Record], *, record_ownerships: Sequence[RecordOwnership], node: Node
-) -> bool:
+def needs_successor_check(records: Iterable[Record], node: Node, config: WatchConfig) -> bool:
     """Return True if a marked record has an address of another node, because a successor may have written it."""
-    return not _marked_addresses(records, record_ownerships) <= set(node.addresses)
+    return not _marked_addresses(records, config) <= set(node.addresses)
 
 
-def _marked_addresses(records: Iterable[Record], record_ownerships: Sequence[RecordOwnership]) -> set[IpAddress]:
+def _marked_addresses(records: Iterable[Record], config: WatchConfig) -> set[IpAddress]:
     return {
         record.address
         for record in records
         if record.address is not None
-        and any(record_ownership.is_marked(record) for record_ownership in record_ownerships)
+        and any(record_ownership.is_marked(record) for record_ownership in config.record_ownerships)
     }
-
-
-def is_out_of_sync(
-    records: Iterable[Record],
-    node: Node,
-    specs: Sequence[RecordSpec],
-    *,
-    record_ownership: RecordOwnership,
-    config: WatchConfig,
-) -> bool:
-    """Return True if our records at a further name are not the desired ones."""
-    plan = plan_name(records, node, specs, record_ownership=record_ownership, config=config, apex=None)
-    return plan != RecordPlan()
 
 
 def plan_names(read: RecordsRead, node: Node, specs: Sequence[RecordSpec], config: WatchConfig) -> RecordPlan:
@@ -155,7 +138,7 @@ def plan_name(
     *,
     record_ownership: RecordOwnership,
     config: WatchConfig,
-    apex: str | None,
+    apex: str | None = None,
 ) -> RecordPlan:
     """Compare the records at one name with the desired ones.
 
@@ -218,22 +201,20 @@ def decide_records(
     """
     addresses = _main_addresses(specs, config)
     if is_outdated(state.records, specs, now) and state.records.in_sync and addresses != state.records.addresses:
-        stale = with_problem(state.records, "the record has not been updated since the address changed")
-        state = replace(state, records=stale)
+        reason = "the record has not been updated since the address changed"
+        state = replace(state, records=replace(state.records, reason=reason))
     read = observation.records
-    if isinstance(read, FailedRead):
-        state, failure = with_cloudflare_failure(state, read.error, config, now)
+    if isinstance(read, ApiError):
+        state, failure = with_cloudflare_failure(state, read, config, now)
         return Decision(state, failures=(failure,))
     if read is None:
         return Decision(state)
-    successor = published_successor(
-        read.records, read.successors, record_ownerships=config.record_ownerships, node=node
-    )
+    successor = published_successor(read.records, read.successors, node, config)
     state, events = with_successor(state, successor)
     if successor is not None:
-        after_read = _with_read(state.records, specs, config.verify_interval, now)
-        state = replace(state, records=with_problem(after_read, f"node {successor.id} of a later pod has the name"))
-        return Decision(state, events=events)
+        records = _with_read(state.records, specs, config.verify_interval, now)
+        records = replace(records, reason=f"node {successor.id} of a later pod has the name")
+        return Decision(replace(state, records=records), events=events)
     plan = plan_names(read, node, specs, config)
     for record in plan.in_the_way:
         foreign = error(
@@ -249,8 +230,8 @@ def decide_records(
         verified = with_verified(state.records, specs, config, now, in_the_way=plan.in_the_way)
         return Decision(replace(state, records=verified), events=events)
     # Clear `compared_specs`, so that the records are read again unless `conclude` learns that the change was made.
-    pending = replace(state.records, compared_specs=None)
-    state = replace(state, records=with_problem(pending, "the record is out of sync and has not been updated yet"))
+    reason = "the record is out of sync and has not been updated yet"
+    state = replace(state, records=replace(state.records, compared_specs=None, reason=reason))
     return Decision(state, plan.changes, events=events, in_the_way=plan.in_the_way)
 
 
@@ -295,13 +276,8 @@ def with_verified(
     if in_the_way:
         record = in_the_way[-1]
         problem = f"a {record.type} record that is not ours exists at {record.name}. {_advice(record, config)}"
-        return with_problem(records, problem)
-    return replace(records, in_sync=True, reason="", verified_at_s=now.monotonic_s)
-
-
-def with_problem(records: RecordState, reason: str) -> RecordState:
-    """Remember that the records are not right, or not known to be right."""
-    return replace(records, in_sync=False, reason=reason)
+        return replace(records, reason=problem)
+    return replace(records, reason="", verified_at_s=now.monotonic_s)
 
 
 def with_failure_reason(records: RecordState, failure: ApiError) -> RecordState:

@@ -99,18 +99,18 @@ class Loss:
     Attributes:
         node_id: the id of the lost node; None if it is not known.
         is_list_empty: Headscale lists no nodes at all.
+        successor: the newest node of a later pod; None if there is none, or if this pod's node is not gone or expired.
     """
 
     kind: LossKind
     node_id: str | None = None
     is_list_empty: bool = False
+    successor: Node | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class Unidentified:
-    """This pod's node cannot be determined, so nothing is changed."""
-
-    reason: str
+    @property
+    def evidence(self) -> tuple[object, ...]:
+        """What has to stay the same in consecutive observations, so that they confirm the loss."""
+        return self.kind, self.successor is not None, self.is_list_empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,21 +120,12 @@ class Unregistered:
     Attributes:
         reason: why no node was found, for the log.
         loss: why the node is lost; None if it may not be lost.
-        successor: the newest node of a later pod; None if there is none, or if this pod's node is not gone or expired.
         error: the problem with a setting or a file that prevents the identification of the node.
     """
 
     reason: str
     loss: Loss | None = None
-    successor: Node | None = None
     error: LifecycleError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class FailedRead:
-    """A failed read. The requested values are unknown."""
-
-    error: ApiError
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +168,7 @@ class RecordsRead:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """Everything that one pass read. A value that was not read is None.
+    """Everything that one pass read. A value that was not read is None, and an ApiError stands for a failed read.
 
     Attributes:
         node_ownership: criteria for owning a node; None also if it is unknown which Headscale user owns our nodes.
@@ -188,15 +179,15 @@ class Observation:
     """
 
     interface: Interface
-    node: Node | Unregistered | FailedRead
+    node: Node | Unregistered | ApiError
     node_ownership: NodeOwnership | None = None
     metadata: KeyMetadata | None = None
-    key_check: KeyCheck | FailedRead | None = None
-    records: RecordsRead | FailedRead | None = None
+    key_check: KeyCheck | ApiError | None = None
+    records: RecordsRead | ApiError | None = None
     version: str = ""
-    api_key: ApiKeyRead | FailedRead | None = None
+    api_key: ApiKeyRead | ApiError | None = None
     response_s: float | None = None
-    fleet_size: int | FailedRead | None = None
+    fleet_size: int | ApiError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,17 +207,14 @@ class KnownNode:
 
 @dataclass(frozen=True, slots=True)
 class LossCount:
-    """How often the same loss was observed in succession.
+    """How often a loss was observed in succession, with the same evidence.
 
     Attributes:
-        is_superseded: a later pod has the name.
-        is_list_empty: Headscale lists no nodes at all.
+        loss: the last observation.
         since_s: the monotonic time of the first observation that was counted.
     """
 
-    kind: LossKind
-    is_superseded: bool
-    is_list_empty: bool
+    loss: Loss
     observations: int
     since_s: float
 
@@ -263,20 +251,23 @@ class RecordState:
         verify_at_s: time of the next read if nothing changes.
         not_before_s: time of the next request to Cloudflare after a failure.
         failures: consecutive failures of Cloudflare.
-        in_sync: the records were as desired when they were last read.
         reason: why the records are not in sync; "" if they are in sync.
         addresses: the addresses that were published last.
-        verified_at_s: time of the last read that found the records as desired; None = never.
+        verified_at_s: time of the last read that found the records as desired.
     """
 
     compared_specs: tuple[RecordSpec, ...] | None = None
     verify_at_s: float = 0.0
     not_before_s: float = 0.0
     failures: int = 0
-    in_sync: bool = False
     reason: str = "no pass has finished yet"
     addresses: tuple[IpAddress, ...] = ()
-    verified_at_s: float | None = None
+    verified_at_s: float = 0.0
+
+    @property
+    def in_sync(self) -> bool:
+        """True if the records were as desired when they were last read."""
+        return not self.reason
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,25 +99,23 @@ class Status:
         return silent_s <= _TOLERATED_INTERVALS * self.longest_interval.total_seconds()
 
     @property
-    def ready(self) -> bool:
-        """Return True if the record was right when it was last read, and this read is recent."""
-        return self.state.records.in_sync and not self._is_outdated
+    def reason(self) -> str:
+        """Why the record is not ready; "" if it was right when it was last read, and this read is recent."""
+        records = self.state.records
+        age_s = self.monotonic() - records.verified_at_s
+        if records.in_sync and age_s > _TOLERATED_INTERVALS * self.verify_interval.total_seconds():
+            return "the record was right when it was last read, but that is too long ago"
+        return records.reason
 
     @property
-    def _is_outdated(self) -> bool:
-        verified_at_s = self.state.records.verified_at_s
-        if verified_at_s is None:
-            return True
-        age_s = self.monotonic() - verified_at_s
-        return age_s > _TOLERATED_INTERVALS * self.verify_interval.total_seconds()
+    def ready(self) -> bool:
+        """Return True if there is no reason against it."""
+        return not self.reason
 
     def readiness(self) -> dict[str, Any]:
         """Return the body of `/readyz`."""
-        records = self.state.records
-        reason = records.reason
-        if records.in_sync and self._is_outdated:
-            reason = "the record was right when it was last read, but that is too long ago"
-        return {"ready": self.ready, "reason": reason, "addresses": [str(address) for address in records.addresses]}
+        addresses = [str(address) for address in self.state.records.addresses]
+        return {"ready": self.ready, "reason": self.reason, "addresses": addresses}
 
     @property
     def node_state(self) -> str:

@@ -20,14 +20,12 @@ from lifecycle.dns_watch.healing import (
     CONFIRMING_S,
     EMPTY_LIST_CONFIRMING_S,
     fresh_key_id,
-    restart_helps,
 )
 from lifecycle.dns_watch.schedule import records_are_due
 from lifecycle.dns_watch.state import (
     ApiKeyRead,
     ApplyResult,
     Decision,
-    FailedRead,
     HealState,
     KeyCheck,
     KnownNode,
@@ -121,13 +119,13 @@ def a_key(key_id: str = "7", *, used: bool = False, expires_in_s: float = 3600) 
     return PreAuthKey(key_id, SVC, frozenset(), False, False, used, NOW, expires_at)
 
 
-def registered(node: Node = NODE, *, records: Iterable[Record] | FailedRead | None = ()) -> Observation:
+def registered(node: Node = NODE, *, records: Iterable[Record] | ApiError | None = ()) -> Observation:
     """Return an observation of a registered node.
 
     Args:
         records: the records that were read, or the error; None = they were not due.
     """
-    read = records if records is None or isinstance(records, FailedRead) else RecordsRead(tuple(records))
+    read = records if records is None or isinstance(records, ApiError) else RecordsRead(tuple(records))
     return Observation(INTERFACE, node, NODE_OWNERSHIP, records=read)
 
 
@@ -146,8 +144,8 @@ def unregistered(
         fields: other fields of the observation.
     """
     node_id = None if kind in (LossKind.STRANDED, LossKind.UNREGISTERED) else "1"
-    loss = None if kind is None else Loss(kind, node_id, is_list_empty)
-    observation = Observation(INTERFACE, Unregistered("not found", loss, successor), NODE_OWNERSHIP, METADATA)
+    loss = None if kind is None else Loss(kind, node_id, is_list_empty, successor)
+    observation = Observation(INTERFACE, Unregistered("not found", loss), NODE_OWNERSHIP, METADATA)
     return replace(observation, **fields)  # type: ignore[arg-type]
 
 
@@ -160,10 +158,8 @@ IN_SYNC_STATE = replace(
     records=RecordState(
         compared_specs=(SPEC,),
         verify_at_s=VERIFY_INTERVAL_S,
-        in_sync=True,
         reason="",
         addresses=INTERFACE,
-        verified_at_s=0.0,
     ),
 )
 
@@ -264,7 +260,7 @@ def test_a_failed_change_is_retried_with_backoff_and_not_reported_as_in_sync() -
 
 
 def test_cloudflare_is_not_contacted_before_the_time_of_retry_after() -> None:
-    decision = decide_at(REGISTERED_STATE, registered(records=FailedRead(RATE_LIMIT)))
+    decision = decide_at(REGISTERED_STATE, registered(records=RATE_LIMIT))
     assert decision.state.records.not_before_s == 700
     assert decision.wait_s == POLL_INTERVAL_S
     due = [records_are_due(decision.state, NODE, (SPEC,), at(seconds)) for seconds in (0, 699, 700)]
@@ -272,19 +268,19 @@ def test_cloudflare_is_not_contacted_before_the_time_of_retry_after() -> None:
 
 
 def test_a_record_stays_in_sync_during_an_outage_of_cloudflare() -> None:
-    decision = decide_at(IN_SYNC_STATE, registered(records=FailedRead(CLOUDFLARE_OUTAGE)), VERIFY_INTERVAL_S)
+    decision = decide_at(IN_SYNC_STATE, registered(records=CLOUDFLARE_OUTAGE), VERIFY_INTERVAL_S)
     assert decision.state.records.in_sync
     assert decision.state.records.failures == 1
 
 
 def test_an_outage_is_the_reason_of_a_record_that_is_out_of_sync() -> None:
-    decision = decide_at(REGISTERED_STATE, registered(records=FailedRead(CLOUDFLARE_OUTAGE)))
+    decision = decide_at(REGISTERED_STATE, registered(records=CLOUDFLARE_OUTAGE))
     assert decision.state.records.reason == str(CLOUDFLARE_OUTAGE)
 
 
 @pytest.mark.parametrize(("error", "level"), [(CLOUDFLARE_OUTAGE, "warning"), (REFUSED, "error")])
 def test_refused_credentials_are_an_error_and_an_outage_is_a_warning(error: ApiError, level: str) -> None:
-    decision = decide_at(REGISTERED_STATE, registered(records=FailedRead(error)))
+    decision = decide_at(REGISTERED_STATE, registered(records=error))
     [event] = map(failure_event, decision.failures)
     assert (event.name, event.level, event.fields["upstream"]) == ("pass.failed", level, "Cloudflare")
 
@@ -439,7 +435,7 @@ def test_a_pod_that_lost_its_node_stands_down_for_a_later_pod_and_creates_no_key
     decision = after(IN_SYNC_STATE, *steps)
     assert decision.changes == ()
     assert decision.state.superseded_by == "2"
-    assert not restart_helps(decision.state.heal, decision.state, at(120))
+    assert fresh_key_id(decision.state, at(120)) is None
 
 
 # --- Lookups: attempts to find this pod's node ------------------------------------------------------
@@ -471,7 +467,7 @@ def test_lookups_are_frequent_again_after_the_interface_has_changed() -> None:
 
 
 def test_failed_lookups_back_off_and_do_not_count_as_lookups() -> None:
-    failed = Observation(INTERFACE, FailedRead(OUTAGE))
+    failed = Observation(INTERFACE, OUTAGE)
     assert waits_of(State(), [failed] * 8) == [0.5, 1, 2, 4, 8, 16, 30, 30]
     decision = after(State(), (0, unregistered(LossKind.UNREGISTERED)), (1, failed), (2, failed))
     assert (decision.state.lookups, decision.state.failures) == (1, 2)
@@ -599,7 +595,7 @@ def test_an_empty_list_and_a_list_of_other_nodes_are_counted_separately(
 @pytest.mark.parametrize(
     "interruption",
     [
-        pytest.param(Observation(INTERFACE, FailedRead(OUTAGE)), id="outage"),
+        pytest.param(Observation(INTERFACE, OUTAGE), id="outage"),
         pytest.param(unregistered(None), id="uncertain observation"),
         pytest.param(unregistered(LossKind.EXPIRED), id="another kind of loss"),
         pytest.param(EMPTY_LIST, id="empty list"),
@@ -612,7 +608,7 @@ def test_an_interruption_restarts_the_confirmation(interruption: Observation) ->
 
 
 def confirmed_loss(
-    key_check: KeyCheck | FailedRead | None, kind: LossKind = LossKind.GONE, *, config: WatchConfig = CONFIG
+    key_check: KeyCheck | ApiError | None, kind: LossKind = LossKind.GONE, *, config: WatchConfig = CONFIG
 ) -> Decision:
     """Return the decision after the third observation of a loss, with this key in the file."""
     return after(
@@ -633,7 +629,7 @@ def confirmed_loss(
         pytest.param(KeyCheck(a_key(), is_in_file=False), True, id="usable key that is not in the file"),
         pytest.param(USABLE_KEY, False, id="usable key"),
         pytest.param(KeyCheck(error=KeyFileError("malformed")), False, id="malformed metadata"),
-        pytest.param(FailedRead(OUTAGE), False, id="keys not readable"),
+        pytest.param(OUTAGE, False, id="keys not readable"),
         pytest.param(None, False, id="keys not read"),
     ],
 )
@@ -644,8 +640,8 @@ def test_a_fresh_key_is_created_only_if_the_file_has_no_usable_one(
     assert [type(change) for change in changes] == ([WriteFreshKey] if creates_key else [])
 
 
-@pytest.mark.parametrize("key_check", [USED_KEY, FailedRead(OUTAGE), KeyCheck(error=KeyFileError("malformed")), None])
-def test_a_loss_is_reported_whether_or_not_the_keys_can_be_read(key_check: KeyCheck | FailedRead | None) -> None:
+@pytest.mark.parametrize("key_check", [USED_KEY, OUTAGE, KeyCheck(error=KeyFileError("malformed")), None])
+def test_a_loss_is_reported_whether_or_not_the_keys_can_be_read(key_check: KeyCheck | ApiError | None) -> None:
     assert "node.lost" in event_names(confirmed_loss(key_check))
 
 
@@ -678,9 +674,8 @@ def state_with_fresh_key() -> State:
 
 def test_a_restart_helps_after_a_fresh_key_was_written() -> None:
     """After a restart, the tailscale container registers a node with the key."""
-    assert not restart_helps(confirmed_loss(USED_KEY).state.heal, confirmed_loss(USED_KEY).state, at(60))
-    state = state_with_fresh_key()
-    assert restart_helps(state.heal, state, at(61))
+    assert fresh_key_id(confirmed_loss(USED_KEY).state, at(60)) is None
+    assert fresh_key_id(state_with_fresh_key(), at(61)) == "8"
 
 
 @pytest.mark.parametrize(
@@ -696,13 +691,14 @@ def test_a_restart_helps_after_a_fresh_key_was_written() -> None:
 )
 def test_a_restart_does_not_help(heal: dict[str, object]) -> None:
     state = state_with_fresh_key()
-    assert not restart_helps(replace(state.heal, **heal), state, at(61))  # type: ignore[arg-type]
+    state = replace(state, heal=replace(state.heal, **heal))  # type: ignore[arg-type]
+    assert fresh_key_id(state, at(61)) is None
 
 
 def test_a_restart_does_not_help_while_the_interface_is_changing() -> None:
     state = replace(state_with_fresh_key(), interface_changed_s=50.0)
-    assert not restart_helps(state.heal, state, at(61))
-    assert restart_helps(state.heal, state, at(110))
+    assert fresh_key_id(state, at(61)) is None
+    assert fresh_key_id(state, at(110)) == "8"
 
 
 def test_the_interval_between_fresh_keys_grows() -> None:
@@ -771,7 +767,7 @@ def test_the_marker_exists_while_a_restart_helps() -> None:
     assert fresh_key_id(state, at(61)) == "8"
     assert restart_marker(state, unregistered(key_check=KeyCheck(a_key("8"), is_in_file=True)), 70) == "8"
     assert restart_marker(state, registered(records=None), 70) is None
-    assert restart_marker(state, Observation(INTERFACE, FailedRead(OUTAGE)), 70) is None
+    assert restart_marker(state, Observation(INTERFACE, OUTAGE), 70) is None
 
 
 # --- Expiry -----------------------------------------------------------------------------------------
@@ -795,7 +791,7 @@ def test_an_api_key_that_stays_valid_is_read_once_a_day() -> None:
 
 def test_the_known_expiry_is_kept_if_the_api_keys_cannot_be_listed() -> None:
     state = replace(REGISTERED_STATE, api_key_expires_at=NOW + timedelta(days=60))
-    decision = after(state, (0, replace(registered(records=None), api_key=FailedRead(OUTAGE))))
+    decision = after(state, (0, replace(registered(records=None), api_key=OUTAGE)))
     assert decision.state.api_key_expires_at == NOW + timedelta(days=60)
     assert decision.state.api_keys_due_s == 3600
 
@@ -864,7 +860,7 @@ def test_a_pod_without_an_interface_polls_at_the_configured_interval() -> None:
             decide_at(UNCHANGED_STATE, unregistered()).state, registered(records=None), id="unregistered before"
         ),
         pytest.param(
-            decide_at(UNCHANGED_STATE, Observation(INTERFACE, FailedRead(OUTAGE))).state,
+            decide_at(UNCHANGED_STATE, Observation(INTERFACE, OUTAGE)).state,
             registered(records=None),
             id="outage before",
         ),
@@ -882,15 +878,13 @@ def test_anything_unusual_makes_polls_frequent_again(state: State, observation: 
 
 
 def test_an_overloaded_headscale_is_not_polled_more_often() -> None:
-    failed = decide_at(UNCHANGED_STATE, Observation(INTERFACE, FailedRead(OVERLOAD)))
+    failed = decide_at(UNCHANGED_STATE, Observation(INTERFACE, OVERLOAD))
     assert decide_at(failed.state, registered(records=None)).wait_s == 300
 
 
 @pytest.mark.parametrize(("fleet_size", "longest_s"), [(1, POLL_INTERVAL_S), (1000, 300.0)])
 def test_the_backoff_of_a_large_fleet_is_longer(fleet_size: int, longest_s: float) -> None:
-    failed = decide_at(
-        replace(UNCHANGED_STATE, fleet_size=fleet_size, failures=50), Observation(INTERFACE, FailedRead(OUTAGE))
-    )
+    failed = decide_at(replace(UNCHANGED_STATE, fleet_size=fleet_size, failures=50), Observation(INTERFACE, OUTAGE))
     assert failed.wait_s == longest_s
 
 
@@ -923,5 +917,5 @@ def test_the_fleet_is_counted_again_within_two_hours_and_then_daily() -> None:
     assert 0 < first.fleet_count_due_s <= 2 * 3600
     second = decide_at(first, replace(registered(), fleet_size=1000), first.fleet_count_due_s).state
     assert (second.fleet_size, second.fleet_count_due_s - first.fleet_count_due_s) == (1000, 86_400)
-    unread = decide_at(first, replace(registered(), fleet_size=FailedRead(OUTAGE)), first.fleet_count_due_s).state
+    unread = decide_at(first, replace(registered(), fleet_size=OUTAGE), first.fleet_count_due_s).state
     assert (unread.fleet_size, unread.fleet_count_due_s) == (1, second.fleet_count_due_s)

@@ -23,7 +23,7 @@ from lifecycle.dns_watch.records import (
     plan_names,
     published_successor,
 )
-from lifecycle.dns_watch.state import KnownNode, Loss, LossKind, RecordsRead, Unidentified
+from lifecycle.dns_watch.state import KnownNode, Loss, LossKind, RecordsRead, Unregistered
 from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord
 from lifecycle.domain.foreign import advice_on_foreign_record
 from lifecycle.domain.model import KeyMetadata, Node, Record, RecordSpec, RegisterMethod, User, describe
@@ -69,7 +69,7 @@ def known(node_id: str | None) -> KnownNode | None:
     return KnownNode(node_id, a_node(int(node_id)).machine_key) if node_id else None
 
 
-def choose(nodes: Iterable[Node], hints: Hints) -> Node | Unidentified:
+def choose(nodes: Iterable[Node], hints: Hints) -> Node | Unregistered:
     return choose_node(nodes, node_ownership=NODE_OWNERSHIP, hints=hints, now=NOW)
 
 
@@ -231,7 +231,7 @@ class TestChooseNode:
     def test_an_unidentified_node_has_a_reason(self, nodes: list[Node], hints: Hints, mentions: list[str]) -> None:
         choice = choose(nodes, hints)
 
-        assert isinstance(choice, Unidentified)
+        assert isinstance(choice, Unregistered)
         for mention in mentions:
             assert mention in choice.reason
 
@@ -346,20 +346,17 @@ class TestFindLoss:
     def test_the_kind_of_loss_depends_on_the_evidence(
         self, nodes: list[Node], hints: Hints, own_id: str | None, is_gone: bool, loss: Loss | None
     ) -> None:
-        result = find_loss(
-            nodes, node_ownership=NODE_OWNERSHIP, hints=hints, now=NOW, own=known(own_id), is_gone=is_gone
-        )
+        hints = replace(hints, known=known(own_id))
 
-        assert result == loss
+        assert find_loss(nodes, node_ownership=NODE_OWNERSHIP, hints=hints, now=NOW, is_gone=is_gone) == loss
 
     def test_an_empty_list_does_not_end_standing_down(self) -> None:
         """This pod's node was deleted. An empty list does not prove that the later pod's node was deleted, too."""
         loss = find_loss(
             [],
             node_ownership=NODE_OWNERSHIP,
-            hints=BY_ADDRESS,
+            hints=replace(BY_ADDRESS, known=known("1")),
             now=NOW,
-            own=known("1"),
             is_gone=True,
             is_superseded=True,
         )
@@ -452,7 +449,7 @@ class TestStandingDown:
     def test_successor_is_published_if_a_record_of_ours_has_its_address(
         self, records: list[Record], later: list[Node], own: Node, expected: str | None
     ) -> None:
-        successor = published_successor(records, later, record_ownerships=[RECORD_OWNERSHIP], node=own)
+        successor = published_successor(records, later, own, CONFIG)
 
         assert (successor.id if successor else None) == expected
 
@@ -475,7 +472,7 @@ class TestStandingDown:
         self, records: list[Record], is_needed: bool
     ) -> None:
         """Listing is expensive: the list of 1,000 nodes has 1 MB."""
-        assert needs_successor_check(records, record_ownerships=[RECORD_OWNERSHIP], node=a_node(1)) is is_needed
+        assert needs_successor_check(records, a_node(1), CONFIG) is is_needed
 
 
 def planned(
@@ -812,7 +809,8 @@ class TestChooseNodeProperties:
     def test_a_listed_node_is_never_lost(
         self, nodes: list[Node], hints: Hints, own_id: str | None, is_gone: bool
     ) -> None:
-        loss = find_loss(nodes, node_ownership=NODE_OWNERSHIP, hints=hints, now=NOW, own=known(own_id), is_gone=is_gone)
+        hints = replace(hints, known=known(own_id))
+        loss = find_loss(nodes, node_ownership=NODE_OWNERSHIP, hints=hints, now=NOW, is_gone=is_gone)
 
         if loss is None:
             return
@@ -821,7 +819,8 @@ class TestChooseNodeProperties:
         listed = {node.id: node for node in nodes}
         if loss.kind is LossKind.GONE:
             assert is_gone
-            assert own_id not in listed
+            assert hints.own is not None
+            assert hints.own.id not in listed or not hints.own.is_same(listed[hints.own.id])
         if loss.kind is LossKind.EXPIRED:
             assert loss.node_id is not None
             assert listed[loss.node_id].is_expired(NOW)
@@ -830,7 +829,7 @@ class TestChooseNodeProperties:
             assert not any(set(hints.interface or ()) & set(node.addresses) for node in nodes)
 
 
-def machine_key_of(choice: Node | Unidentified) -> str | None:
+def machine_key_of(choice: Node | Unregistered) -> str | None:
     return choice.machine_key if isinstance(choice, Node) else None
 
 
@@ -1071,10 +1070,10 @@ class TestNamesProperties:
 
 def stands_down(own: Node, nodes: Sequence[Node], records: Sequence[Record]) -> bool:
     """Return True if dns-watch stands down, because the node of a later pod is published."""
-    if not needs_successor_check(records, record_ownerships=[RECORD_OWNERSHIP], node=own):
+    if not needs_successor_check(records, own, CONFIG):
         return False
     later = successors(nodes, node_id=own.id, node_ownership=NODE_OWNERSHIP, now=NOW)
-    return published_successor(records, later, record_ownerships=[RECORD_OWNERSHIP], node=own) is not None
+    return published_successor(records, later, own, CONFIG) is not None
 
 
 def _type(change: RecordChange) -> str:
