@@ -16,7 +16,6 @@ from lifecycle.dns_watch.records import (
     with_cloudflare_failure,
     with_failure_reason,
     with_successor,
-    with_verified,
 )
 from lifecycle.dns_watch.schedule import (
     at_least_min_interval,
@@ -42,8 +41,8 @@ from lifecycle.dns_watch.state import (
     WatchConfig,
 )
 from lifecycle.domain.backoff import add_jitter, backoff_s
-from lifecycle.domain.changes import Change, CreateRecord, RecordChange, WriteKeyMetadata
-from lifecycle.domain.errors import ApiError, AuthError
+from lifecycle.domain.changes import Change, WriteKeyMetadata
+from lifecycle.domain.errors import ApiError, AuthError, KeyFileError
 from lifecycle.domain.events import Event, debug, error, info, warning
 from lifecycle.domain.expiry import api_key_warning, expires_soon, node_warning
 from lifecycle.domain.model import KeyMetadata, Node
@@ -67,33 +66,26 @@ def decide(state: State, observation: Observation, *, config: WatchConfig, now: 
     return replace(decision, events=(*events, *expiring, *decision.events))
 
 
-def conclude(
-    decision: Decision, applied: ApplyResult, *, observation: Observation, config: WatchConfig, now: Moment
-) -> Decision:
+def conclude(decision: Decision, applied: ApplyResult, *, config: WatchConfig, now: Moment) -> Decision:
     """Decide what to remember and when to poll again, from the result of a decision's changes."""
     state = decision.state
-    if isinstance(applied.key_error, ApiError):
-        return _after_headscale_failure(state, applied.key_error, config, now)
+    if isinstance(applied.key, ApiError):
+        return _after_headscale_failure(state, applied.key, config, now)
     done = replace(decision, changes=(), events=(), failures=())
     if not decision.changes or decision.failures:
         # There is no result to consider: `decide` has already chosen the next state and the wait.
         return done
-    events: tuple[Event, ...] = ()
-    failures: tuple[Failure, ...] = ()
-    if applied.key_error is not None:
-        events = (error("key_file.unwritable", error=str(applied.key_error)),)
-    if applied.key is not None:
+    if isinstance(applied.key, KeyFileError):
+        done = replace(done, events=(error("key_file.unwritable", error=str(applied.key)),))
+    elif applied.key is not None:
         state = replace(state, heal=replace(state.heal, key=applied.key), failures=0)
     if applied.records_error is not None:
         state, failure = with_cloudflare_failure(state, applied.records_error, config, now)
-        failures = (failure,)
-    elif isinstance(observation.node, Node) and any(isinstance(change, RecordChange) for change in decision.changes):
-        created = any(isinstance(change, CreateRecord) for change in decision.changes)
-        specs = desired_records(observation.node, observation.interface, config)
-        verified = with_verified(state.records, specs, config, now, verify_soon=created, in_the_way=decision.in_the_way)
-        state = replace(state, records=verified)
+        done = replace(done, failures=(failure,))
+    elif decision.records_after is not None:
+        state = replace(state, records=decision.records_after)
     wait_s = poll_wait_s(state, config, now) if state.is_registered else lookup_wait_s(state, config, now)
-    return replace(done, state=state, wait_s=wait_s, events=events, failures=failures)
+    return replace(done, state=state, wait_s=wait_s)
 
 
 def failure_event(failure: Failure) -> Event:
@@ -269,9 +261,9 @@ def _decide_registered(
     return replace(decision, state=state, changes=changes, wait_s=poll_wait_s(state, config, now), events=tuple(events))
 
 
-def _metadata_change(node: Node, metadata: KeyMetadata | None) -> tuple[Change, ...]:
+def _metadata_change(node: Node, metadata: KeyMetadata) -> tuple[Change, ...]:
     """Store the node in the key metadata, so that dns-watch also detects the loss of the node after a restart."""
-    if metadata is None or metadata.pre_auth_key_id is None:
+    if metadata.pre_auth_key_id is None:
         return ()
     updated = replace(metadata, kept_node_id=node.id, kept_machine_key=node.machine_key)
     return (WriteKeyMetadata(updated, reason="the node has registered"),) if updated != metadata else ()

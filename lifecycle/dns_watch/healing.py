@@ -10,6 +10,7 @@ from dataclasses import replace
 from lifecycle.dns_watch.state import HealState, KeyCheck, Loss, LossCount, LossKind, Moment, State, WatchConfig
 from lifecycle.domain.backoff import add_jitter, doubled
 from lifecycle.domain.changes import WriteFreshKey
+from lifecycle.domain.errors import KeyFileError
 from lifecycle.domain.events import Event, error
 from lifecycle.domain.model import KeyMetadata, User
 
@@ -89,11 +90,11 @@ def fresh_key_id(state: State, now: Moment) -> str | None:
 def renew_key(
     heal: HealState,
     loss: Loss,
-    key_check: KeyCheck,
+    key_check: KeyCheck | KeyFileError,
     *,
     state: State,
     user: User,
-    metadata: KeyMetadata | None,
+    metadata: KeyMetadata,
     config: WatchConfig,
     now: Moment,
 ) -> tuple[HealState, str | None, WriteFreshKey | None]:
@@ -109,9 +110,9 @@ def renew_key(
     is_due = _is_renewal_due(heal, now)
     if is_due:
         heal = replace(heal, not_before_s=now.monotonic_s + add_jitter(_FIRST_PAUSE_S, now.jitter))
-    if key_check.error is not None:
-        return heal, str(key_check.error), None
-    if metadata is None or metadata.pre_auth_key_id is None:
+    if isinstance(key_check, KeyFileError):
+        return heal, str(key_check), None
+    if metadata.pre_auth_key_id is None:
         if not config.self_heal or heal.reported_no_metadata:
             return heal, None, None
         problem = (

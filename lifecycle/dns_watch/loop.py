@@ -29,7 +29,6 @@ from lifecycle.domain.errors import (
     ApiError,
     ConflictError,
     KeyFileError,
-    LifecycleError,
     NotRegisteredError,
     ResponseError,
     TransientError,
@@ -102,7 +101,7 @@ class DnsWatch:
         decision = decide(self.state, observation, config=config, now=self._moment())
         self._report(decision)
         applied = self._apply(decision.changes)
-        conclusion = conclude(decision, applied, observation=observation, config=config, now=self._moment())
+        conclusion = conclude(decision, applied, config=config, now=self._moment())
         self._report(conclusion)
         self.state = conclusion.state
         key_id = fresh_key_id(self.state, self._moment())
@@ -132,9 +131,7 @@ class DnsWatch:
         return conclusion.wait_s
 
     def _apply(self, changes: tuple[Change, ...]) -> ApplyResult:
-        """Make the changes."""
-        key: PreAuthKey | None = None
-        key_error: LifecycleError | None = None
+        key: PreAuthKey | ApiError | KeyFileError | None = None
         for change in changes:
             match change:
                 case WriteFreshKey():
@@ -142,13 +139,13 @@ class DnsWatch:
                     try:
                         key = write_fresh_key(change, headscale=headscale, key_file=key_file, now=self._now())
                     except (ApiError, KeyFileError) as error:
-                        key_error = error
+                        key = error
                 case WriteKeyMetadata():
                     # If the volume of the key file is read-only in this container, the metadata stays as cleanup wrote
                     # it.
                     with suppress(KeyFileError):
                         write_metadata(change, self._writers.key_file)
-        return ApplyResult(key, key_error, self._change_records(changes))
+        return ApplyResult(key, self._change_records(changes))
 
     def _change_records(self, changes: tuple[Change, ...]) -> ApiError | None:
         """Make the record changes, in one transaction for each name, and return the first failure.

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from lifecycle.dns_watch.state import Interface, KnownNode, Loss, LossKind, Unregistered
+from lifecycle.dns_watch.state import NO_METADATA, Interface, KnownNode, Loss, LossKind, Unregistered
 from lifecycle.domain.model import IpAddress, KeyMetadata, Node, describe
 from lifecycle.domain.ownership import NodeOwnership
 
@@ -20,22 +20,20 @@ class Hints:
     """What distinguishes this pod's node from other nodes with the same hostname.
 
     Attributes:
-        metadata: the key metadata; None if there is none.
         has_waited: dns-watch has waited long enough for a VPN interface.
         known: this pod's node when it was last found; None = never.
     """
 
     interface: Interface
-    metadata: KeyMetadata | None = None
+    metadata: KeyMetadata = NO_METADATA
     has_waited: bool = False
     known: KnownNode | None = None
 
     @property
     def named_node(self) -> KnownNode | None:
         """The node that the key metadata names; None if it names no node."""
-        if self.metadata is None or self.metadata.kept_node_id is None:
-            return None
-        return KnownNode(self.metadata.kept_node_id, self.metadata.kept_machine_key)
+        node_id = self.metadata.kept_node_id
+        return None if node_id is None else KnownNode(node_id, self.metadata.kept_machine_key)
 
     @property
     def own(self) -> KnownNode | None:
@@ -48,8 +46,7 @@ class Hints:
 
     def used_our_key(self, node: Node) -> bool:
         """Return True if the node registered with the key that was written for this pod."""
-        key = node.pre_auth_key
-        return self.metadata is not None and key is not None and self.metadata.identifies_key(key)
+        return node.pre_auth_key is not None and self.metadata.identifies_key(node.pre_auth_key)
 
 
 def choose_node(
@@ -64,7 +61,7 @@ def choose_node(
     ours = [node for node in ordered if node_ownership.is_owned(node) and not node.is_expired(now)]
     if hints.interface is not None:
         return _by_interface(ordered, ours, hints.interface)
-    if hints.named_node is not None or (hints.metadata is not None and hints.metadata.pre_auth_key_id is not None):
+    if hints.named_node is not None or hints.metadata.pre_auth_key_id is not None:
         return _by_metadata(ours, hints)
     if not hints.has_waited:
         return Unregistered("the VPN interface has not appeared yet")

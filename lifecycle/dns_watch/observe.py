@@ -19,6 +19,7 @@ from lifecycle.dns_watch.nodes import Hints, choose_node, find_loss, successors
 from lifecycle.dns_watch.records import RecordPlan, desired_records, needs_successor_check, plan_name
 from lifecycle.dns_watch.schedule import interface_wait_is_over, records_are_due, with_interface
 from lifecycle.dns_watch.state import (
+    NO_METADATA,
     ApiKeyRead,
     Interface,
     KeyCheck,
@@ -204,29 +205,27 @@ def _is_still_ours(node: Node, node_ownership: NodeOwnership, interface: Interfa
     return node_ownership.is_owned(node) and not has_other_address and not node.is_expired(now.utc)
 
 
-def _read_metadata(key_file: KeyFileReader, *, is_needed: bool) -> KeyMetadata | None:
+def _read_metadata(key_file: KeyFileReader, *, is_needed: bool = True) -> KeyMetadata:
     try:
-        return key_file.read_metadata()
+        return key_file.read_metadata() or NO_METADATA
     except KeyFileError:
         # If the pod has a VPN interface, its address identifies the node, so the metadata is not needed.
         if is_needed:
             raise
-        return None
+        return NO_METADATA
 
 
-def _check_key(sources: Sources, user: User) -> tuple[KeyMetadata | None, KeyCheck | ApiError]:
+def _check_key(sources: Sources, user: User) -> tuple[KeyMetadata, KeyCheck | ApiError | KeyFileError]:
     """Compare the key in the key file with Headscale's list of keys."""
     try:
-        metadata = sources.key_file.read_metadata()
-        if metadata is None or metadata.pre_auth_key_id is None:
+        metadata = _read_metadata(sources.key_file)
+        if metadata.pre_auth_key_id is None:
             return metadata, KeyCheck()
         keys = sources.headscale.pre_auth_keys(user)
         key = next((key for key in keys if metadata.identifies_key(key)), None)
         return metadata, KeyCheck(key, is_in_file=sources.key_file.contains_key_of(metadata))
-    except KeyFileError as error:
-        return None, KeyCheck(error=error)
-    except ApiError as error:
-        return None, error
+    except (ApiError, KeyFileError) as error:
+        return NO_METADATA, error
 
 
 def _read_records(

@@ -226,13 +226,13 @@ def decide_records(
             advice=_advice(record, config),
         )
         events = (*events, foreign)
+    after = _records_after(state.records, plan, specs, config, now)
     if not plan.changes:
-        verified = with_verified(state.records, specs, config, now, in_the_way=plan.in_the_way)
-        return Decision(replace(state, records=verified), events=events)
+        return Decision(replace(state, records=after), events=events)
     # Clear `compared_specs`, so that the records are read again unless `conclude` learns that the change was made.
     reason = "the record is out of sync and has not been updated yet"
     state = replace(state, records=replace(state.records, compared_specs=None, reason=reason))
-    return Decision(state, plan.changes, events=events, in_the_way=plan.in_the_way)
+    return Decision(state, plan.changes, records_after=after, events=events)
 
 
 def _main_addresses(specs: Iterable[RecordSpec], config: WatchConfig) -> tuple[IpAddress, ...]:
@@ -253,28 +253,22 @@ def _with_read(records: RecordState, specs: tuple[RecordSpec, ...], interval: ti
     return replace(records, compared_specs=specs, failures=0, verify_at_s=now.monotonic_s + wait_s)
 
 
-def with_verified(
-    records: RecordState,
-    specs: tuple[RecordSpec, ...],
-    config: WatchConfig,
-    now: Moment,
-    *,
-    verify_soon: bool = False,
-    in_the_way: Sequence[Record] = (),
+def _records_after(
+    records: RecordState, plan: RecordPlan, specs: tuple[RecordSpec, ...], config: WatchConfig, now: Moment
 ) -> RecordState:
-    """Remember that the records are right, except at names with a foreign record.
+    """Return what to remember after the plan's changes: the records are right, except at names with a foreign record.
 
-    Args:
-        verify_soon: read the records again after one poll interval, because this pod has just created a record, and
-            another pod may have created the same one.
-        in_the_way: the foreign records.
+    If this pod creates a record, the records are read again after one poll interval, because another pod may create the
+    same record.
     """
-    interval = min(config.poll_interval, config.verify_interval) if verify_soon else config.verify_interval
+    interval = config.verify_interval
+    if any(isinstance(change, CreateRecord) for change in plan.changes):
+        interval = min(config.poll_interval, interval)
     records = _with_read(records, specs, interval, now)
-    if all(record.name != config.main_ownership.name for record in in_the_way):
+    if all(record.name != config.main_ownership.name for record in plan.in_the_way):
         records = replace(records, addresses=_main_addresses(specs, config))
-    if in_the_way:
-        record = in_the_way[-1]
+    if plan.in_the_way:
+        record = plan.in_the_way[-1]
         problem = f"a {record.type} record that is not ours exists at {record.name}. {_advice(record, config)}"
         return replace(records, reason=problem)
     return replace(records, reason="", verified_at_s=now.monotonic_s)

@@ -14,13 +14,16 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from lifecycle.domain.changes import Change
-from lifecycle.domain.errors import ApiError, LifecycleError
+from lifecycle.domain.errors import ApiError, KeyFileError, LifecycleError
 from lifecycle.domain.events import Event
 from lifecycle.domain.model import IpAddress, KeyMetadata, KeySpec, Node, PreAuthKey, Record, RecordSpec, User
 from lifecycle.domain.ownership import NodeOwnership, RecordOwnership
 
 Interface: TypeAlias = tuple[IpAddress, ...] | None
 """The VPN addresses of this pod's interface, sorted; None if the interface does not exist."""
+
+NO_METADATA = KeyMetadata(None)
+"""Key metadata that names neither a key nor a node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +138,10 @@ class KeyCheck:
     Attributes:
         key: the key in Headscale's list that the metadata identifies; None if there is none.
         is_in_file: the key file contains the key that the metadata identifies.
-        error: why the metadata or the key file could not be read.
     """
 
     key: PreAuthKey | None = None
     is_in_file: bool = False
-    error: LifecycleError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +169,11 @@ class RecordsRead:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """Everything that one pass read. A value that was not read is None, and an ApiError stands for a failed read.
+    """Everything that one pass read. A value that was not read is None, and an error stands for a failed read.
 
     Attributes:
         node_ownership: criteria for owning a node; None also if it is unknown which Headscale user owns our nodes.
-        metadata: the key metadata; None also if its file does not exist.
+        metadata: the key metadata; NO_METADATA if it was not read, or if its file does not exist.
         version: Headscale's version; "" if it could not be read.
         response_s: duration of a successful read of the node by its id; None if the node was found in a list.
         fleet_size: the number of nodes in Headscale that registered with a pre-auth key.
@@ -181,8 +182,8 @@ class Observation:
     interface: Interface
     node: Node | Unregistered | ApiError
     node_ownership: NodeOwnership | None = None
-    metadata: KeyMetadata | None = None
-    key_check: KeyCheck | ApiError | None = None
+    metadata: KeyMetadata = NO_METADATA
+    key_check: KeyCheck | ApiError | KeyFileError | None = None
     records: RecordsRead | ApiError | None = None
     version: str = ""
     api_key: ApiKeyRead | ApiError | None = None
@@ -340,7 +341,7 @@ class Decision:
 
     Attributes:
         changes: what to change, in this order. The record changes at one name are one transaction.
-        in_the_way: records at our names that are not ours. Nothing is changed at these names.
+        records_after: what to remember about the records once they are changed; None if they are not changed.
         wait_s: seconds until the next pass.
         events: what to log, in this order.
         failures: the failures of upstreams.
@@ -350,7 +351,7 @@ class Decision:
     state: State
     changes: tuple[Change, ...] = ()
     wait_s: float = 0.0
-    in_the_way: tuple[Record, ...] = ()
+    records_after: RecordState | None = None
     events: tuple[Event, ...] = ()
     failures: tuple[Failure, ...] = ()
     give_up: str | None = None
@@ -361,11 +362,9 @@ class ApplyResult:
     """The result of making a decision's changes.
 
     Attributes:
-        key: the key that was written.
-        key_error: why the key was not written.
+        key: the key that was written, or why it was not written.
         records_error: why the records were not changed.
     """
 
-    key: PreAuthKey | None = None
-    key_error: LifecycleError | None = None
+    key: PreAuthKey | ApiError | KeyFileError | None = None
     records_error: ApiError | None = None

@@ -175,14 +175,9 @@ def decide_at(
 
 
 def conclude_at(
-    decision: Decision,
-    result: ApplyResult,
-    observation: Observation,
-    seconds: float = 0.0,
-    *,
-    config: WatchConfig = CONFIG,
+    decision: Decision, result: ApplyResult, seconds: float = 0.0, *, config: WatchConfig = CONFIG
 ) -> Decision:
-    return conclude(decision, result, observation=observation, config=config, now=at(seconds))
+    return conclude(decision, result, config=config, now=at(seconds))
 
 
 def after(state: State, *steps: tuple[float, Observation], config: WatchConfig = CONFIG) -> Decision:
@@ -232,14 +227,14 @@ def test_a_record_is_out_of_sync_until_its_change_is_confirmed() -> None:
     observation = registered(records=[a_record(content="100.64.0.9")])
     decision = decide_at(IN_SYNC_STATE, observation)
     assert not decision.state.records.in_sync
-    done = conclude_at(decision, ApplyResult(), observation, 1)
+    done = conclude_at(decision, ApplyResult(), 1)
     assert done.state.records.in_sync
 
 
 def test_a_created_record_is_read_again_soon() -> None:
     """Another pod may have created a record at the same time."""
     observation = registered(records=[])
-    done = conclude_at(decide_at(REGISTERED_STATE, observation), ApplyResult(), observation)
+    done = conclude_at(decide_at(REGISTERED_STATE, observation), ApplyResult())
     assert done.state.records.verify_at_s == POLL_INTERVAL_S
 
 
@@ -250,7 +245,7 @@ def test_a_failed_change_is_retried_with_backoff_and_not_reported_as_in_sync() -
     for seconds in (0, 100, 200):
         decision = decide_at(state, observation, seconds)
         failed = ApplyResult(records_error=CLOUDFLARE_OUTAGE)
-        done = conclude_at(decision, failed, observation, seconds)
+        done = conclude_at(decision, failed, seconds)
         state = done.state
         waits.append(state.records.not_before_s - seconds)
         assert not state.records.in_sync
@@ -368,7 +363,7 @@ def test_a_foreign_record_concerns_only_its_own_name(foreign: Record) -> None:
     ]
     [event] = [event for event in decision.events if event.name == "record.foreign"]
     assert event.fields["record"] == foreign.name
-    records = conclude_at(decision, ApplyResult(), observation, 1, config=CONFIG_WITH_FURTHER_NAMES).state.records
+    records = conclude_at(decision, ApplyResult(), 1, config=CONFIG_WITH_FURTHER_NAMES).state.records
     assert (records.in_sync, records.addresses) == (False, INTERFACE)
     assert foreign.name in records.reason
 
@@ -378,7 +373,7 @@ def test_no_alias_points_to_a_foreign_record() -> None:
     observation = registered(records=[foreign])
     assert changed_names(foreign) == [(CreateRecord, APEX), (CreateRecord, SHARED_NAME)]
     decision = decide_at(REGISTERED_STATE, observation, config=CONFIG_WITH_FURTHER_NAMES)
-    records = conclude_at(decision, ApplyResult(), observation, 1, config=CONFIG_WITH_FURTHER_NAMES).state.records
+    records = conclude_at(decision, ApplyResult(), 1, config=CONFIG_WITH_FURTHER_NAMES).state.records
     assert (records.in_sync, records.addresses) == (False, ())
 
 
@@ -532,10 +527,9 @@ def test_an_assumed_user_is_reported_once() -> None:
         pytest.param(METADATA, 0, id="metadata with this node"),
         pytest.param(replace(METADATA, kept_machine_key="mkey:other"), 1, id="metadata with another machine key"),
         pytest.param(KeyMetadata(None), 0, id="no key"),
-        pytest.param(None, 0, id="no metadata"),
     ],
 )
-def test_a_node_that_registers_is_stored_in_the_metadata(metadata: KeyMetadata | None, change_count: int) -> None:
+def test_a_node_that_registers_is_stored_in_the_metadata(metadata: KeyMetadata, change_count: int) -> None:
     observation = replace(registered(records=None), metadata=metadata)
     changes = decide_at(REGISTERED_STATE, observation).changes
     assert len(changes) == change_count
@@ -608,7 +602,10 @@ def test_an_interruption_restarts_the_confirmation(interruption: Observation) ->
 
 
 def confirmed_loss(
-    key_check: KeyCheck | ApiError | None, kind: LossKind = LossKind.GONE, *, config: WatchConfig = CONFIG
+    key_check: KeyCheck | ApiError | KeyFileError | None,
+    kind: LossKind = LossKind.GONE,
+    *,
+    config: WatchConfig = CONFIG,
 ) -> Decision:
     """Return the decision after the third observation of a loss, with this key in the file."""
     return after(
@@ -628,20 +625,22 @@ def confirmed_loss(
         pytest.param(KeyCheck(None, is_in_file=True), True, id="deleted key"),
         pytest.param(KeyCheck(a_key(), is_in_file=False), True, id="usable key that is not in the file"),
         pytest.param(USABLE_KEY, False, id="usable key"),
-        pytest.param(KeyCheck(error=KeyFileError("malformed")), False, id="malformed metadata"),
+        pytest.param(KeyFileError("malformed"), False, id="malformed metadata"),
         pytest.param(OUTAGE, False, id="keys not readable"),
         pytest.param(None, False, id="keys not read"),
     ],
 )
 def test_a_fresh_key_is_created_only_if_the_file_has_no_usable_one(
-    key_check: KeyCheck | None, creates_key: bool
+    key_check: KeyCheck | ApiError | KeyFileError | None, creates_key: bool
 ) -> None:
     changes = confirmed_loss(key_check).changes
     assert [type(change) for change in changes] == ([WriteFreshKey] if creates_key else [])
 
 
-@pytest.mark.parametrize("key_check", [USED_KEY, OUTAGE, KeyCheck(error=KeyFileError("malformed")), None])
-def test_a_loss_is_reported_whether_or_not_the_keys_can_be_read(key_check: KeyCheck | ApiError | None) -> None:
+@pytest.mark.parametrize("key_check", [USED_KEY, OUTAGE, KeyFileError("malformed"), None])
+def test_a_loss_is_reported_whether_or_not_the_keys_can_be_read(
+    key_check: KeyCheck | ApiError | KeyFileError | None,
+) -> None:
     assert "node.lost" in event_names(confirmed_loss(key_check))
 
 
@@ -667,9 +666,7 @@ def test_a_stranded_pod_gets_a_fresh_key_only_if_its_last_key_was_used() -> None
 
 def state_with_fresh_key() -> State:
     """Return the state after a confirmed loss, with a fresh key that was written at 60 s."""
-    decision = confirmed_loss(USED_KEY)
-    observation = unregistered(key_check=USED_KEY)
-    return conclude_at(decision, ApplyResult(key=a_key("8")), observation, 60).state
+    return conclude_at(confirmed_loss(USED_KEY), ApplyResult(key=a_key("8")), 60).state
 
 
 def test_a_restart_helps_after_a_fresh_key_was_written() -> None:
@@ -710,7 +707,7 @@ def test_the_interval_between_fresh_keys_grows() -> None:
         state = decision.state
         if decision.changes:
             created.append(seconds)
-            state = conclude_at(decision, ApplyResult(key=a_key("9")), observation, seconds).state
+            state = conclude_at(decision, ApplyResult(key=a_key("9")), seconds).state
     pauses = [later - earlier for earlier, later in pairwise(created)]
     assert created
     assert pauses == sorted(pauses)
@@ -726,16 +723,14 @@ def test_a_node_that_returns_ends_the_loss() -> None:
 def test_a_failed_key_creation_backs_off() -> None:
     decision = confirmed_loss(USED_KEY)
     state = decision.state
-    done = conclude_at(decision, ApplyResult(key_error=OUTAGE), unregistered(key_check=USED_KEY), 60)
+    done = conclude_at(decision, ApplyResult(key=OUTAGE), 60)
     assert [failure.error for failure in done.failures] == [OUTAGE]
     assert done.state.failures == state.failures + 1
     assert done.state.heal.loss_count is None
 
 
 def test_an_unwritable_key_file_is_not_counted_as_a_failure_of_headscale() -> None:
-    done = conclude_at(
-        confirmed_loss(USED_KEY), ApplyResult(key_error=KeyFileError("read-only")), unregistered(key_check=USED_KEY), 60
-    )
+    done = conclude_at(confirmed_loss(USED_KEY), ApplyResult(key=KeyFileError("read-only")), 60)
     assert event_names(done) == ["key_file.unwritable"]
     assert done.failures == ()
 
@@ -745,10 +740,10 @@ def test_missing_metadata_is_reported_once() -> None:
         IN_SYNC_STATE,
         (0, unregistered()),
         (30, unregistered()),
-        (60, unregistered(metadata=None, key_check=KeyCheck())),
+        (60, unregistered(metadata=KeyMetadata(None), key_check=KeyCheck())),
     )
     assert "key_file.unwritable" in event_names(decision)
-    again = after(decision.state, (200, unregistered(metadata=None, key_check=KeyCheck())))
+    again = after(decision.state, (200, unregistered(metadata=KeyMetadata(None), key_check=KeyCheck())))
     assert "key_file.unwritable" not in event_names(again)
 
 
@@ -758,7 +753,7 @@ def test_missing_metadata_is_reported_once() -> None:
 def restart_marker(state: State, observation: Observation, seconds: float) -> str | None:
     """Return the content of the restart marker after one pass; None if it does not exist."""
     decision = decide_at(state, observation, seconds)
-    done = conclude_at(decision, ApplyResult(), observation, seconds)
+    done = conclude_at(decision, ApplyResult(), seconds)
     return fresh_key_id(done.state, at(seconds))
 
 

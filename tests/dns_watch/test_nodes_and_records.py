@@ -746,13 +746,10 @@ NODES = st.lists(
 HINTS = st.builds(
     Hints,
     interface=st.one_of(st.none(), SOME_ADDRESSES.map(lambda texts: tuple(map(ip_address, texts)))),
-    metadata=st.one_of(
-        st.none(),
-        st.builds(
-            KeyMetadata,
-            pre_auth_key_id=st.sampled_from([None, "7", "9"]),
-            kept_node_id=st.one_of(st.none(), st.integers(1, 20).map(str)),
-        ),
+    metadata=st.builds(
+        KeyMetadata,
+        pre_auth_key_id=st.sampled_from([None, "7", "9"]),
+        kept_node_id=st.one_of(st.none(), st.integers(1, 20).map(str)),
     ),
     has_waited=st.booleans(),
 )
@@ -781,7 +778,7 @@ class TestChooseNodeProperties:
         random.shuffle(shuffled)
         renumbered = dict(zip(ids, shuffled, strict=True))
         kept = hints.named_node.id if hints.named_node else None
-        metadata = hints.metadata and replace(hints.metadata, kept_node_id=kept and renumbered.get(kept, kept))
+        metadata = replace(hints.metadata, kept_node_id=kept and renumbered.get(kept, kept))
 
         before = choose(nodes, hints)
         after = choose([replace(node, id=renumbered[node.id]) for node in nodes], replace(hints, metadata=metadata))

@@ -387,9 +387,9 @@ DECISION_MUTANTS: Final = (
     Mutant(
         guarantee="Health",
         name="reports the records as in sync although a foreign record has one of the names",
-        file=DECIDE_FILE,
-        old=", in_the_way=decision.in_the_way)",
-        new=")",
+        file=RECORDS_FILE,
+        old="    if plan.in_the_way:\n        record =",
+        new="    if False:\n        record =",
     ),
     Mutant(
         guarantee="Never 3",
@@ -471,9 +471,9 @@ DECISION_MUTANTS: Final = (
     Mutant(
         guarantee="Never 6",
         name="reads a created record again only after VERIFY_INTERVAL",
-        file=DECIDE_FILE,
-        old=", verify_soon=created",
-        new="",
+        file=RECORDS_FILE,
+        old="        interval = min(config.poll_interval, interval)\n",
+        new="        pass\n",
     ),
 )
 
