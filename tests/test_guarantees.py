@@ -548,17 +548,24 @@ def test_never_8_failed_lookups_do_not_count_towards_max_retries(world: World, f
     assert watch.state.records.in_sync
 
 
+@pytest.mark.parametrize("file_state", ["gone", "empty", "folder"])
 @pytest.mark.parametrize("name", ["HEADSCALE_API_KEY", "CLOUDFLARE_API_TOKEN"])
-def test_never_8_missing_secret_file_does_not_end_dns_watch(
-    world: World, tmp_path_factory: pytest.TempPathFactory, name: str
+def test_never_8_unreadable_secret_file_does_not_end_dns_watch(
+    world: World, tmp_path_factory: pytest.TempPathFactory, name: str, file_state: str
 ) -> None:
     secret = tmp_path_factory.mktemp("secret") / "value"
     secret.write_text(world.environment[name])
     node = world.headscale.add_node(NAME, user=USER)
     watch = run_watch(world, SEVERAL_READS_S, node, **{name: "", f"{name}_FILE": str(secret)})
     secret.unlink()
+    if file_state == "empty":
+        secret.write_text("")
+    elif file_state == "folder":
+        secret.mkdir()
     rotated = world.cloudflare.set_token() if name.startswith("CLOUDFLARE") else world.headscale.rotate_api_key()
     world.run(watch, SEVERAL_READS_S)
+    if file_state == "folder":
+        secret.rmdir()
     secret.write_text(rotated)
     world.run(watch, SEVERAL_READS_S)
     assert watch.state.is_registered

@@ -191,32 +191,6 @@ def after(state: State, *steps: tuple[float, Observation], config: WatchConfig =
 # --- The record -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("records", "changes"),
-    [
-        pytest.param([], [CreateRecord], id="no record"),
-        pytest.param([a_record(content=V4)], [], id="correct record"),
-        pytest.param([a_record(content="100.64.0.9")], [UpdateRecord], id="stale address"),
-        pytest.param([a_record(content=V4, ttl_s=300)], [UpdateRecord], id="other TTL"),
-        pytest.param([a_record(content=V4), a_record("b", content=V4)], [DeleteRecord], id="duplicate"),
-        pytest.param([a_record(content="203.0.113.7", comment="")], [], id="foreign record without a comment"),
-        pytest.param([a_record(content=V4, comment=COMMENT_OF_OTHER_OWNER)], [], id="record of another owner"),
-    ],
-)
-def test_records_are_changed_only_if_they_differ_and_are_ours(records: list[Record], changes: list[type]) -> None:
-    decision = decide_at(REGISTERED_STATE, registered(records=records))
-    assert [type(change) for change in decision.changes] == changes
-
-
-@pytest.mark.parametrize(
-    "foreign", [a_record(content=V4, comment=COMMENT_OF_OTHER_OWNER), a_record(content="203.0.113.7", comment="")]
-)
-def test_a_foreign_record_is_reported_and_keeps_the_record_out_of_sync(foreign: Record) -> None:
-    decision = decide_at(REGISTERED_STATE, registered(records=[foreign]))
-    assert "record.foreign" in event_names(decision)
-    assert not decision.state.records.in_sync
-
-
 def test_a_correct_record_is_in_sync_and_read_again_after_verify_interval() -> None:
     decision = decide_at(REGISTERED_STATE, registered(records=[a_record(content=V4)]))
     records = decision.state.records
@@ -292,7 +266,7 @@ def test_an_address_outside_the_vpn_prefixes_is_never_published() -> None:
     decision = decide_at(IN_SYNC_STATE, registered(outside, records=None))
     assert decision.changes == ()
     assert "address.unpublishable" in event_names(decision)
-    assert not decision.state.records.in_sync
+    assert "VPN_PREFIXES" in decision.state.records.reason
 
 
 def test_an_address_that_the_interface_lacks_is_not_published() -> None:
@@ -405,19 +379,13 @@ def test_a_pod_stands_down_for_a_later_pod_that_has_a_further_name() -> None:
 # --- Standing down ----------------------------------------------------------------------------------
 
 
-def test_a_pod_stands_down_for_a_later_pod_that_has_the_record() -> None:
-    records = RecordsRead((a_record(content="100.64.0.2"),), successors=(SUCCESSOR,))
-    decision = decide_at(REGISTERED_STATE, replace(registered(), records=records))
-    assert decision.changes == ()
-    assert decision.state.superseded_by == "2"
-    assert not decision.state.records.in_sync
-    assert event_names(decision) == ["node.superseded"]
-
-
 def test_standing_down_is_reported_once_and_ends() -> None:
     records = RecordsRead((a_record(content="100.64.0.2"),), successors=(SUCCESSOR,))
     superseded = replace(registered(), records=records)
-    decision = after(REGISTERED_STATE, (0, superseded), (VERIFY_INTERVAL_S, superseded))
+    decision = after(REGISTERED_STATE, (0, superseded))
+    assert (decision.changes, decision.state.superseded_by, decision.state.records.in_sync) == ((), "2", False)
+    assert event_names(decision) == ["node.superseded"]
+    decision = after(decision.state, (VERIFY_INTERVAL_S, superseded))
     assert decision.events == ()
     decision = after(decision.state, (2 * VERIFY_INTERVAL_S, registered(records=[a_record(content="100.64.0.2")])))
     assert event_names(decision) == ["node.reinstated"]
@@ -673,6 +641,8 @@ def test_a_restart_helps_after_a_fresh_key_was_written() -> None:
     """After a restart, the tailscale container registers a node with the key."""
     assert fresh_key_id(confirmed_loss(USED_KEY).state, at(60)) is None
     assert fresh_key_id(state_with_fresh_key(), at(61)) == "8"
+    unused = unregistered(key_check=KeyCheck(a_key("8"), is_in_file=True))
+    assert fresh_key_id(after(state_with_fresh_key(), (70, unused)).state, at(70)) == "8"
 
 
 @pytest.mark.parametrize(
@@ -745,24 +715,6 @@ def test_missing_metadata_is_reported_once() -> None:
     assert "key_file.unwritable" in event_names(decision)
     again = after(decision.state, (200, unregistered(metadata=KeyMetadata(None), key_check=KeyCheck())))
     assert "key_file.unwritable" not in event_names(again)
-
-
-# --- The restart marker: a file that requests a restart of the tailscale container -------------------
-
-
-def restart_marker(state: State, observation: Observation, seconds: float) -> str | None:
-    """Return the content of the restart marker after one pass; None if it does not exist."""
-    decision = decide_at(state, observation, seconds)
-    done = conclude_at(decision, ApplyResult(), seconds)
-    return fresh_key_id(done.state, at(seconds))
-
-
-def test_the_marker_exists_while_a_restart_helps() -> None:
-    state = state_with_fresh_key()
-    assert fresh_key_id(state, at(61)) == "8"
-    assert restart_marker(state, unregistered(key_check=KeyCheck(a_key("8"), is_in_file=True)), 70) == "8"
-    assert restart_marker(state, registered(records=None), 70) is None
-    assert restart_marker(state, Observation(INTERFACE, OUTAGE), 70) is None
 
 
 # --- Expiry -----------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from tests.builders import NAME
 from tests.in_cluster import ClusterWorld
 from tests.simulators import faults
 from tests.simulators.headscale_cli import Finished
-from tests.simulators.kubernetes import ExecFault
 from tests.world import USER, Interface, named
 
 Events = list[Any]
@@ -52,25 +51,18 @@ def registered_interface(world: ClusterWorld) -> Interface:
     return Interface(*world.headscale.add_node(NAME, user=USER).addresses)
 
 
-def test_polls_of_a_registered_node_are_a_minute_apart(world: ClusterWorld) -> None:
-    times = times_of_node_lists(world)
-    watch = world.watch(registered_interface(world))
-    world.run(watch, HOUR_S)
-    assert watch.state.records.in_sync
-    assert shortest_interval(times) >= 60
-    assert 45 <= len(times) <= 61
-
-
 @pytest.mark.parametrize(
-    ("setting", "minimum_s"), [("1s", 60), ("59s", 60), ("90s", 90), ("10m", 600)], ids=["1s", "59s", "90s", "10m"]
+    ("setting", "minimum_s"), [("", 60), ("1s", 60), ("90s", 90), ("10m", 600)], ids=["default", "1s", "90s", "10m"]
 )
-def test_poll_interval_can_lengthen_the_interval(setting: str, minimum_s: float, world: ClusterWorld) -> None:
+def test_polls_are_at_least_a_minute_apart(setting: str, minimum_s: float, world: ClusterWorld) -> None:
     times = times_of_node_lists(world)
     watch = world.watch(registered_interface(world), POLL_INTERVAL=setting, VERIFY_INTERVAL="1h")
     world.run(watch, HOUR_S)
     # The new record is read again early, so the first intervals are shorter.
     assert shortest_interval(times) >= 60
     assert shortest_interval(times[2:]) >= minimum_s
+    assert len(times) >= 0.75 * HOUR_S / minimum_s
+    assert watch.state.records.in_sync
 
 
 def test_a_cloudflare_outage_does_not_shorten_the_interval(world: ClusterWorld) -> None:
@@ -147,26 +139,6 @@ def test_polling_over_the_api_is_not_slower(world: ClusterWorld, events: Events)
     assert named(events, "poll.slowed") == []
     assert len(world.headscale.requests) > 40
     assert world.kubernetes.requests == []
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        pytest.param(ExecFault(cut_after=3), id="connection lost"),
-        pytest.param(ExecFault(before=b"garbage\n"), id="garbage before the response"),
-        pytest.param(ExecFault(instead=Finished(stdout=b"garbage")), id="only garbage"),
-        pytest.param(ExecFault(instead=Finished()), id="no output"),
-        pytest.param(ExecFault(instead=Finished(1)), id="exit status 1"),
-    ],
-)
-def test_a_failed_exec_changes_nothing(fault: ExecFault, world: ClusterWorld) -> None:
-    watch = world.watch(registered_interface(world))
-    world.run(watch, 100)
-    before, written = world.records(), len(world.cloudflare.writes)
-    world.kubernetes.add_exec_fault(fault, times=None)
-    world.run(watch, HOUR_S)
-    assert (world.records(), len(world.cloudflare.writes)) == (before, written)
-    assert watch.state.heal.lost is None
 
 
 def test_a_refused_exec_is_logged_and_does_not_end_dns_watch(world: ClusterWorld, events: Events) -> None:

@@ -23,6 +23,8 @@ from tests.world import names
 # These tests of test_standing_down.py also run with exec. The other ones depend on the poll interval of the HTTP API.
 SCENARIOS = (
     "test_an_old_pod_that_still_runs_stands_down_for_a_new_pod",
+    "test_the_earlier_pod_does_not_change_the_record_after_a_restart",
+    "test_the_earlier_pod_takes_over_again_when_the_later_one_is_gone",
     "test_a_restart_of_headscale_changes_no_record",
     "test_standing_down_continues_while_headscale_fails",
     "test_an_incomplete_list_does_not_create_a_key_for_a_superseded_pod",
@@ -65,20 +67,24 @@ def test_a_lost_node_registers_again_with_exec(
 
 
 @pytest.mark.parametrize(
-    "output",
+    "fault",
     [
-        pytest.param(b"null", id="null"),
-        pytest.param(b"[]", id="empty list"),
-        pytest.param(b"", id="no output"),
-        pytest.param(b"<html>", id="HTML page"),
+        pytest.param(ExecFault(cut_after=3), id="connection lost"),
+        pytest.param(ExecFault(before=b"garbage\n"), id="garbage before the response"),
+        pytest.param(ExecFault(instead=Finished(1)), id="exit status 1"),
+        pytest.param(ExecFault(instead=Finished(stdout=b"null")), id="null"),
+        pytest.param(ExecFault(instead=Finished(stdout=b"[]")), id="empty list"),
+        pytest.param(ExecFault(instead=Finished()), id="no output"),
+        pytest.param(ExecFault(instead=Finished(stdout=b"<html>")), id="HTML page"),
     ],
 )
-def test_an_inconclusive_list_creates_no_key(
-    world: ClusterWorld, tmp_path: Path, events: list[Any], output: bytes
+@pytest.mark.parametrize("command", ["", "nodes list"], ids=["every command", "list of nodes"])
+def test_an_inconclusive_list_changes_nothing(
+    world: ClusterWorld, tmp_path: Path, events: list[Any], fault: ExecFault, command: str
 ) -> None:
     pod = a_pod(world, tmp_path / "pod")
     key, writes = pod.key, len(world.cloudflare.writes)
-    world.kubernetes.add_exec_fault(ExecFault(instead=Finished(stdout=output)), "nodes list", times=None)
+    world.kubernetes.add_exec_fault(fault, command, times=None)
     pod.run(3600)
     assert pod.nodez.restart_helps is False
     assert (pod.key, len(world.cloudflare.writes)) == (key, writes)

@@ -114,6 +114,25 @@ def superseded_and_later_pod(world: World, tmp_path: Path) -> tuple[Pod, Pod]:
     return earlier, later
 
 
+def test_the_earlier_pod_does_not_change_the_record_after_a_restart(world: World, tmp_path: Path) -> None:
+    earlier, later = superseded_and_later_pod(world, tmp_path)
+    writes = len(world.cloudflare.writes)
+    earlier.new_watch()
+    world.run_together(earlier.watch, later.watch, seconds=HOUR_S)
+    assert (earlier.nodez, len(world.cloudflare.writes)) == (SUPERSEDED, writes)
+
+
+@pytest.mark.parametrize("change", ["delete_node", "expire_node", "disconnect"])
+def test_the_earlier_pod_takes_over_again_when_the_later_one_is_gone(
+    world: World, tmp_path: Path, events: list[Any], change: str
+) -> None:
+    earlier, later = superseded_and_later_pod(world, tmp_path)
+    getattr(world.headscale, change)(later.node_id)
+    earlier.run(500)
+    assert (earlier.nodez, published_addresses(world)) == (REGISTERED, [earlier.address])
+    assert [event["node_id"] for event in named(events, "node.reinstated")] == [str(earlier.node_id)]
+
+
 def test_a_restart_of_headscale_changes_no_record(world: World, tmp_path: Path, events: list[Any]) -> None:
     """All nodes are offline until they reconnect."""
     earlier, later = superseded_and_later_pod(world, tmp_path)
