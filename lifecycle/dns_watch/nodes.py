@@ -17,13 +17,15 @@ from lifecycle.domain.ownership import NodeOwnership
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What distinguishes this pod's node from other nodes with the same hostname.
+    """What distinguishes this pod's node from other nodes, at a time of Headscale's clock.
 
     Attributes:
         has_waited: dns-watch has waited long enough for a VPN interface.
         known: this pod's node when it was last found; None = never.
     """
 
+    node_ownership: NodeOwnership
+    now: datetime
     interface: Interface
     metadata: KeyMetadata = NO_METADATA
     has_waited: bool = False
@@ -49,16 +51,14 @@ class Hints:
         return node.pre_auth_key is not None and self.metadata.identifies_key(node.pre_auth_key)
 
 
-def choose_node(
-    nodes: Iterable[Node], *, node_ownership: NodeOwnership, hints: Hints, now: datetime
-) -> Node | Unregistered:
+def choose_node(nodes: Iterable[Node], hints: Hints) -> Node | Unregistered:
     """Find this pod's node by its VPN address.
 
     If the pod has no VPN interface, find the node by the key metadata. If the metadata names neither a node nor a
     key, and exactly one of our nodes is online, this node is chosen.
     """
     ordered = sorted(nodes, key=lambda node: node.sequence)
-    ours = [node for node in ordered if node_ownership.is_owned(node) and not node.is_expired(now)]
+    ours = [node for node in ordered if hints.node_ownership.is_owned(node) and not node.is_expired(hints.now)]
     if hints.interface is not None:
         return _by_interface(ordered, ours, hints.interface)
     if hints.named_node is not None or hints.metadata.pre_auth_key_id is not None:
@@ -68,15 +68,7 @@ def choose_node(
     return _only_node_online(ours, hints.known)
 
 
-def find_loss(
-    nodes: Sequence[Node],
-    *,
-    node_ownership: NodeOwnership,
-    hints: Hints,
-    now: datetime,
-    is_gone: bool,
-    is_superseded: bool = False,
-) -> Loss | None:
+def find_loss(nodes: Sequence[Node], hints: Hints, *, is_gone: bool, is_superseded: bool = False) -> Loss | None:
     """Return the loss because of which `choose_node` found no node; None if the node may not be lost.
 
     Args:
@@ -88,18 +80,18 @@ def find_loss(
     if not nodes and (not is_gone or is_superseded):
         return None
     own, interface = hints.own, set(hints.interface or ())
-    ours = [node for node in nodes if node_ownership.is_owned(node)]
+    ours = [node for node in nodes if hints.node_ownership.is_owned(node)]
     for node in ours:
         is_known = own is not None and own.is_same(node)
         is_own = interface & set(node.addresses) if interface else is_known or hints.metadata_identifies(node)
-        if is_own and node.is_expired(now):
+        if is_own and node.is_expired(hints.now):
             return Loss(LossKind.EXPIRED, node.id)
     if own is not None and not any(own.is_same(node) for node in nodes):
         # The list alone does not prove the loss, because it can be incomplete for a moment.
         return Loss(LossKind.GONE, own.id, is_list_empty=not nodes) if is_gone else None
     if is_gone:
         return None
-    valid = [node for node in ours if not node.is_expired(now)]
+    valid = [node for node in ours if not node.is_expired(hints.now)]
     if interface:
         # One of our unexpired nodes that has another address may belong to a later pod.
         is_taken = any(interface & set(node.addresses) for node in nodes)

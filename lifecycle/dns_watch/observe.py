@@ -162,22 +162,16 @@ def _look_up_in_list(
         return Observation(interface, Unregistered(str(error), error=error))
     nodes = headscale.nodes()
     now = clock()
-    hints = Hints(interface, metadata, has_waited=interface_wait_is_over(state, config, now), known=state.node)
-    choice = choose_node(nodes, node_ownership=node_ownership, hints=hints, now=now.utc)
+    has_waited = interface_wait_is_over(state, config, now)
+    hints = Hints(node_ownership, now.utc, interface, metadata, has_waited, known=state.node)
+    choice = choose_node(nodes, hints)
     if isinstance(choice, Node):
         return Observation(interface, choice, node_ownership, metadata, fleet_size=_fleet_size(nodes))
     own = hints.named_node
     if state.node is None and own is not None and not any(own.is_same(node) for node in nodes):
         # The list alone does not prove that the node is gone.
         is_gone = _read_known(headscale, own) is None
-    loss = find_loss(
-        nodes,
-        node_ownership=node_ownership,
-        hints=hints,
-        now=now.utc,
-        is_gone=is_gone,
-        is_superseded=state.superseded_by is not None,
-    )
+    loss = find_loss(nodes, hints, is_gone=is_gone, is_superseded=state.superseded_by is not None)
     if loss is not None and loss.node_id is not None:
         # A node that registered with this pod's own key does not belong to a later pod, even if this pod's interface
         # does not have the node's address yet.

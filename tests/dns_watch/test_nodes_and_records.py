@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
 from random import Random
 
@@ -56,12 +57,13 @@ OUTSIDE = "203.0.113.7"
 # Hints are what a pod knows about its node: the addresses of its VPN interface, and the key metadata, which describes
 # its pre-auth key and the node that it keeps. Without hints, dns-watch waits for a grace period, and then chooses the
 # only node that is online. In these hints, the pod's node is node 1.
-BY_ADDRESS = Hints(interface=addresses(V4, V6))
-NO_ADDRESS = Hints(interface=())
-BY_KEY = Hints(interface=None, metadata=KeyMetadata("7"))
-BY_KEPT_NODE = Hints(interface=None, metadata=KeyMetadata("7", kept_node_id="1"))
-GRACE_PERIOD = Hints(interface=None)
-NO_HINTS = Hints(interface=None, has_waited=True)
+make_hints = partial(Hints, NODE_OWNERSHIP, NOW)
+BY_ADDRESS = make_hints(interface=addresses(V4, V6))
+NO_ADDRESS = make_hints(interface=())
+BY_KEY = make_hints(interface=None, metadata=KeyMetadata("7"))
+BY_KEPT_NODE = make_hints(interface=None, metadata=KeyMetadata("7", kept_node_id="1"))
+GRACE_PERIOD = make_hints(interface=None)
+NO_HINTS = make_hints(interface=None, has_waited=True)
 
 
 def known(node_id: str | None) -> KnownNode | None:
@@ -69,13 +71,9 @@ def known(node_id: str | None) -> KnownNode | None:
     return KnownNode(node_id, a_node(int(node_id)).machine_key) if node_id else None
 
 
-def choose(nodes: Iterable[Node], hints: Hints) -> Node | Unregistered:
-    return choose_node(nodes, node_ownership=NODE_OWNERSHIP, hints=hints, now=NOW)
-
-
 def chosen_id(nodes: Iterable[Node], hints: Hints) -> str | None:
     """Return the id of the chosen node; None if no node is chosen."""
-    node = choose(nodes, hints)
+    node = choose_node(nodes, hints)
     return node.id if isinstance(node, Node) else None
 
 
@@ -86,12 +84,16 @@ class TestChooseNode:
         ("nodes", "hints", "expected"),
         [
             pytest.param([a_node(1)], BY_ADDRESS, "1", id="both addresses of the interface"),
-            pytest.param([a_node(1)], Hints(interface=addresses(V4)), "1", id="interface with the IPv4 address only"),
-            pytest.param([a_node(1)], Hints(interface=addresses(V6)), "1", id="interface with the IPv6 address only"),
+            pytest.param(
+                [a_node(1)], make_hints(interface=addresses(V4)), "1", id="interface with the IPv4 address only"
+            ),
+            pytest.param(
+                [a_node(1)], make_hints(interface=addresses(V6)), "1", id="interface with the IPv6 address only"
+            ),
             pytest.param([a_node(1), a_node(2)], BY_ADDRESS, "1", id="a later node is not chosen"),
             pytest.param(
                 [a_node(1, key_created_at=NOW), a_node(2, key_created_at=EXPIRED)],
-                Hints(interface=None, metadata=KeyMetadata("7", key_created_at=NOW)),
+                make_hints(interface=None, metadata=KeyMetadata("7", key_created_at=NOW)),
                 "1",
                 id="a key with the same id but another time",
             ),
@@ -229,7 +231,7 @@ class TestChooseNode:
         ],
     )
     def test_an_unidentified_node_has_a_reason(self, nodes: list[Node], hints: Hints, mentions: list[str]) -> None:
-        choice = choose(nodes, hints)
+        choice = choose_node(nodes, hints)
 
         assert isinstance(choice, Unregistered)
         for mention in mentions:
@@ -348,18 +350,11 @@ class TestFindLoss:
     ) -> None:
         hints = replace(hints, known=known(own_id))
 
-        assert find_loss(nodes, node_ownership=NODE_OWNERSHIP, hints=hints, now=NOW, is_gone=is_gone) == loss
+        assert find_loss(nodes, hints, is_gone=is_gone) == loss
 
     def test_an_empty_list_does_not_end_standing_down(self) -> None:
         """This pod's node was deleted. An empty list does not prove that the later pod's node was deleted, too."""
-        loss = find_loss(
-            [],
-            node_ownership=NODE_OWNERSHIP,
-            hints=replace(BY_ADDRESS, known=known("1")),
-            now=NOW,
-            is_gone=True,
-            is_superseded=True,
-        )
+        loss = find_loss([], replace(BY_ADDRESS, known=known("1")), is_gone=True, is_superseded=True)
 
         assert loss is None
 
@@ -744,7 +739,7 @@ NODES = st.lists(
 )
 
 HINTS = st.builds(
-    Hints,
+    make_hints,
     interface=st.one_of(st.none(), SOME_ADDRESSES.map(lambda texts: tuple(map(ip_address, texts)))),
     metadata=st.builds(
         KeyMetadata,
@@ -760,7 +755,7 @@ class TestChooseNodeProperties:
 
     @given(NODES, HINTS)
     def test_only_a_valid_node_of_ours_is_chosen(self, nodes: list[Node], hints: Hints) -> None:
-        choice = choose(nodes, hints)
+        choice = choose_node(nodes, hints)
 
         if isinstance(choice, Node):
             assert choice in nodes
@@ -780,8 +775,10 @@ class TestChooseNodeProperties:
         kept = hints.named_node.id if hints.named_node else None
         metadata = replace(hints.metadata, kept_node_id=kept and renumbered.get(kept, kept))
 
-        before = choose(nodes, hints)
-        after = choose([replace(node, id=renumbered[node.id]) for node in nodes], replace(hints, metadata=metadata))
+        before = choose_node(nodes, hints)
+        after = choose_node(
+            [replace(node, id=renumbered[node.id]) for node in nodes], replace(hints, metadata=metadata)
+        )
 
         assert machine_key_of(after) == machine_key_of(before)
 
@@ -790,15 +787,15 @@ class TestChooseNodeProperties:
         shuffled = nodes[:]
         random.shuffle(shuffled)
 
-        assert choose(shuffled, hints) == choose(nodes, hints)
+        assert choose_node(shuffled, hints) == choose_node(nodes, hints)
 
     @given(NODES, NODES, HINTS)
     def test_foreign_nodes_do_not_matter(self, nodes: list[Node], more: list[Node], hints: Hints) -> None:
         ids = {node.id for node in nodes}
         foreign = [node for node in more if not NODE_OWNERSHIP.is_owned(node) and node.id not in ids]
 
-        alone = choose(nodes, hints)
-        among_others = choose([*foreign, *nodes], hints)
+        alone = choose_node(nodes, hints)
+        among_others = choose_node([*foreign, *nodes], hints)
 
         assert machine_key_of(among_others) == machine_key_of(alone)
 
@@ -807,7 +804,7 @@ class TestChooseNodeProperties:
         self, nodes: list[Node], hints: Hints, own_id: str | None, is_gone: bool
     ) -> None:
         hints = replace(hints, known=known(own_id))
-        loss = find_loss(nodes, node_ownership=NODE_OWNERSHIP, hints=hints, now=NOW, is_gone=is_gone)
+        loss = find_loss(nodes, hints, is_gone=is_gone)
 
         if loss is None:
             return
