@@ -464,12 +464,6 @@ def test_only_polls_of_a_registered_node_keep_the_minimum_interval() -> None:
     assert after(State(), (0, unregistered(None)), config=config).wait_s < 1
 
 
-def test_the_next_pass_is_due_when_the_record_has_to_be_read() -> None:
-    state = replace(IN_SYNC_STATE, records=replace(IN_SYNC_STATE.records, verify_at_s=12.0))
-    assert after(state, (0, registered(records=None))).wait_s == pytest.approx(12.0, abs=0.01)
-    assert after(IN_SYNC_STATE, (0, registered(records=None))).wait_s == POLL_INTERVAL_S
-
-
 def test_an_identification_problem_is_reported_once() -> None:
     problem = replace(unregistered(None), node=Unregistered("no user", error=UserError("no user")), node_ownership=None)
     decision = after(State(), (0, problem))

@@ -5,7 +5,7 @@ Each request starts a process in this pod, so dns-watch polls less often.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -65,33 +65,25 @@ def test_polls_are_at_least_a_minute_apart(setting: str, minimum_s: float, world
     assert watch.state.records.in_sync
 
 
-def test_a_cloudflare_outage_does_not_shorten_the_interval(world: ClusterWorld) -> None:
-    times = times_of_node_lists(world)
-    world.cloudflare.faults.add(faults.html(503), times=None)
-    watch = world.watch(registered_interface(world))
-    world.run(watch, HOUR_S)
-    assert not watch.state.records.in_sync
-    assert shortest_interval(times) >= 60
-
-
-def test_a_headscale_failure_does_not_shorten_the_interval(world: ClusterWorld) -> None:
-    times = times_of_node_lists(world)
-    watch = world.watch(registered_interface(world))
-    world.run(watch, 10)
-    times.clear()
+def stop_headscale(world: ClusterWorld) -> None:
     world.cli.stopped = True
-    world.run(watch, HOUR_S)
-    assert shortest_interval(times) >= 60
-    world.cli.stopped = False
-    world.run(watch, 200)
-    assert watch.state.is_registered
 
 
-def test_a_deleted_node_does_not_shorten_the_interval(world: ClusterWorld) -> None:
+@pytest.mark.parametrize(
+    "disrupt",
+    [
+        pytest.param(lambda world: world.cloudflare.faults.add(faults.html(503), times=None), id="Cloudflare fails"),
+        pytest.param(stop_headscale, id="Headscale fails"),
+        pytest.param(lambda world: world.headscale.delete_node(1), id="node deleted"),
+    ],
+)
+def test_a_disruption_does_not_shorten_the_interval(
+    disrupt: Callable[[ClusterWorld], object], world: ClusterWorld
+) -> None:
     watch = world.watch(registered_interface(world))
     world.run(watch, 10)
     times = times_of_node_lists(world)
-    world.headscale.delete_node(1)
+    disrupt(world)
     world.run(watch, HOUR_S)
     # If dns-watch does not find its node in the list, it reads the list again at the same time.
     assert shortest_interval(sorted(set(times))) >= 60

@@ -12,7 +12,6 @@ import pytest
 
 from lifecycle.dns_watch.loop import DnsWatch
 from lifecycle.dns_watch.schedule import SLOWEST_POLL_S
-from lifecycle.domain.errors import NotRegisteredError
 from tests.builders import COMMENT_OF_OTHER_OWNER, NAME, OUR_COMMENT
 from tests.simulators import faults
 from tests.simulators.cloudflare import refusal
@@ -199,14 +198,6 @@ def test_an_address_that_headscale_does_not_list_yet_is_polled_frequently(world:
     world.clock.schedule(202, lambda: world.headscale.add_node(NAME, user=USER))
     world.run(watch, 204)
     assert world.records() == {"A 100.64.0.1": OUR_COMMENT}
-
-
-def test_lookups_without_a_match_end_the_command_after_max_retries(world: World) -> None:
-    watch = world.watch(MAX_RETRIES="3")
-    watch.run_pass()
-    watch.run_pass()
-    with pytest.raises(NotRegisteredError, match=r"grafana\.example\.com.* 3 lookups.*MAX_RETRIES"):
-        watch.run_pass()
 
 
 # --- The record ---------------------------------------------------------------------------------------

@@ -27,7 +27,6 @@ SCENARIOS = (
     "test_an_ambiguous_or_unknown_user_is_reported_once_and_does_not_exit",
     "test_an_address_that_appears_is_published_within_a_second_or_two",
     "test_an_address_that_headscale_does_not_list_yet_is_polled_frequently",
-    "test_lookups_without_a_match_end_the_command_after_max_retries",
     "test_a_missing_record_is_created_once",
     "test_our_record_is_updated_in_place",
     "test_a_changed_address_updates_the_same_record",
