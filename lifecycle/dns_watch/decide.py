@@ -118,37 +118,33 @@ def _after_headscale_failure(state: State, failure: ApiError, config: WatchConfi
     return Decision(state, wait_s=wait_s, failures=(Failure(failure, failures, wait_s),))
 
 
-def _with_identity(state: State, observation: Observation, config: WatchConfig) -> tuple[State, tuple[Event, ...]]:
+def _with_identity(state: State, observation: Observation, config: WatchConfig) -> tuple[State, list[Event]]:
     """Remember Headscale's version and the criteria for owning a node, and log each problem once."""
-    events: tuple[Event, ...] = ()
+    events: list[Event] = []
     if observation.version and observation.version != state.headscale_version:
         untested = untested_warning(observation.version)
-        events = (untested,) if untested is not None else ()
+        events += [untested] if untested is not None else []
         state = replace(state, headscale_version=observation.version)
     if observation.node_ownership is not None:
         user = observation.node_ownership.user.name
         if config.user is None and user != state.assumed_user:
-            events = (
-                *events,
-                warning("user.assumed", user=user, reason="it is the only user; set HEADSCALE_USER"),
-            )
+            events.append(warning("user.assumed", user=user, reason="it is the only user; set HEADSCALE_USER"))
             state = replace(state, assumed_user=user)
         state = replace(state, node_ownership=observation.node_ownership, reported_problem="")
     problem = observation.node.error if isinstance(observation.node, Unregistered) else None
     if problem is not None and str(problem) != state.reported_problem:
-        failed = error("node.identification_failed", error=str(problem), error_type=type(problem).__name__)
-        events = (*events, failed)
+        events.append(error("node.identification_failed", error=str(problem), error_type=type(problem).__name__))
         state = replace(state, reported_problem=str(problem))
     return state, events
 
 
-def _with_api_key_expiry(state: State, observation: Observation, now: Moment) -> tuple[State, tuple[Event, ...]]:
+def _with_api_key_expiry(state: State, observation: Observation, now: Moment) -> tuple[State, list[Event]]:
     """Remember when the API key expires, and warn once a day if that is soon."""
-    events: tuple[Event, ...] = ()
+    events: list[Event] = []
     if observation.api_key is not None:
         wait_s = _HOUR_S
         if isinstance(observation.api_key, ApiError):
-            events = (debug("api_key.unreadable", error=str(observation.api_key)),)
+            events.append(debug("api_key.unreadable", error=str(observation.api_key)))
         else:
             state = replace(state, api_key_expires_at=observation.api_key.expires_at)
             # If the API key expires soon, an operator may replace it. Then the warnings should end within an hour.
@@ -156,7 +152,7 @@ def _with_api_key_expiry(state: State, observation: Observation, now: Moment) ->
         state = replace(state, api_keys_due_s=now.monotonic_s + add_jitter(wait_s, now.jitter))
     expiring = api_key_warning(state.api_key_expires_at, now.utc)
     if expiring is not None and _is_warning_due(state.api_key_warned_at_s, now):
-        events = (*events, expiring)
+        events.append(expiring)
         state = replace(state, api_key_warned_at_s=now.monotonic_s)
     return state, events
 
@@ -176,11 +172,10 @@ def _decide_unregistered(
         records=replace(state.records, compared_specs=None, reason=unregistered.reason),
     )
     events: tuple[Event, ...] = ()
-    changes: tuple[Change, ...] = ()
+    change: Change | None = None
     heal = replace(state.heal, loss_count=None)
-    loss, key_check = unregistered.loss, observation.key_check
-    if loss is not None and state.node_ownership is not None:
-        user = state.node_ownership.user
+    loss, key_check, node_ownership = unregistered.loss, observation.key_check, state.node_ownership
+    if loss is not None and node_ownership is not None:
         state, events = with_successor(state, loss.successor)
         heal = count_loss(state.heal, loss, now)
         events = (*events, *loss_events(heal, loss, reported=state.heal.lost, config=config))
@@ -188,18 +183,12 @@ def _decide_unregistered(
             failed = _after_headscale_failure(replace(state, heal=heal), key_check, config, now)
             return replace(failed, events=events)
         if key_check is not None:
+            state, metadata = replace(state, heal=heal), observation.metadata
             heal, problem, change = renew_key(
-                heal,
-                loss,
-                key_check,
-                state=state,
-                user=user,
-                metadata=observation.metadata,
-                config=config,
-                now=now,
+                state, loss, key_check, user=node_ownership.user, metadata=metadata, config=config, now=now
             )
             events = (*events, error("key_file.unwritable", error=problem)) if problem else events
-            changes = (change,) if change is not None else ()
+    changes = () if change is None else (change,)
     state = replace(
         state,
         heal=heal,

@@ -88,25 +88,21 @@ def fresh_key_id(state: State, now: Moment) -> str | None:
 
 
 def renew_key(
-    heal: HealState,
+    state: State,
     loss: Loss,
     key_check: KeyCheck | KeyFileError,
     *,
-    state: State,
     user: User,
     metadata: KeyMetadata,
     config: WatchConfig,
     now: Moment,
 ) -> tuple[HealState, str | None, WriteFreshKey | None]:
-    """Decide whether a fresh key is needed.
-
-    Args:
-        heal: the result of `count_loss`.
-        state: what was remembered before this pass.
+    """Decide whether a fresh key is needed, after the loss was counted.
 
     Returns:
         What to remember, the problem that prevents the creation of a key, and the key to create.
     """
+    heal = state.heal
     is_due = _is_renewal_due(heal, now)
     if is_due:
         heal = replace(heal, not_before_s=now.monotonic_s + add_jitter(_FIRST_PAUSE_S, now.jitter))
