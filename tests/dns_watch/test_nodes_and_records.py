@@ -249,6 +249,11 @@ class TestChooseNode:
         assert describe(node) == f"hostname {NAME}, {owner}, registered by auth key"
 
 
+OTHERS = [a_node(5, hostname="x")]
+EXPIRED_NODE = a_node(1, expires_at=EXPIRED)
+GONE, LOGGED_OUT, UNREGISTERED = Loss(LossKind.GONE, "1"), Loss(LossKind.EXPIRED, "1"), Loss(LossKind.UNREGISTERED)
+
+
 class TestFindLoss:
     """Tests of `find_loss`, which returns why Headscale's list of nodes does not contain this pod's node."""
 
@@ -256,92 +261,39 @@ class TestFindLoss:
         ("nodes", "hints", "own_id", "is_gone", "loss"),
         [
             # Headscale reports that the node does not exist, and the list contains other nodes.
-            pytest.param([a_node(5, hostname="x")], NO_HINTS, "1", True, Loss(LossKind.GONE, "1"), id="gone"),
-            pytest.param(
-                [a_node(5, hostname="x")], BY_ADDRESS, "1", True, Loss(LossKind.GONE, "1"), id="gone, with an interface"
-            ),
-            pytest.param(
-                [a_node(5, hostname="x")], BY_KEY, "1", True, Loss(LossKind.GONE, "1"), id="gone, with metadata"
-            ),
-            pytest.param(
-                [a_node(2)], BY_ADDRESS, "1", True, Loss(LossKind.GONE, "1"), id="gone, with a node of a later pod"
-            ),
+            pytest.param(OTHERS, NO_HINTS, "1", True, GONE, id="gone"),
+            pytest.param(OTHERS, BY_ADDRESS, "1", True, GONE, id="gone, with an interface"),
+            pytest.param(OTHERS, BY_KEY, "1", True, GONE, id="gone, with metadata"),
+            pytest.param([a_node(2)], BY_ADDRESS, "1", True, GONE, id="gone, with a node of a later pod"),
             # The list is empty. In a response about this pod's node, Headscale reports whether the node exists.
-            pytest.param(
-                [], BY_ADDRESS, "1", True, Loss(LossKind.GONE, "1", is_list_empty=True), id="gone, with an empty list"
-            ),
+            pytest.param([], BY_ADDRESS, "1", True, replace(GONE, is_list_empty=True), id="gone, with an empty list"),
             pytest.param([], BY_ADDRESS, "1", False, None, id="empty list, but the node exists"),
             pytest.param([], BY_KEY, "1", False, None, id="empty list, but the node exists, without an interface"),
             pytest.param([a_node(1, user=ANN)], BY_ADDRESS, "1", True, None, id="not found, but listed"),
             # The node exists and has to log in again.
+            pytest.param([EXPIRED_NODE], BY_ADDRESS, None, False, LOGGED_OUT, id="expired, by its address"),
+            pytest.param([EXPIRED_NODE], BY_KEY, None, False, LOGGED_OUT, id="expired, by metadata"),
+            pytest.param([EXPIRED_NODE], NO_HINTS, "1", False, LOGGED_OUT, id="expired, by its id"),
             pytest.param(
-                [a_node(1, expires_at=EXPIRED)],
-                BY_ADDRESS,
-                None,
-                False,
-                Loss(LossKind.EXPIRED, "1"),
-                id="expired, by its address",
-            ),
-            pytest.param(
-                [a_node(1, expires_at=EXPIRED)],
+                [*OTHERS, a_node(2, expires_at=EXPIRED, key_id="3")],
                 BY_KEY,
                 None,
                 False,
-                Loss(LossKind.EXPIRED, "1"),
-                id="expired, by metadata",
-            ),
-            pytest.param(
-                [a_node(1, expires_at=EXPIRED, key_id="3")],
-                NO_HINTS,
-                "1",
-                False,
-                Loss(LossKind.EXPIRED, "1"),
-                id="expired, by its id",
-            ),
-            pytest.param(
-                [a_node(2, expires_at=EXPIRED, key_id="3"), a_node(5, hostname="x")],
-                BY_KEY,
-                None,
-                False,
-                Loss(LossKind.UNREGISTERED),
+                UNREGISTERED,
                 id="another node expired",
             ),
             # This pod has an address that no node has.
-            pytest.param(
-                [a_node(5, hostname="x")], BY_ADDRESS, None, False, Loss(LossKind.STRANDED), id="unknown address"
-            ),
-            pytest.param(
-                [a_node(5, hostname="x")], BY_ADDRESS, "4", False, None, id="incomplete list, but the node exists"
-            ),
-            pytest.param(
-                [a_node(5, hostname="x")],
-                BY_KEY,
-                "4",
-                False,
-                None,
-                id="incomplete list, but the node exists, without an interface",
-            ),
+            pytest.param(OTHERS, BY_ADDRESS, None, False, Loss(LossKind.STRANDED), id="unknown address"),
+            pytest.param(OTHERS, BY_ADDRESS, "4", False, None, id="incomplete list, but the node exists"),
+            pytest.param(OTHERS, BY_KEY, "4", False, None, id="incomplete list, without an interface"),
             pytest.param([a_node(1, user=ANN)], BY_ADDRESS, None, False, None, id="a foreign node with the address"),
             pytest.param([a_node(2)], BY_ADDRESS, None, False, None, id="unknown address, and another node of ours"),
             pytest.param([], BY_ADDRESS, None, False, None, id="unknown address, and an empty list"),
             # The pod may still register its node.
-            pytest.param(
-                [a_node(5, hostname="x")], BY_KEY, None, False, Loss(LossKind.UNREGISTERED), id="key not used yet"
-            ),
-            pytest.param(
-                [a_node(5, hostname="x")], NO_HINTS, None, False, Loss(LossKind.UNREGISTERED), id="no known node"
-            ),
-            pytest.param(
-                [a_node(5, hostname="x")],
-                NO_ADDRESS,
-                None,
-                False,
-                Loss(LossKind.UNREGISTERED),
-                id="interface without an address",
-            ),
-            pytest.param(
-                [a_node(2, key_id="8")], BY_KEY, None, False, None, id="key not used yet, and another pod's node"
-            ),
+            pytest.param(OTHERS, BY_KEY, None, False, UNREGISTERED, id="key not used yet"),
+            pytest.param(OTHERS, NO_HINTS, None, False, UNREGISTERED, id="no known node"),
+            pytest.param(OTHERS, NO_ADDRESS, None, False, UNREGISTERED, id="interface without an address"),
+            pytest.param([a_node(2, key_id="8")], BY_KEY, None, False, None, id="key not used, and another pod's node"),
             pytest.param([], BY_KEY, None, False, None, id="key not used yet, and an empty list"),
         ],
     )
@@ -381,72 +333,34 @@ class TestStandingDown:
         assert successors(nodes[::-1], node_id="5", node_ownership=NODE_OWNERSHIP, now=NOW) == later
 
     @pytest.mark.parametrize(
-        ("records", "later", "own", "expected"),
+        ("records", "expected"),
         [
-            pytest.param([a_record(content="100.64.0.2")], [a_node(2)], a_node(1), "2", id="A record of the successor"),
-            pytest.param(
-                [a_record(type_="AAAA", content="fd7a:115c:a1e0::2")],
-                [a_node(2)],
-                a_node(1),
-                "2",
-                id="AAAA record of the successor",
-            ),
-            pytest.param(
-                [a_record("a"), a_record("b", content="100.64.0.2")],
-                [a_node(2)],
-                a_node(1),
-                "2",
-                id="records of the successor and of this pod",
-            ),
-            pytest.param(
-                [a_record(content="100.64.0.3")],
-                [a_node(2), a_node(3)],
-                a_node(1),
-                "3",
-                id="record of one of two successors",
-            ),
-            pytest.param([a_record(content=V4)], [a_node(2)], a_node(1), None, id="record of this pod"),
-            pytest.param([], [a_node(2)], a_node(1), None, id="no record"),
-            pytest.param([a_record(content="100.64.0.2")], [], a_node(1), None, id="no successor"),
-            pytest.param(
-                [a_record(content="100.64.0.2")], [a_node(2, online=False)], a_node(1), None, id="offline successor"
-            ),
-            pytest.param(
-                [a_record(content="100.64.0.2")],
-                [a_node(2, online=False)],
-                a_node(1, online=False),
-                "2",
-                id="every node offline after a restart",
-            ),
-            pytest.param(
-                [a_record(content="100.64.0.2", comment="")],
-                [a_node(2)],
-                a_node(1),
-                None,
-                id="record without a comment",
-            ),
-            pytest.param(
-                [a_record(content="100.64.0.2", comment=COMMENT_OF_OTHER_OWNER)],
-                [a_node(2)],
-                a_node(1),
-                None,
-                id="record of another owner",
-            ),
-            pytest.param(
-                [a_record(content="100.64.0.2", name=f"x.{NAME}")],
-                [a_node(2)],
-                a_node(1),
-                None,
-                id="record at another name",
-            ),
+            pytest.param([a_record(content="100.64.0.2")], "2", id="A record of a successor"),
+            pytest.param([a_record(type_="AAAA", content="fd7a:115c:a1e0::2")], "2", id="AAAA record of a successor"),
+            pytest.param([a_record("a"), a_record("b", content="100.64.0.2")], "2", id="this pod and a successor"),
+            pytest.param([a_record(content="100.64.0.3")], "3", id="the other successor"),
+            pytest.param([a_record(content="100.64.0.4")], None, id="offline successor"),
+            pytest.param([a_record(content=V4)], None, id="this pod"),
+            pytest.param([], None, id="no record"),
+            pytest.param([a_record(content="100.64.0.2", comment="")], None, id="no comment"),
+            pytest.param([a_record(content="100.64.0.2", comment=COMMENT_OF_OTHER_OWNER)], None, id="another owner"),
+            pytest.param([a_record(content="100.64.0.2", name=f"x.{NAME}")], None, id="another name"),
         ],
     )
     def test_successor_is_published_if_a_record_of_ours_has_its_address(
-        self, records: list[Record], later: list[Node], own: Node, expected: str | None
+        self, records: list[Record], expected: str | None
     ) -> None:
-        successor = published_successor(records, later, own, CONFIG)
+        later = [a_node(2), a_node(3), a_node(4, online=False)]
+        successor = published_successor(records, later, a_node(1), CONFIG)
 
         assert (successor.id if successor else None) == expected
+        assert published_successor(records, [], a_node(1), CONFIG) is None
+
+    def test_offline_successor_is_published_if_every_node_is_offline(self) -> None:
+        """All nodes are offline after a restart of Headscale."""
+        own, later = a_node(1, online=False), a_node(2, online=False)
+
+        assert published_successor([a_record(content="100.64.0.2")], [later], own, CONFIG) == later
 
     @pytest.mark.parametrize(
         ("records", "is_needed"),
@@ -504,14 +418,6 @@ def _target(change: RecordChange) -> str:
 class TestRecords:
     """Tests of the plan for the main name, which has one A record and, with DNS_IPV6, one AAAA record."""
 
-    def test_a_correct_record_is_not_changed(self) -> None:
-        assert planned(a_record()) == RecordPlan()
-
-    def test_a_missing_record_is_created(self) -> None:
-        [change] = planned().changes
-        assert isinstance(change, CreateRecord)
-        assert change.spec == a_spec()
-
     @pytest.mark.parametrize(
         ("record", "differing"),
         [
@@ -520,6 +426,8 @@ class TestRecords:
             pytest.param(a_record(proxied=True), "proxied", id="proxied"),
             pytest.param(a_record(proxied=True, ttl_s=1), "ttl, proxied", id="proxied and its TTL"),
             pytest.param(a_record(content=OUTSIDE), "content", id="address outside the VPN"),
+            pytest.param(a_record(comment="", ttl_s=1), "adopted", id="no comment"),
+            pytest.param(a_record(comment="", content="100.64.0.9"), "adopted", id="stale address without a comment"),
         ],
     )
     def test_a_different_record_is_updated_in_place(self, record: Record, differing: str) -> None:
@@ -528,17 +436,11 @@ class TestRecords:
         assert (change.record, change.spec) == (record, a_spec())
         assert differing in change.reason
 
-    @pytest.mark.parametrize("content", [V4, "100.64.0.9"])
-    def test_a_record_with_a_vpn_address_and_no_comment_is_updated(self, content: str) -> None:
-        record = a_record(content=content, comment="", ttl_s=1, proxied=True)
-
-        [change] = planned(record).changes
-        assert isinstance(change, UpdateRecord)
-        assert (change.record, change.spec) == (record, a_spec())
-
     @pytest.mark.parametrize(
         ("records", "expected"),
         [
+            pytest.param([], [("create", "A")], id="no record"),
+            pytest.param([a_record()], [], id="a correct record"),
             pytest.param([a_record("a"), a_record("b")], [("delete", "b")], id="two correct records"),
             pytest.param(
                 [a_record("a", content="100.64.0.2"), a_record("b")],
@@ -570,7 +472,7 @@ class TestRecords:
             ),
         ],
     )
-    def test_duplicates_are_deleted(self, records: list[Record], expected: list[tuple[str, str]]) -> None:
+    def test_the_name_gets_one_record(self, records: list[Record], expected: list[tuple[str, str]]) -> None:
         assert changes_of(planned(*records)) == expected
 
     @pytest.mark.parametrize(

@@ -104,14 +104,6 @@ def test_without_an_interface_the_node_that_used_our_key_is_published(
     assert world.records() == {f"A {ours.address}": OUR_COMMENT}
 
 
-def test_a_node_with_another_key_is_not_published(world: World, events: Events) -> None:
-    world.cleanup().run()
-    world.headscale.add_node(NAME, user=USER)
-    world.run(world.watch(MAX_RETRIES="0"), 10 * MINUTE_S)
-    assert world.records() == {}
-    assert "pre-auth key" in named(events, "pass.skipped")[-1]["reason"]
-
-
 def test_the_only_online_node_is_published_after_the_grace_period(world: World, node: Node) -> None:
     """Before that, dns-watch waits 30 s for the VPN interface, which would identify the node with certainty."""
     world.headscale.add_node(NAME, user=USER, online=False)
@@ -127,27 +119,10 @@ def test_the_only_online_node_is_published_immediately_on_the_host_network(world
     assert world.records() == {f"A {node.address}": OUR_COMMENT}
 
 
-def test_no_node_is_published_if_several_are_online(world: World, node: Node, events: Events) -> None:
-    world.headscale.add_node(NAME, user=USER)
-    world.run(world.watch(MAX_RETRIES="0"), SEVERAL_READS_S)
-    assert world.cloudflare.requests == []
-    assert "several nodes of this workload are online (1, 2)" in named(events, "pass.skipped")[-1]["reason"]
-
-
 def test_no_node_is_published_while_the_interface_has_no_vpn_address(world: World, node: Node, events: Events) -> None:
     world.run(world.watch(Interface("10.0.0.1", "fe80::1"), MAX_RETRIES="0"), SEVERAL_READS_S)
     assert world.cloudflare.requests == []
     assert "VPN_PREFIXES" in named(events, "pass.skipped")[-1]["reason"]
-
-
-def test_an_address_of_a_foreign_node_is_reported_with_its_owner(world: World, events: Events) -> None:
-    world.headscale.add_user("ann")
-    foreign = world.headscale.add_node(NAME, user="ann")
-    world.run(world.watch(Interface(foreign.address), HEADSCALE_USER=USER, MAX_RETRIES="0"), MINUTE_S)
-    assert world.cloudflare.requests == []
-    reason = named(events, "pass.skipped")[-1]["reason"]
-    assert "node 1" in reason
-    assert "user ann" in reason
 
 
 def test_malformed_metadata_is_ignored_if_there_is_an_interface(world: World, watch: DnsWatch) -> None:
