@@ -62,6 +62,7 @@ BY_ADDRESS = make_hints(interface=addresses(V4, V6))
 NO_ADDRESS = make_hints(interface=())
 BY_KEY = make_hints(interface=None, metadata=KeyMetadata("7"))
 BY_KEPT_NODE = make_hints(interface=None, metadata=KeyMetadata("7", kept_node_id="1"))
+NO_ADDRESS_LATER, BY_KEY_LATER = (replace(hints, has_waited=True) for hints in (NO_ADDRESS, BY_KEY))
 GRACE_PERIOD = make_hints(interface=None)
 NO_HINTS = make_hints(interface=None, has_waited=True)
 
@@ -129,12 +130,7 @@ class TestChooseNode:
                 id="two nodes with one address each",
             ),
             pytest.param([a_node(1)], NO_ADDRESS, None, id="interface without an address"),
-            pytest.param(
-                [a_node(1)],
-                replace(NO_ADDRESS, has_waited=True),
-                None,
-                id="interface without an address after the grace period",
-            ),
+            pytest.param([a_node(1)], NO_ADDRESS_LATER, None, id="no address after the grace period"),
             pytest.param([], BY_ADDRESS, None, id="empty list"),
         ],
     )
@@ -152,12 +148,7 @@ class TestChooseNode:
             ),
             pytest.param([a_node(1, key_id="8")], BY_KEY, None, id="a node with another key"),
             pytest.param([a_node(1, key_id="77")], BY_KEY, None, id="a key id that begins with ours"),
-            pytest.param(
-                [a_node(1, key_id="8")],
-                replace(BY_KEY, has_waited=True),
-                None,
-                id="a node with another key after the grace period",
-            ),
+            pytest.param([a_node(1, key_id="8")], BY_KEY_LATER, None, id="another key after the grace period"),
             pytest.param([a_node(1), a_node(2)], BY_KEY, None, id="two nodes with our key"),
             pytest.param([a_node(1), a_node(2, user=ANN)], BY_KEY, "1", id="a foreign node with our key"),
             pytest.param([a_node(1), a_node(2, expires_at=EXPIRED)], BY_KEY, "1", id="an expired node with our key"),
