@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import FrozenInstanceError, replace
 from datetime import datetime, timedelta
-from ipaddress import ip_address
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from lifecycle.domain.model import PreAuthKey, Record, User
@@ -93,13 +90,6 @@ def test_differences_between_a_record_and_the_desired_record(record: Record, dif
 @pytest.mark.parametrize("spelling", [V6, V6.upper(), "fd7a:115c:a1e0:0:0:0:0:1", "fd7a:115c:a1e0:0000::0001"])
 def test_addresses_are_compared_by_value(spelling: str) -> None:
     assert a_spec(V6).differences(a_record(type_="AAAA", content=spelling)) == {}
-
-
-@given(st.ip_addresses())
-def test_record_type_depends_on_the_address_family(address: object) -> None:
-    spec = a_spec(str(address))
-
-    assert spec.type == ("A" if ip_address(str(address)).version == 4 else "AAAA")
 
 
 def test_values_are_immutable() -> None:

@@ -18,9 +18,6 @@ from hypothesis import strategies as st
 
 from lifecycle.cleanup.plan import (
     CleanupConfig,
-    Observation,
-    SavedState,
-    find_kept_node,
     foreign_nodes,
     plan_nodes,
     plan_records,
@@ -35,7 +32,6 @@ from tests.builders import (
     EXPIRED,
     NAME,
     NODE_OWNERSHIP,
-    NOW,
     OUR_COMMENT,
     RECORD_OWNERSHIP,
     SVC,
@@ -340,22 +336,3 @@ class TestProperties:
             refused = True
 
         assert refused is taken
-
-    @given(NODES, st.integers(1, 40))
-    def test_kept_node_is_the_node_in_the_state_secret_if_it_is_ours(self, nodes: list[Node], node_id: int) -> None:
-        """The result does not depend on the order of the nodes, or on whether they are online."""
-        observation = Observation("0.29.0", SVC, tuple(nodes), records=None, state=SavedState(str(node_id)))
-        kept = find_kept_node(observation, node_ownership=NODE_OWNERSHIP, now=NOW)
-        reordered = replace(observation, nodes=tuple(replace(node, online=not node.online) for node in reversed(nodes)))
-
-        expected = [
-            node
-            for node in nodes
-            if node.id == str(node_id) and NODE_OWNERSHIP.is_owned(node) and not node.is_expired(NOW)
-        ]
-        if expected:
-            assert kept == expected[0]
-        else:
-            assert isinstance(kept, str)
-        kept_of_reordered = find_kept_node(reordered, node_ownership=NODE_OWNERSHIP, now=NOW)
-        assert isinstance(kept_of_reordered, Node) is bool(expected)

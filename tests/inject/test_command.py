@@ -123,9 +123,7 @@ def test_kubernetes_events_need_the_token(
         ("LOGIN_SERVER", ""),
         ("LOGIN_SERVER", "http://headscale.headscale.svc:8080"),
         ("LOGIN_SERVER", "headscale.example.com"),
-        ("DOMAIN_NAME", "example"),
         ("POLL_INTERVAL", "soon"),
-        ("VPN_PREFIXES", "100.64.0.1/10"),
     ],
 )
 def test_invalid_setting_is_reported(name: str, value: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

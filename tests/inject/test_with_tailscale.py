@@ -27,7 +27,6 @@ Document = dict[str, Any]
 
 PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
 PROBE_HANDLERS = {"exec", "grpc", "httpGet", "tcpSocket"}
-LIFECYCLE_HANDLERS = {"exec", "httpGet", "sleep", "tcpSocket"}
 VARIANTS = ("native", "plain", "sidecar")
 """The variants of the Kustomize component, named after their folders in deploy/components/lifecycle. `native` and
 `plain` are for a tailscale container in `containers`. `sidecar` is for one in `initContainers`."""
@@ -78,23 +77,6 @@ def test_workloads_include_each_kind_with_and_without_native_sidecars() -> None:
 @each_case
 def test_result_matches_the_schema(name: str, variant: str) -> None:
     kubernetes_validate.validate(rendered_workload(name, variant), NEWEST_KUBERNETES, strict=True)
-
-
-@each_case
-def test_no_two_alternative_fields_are_set(name: str, variant: str) -> None:
-    spec = spec_of(rendered_workload(name, variant))
-    for container in [*spec["initContainers"], *spec["containers"]]:
-        assert container["image"]
-        for variable in container.get("env", []):
-            assert len(variable.keys() & {"value", "valueFrom"}) == 1, variable
-            assert variable.keys() <= {"name", "value", "valueFrom"}
-            assert len(variable.get("valueFrom", ["value"])) == 1, variable
-        for probe in (container[field] for field in PROBES if field in container):
-            assert len(probe.keys() & PROBE_HANDLERS) == 1, probe
-        for handler in container.get("lifecycle", {}).values():
-            assert len(handler.keys() & LIFECYCLE_HANDLERS) == 1, handler
-    for volume in spec["volumes"]:
-        assert len(volume) == 2, volume
 
 
 @each_case
