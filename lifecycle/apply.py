@@ -41,10 +41,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# The largest number of Kubernetes Events that wait to be written.
+# The largest numbers of Kubernetes Events that wait to be written, and that are remembered to count repetitions.
 _MAX_WAITING_EVENTS = 32
-
-# How many Events that were written are remembered, to count their repetitions.
 _MAX_REMEMBERED_EVENTS = 64
 
 # An Event that occurs again within this time is only counted. After this time, its new count is written.

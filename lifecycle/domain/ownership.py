@@ -23,8 +23,7 @@ MANAGED_TYPES = ADDRESS_TYPES | {"CNAME"}
 
 WILDCARD = "*."
 
-# The mark of a record is the comment in Cloudflare that shows who owns the record. Every mark starts with this text,
-# for every owner (setting DNS_OWNER) and in every version of this program.
+# The mark of a record is the comment in Cloudflare that shows who owns the record. Every mark starts with this text.
 _MARK_PREFIX = "tailscale-lifecycle/"
 
 # A mark as returned by `workload_mark`, such as "tailscale-lifecycle/1 services grafana.example.com".
@@ -34,7 +33,7 @@ _ID_SELECTOR = "id:"
 
 
 def mark_of(owner: str) -> str:
-    """Return the mark of an owner: the comment of the owner's records at main names. It is case-sensitive."""
+    """Return the mark of an owner (DNS_OWNER): the comment of the owner's records at main names."""
     return f"{_MARK_PREFIX}1 {owner}"
 
 
@@ -213,7 +212,7 @@ class RecordOwnership:
         )
 
     def is_vpn_address(self, address: IpAddress) -> bool:
-        """Return True if the address is inside one of the VPN's prefixes."""
+        """Return True if the address is in the VPN."""
         return any(address in prefix for prefix in self.vpn_prefixes)
 
     def vpn_addresses(self, addresses: Sequence[IpAddress]) -> tuple[IpAddress, ...]:

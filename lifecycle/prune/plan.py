@@ -82,15 +82,24 @@ def plan_prune(observation: Observation, *, config: PruneConfig, now: datetime) 
         main_name = main_name_of(record, config.mark)
         if main_name is not None:
             records_by_name.setdefault(main_name, []).append(record)
+    user = observation.user
     if config.name is not None:
-        return [_plan_named(config.name, records_by_name, observation, config)]
+        full_name = record_name(config.name, config.domain)
+        if full_name not in records_by_name:
+            raise LifecycleError(
+                f'no record of {config.name} has the comment "{config.mark}". Set DNS_OWNER to the value that the '
+                "workload has. Nothing was deleted"
+            )
+        named = [node for node in observation.nodes if record_name(node.hostname, config.domain) == full_name]
+        nodes = tuple(node for node in named if _is_owned(node, user, config))
+        return [Leftovers(full_name, tuple(records_by_name[full_name]), nodes, "the option --name selects it")]
     # After a restart of Headscale, every node is offline until its client reconnects.
     if not any(node.online for node in observation.nodes):
         return []
     plan = []
     for name, records in sorted(records_by_name.items()):
         candidates = [node for node in observation.nodes if may_publish(node, name)]
-        if any(_may_be_in_use(node, observation.user, config, now) for node in candidates):
+        if any(_may_be_in_use(node, user, config, now) for node in candidates):
             continue
         nodes = tuple(node for node in candidates if record_name(node.hostname, config.domain) == name)
         reason = f"its node has been offline for more than {config.prune_after}" if candidates else "it has no node"
@@ -98,29 +107,8 @@ def plan_prune(observation: Observation, *, config: PruneConfig, now: datetime) 
     return plan
 
 
-def _plan_named(
-    name: str, records_by_name: dict[str, list[Record]], observation: Observation, config: PruneConfig
-) -> Leftovers:
-    full_name = record_name(name, config.domain)
-    if full_name not in records_by_name:
-        raise LifecycleError(
-            f'no record of {name} has the comment "{config.mark}". Set DNS_OWNER to the value that the workload has. '
-            "Nothing was deleted"
-        )
-    nodes = tuple(
-        node
-        for node in observation.nodes
-        if record_name(node.hostname, config.domain) == full_name and _is_owned(node, observation.user, config)
-    )
-    return Leftovers(full_name, tuple(records_by_name[full_name]), nodes, reason="the option --name selects it")
-
-
 def check_limit(plan: Sequence[Leftovers], *, config: PruneConfig) -> None:
-    """Check that the plan does not contain more workloads than PRUNE_MAX.
-
-    Raises:
-        PruneLimitError: the plan contains more workloads.
-    """
+    """Raise PruneLimitError if the plan contains more workloads than PRUNE_MAX."""
     if len(plan) <= config.prune_max:
         return
     nodes = sum(len(leftovers.nodes) for leftovers in plan)
