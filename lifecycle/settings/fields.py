@@ -64,11 +64,8 @@ def checked_text(value: str) -> str:
     return value
 
 
-def parse_duration(value: Any) -> timedelta:
+def parse_duration(text: str) -> timedelta:
     """Parse a duration such as `90`, `90s`, `15m`, `1h30m` or `7d`; plain numbers are seconds."""
-    if isinstance(value, timedelta):
-        return value
-    text = str(value)
     match = _DURATION.fullmatch(text)
     try:
         if _SECONDS.fullmatch(text):
@@ -81,8 +78,8 @@ def parse_duration(value: Any) -> timedelta:
         raise ValueError(_TOO_LONG) from None
 
 
-def _comma_separated(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+def _comma_separated(value: str) -> list[str]:
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 class Octal(int):
@@ -171,7 +168,7 @@ def _record_name(value: str) -> str:
     return name
 
 
-def _prefix(value: Any) -> Any:
+def _prefix(value: str) -> IpNetwork:
     try:
         return ip_network(value)
     except ValueError:
