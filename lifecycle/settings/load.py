@@ -48,7 +48,7 @@ def load(command: type[Command]) -> Command:
     """
     # If SSLKEYLOGFILE is set, Python's ssl writes the keys of TLS sessions to that file, and fails if it cannot.
     os.environ.pop("SSLKEYLOGFILE", None)
-    values, problems = _checked(command, environment())
+    values, problems = _read_values(command, environment())
     try:
         settings = command.model_validate(values)
     except ValidationError as error:
@@ -72,7 +72,7 @@ def load(command: type[Command]) -> Command:
     return settings
 
 
-def _checked(command: type[Command], variables: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+def _read_values(command: type[Command], variables: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """Return the values of the command's variables, and the problem of each variable with an invalid text."""
     ignored = set(service_links(variables))
     values: dict[str, str] = {}
