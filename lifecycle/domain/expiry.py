@@ -17,10 +17,12 @@ def expires_soon(expires_at: datetime | None, now: datetime) -> bool:
 
 def api_key_warning(expires_at: datetime | None, now: datetime) -> Event | None:
     """Return a warning if the API key expires soon, else None."""
-    return _warning(
+    if expires_at is None or not expires_soon(expires_at, now):
+        return None
+    return warning(
         "api_key.expiring",
-        expires_at,
-        now,
+        expires_at=expires_at,
+        days_left=_days_left(expires_at, now),
         advice="Create a new key with `headscale apikeys create --expiration 90d`, store it in the Secret or file that "
         "HEADSCALE_API_KEY is read from, and expire the old key.",
     )
@@ -28,18 +30,18 @@ def api_key_warning(expires_at: datetime | None, now: datetime) -> Event | None:
 
 def node_warning(node: Node, now: datetime) -> Event | None:
     """Return a warning if the node expires soon, else None."""
-    return _warning(
+    if node.expires_at is None or not expires_soon(node.expires_at, now):
+        return None
+    return warning(
         "node.expiring",
-        node.expires_at,
-        now,
         node_id=node.id,
+        expires_at=node.expires_at,
+        days_left=_days_left(node.expires_at, now),
         advice="Delete the pod before the node expires (with NODE_POLICY=keep, delete the node in Headscale first), or "
         "set SELF_HEAL=true, with which the pod registers again after its node has expired. `node.expiry` in "
         "Headscale's configuration sets how long a node stays valid.",
     )
 
 
-def _warning(name: str, expires_at: datetime | None, now: datetime, **fields: str) -> Event | None:
-    if expires_at is None or not expires_soon(expires_at, now):
-        return None
-    return warning(name, expires_at=expires_at, days_left=max((expires_at - now).days, 0), **fields)
+def _days_left(expires_at: datetime, now: datetime) -> int:
+    return max((expires_at - now).days, 0)
