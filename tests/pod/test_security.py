@@ -97,7 +97,7 @@ def test_namespace_of_a_controller_admits_tailscale(name: str) -> None:
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "privileged"
 
 
-def test_violations_are_detected() -> None:
+def test_check_of_the_restricted_standard_detects_violations() -> None:
     spec = pod_spec(manifests_of("ingress/headscale-ui"))
     assert list(restricted_violations(spec)) == []
     spec["volumes"].append({"name": "host", "hostPath": {"path": "/"}})
