@@ -51,23 +51,21 @@ class Server:
         kind: Deployment or StatefulSet.
         container: the name of the container.
         image: the image of the container.
-        replicas: the number of pods, each with its own database.
     """
 
-    def __init__(self, tailnet: Tailnet, *, kind: str, container: str, image: str, replicas: int = 1) -> None:
+    def __init__(self, tailnet: Tailnet, *, kind: str, container: str, image: str) -> None:
         self.tailnet = tailnet
         self.cluster: Cluster = tailnet.cluster
         self.namespace = f"headscale-{next(_numbers)}"
         self._container = container
         self.cluster.kubectl("create", "namespace", self.namespace)
-        self.cluster.apply(*self._manifests(kind, image, replicas))
+        self.cluster.apply(*self._manifests(kind, image))
         self.cluster.kubectl(
             *("-n", self.namespace, "rollout", "status", f"{kind.lower()}/headscale", f"--timeout={START_TIMEOUT_S:g}s")
         )
-        for pod in self.pods:
-            self.run(pod, "users", "create", USER)
+        self.run(self.pod, "users", "create", USER)
 
-    def _manifests(self, kind: str, image: str, replicas: int) -> Iterator[Document]:
+    def _manifests(self, kind: str, image: str) -> Iterator[Document]:
         ports = (8080, 9090, 50443, 3478)
         config, relays = configuration(LOGIN_URL, DATA_FOLDER, ports=ports, relay=LOGIN_URL, listen="0.0.0.0")
         config["derp"]["paths"] = ["/elsewhere/derp.yaml"]
@@ -95,7 +93,7 @@ class Server:
             "containers": [server],
             "volumes": [
                 {"name": "config", "configMap": {"name": "headscale", "defaultMode": 0o755}},
-                {"name": "data", **(folder if replicas == 1 else {"emptyDir": {}})},
+                {"name": "data", **folder},
             ],
             "terminationGracePeriodSeconds": 1,
         }
@@ -105,7 +103,6 @@ class Server:
             self.namespace,
             api="apps/v1",
             spec={
-                "replicas": replicas,
                 "selector": {"matchLabels": labels},
                 "template": {"metadata": {"labels": labels}, "spec": pod},
                 **({"serviceName": "headscale"} if kind == "StatefulSet" else {"strategy": {"type": "Recreate"}}),
@@ -113,11 +110,11 @@ class Server:
         )
 
     @property
-    def pods(self) -> list[str]:
-        """The names of the pods."""
-        return [
-            pod["metadata"]["name"] for pod in self.cluster.pods("app.kubernetes.io/name=headscale", self.namespace)
-        ]
+    def pod(self) -> str:
+        """The name of the pod that is not being deleted."""
+        pods = self.cluster.pods("app.kubernetes.io/name=headscale", self.namespace)
+        (name,) = [pod["metadata"]["name"] for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+        return str(name)
 
     def run(self, pod: str, *arguments: str) -> Any:
         """Run a command of Headscale's CLI in a pod, and return its JSON output."""
@@ -250,7 +247,7 @@ def running_server(tailnet: Tailnet, **options: Any) -> Iterator[Server]:
 def test_container_without_shell_and_with_other_configuration_path_works(exec_tailnet: Tailnet, container: str) -> None:
     """The name of the container does not matter, because the pod has only one container."""
     with running_server(exec_tailnet, kind="Deployment", container=container, image=DISTROLESS_IMAGE) as server:
-        (pod,) = server.pods
+        pod = server.pod
         with pytest.raises(RefusedError):
             exec_tailnet.cluster.exec(pod, container, "sh", "-c", "true", namespace=server.namespace)
         server.allow_all()
@@ -282,29 +279,6 @@ def test_missing_permissions_are_named_with_the_rule_to_add(exec_tailnet: Tailne
         server.start_cleanup().succeed()
 
 
-def test_missing_container_or_pod_is_reported_without_retries(exec_tailnet: Tailnet) -> None:
-    with running_server(exec_tailnet, kind="Deployment", container="server", image=DISTROLESS_IMAGE) as server:
-        server.allow_all()
-        message = server.start_cleanup(HEADSCALE_CONTAINER="sidecar").fail()
-        assert "HEADSCALE_CONTAINER to one of: server" in message
-        message = server.start_cleanup(HEADSCALE_NAMESPACE="kube-system", HEADSCALE_POD_SELECTOR="a=b").fail()
-        assert "namespace kube-system" in message
-
-
-def test_all_commands_run_in_the_newest_of_two_pods(exec_tailnet: Tailnet) -> None:
-    """Each pod has its own database, which shows in which pod a command ran. Headscale does not support replicas."""
-    with running_server(
-        exec_tailnet, kind="Deployment", container="headscale", image=DISTROLESS_IMAGE, replicas=2
-    ) as server:
-        server.allow_all()
-        pods = [exec_tailnet.cluster.get("pod", name, server.namespace)["metadata"] for name in server.pods]
-        newest = max((pod["creationTimestamp"], pod["name"]) for pod in pods)[1]
-        (other,) = (name for name in server.pods if name != newest)
-        for number in (1, 2):
-            server.start_cleanup().succeed()
-            assert (len(server.keys(newest)), server.keys(other)) == (number, [])
-
-
 @pytest.mark.parametrize(
     ("command", "hangs_after", "key_count"),
     [
@@ -319,7 +293,7 @@ def test_command_is_repeated_when_the_pod_of_headscale_is_replaced(
     """The command runs again in the new pod. If the first run created a key, the key is expired."""
     with running_server(exec_tailnet, kind="Deployment", container="headscale", image=HEADSCALE) as server:
         server.allow_all()
-        cluster, (pod,) = exec_tailnet.cluster, server.pods
+        cluster, pod = exec_tailnet.cluster, server.pod
         script = f"echo {command} >/tmp/hang" + ("; touch /tmp/after" if hangs_after else "")
         cluster.exec(pod, "headscale", "sh", "-c", script, namespace=server.namespace)
         cleanup = server.start_cleanup(HTTP_TIMEOUT="30s")
@@ -336,8 +310,7 @@ def test_command_is_repeated_when_the_pod_of_headscale_is_replaced(
         events = cleanup.succeed()
         assert events_named(events, "retry.scheduled")
         (created,) = events_named(events, "pre_auth_key.created")
-        (new_pod,) = [name for name in server.pods if name != pod]
-        keys = server.keys(new_pod)
+        keys = server.keys(server.pod)
         assert len(keys) == key_count
         assert str(keys[-1]["id"]) == created["key_id"]
         expirations = [key["expiration"]["seconds"] for key in keys]
