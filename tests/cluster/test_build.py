@@ -1,5 +1,7 @@
 """Build the image in a real cluster with the DaemonSet of build/, and a local base image.
 
+tests/image tests the scripts of the DaemonSet in more cases: unchanged sources, deleted images, and k3s.
+
 The pods have no access to the internet. A proxy on the node's address forwards the requests of apt and pip, as
 docs/image.md describes.
 """
@@ -33,8 +35,6 @@ NAME: Final = "tailscale-lifecycle-image"
 ARCHIVE: Final = "tailscale-lifecycle-image.tar"
 BUILD_TIMEOUT_S: Final = 1200.0
 """The time limit for a build, under load."""
-REPAIR_TIMEOUT_S: Final = 120.0
-"""The time limit until a deleted image is imported again. It is a multiple of the shipped CHECK_INTERVAL."""
 
 PATCH: Final = """
 apiVersion: apps/v1
@@ -103,12 +103,6 @@ class DaemonSet:
         pods = self.cluster.pods(f"app.kubernetes.io/name={NAME}", NAMESPACE)
         (pod,) = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
         return pod
-
-    def replace_pod(self) -> Document:
-        """Delete the pod, and return its ready successor."""
-        self.cluster.kubectl("-n", NAMESPACE, "delete", "pod", self.pod()["metadata"]["name"])
-        self.wait_for_rollout()
-        return self.pod()
 
     def image(self) -> list[str]:
         """Return the row of the image in `ctr images ls`, as columns; [] if the image does not exist."""
@@ -207,35 +201,6 @@ def test_image_is_built_imported_and_pinned(daemon_set: DaemonSet) -> None:
 def test_events_of_the_startup_probe_name_the_missing_image(daemon_set: DaemonSet) -> None:
     messages = daemon_set.messages("Unhealthy")
     assert [message for message in messages if IMAGE not in message] == []
-
-
-def test_deleted_image_is_imported_again(daemon_set: DaemonSet) -> None:
-    before = daemon_set.image()
-    run(*daemon_set.cluster.node.ctr("images", "rm", "--sync", IMAGE))
-    assert daemon_set.image() == []
-    eventually(daemon_set.is_pinned, "the image to come back", timeout_s=REPAIR_TIMEOUT_S)
-    assert daemon_set.image()[2] == before[2]
-
-
-def test_unchanged_sources_are_not_built_again(daemon_set: DaemonSet) -> None:
-    before = daemon_set.archive.path.stat()
-    pod = daemon_set.replace_pod()
-    assert "is up to date" in daemon_set.cluster.logs(pod["metadata"]["name"], "build", NAMESPACE)
-    assert daemon_set.archive.path.stat() == before
-
-
-def test_socket_of_containerd_can_be_a_symbolic_link_as_on_k3s(daemon_set: DaemonSet) -> None:
-    cluster = daemon_set.cluster
-    link = "/run/k3s/containerd/containerd.sock"
-    run(*cluster.node.command("ln", "-s", "/run/containerd/containerd.sock", link))
-    try:
-        pod = daemon_set.replace_pod()
-        # import.sh exports the address, so its child processes have it in their environment.
-        script = "cat /proc/[0-9]*/environ | tr '\\0' '\\n'"
-        variables = cluster.exec(pod["metadata"]["name"], "import", "sh", "-c", script, namespace=NAMESPACE)
-        assert f"CONTAINERD_ADDRESS={link}" in variables.splitlines()
-    finally:
-        run(*cluster.node.command("rm", link))
 
 
 def test_failed_build_reports_its_reason_and_keeps_the_image(
