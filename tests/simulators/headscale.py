@@ -82,11 +82,8 @@ UNAUTHENTICATED: Final[tuple[tuple[str, str, str, IsInRelease], ...]] = (
     ("GET", "/version", "_version", lambda dialect: dialect.version_path),
     ("GET", "/swagger/v1/openapiv2.json", "_swagger", lambda dialect: dialect.swagger),
     ("GET", "/api/v1/openapi.json", "_openapi", lambda dialect: dialect.strict_json),
-    # For simulated Tailscale clients in other processes. The real Headscale does not have these endpoints.
-    ("POST", "/sim/register", "_sim_register", _in_every_release),
-    ("POST", "/sim/connect", "_sim_connect", _in_every_release),
-    ("POST", "/sim/disconnect", "_sim_disconnect", _in_every_release),
-    ("POST", "/sim/readdress", "_sim_readdress", _in_every_release),
+    # For simulated Tailscale clients in other processes. The real Headscale does not have this endpoint.
+    ("POST", "/sim/<action>", "_sim", _in_every_release),
 )
 """Endpoints that require no API key: method, path, handler, and the function that selects the releases."""
 
@@ -460,39 +457,18 @@ class HeadscaleSimulator(Tailnet):
             raise RefusedError("user mismatch" if by_name else "preauth key does not belong to user")
         return key
 
-    # --- Endpoints for simulated Tailscale clients in other processes -------------------------------------------------
+    # --- Simulated Tailscale clients in other processes -------------------------------------------------
 
-    def _sim_register(self, request: Request, _arguments: Mapping[str, str]) -> Response:
-        body: dict[str, Any] = request.json()
+    def _sim(self, request: Request, arguments: Mapping[str, str]) -> Response:
+        """Call one of the methods for actions of a machine. The body contains its arguments."""
+        action = getattr(self, arguments["action"])
         try:
-            node = self.register(
-                key=body.get("key"),
-                hostname=body["hostname"],
-                machine_key=body.get("machineKey"),
-                node_key=body.get("nodeKey"),
-            )
+            node: Node | None = action(**request.json())
         except RegistrationRefusedError as error:
             return text_response(str(error), 401)
-        return json_response(self._node_json(node, "get"))
-
-    def _sim_connect(self, request: Request, _arguments: Mapping[str, str]) -> Response:
-        try:
-            self.connect(int(request.json()["nodeId"]))
         except NodeGoneError as error:
             return text_response(str(error), 404)
-        return json_response({})
-
-    def _sim_disconnect(self, request: Request, _arguments: Mapping[str, str]) -> Response:
-        body: dict[str, Any] = request.json()
-        self.disconnect(int(body["nodeId"]), silently=bool(body.get("silently")))
-        return json_response({})
-
-    def _sim_readdress(self, request: Request, _arguments: Mapping[str, str]) -> Response:
-        try:
-            node = self.readdress(int(request.json()["nodeId"]))
-        except NodeGoneError as error:
-            return text_response(str(error), 404)
-        return json_response(self._node_json(node, "get"))
+        return json_response({"id": node.id, "addresses": node.addresses} if node else {})
 
 
 def _refuse_filters(request: Request) -> None:

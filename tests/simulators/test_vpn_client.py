@@ -34,7 +34,7 @@ def test_client_registers_and_connects(headscale: HeadscaleSimulator, key_file: 
         client = VpnClient(url if over_http else headscale, key_file=key_file, hostname="a.example.com")
         node = client.start()
         assert headscale.online(node.id)
-        assert node.addresses == client.addresses == ("100.64.0.1", "fd7a:115c:a1e0::1")
+        assert [*node.addresses] == [*client.addresses] == ["100.64.0.1", "fd7a:115c:a1e0::1"]
         moved = client.change_address()
         assert moved.addresses == client.addresses != node.addresses
         client.stop()

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -44,7 +45,7 @@ class RegisteredNode:
     """A node in the server's response to a registration."""
 
     id: int
-    addresses: tuple[str, ...]
+    addresses: Sequence[str]
 
 
 class _RemoteServer:
@@ -53,33 +54,27 @@ class _RemoteServer:
     def __init__(self, url: str) -> None:
         self._url = url
 
-    def _post(self, path: str, **body: Any) -> httpx.Response:
-        response = httpx.post(f"{self._url}/sim/{path}", json=body, timeout=TIMEOUT_S)
+    def _call(self, action: str, **arguments: Any) -> Any:
+        response = httpx.post(f"{self._url}/sim/{action}", json=arguments, timeout=TIMEOUT_S)
         if response.status_code == httpx.codes.NOT_FOUND:
             raise NodeGoneError(response.text)
         if response.status_code == httpx.codes.UNAUTHORIZED:
             raise RegistrationRefusedError(response.text)
-        return response.raise_for_status()
+        return response.raise_for_status().json()
 
-    def register(self, *, key: str | None, hostname: str, machine_key: str, node_key: str) -> RegisteredNode:
-        return self._registered(
-            self._post("register", key=key, hostname=hostname, machineKey=machine_key, nodeKey=node_key)
-        )
+    def register(self, **arguments: str | None) -> RegisteredNode:
+        return RegisteredNode(**self._call("register", **arguments))
 
     def connect(self, node_id: int) -> None:
-        self._post("connect", nodeId=node_id)
+        self._call("connect", node_id=node_id)
 
     def disconnect(self, node_id: int, *, silently: bool) -> None:
         # A test can have stopped the server.
         with suppress(httpx.TransportError):
-            self._post("disconnect", nodeId=node_id, silently=silently)
+            self._call("disconnect", node_id=node_id, silently=silently)
 
     def readdress(self, node_id: int) -> RegisteredNode:
-        return self._registered(self._post("readdress", nodeId=node_id))
-
-    def _registered(self, response: httpx.Response) -> RegisteredNode:
-        node = response.json()
-        return RegisteredNode(id=int(node["id"]), addresses=tuple(node["ipAddresses"]))
+        return RegisteredNode(**self._call("readdress", node_id=node_id))
 
 
 class VpnClient:
@@ -112,7 +107,7 @@ class VpnClient:
         self._auth_once = auth_once
         self._interface = interface
         self._identity = Identity.new()
-        self.addresses: tuple[str, ...] = ()
+        self.addresses: Sequence[str] = ()
 
     @property
     def node_id(self) -> int | None:
