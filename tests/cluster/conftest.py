@@ -17,7 +17,7 @@ from lifecycle.inject.rules import LABEL
 from tests.chart.helm import Values, packed_chart, program, run
 from tests.cluster import images, node
 from tests.cluster.api_server import ApiServer, RefusedError, missing_programs
-from tests.cluster.cluster import Cluster
+from tests.cluster.cluster import Cluster, manifest
 from tests.cluster.tailnet import Tailnet, tailnet_in
 from tests.cluster.workloads import GRAFANA, WIKI, deploy_clients, deploy_grafana, deploy_wiki
 from tests.image.tools import ImageBuild
@@ -51,15 +51,10 @@ def api_server() -> Iterator[ApiServer]:
 def set_settings(server: ApiServer, **settings: str | None) -> None:
     """Write the ConfigMap with the settings of injection. A setting that is None is omitted."""
     data = SETTINGS | {"LOGIN_SERVER": LOGIN_SERVER} | settings
-    config = {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": "tailscale-lifecycle", "namespace": "tailscale-lifecycle-inject"},
-        "data": {name: value for name, value in data.items() if value is not None},
-    }
+    data = {name: value for name, value in data.items() if value is not None}
     with suppress(RefusedError):
         server.kubectl("delete", "configmap", "-n", "tailscale-lifecycle-inject", "tailscale-lifecycle")
-    server.create(config)
+    server.create(manifest("ConfigMap", "tailscale-lifecycle", "tailscale-lifecycle-inject", data=data))
 
 
 # --- The cluster --------------------------------------------------------------------------------------

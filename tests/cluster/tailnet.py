@@ -167,12 +167,8 @@ def _server(certificate: tuple[str, str]) -> Iterator[Document]:
         {"name": "https", "port": 443, "targetPort": 8443},
         {"name": "stun", "port": 3478, "targetPort": 3478, "protocol": "UDP"},
     ]
-    yield manifest(
-        "Service",
-        "headscale",
-        HEADSCALE_NAMESPACE,
-        spec={"clusterIP": CLUSTER_IP, "selector": labels, "ports": service_ports},
-    )
+    spec = {"clusterIP": CLUSTER_IP, "selector": labels, "ports": service_ports}
+    yield manifest("Service", "headscale", HEADSCALE_NAMESPACE, spec=spec)
     volumes: dict[str, Document] = {
         "config": {"configMap": {"name": "headscale"}},
         "tls": {"secret": {"secretName": "tls", "defaultMode": 0o444}},
@@ -214,17 +210,12 @@ def _server(certificate: tuple[str, str]) -> Iterator[Document]:
         # Before it ends, Headscale waits for long-running requests of clients. The kubelet kills it after this period.
         "terminationGracePeriodSeconds": 2,
     }
-    yield manifest(
-        "Deployment",
-        "headscale",
-        HEADSCALE_NAMESPACE,
-        api="apps/v1",
-        spec={
-            "selector": {"matchLabels": labels},
-            "strategy": {"type": "Recreate"},
-            "template": {"metadata": {"labels": labels}, "spec": pod},
-        },
-    )
+    deployment = {
+        "selector": {"matchLabels": labels},
+        "strategy": {"type": "Recreate"},
+        "template": {"metadata": {"labels": labels}, "spec": pod},
+    }
+    yield manifest("Deployment", "headscale", HEADSCALE_NAMESPACE, api="apps/v1", spec=deployment)
 
 
 def _env(variables: dict[str, str]) -> str:

@@ -14,6 +14,7 @@ from lifecycle.apply import EventRecorder
 from lifecycle.clients.kubernetes.events import EventWriter
 from lifecycle.domain.events import error, info
 from tests.cluster.api_server import ApiServer, RefusedError
+from tests.cluster.cluster import manifest
 from tests.in_cluster import access_to
 from tests.pod.rendering import DEPLOY
 from tests.world import Clock, named
@@ -30,14 +31,9 @@ def pod(api_server: ApiServer) -> str:
     with suppress(RefusedError):
         api_server.kubectl("create", "serviceaccount", "grafana", "-n", "services")
     api_server.kubectl("apply", "-k", DEPLOY / "rbac/events")
-    manifest = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "events-0", "namespace": "services"},
-        "spec": {"serviceAccountName": "grafana", "containers": [{"name": "a", "image": "registry.example.com/a"}]},
-    }
+    spec = {"serviceAccountName": "grafana", "containers": [{"name": "a", "image": "registry.example.com/a"}]}
     with suppress(RefusedError):
-        api_server.create(manifest)
+        api_server.create(manifest("Pod", "events-0", "services", spec=spec))
     return "events-0"
 
 

@@ -40,20 +40,14 @@ def deploy_grafana(tailnet: Tailnet) -> None:
 def wiki_manifest() -> Document:
     """Return a Deployment with the label and the annotation that docs/inject.md describes."""
     labels = {"app": WIKI}
-    container = {"name": "wiki", "image": WIKI_IMAGE}
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": WIKI, "namespace": "services"},
-        "spec": {
-            "selector": {"matchLabels": labels},
-            "strategy": {"type": "Recreate"},
-            "template": {
-                "metadata": {"labels": {**labels, LABEL: "true"}, "annotations": {HOSTNAME: WIKI}},
-                "spec": {"containers": [container], "terminationGracePeriodSeconds": 5},
-            },
-        },
+    metadata = {"labels": {**labels, LABEL: "true"}, "annotations": {HOSTNAME: WIKI}}
+    pod = {"containers": [{"name": "wiki", "image": WIKI_IMAGE}], "terminationGracePeriodSeconds": 5}
+    spec = {
+        "selector": {"matchLabels": labels},
+        "strategy": {"type": "Recreate"},
+        "template": {"metadata": metadata, "spec": pod},
     }
+    return manifest("Deployment", WIKI, "services", api="apps/v1", spec=spec)
 
 
 def deploy_wiki(tailnet: Tailnet) -> None:
