@@ -12,7 +12,7 @@ from email.utils import format_datetime
 from functools import cache
 from typing import Any, Final, Literal
 
-from tests.simulators.dialects import DIALECTS, Dialect, KeyUser, KeyUserFormat, NoExpiry, UnknownPath, openapi, swagger
+from tests.simulators.dialects import DIALECTS, KeyUser, KeyUserFormat, NoExpiry, UnknownPath, openapi, swagger
 from tests.simulators.messages import (
     NoRouteError,
     Request,
@@ -65,50 +65,38 @@ ResponseKind = Literal["list", "get", "change"]
 """Kinds of responses. The JSON of the same node or key differs between them."""
 
 Handler = Callable[["Request", Mapping[str, str]], Response]
-IsInRelease = Callable[[Dialect], bool]
-"""A function that returns True if a release has an endpoint."""
 
-
-def _in_every_release(_dialect: Dialect) -> bool:
-    return True
-
-
-def _has_node_api(dialect: Dialect) -> bool:
-    return not dialect.machine_api
-
-
-UNAUTHENTICATED: Final[tuple[tuple[str, str, str, IsInRelease], ...]] = (
-    ("GET", "/health", "_health", _in_every_release),
-    ("GET", "/version", "_version", lambda dialect: dialect.version_path),
-    ("GET", "/swagger/v1/openapiv2.json", "_swagger", lambda dialect: dialect.swagger),
-    ("GET", "/api/v1/openapi.json", "_openapi", lambda dialect: dialect.strict_json),
-    # For simulated Tailscale clients in other processes. The real Headscale does not have this endpoint.
-    ("POST", "/sim/<action>", "_sim", _in_every_release),
+API: Final = (
+    ("GET", "/api/v1/apikey", "_list_api_keys"),
+    ("GET", "/api/v1/user", "_list_users"),
+    ("GET", "/api/v1/node", "_list_nodes"),
+    ("GET", "/api/v1/node/<node_id>", "_get_node"),
+    ("DELETE", "/api/v1/node/<node_id>", "_delete_node"),
+    ("GET", "/api/v1/preauthkey", "_list_keys"),
+    ("POST", "/api/v1/preauthkey", "_create_key"),
+    ("POST", "/api/v1/preauthkey/expire", "_expire_key"),
 )
-"""Endpoints that require no API key: method, path, handler, and the function that selects the releases."""
-
-AUTHENTICATED: Final[tuple[tuple[str, str, str, IsInRelease], ...]] = (
-    ("GET", "/api/v1/apikey", "_list_api_keys", _has_node_api),
-    ("GET", "/api/v1/user", "_list_users", _has_node_api),
-    ("GET", "/api/v1/node", "_list_nodes", _has_node_api),
-    ("GET", "/api/v1/node/<node_id>", "_get_node", _has_node_api),
-    ("DELETE", "/api/v1/node/<node_id>", "_delete_node", _has_node_api),
-    ("GET", "/api/v1/preauthkey", "_list_keys", _has_node_api),
-    ("POST", "/api/v1/preauthkey", "_create_key", _has_node_api),
-    ("POST", "/api/v1/preauthkey/expire", "_expire_key", _has_node_api),
-)
-"""Endpoints that require an API key, in the same form."""
+"""Method, path and handler of the endpoints that require an API key."""
 
 
 @cache
 def _routes(version: str) -> Router[tuple[str, bool]]:
     """Return the routes of a release: the handler of each endpoint, and whether it requires the API key."""
     dialect = DIALECTS[version]
+    open_endpoints = [
+        ("GET", "/health", "_health"),
+        ("GET", "/swagger/v1/openapiv2.json", "_swagger")
+        if dialect.swagger
+        else ("GET", "/api/v1/openapi.json", "_openapi"),
+        # For simulated Tailscale clients in other processes. The real Headscale does not have this endpoint.
+        ("POST", "/sim/<action>", "_sim"),
+    ]
+    if dialect.version_path:
+        open_endpoints.append(("GET", "/version", "_version"))
     return Router(
         (method, path, (handler, needs_key))
-        for needs_key, endpoints in ((False, UNAUTHENTICATED), (True, AUTHENTICATED))
-        for method, path, handler, is_in_release in endpoints
-        if is_in_release(dialect)
+        for needs_key, endpoints in ((False, open_endpoints), (True, () if dialect.machine_api else API))
+        for method, path, handler in endpoints
     )
 
 
