@@ -165,51 +165,6 @@ class Database:
         return self.last_ids[table]
 
 
-class _Sessions:
-    """The connections of clients.
-
-    A client that is killed does not close its connection, so the server detects the end only later.
-
-    Attributes:
-        open: the ids of the nodes whose connection is open.
-        closed_at: by node id, when the client closed the connection.
-        lost_at: by node id, when the client disappeared without closing the connection.
-    """
-
-    def __init__(self) -> None:
-        self.open: set[int] = set()
-        self.closed_at: dict[int, datetime] = {}
-        self.lost_at: dict[int, datetime] = {}
-
-    def online(self, node_id: int, now: datetime, grace: timedelta) -> bool:
-        if node_id in self.open:
-            return True
-        closed_at, lost_at = self.closed_at.get(node_id), self.lost_at.get(node_id)
-        if lost_at is not None:
-            return now < lost_at + SILENT_LOSS + grace
-        return closed_at is not None and now < closed_at + grace
-
-    def closed_since(self, node_id: int) -> datetime | None:
-        """Return when the server detects the end of a node's connection; None if it is open or never existed."""
-        if node_id in self.open:
-            return None
-        lost_at = self.lost_at.get(node_id)
-        return lost_at + SILENT_LOSS if lost_at is not None else self.closed_at.get(node_id)
-
-    def connect(self, node_id: int) -> None:
-        self.forget(node_id)
-        self.open.add(node_id)
-
-    def disconnect(self, node_id: int, now: datetime, *, silently: bool) -> None:
-        self.forget(node_id)
-        (self.lost_at if silently else self.closed_at)[node_id] = now
-
-    def forget(self, node_id: int) -> None:
-        self.open.discard(node_id)
-        self.closed_at.pop(node_id, None)
-        self.lost_at.pop(node_id, None)
-
-
 class _Addresses:
     """Assigns addresses in ascending order. After a restart of the server, it starts again from the lowest address."""
 
@@ -271,7 +226,9 @@ class Tailnet(Upstream):
         self._secrets: list[str] = []
         self._state = Database()
         self._previous_state = self._state
-        self._sessions = _Sessions()
+        # By node id, when the server detects the end of the client's connection; None = the connection is open. The end
+        # of a killed client's connection is detected later.
+        self._session_ends: dict[int, datetime | None] = {}
         self._addresses = _Addresses()
         self._api_key_id = self._add_api_key(api_key).id
 
@@ -324,7 +281,8 @@ class Tailnet(Upstream):
     def online(self, node_id: int) -> bool:
         """Return True if the API reports the node as online."""
         with self.lock:
-            return self._sessions.online(node_id, self._now(), self._offline_grace)
+            end = self._session_ends.get(node_id, ZERO)
+            return end is None or self._now() - self._offline_grace < end
 
     def secrets(self) -> list[str]:
         """Return every API key and pre-auth key that was created or accepted at any time."""
@@ -417,7 +375,7 @@ class Tailnet(Upstream):
                 addresses=addresses,
             )
             if online:
-                self._sessions.connect(node.id)
+                self._session_ends[node.id] = None
             return node
 
     def delete_node(self, node_id: int) -> None:
@@ -425,8 +383,8 @@ class Tailnet(Upstream):
         with self.lock:
             self._save_previous_state()
             del self._state.nodes[node_id]
-            if not (self.dialect.deleted_session_stays and node_id in self._sessions.open):
-                self._sessions.forget(node_id)
+            if not self.dialect.deleted_session_stays or self._session_ends.get(node_id) is not None:
+                self._session_ends.pop(node_id, None)
 
     def expire_node(self, node_id: int, expires_at: datetime | None = None) -> Node:
         """Set the expiry of a node, by default to the current time."""
@@ -478,7 +436,7 @@ class Tailnet(Upstream):
         """Restart: all nodes are offline, state in memory is lost, and the lowest free addresses are assigned next."""
         with self.lock:
             self._save_previous_state()
-            self._sessions = _Sessions()
+            self._session_ends.clear()
             used = [address for node in self.nodes for address in node.addresses]
             # Up to 0.27, addresses that are in use now are not assigned until the next restart, even if their nodes are
             # deleted.
@@ -487,7 +445,7 @@ class Tailnet(Upstream):
                 key = self._state.keys.get(node.stored_key_id or 0)
                 self._change(node.id, pre_auth_key=key, expires_at=node.stored_expires_at)
                 if key is not None and key.ephemeral:
-                    self._sessions.closed_at[node.id] = self._now() - self._offline_grace
+                    self._session_ends[node.id] = self._now() - self._offline_grace
 
     def backup(self) -> Database:
         """Return a copy of the database."""
@@ -565,7 +523,7 @@ class Tailnet(Upstream):
             self._delete_ephemeral()
             if node_id not in self._state.nodes:
                 raise NodeGoneError("node not found")
-            self._sessions.connect(node_id)
+            self._session_ends[node_id] = None
             self._change(node_id, last_seen=self._now())
 
     def disconnect(self, node_id: int, *, silently: bool = False) -> None:
@@ -578,9 +536,9 @@ class Tailnet(Upstream):
         """
         with self.lock:
             if node_id not in self._state.nodes:
-                self._sessions.forget(node_id)
+                self._session_ends.pop(node_id, None)
                 return
-            self._sessions.disconnect(node_id, self._now(), silently=silently)
+            self._session_ends[node_id] = self._now() + (SILENT_LOSS if silently else timedelta())
             if not silently:
                 self._change(node_id, last_seen=self._now())
 
@@ -588,7 +546,7 @@ class Tailnet(Upstream):
         """Log a node's client out. An ephemeral node is deleted. Other nodes expire, except tagged nodes in 0.29.3."""
         with self.lock:
             if self._is_ephemeral(self._state.nodes[node_id]):
-                self._sessions.forget(node_id)
+                self._session_ends.pop(node_id, None)
                 self.delete_node(node_id)
                 return
             if self.dialect.tagged_logs_out or not self._state.nodes[node_id].tags:
@@ -740,10 +698,10 @@ class Tailnet(Upstream):
     def _delete_ephemeral(self) -> None:
         """Delete the ephemeral nodes that have been offline for too long."""
         for node in self.nodes:
-            since = self._sessions.closed_since(node.id)
-            if since is None or not self._is_ephemeral(node):
+            end = self._session_ends.get(node.id)
+            if end is None or not self._is_ephemeral(node):
                 continue
-            if since + self._offline_grace + EPHEMERAL_TIMEOUT <= self._now():
+            if end + self._offline_grace + EPHEMERAL_TIMEOUT <= self._now():
                 self.delete_node(node.id)
 
     # --- Registration -------------------------------------------------------------------------------
@@ -887,5 +845,5 @@ class Tailnet(Upstream):
         if dialect.tagged_revives or not known.tags:
             changes |= {"expires_at": None, "stored_expires_at": None}
         if dialect.login_resets_online:
-            self._sessions.forget(known.id)
+            self._session_ends.pop(known.id, None)
         return self._change(known.id, **changes)
