@@ -24,12 +24,7 @@ from lifecycle.inject.template import (
 
 LABEL = f"{DOMAIN}/inject"
 HOSTNAME = f"{DOMAIN}/hostname"
-DNS_ALIASES = f"{DOMAIN}/dns-aliases"
-DNS_SHARED_NAMES = f"{DOMAIN}/dns-shared-names"
-TAGS = f"{DOMAIN}/tags"
 STATE_SECRET = f"{DOMAIN}/state-secret"
-SELF_HEAL = f"{DOMAIN}/self-heal"
-LOG_LEVEL = f"{DOMAIN}/log-level"
 TAILSCALE_ARGS = f"{DOMAIN}/tailscale-args"
 INIT_CONTAINERS = f"{DOMAIN}/init-containers"
 MAX_HOSTNAME_LENGTH = 63
@@ -70,9 +65,11 @@ ANNOTATIONS = {
         'lower-case letters and digits, with hyphens and dots between them, such as "wiki"; $(POD_NAME), '
         "$(POD_NAMESPACE) and $(NODE_NAME) are replaced",
     ),
-    DNS_ALIASES: Annotation(_DNS_NAMES, "names separated by commas, such as docs,*.wiki", "DNS_ALIASES"),
-    DNS_SHARED_NAMES: Annotation(_DNS_NAMES, "names separated by commas, such as *.apps,ingress", "DNS_SHARED_NAMES"),
-    TAGS: Annotation(
+    f"{DOMAIN}/dns-aliases": Annotation(_DNS_NAMES, "names separated by commas, such as docs,*.wiki", "DNS_ALIASES"),
+    f"{DOMAIN}/dns-shared-names": Annotation(
+        _DNS_NAMES, "names separated by commas, such as *.apps,ingress", "DNS_SHARED_NAMES"
+    ),
+    f"{DOMAIN}/tags": Annotation(
         r"tag:[a-z0-9._-]+(,tag:[a-z0-9._-]+)*",
         "tags separated by commas, such as tag:web,tag:prod",
         "AUTHKEY_TAGS",
@@ -80,8 +77,8 @@ ANNOTATIONS = {
     STATE_SECRET: Annotation(
         _NAME_WITH_REFERENCES, "the name of a Secret; $(POD_NAME), $(POD_NAMESPACE) and $(NODE_NAME) are replaced"
     ),
-    SELF_HEAL: Annotation("true|false", '"true" or "false"', "SELF_HEAL"),
-    LOG_LEVEL: Annotation("debug|info|warning|error", "debug, info, warning or error", "LOG_LEVEL"),
+    f"{DOMAIN}/self-heal": Annotation("true|false", '"true" or "false"', "SELF_HEAL"),
+    f"{DOMAIN}/log-level": Annotation("debug|info|warning|error", "debug, info, warning or error", "LOG_LEVEL"),
     TAILSCALE_ARGS: Annotation(
         r"[^\x00-\x1f\x7f]*", 'flags of `tailscale up`, such as "--advertise-routes=10.0.0.0/24"'
     ),

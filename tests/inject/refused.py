@@ -8,18 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lifecycle.inject.rules import (
-    DNS_ALIASES,
-    DNS_SHARED_NAMES,
-    HOSTNAME,
-    INIT_CONTAINERS,
-    LABEL,
-    LOG_LEVEL,
-    SELF_HEAL,
-    STATE_SECRET,
-    TAGS,
-    TAILSCALE_ARGS,
-)
+from lifecycle.inject.rules import HOSTNAME, INIT_CONTAINERS, LABEL, STATE_SECRET, TAILSCALE_ARGS
 
 Document = dict[str, Any]
 
@@ -162,15 +151,24 @@ REFUSED: dict[str, tuple[Document, tuple[str, ...]]] = {
     "suffix-only": (annotated(deployment(), hostname="webexample.com"), (HOSTNAME, "webexample.com")),
     "partial-domain": (annotated(deployment(), hostname="docs.web"), (HOSTNAME, "docs.web")),
     "long-hostname": (annotated(deployment(), hostname="w" * 52), (HOSTNAME, f"{'w' * 52}.example.com")),
-    "alias": (annotated(deployment(), dns_aliases="docs,my_docs"), (DNS_ALIASES, "my_docs")),
-    "wildcard-inside": (annotated(deployment(), dns_aliases="docs.*.wiki"), (DNS_ALIASES, "docs.*.wiki")),
-    "aliases-with-blank": (annotated(deployment(), dns_aliases="docs, www"), (DNS_ALIASES, "docs, www")),
-    "shared-name": (annotated(deployment(), dns_shared_names="-apps"), (DNS_SHARED_NAMES, "-apps")),
-    "tags": (annotated(deployment(), tags="web"), (TAGS, "web")),
-    "tags-with-blank": (annotated(deployment(), tags="tag:a, tag:b"), (TAGS,)),
+    "alias": (annotated(deployment(), dns_aliases="docs,my_docs"), ("tailscale-lifecycle/dns-aliases", "my_docs")),
+    "wildcard-inside": (
+        annotated(deployment(), dns_aliases="docs.*.wiki"),
+        ("tailscale-lifecycle/dns-aliases", "docs.*.wiki"),
+    ),
+    "aliases-with-blank": (
+        annotated(deployment(), dns_aliases="docs, www"),
+        ("tailscale-lifecycle/dns-aliases", "docs, www"),
+    ),
+    "shared-name": (
+        annotated(deployment(), dns_shared_names="-apps"),
+        ("tailscale-lifecycle/dns-shared-names", "-apps"),
+    ),
+    "tags": (annotated(deployment(), tags="web"), ("tailscale-lifecycle/tags", "web")),
+    "tags-with-blank": (annotated(deployment(), tags="tag:a, tag:b"), ("tailscale-lifecycle/tags",)),
     "state-secret": (annotated(deployment(), state_secret="Web_Secret"), (STATE_SECRET, "Web_Secret")),
-    "self-heal": (annotated(deployment(), self_heal="on"), (SELF_HEAL, '"on"')),
-    "log-level": (annotated(deployment(), log_level="trace"), (LOG_LEVEL, "trace")),
+    "self-heal": (annotated(deployment(), self_heal="on"), ("tailscale-lifecycle/self-heal", '"on"')),
+    "log-level": (annotated(deployment(), log_level="trace"), ("tailscale-lifecycle/log-level", "trace")),
     "init-containers": (annotated(deployment(), init_containers="first"), (INIT_CONTAINERS, "first")),
     "login-server-argument": (annotated(deployment(), tailscale_args="--login-server=http://x"), (TAILSCALE_ARGS,)),
     "auth-key-argument": (annotated(deployment(), tailscale_args="--ssh --authkey x"), (TAILSCALE_ARGS,)),
