@@ -71,12 +71,12 @@ class Writers:
 
 
 def delete_nodes(
-    changes: Iterable[DeleteNode], headscale: HeadscaleWriter, *, is_still_ours: Callable[[Node], bool]
+    changes: Iterable[DeleteNode], headscale: HeadscaleWriter, *, is_still_owned: Callable[[Node], bool]
 ) -> None:
     """Delete the nodes in order. Each node is read again directly before its deletion.
 
     Args:
-        is_still_ours: called with the node as it is now; returns True if it may still be deleted.
+        is_still_owned: called with the node as it is now; returns True if it may still be deleted.
 
     Raises:
         ApiError: the deletion of a node could not be confirmed. The nodes after it were not deleted.
@@ -86,7 +86,7 @@ def delete_nodes(
         if node.online:
             # Headscale can report a node as online for 15 minutes after its pod was killed.
             log.warning("node.online", node_id=node.id, hostname=node.hostname, reason=change.reason)
-        headscale.delete_node(node, is_still_ours=is_still_ours)
+        headscale.delete_node(node, is_still_owned=is_still_owned)
         log.info("node.deleted", node_id=node.id, hostname=node.hostname, reason=change.reason)
 
 

@@ -62,7 +62,7 @@ class Cleanup:
         self._log_plan(plan, observation)
         self._check_stop()
         node_ownership = self._config.node_ownership(observation.user)
-        apply.delete_nodes(plan.nodes, headscale, is_still_ours=node_ownership.is_owned)
+        apply.delete_nodes(plan.nodes, headscale, is_still_owned=node_ownership.is_owned)
         self._check_stop()
         key = apply.write_fresh_key(plan.key, headscale=headscale, key_file=key_file, now=self.now())
         deleted = self._delete_records(plan, observation)

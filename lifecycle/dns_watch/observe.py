@@ -137,7 +137,7 @@ def _look_up(state: State, sources: Sources, *, config: WatchConfig, clock: Call
         node = next((node for node in nodes if known.is_same(node)), None)
     if node is None:
         node = _read_known(headscale, known)
-    if node is None or not _is_still_ours(node, state.node_ownership, state.interface, clock()):
+    if node is None or not _is_still_owned(node, state.node_ownership, state.interface, clock()):
         return _look_up_in_list(state, sources, config=config, clock=clock, is_gone=node is None)
     response_s = clock().monotonic_s - started_s if fleet_size is None else None
     return Observation(state.interface, node, response_s=response_s, fleet_size=fleet_size)
@@ -194,7 +194,7 @@ def _read_known(headscale: HeadscaleReader, known: KnownNode) -> Node | None:
     return node if known.is_same(node) else None
 
 
-def _is_still_ours(node: Node, node_ownership: NodeOwnership, interface: Interface, now: Moment) -> bool:
+def _is_still_owned(node: Node, node_ownership: NodeOwnership, interface: Interface, now: Moment) -> bool:
     has_other_address = bool(interface) and not set(node.addresses) & set(interface or ())
     return node_ownership.is_owned(node) and not has_other_address and not node.is_expired(now.utc)
 

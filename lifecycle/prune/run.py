@@ -99,7 +99,7 @@ class Prune:
                 return ownership.is_owned(reread) and (self.name is not None or not reread.online)
 
             change = DeleteNode(node, leftovers.reason)
-            apply.delete_nodes([change], self.writers.headscale, is_still_ours=may_delete)
+            apply.delete_nodes([change], self.writers.headscale, is_still_owned=may_delete)
         records = [DeleteRecord(record, leftovers.reason) for record in leftovers.records]
         apply.change_records(records, self.writers.cloudflare)
 

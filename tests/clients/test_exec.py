@@ -25,7 +25,7 @@ from tests.clients.test_headscale import (  # noqa: F401 - pytest collects the i
     CREATE,
     HOUR,
     add_fault,
-    always_ours,
+    always_owned,
     create_key,
     find_user,
     retrying_on,
@@ -39,7 +39,7 @@ from tests.clients.test_headscale import (  # noqa: F401 - pytest collects the i
     test_logged_out_node_is_expired,
     test_missing_node_is_not_found,
     test_no_repr_contains_a_secret,
-    test_node_that_is_no_longer_ours_is_not_deleted,
+    test_node_that_is_no_longer_owned_is_not_deleted,
     test_only_the_users_keys_are_listed,
     test_other_machine_with_the_same_id_is_not_deleted,
     test_reads_are_retried,
@@ -190,7 +190,7 @@ def test_arguments_of_each_command(
         KeySpec(user, HOUR, reusable=True, ephemeral=True, tags=frozenset({"tag:b", "tag:a"})), now=clock.now()
     )
     headscale.pre_auth_keys(user)
-    headscale.delete_node(node, is_still_ours=always_ours)
+    headscale.delete_node(node, is_still_owned=always_owned)
     minor = int(server.version.split(".")[1])
     # Up to 0.25, the option contains the name of the user.
     user_option = ("--user", "svc" if minor <= 25 else "2")
@@ -442,7 +442,7 @@ def test_silently_refused_deletion_is_retried(server: HeadscaleSimulator, headsc
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
     server.faults.add(faults.answer(500, '{"code": 2, "message": "database is locked"}'), method="DELETE", times=2)
-    headscale.delete_node(node, is_still_ours=always_ours)
+    headscale.delete_node(node, is_still_owned=always_owned)
     assert server.nodes == []
 
 
@@ -452,7 +452,7 @@ def test_ineffective_deletion_is_an_error(server: HeadscaleSimulator, headscale:
     [node] = headscale.nodes()
     server.faults.add(faults.answer(200, "{}"), method="DELETE")
     with pytest.raises(ResponseError, match=r"[Nn]ode 1"):
-        headscale.delete_node(node, is_still_ours=always_ours)
+        headscale.delete_node(node, is_still_owned=always_owned)
 
 
 @pytest.mark.parametrize("output", [b"null", b"[]", b""], ids=["null", "empty-list", "no-output"])
@@ -464,7 +464,7 @@ def test_empty_list_does_not_mean_a_missing_node(
     [node] = headscale.nodes()
     kubernetes.add_exec_fault(ExecFault(instead=Finished(stdout=output)), "nodes list", times=20)
     with pytest.raises(TransientError):
-        headscale.delete_node(node, is_still_ours=always_ours)
+        headscale.delete_node(node, is_still_owned=always_owned)
 
 
 def test_one_incomplete_list_does_not_mean_a_missing_node(
@@ -475,7 +475,7 @@ def test_one_incomplete_list_does_not_mean_a_missing_node(
     [node, _] = headscale.nodes()
     laptop = b'[{"id": 2, "machine_key": "mkey:' + b"2" * 64 + b'", "name": "laptop"}]'
     kubernetes.add_exec_fault(ExecFault(instead=Finished(stdout=laptop)), "nodes list")
-    headscale.delete_node(node, is_still_ours=always_ours)
+    headscale.delete_node(node, is_still_owned=always_owned)
     assert [remaining.name for remaining in server.nodes] == ["laptop"]
 
 

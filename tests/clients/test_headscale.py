@@ -651,7 +651,7 @@ def test_retry_budget_is_shared_by_all_requests(
 # --- Deleting nodes ------------------------------------------------------------------------------------
 
 
-def always_ours(_node: Node) -> bool:
+def always_owned(_node: Node) -> bool:
     """Return True, as the check before the deletion of a node."""
     return True
 
@@ -661,7 +661,7 @@ def test_node_is_read_again_before_its_deletion(server: HeadscaleSimulator, head
     server.add_node("other", user="svc")
     [node, _] = headscale.nodes()
     earlier = len(server.requests)
-    headscale.delete_node(node, is_still_ours=always_ours)
+    headscale.delete_node(node, is_still_owned=always_owned)
     assert [exchange.method for exchange in server.requests[earlier:]] == ["GET", "DELETE"]
     assert [remaining.name for remaining in server.nodes] == ["other"]
 
@@ -671,7 +671,7 @@ def test_deletion_of_a_missing_node_succeeds(server: HeadscaleSimulator, headsca
     server.add_node(NAME, user="svc")
     [_, node] = headscale.nodes()
     server.delete_node(2)
-    headscale.delete_node(node, is_still_ours=always_ours)
+    headscale.delete_node(node, is_still_owned=always_owned)
     assert server.writes == []
 
 
@@ -682,7 +682,7 @@ def test_deletion_with_a_lost_response_is_confirmed(
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
     server.faults.add(fault, method="DELETE")
-    headscale.delete_node(node, is_still_ours=always_ours)
+    headscale.delete_node(node, is_still_owned=always_owned)
     assert server.nodes == []
 
 
@@ -691,15 +691,15 @@ def test_other_machine_with_the_same_id_is_not_deleted(server: HeadscaleSimulato
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
     with pytest.raises(ConflictError, match=r"[Nn]ode 1"):
-        headscale.delete_node(replace(node, machine_key="mkey:" + "0" * 64), is_still_ours=always_ours)
+        headscale.delete_node(replace(node, machine_key="mkey:" + "0" * 64), is_still_owned=always_owned)
     assert server.writes == []
 
 
-def test_node_that_is_no_longer_ours_is_not_deleted(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
+def test_node_that_is_no_longer_owned_is_not_deleted(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
     with pytest.raises(ConflictError, match=r"[Nn]ode 1"):
-        headscale.delete_node(node, is_still_ours=lambda _node: False)
+        headscale.delete_node(node, is_still_owned=lambda _node: False)
     assert server.writes == []
 
 
@@ -708,7 +708,7 @@ def test_unreadable_node_is_not_deleted(server: HeadscaleSimulator, headscale: H
     [node] = headscale.nodes()
     server.faults.add(faults.html(404), path="/api/v1/node/", times=None)
     with pytest.raises(TransientError):
-        headscale.delete_node(node, is_still_ours=always_ours)
+        headscale.delete_node(node, is_still_owned=always_owned)
     assert server.writes == []
 
 
@@ -717,7 +717,7 @@ def test_response_of_a_proxy_to_a_deletion_is_an_error(server: HeadscaleSimulato
     [node] = headscale.nodes()
     server.faults.add(faults.html(200), method="DELETE")
     with pytest.raises(ResponseError, match="DELETE"):
-        headscale.delete_node(node, is_still_ours=always_ours)
+        headscale.delete_node(node, is_still_owned=always_owned)
 
 
 def test_node_is_read_again_before_a_deletion_is_retried(
@@ -734,7 +734,7 @@ def test_node_is_read_again_before_a_deletion_is_retried(
 
     clock.schedule(0.1, restore)
     with pytest.raises(ConflictError, match="another machine"):
-        headscale.delete_node(node, is_still_ours=always_ours)
+        headscale.delete_node(node, is_still_owned=always_owned)
     assert len(server.nodes) == 1
 
 
@@ -765,7 +765,7 @@ def test_client_adapts_to_an_upgrade(old: str, new: str, breaks_connection: bool
     used_keys = [key.key for key in server.keys if key.used]
     assert [key for key in unexpired_keys(server, clock) if key not in used_keys] == [new_key.secret.get_secret_value()]
     assert [key.id for key in headscale.pre_auth_keys(user)] == [str(key.id) for key in server.keys]
-    headscale.delete_node(node, is_still_ours=always_ours)
+    headscale.delete_node(node, is_still_owned=always_owned)
     with pytest.raises(NotFoundError):
         headscale.node(node.id)
 

@@ -70,7 +70,7 @@ def run_commands(cluster: Cluster) -> None:
     headscale = HeadscaleWriter(exec_transport(cluster, lambda: datetime.now(UTC)), no_retries())
     [user] = headscale.users()
     [node] = headscale.nodes()
-    headscale.delete_node(node, is_still_ours=lambda _node: True)
+    headscale.delete_node(node, is_still_owned=lambda _node: True)
     key = headscale.create_pre_auth_key(KeySpec(user, timedelta(hours=1)), now=datetime.now(UTC))
     headscale.expire_pre_auth_key(key, user)
 

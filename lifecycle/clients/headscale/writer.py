@@ -37,12 +37,12 @@ class HeadscaleWriter(HeadscaleReader):
         # exist.
         self._unconfirmed: tuple[KeySpec, datetime] | None = None
 
-    def delete_node(self, node: Node, *, is_still_ours: Callable[[Node], bool]) -> None:
+    def delete_node(self, node: Node, *, is_still_owned: Callable[[Node], bool]) -> None:
         """Read a node again, and delete it if this program still owns it. A missing node counts as deleted.
 
         Args:
             node: the node as it was when its deletion was planned.
-            is_still_ours: called with the node as it is now; returns True if this program still owns the node.
+            is_still_owned: called with the node as it is now; returns True if this program still owns the node.
 
         Raises:
             ConflictError: the id belongs to another machine now, or the node is no longer ours.
@@ -53,7 +53,7 @@ class HeadscaleWriter(HeadscaleReader):
             # The node is also read again before each retry, because the wait before a retry can be long.
             current = self._transport.node(node.id)
             is_same_machine = current.machine_key == node.machine_key
-            if not is_same_machine or not is_still_ours(current):
+            if not is_same_machine or not is_still_owned(current):
                 raise ConflictError(
                     f"Node {node.id} is {'no longer ours' if is_same_machine else 'another machine now'}. It was not "
                     "deleted; the next pass plans again.",
