@@ -11,7 +11,6 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from functools import cache
 from operator import itemgetter
 from typing import Any
@@ -116,7 +115,7 @@ def failure(client: JsonClient, path: str = "/thing") -> ApiError:
 def test_request_and_response_are_json(client: JsonClient, api: Api) -> None:
     body: Any = {"comment": "Zürich \u2028", "proxied": False, "ttl": 60, "tags": []}
     response = client.send("POST", "/thing", params={"page": "2"}, body=body)
-    assert (response.status, response.json["path"]) == (200, "/thing")
+    assert (response.status, response.json) == (200, {"path": "/thing", "accept-encoding": "identity"})
     assert (api.requests[0].query, json.loads(api.requests[0].body)) == ("page=2", body)
 
 
@@ -198,7 +197,6 @@ def test_retry_after_in_each_form(api: Api, status: int, header: str | None, sec
         pytest.param(faults.drop(committed=True), id="lost-after-execution"),
         pytest.param(faults.refuse(), id="refused"),
         pytest.param(faults.hang(limit_s=5), id="hanging"),
-        pytest.param(faults.hang(committed=True, limit_s=5), id="hanging-after-execution"),
         pytest.param(faults.truncate(), id="truncated-body"),
         pytest.param(faults.drip(interval_s=0.3, limit_s=5), id="slow-drip"),
     ],
@@ -229,16 +227,6 @@ def test_no_items_are_parsed_from_a_refusal(client: JsonClient, api: Api) -> Non
     with pytest.raises(ResponseError):
         client.send("GET", "/thing", items=items)
     assert not items.parsed
-
-
-def test_refused_connection_names_address_and_setting(api: Api) -> None:
-    with serve(api) as url:
-        pass
-    error = failure(client_of(url))
-    assert isinstance(error, TransientError)
-    assert url in str(error)
-    assert "API_URL" in str(error)
-    assert "Connection refused" in str(error)
 
 
 def test_response_beyond_the_limit_is_refused(client: JsonClient, api: Api) -> None:
@@ -449,10 +437,6 @@ def test_json_with_too_many_values_is_refused(api: Api, item: str) -> None:
     assert peak < 8 * len(body)
 
 
-def test_requests_ask_for_uncompressed_responses(client: JsonClient, api: Api) -> None:
-    assert client.send("GET", "/thing").json["accept-encoding"] == "identity"
-
-
 @pytest.mark.parametrize("encoding", ["identity", "Identity", "", "identity, identity"])
 def test_identity_encoding_is_accepted(client: JsonClient, api: Api, encoding: str) -> None:
     api.faults.add(faults.answer(200, '{"a": 1}', headers={"content-encoding": encoding}))
@@ -523,20 +507,19 @@ def test_secret_in_the_message_of_the_upstream_is_removed(client: JsonClient, ap
 
 
 @pytest.mark.parametrize(
-    "skew", [timedelta(), timedelta(days=400), timedelta(hours=-3)], ids=["none", "ahead", "behind"]
+    ("date", "skew"),
+    [
+        pytest.param("Sun, 01 Mar 2026 12:00:00 GMT", timedelta(), id="none"),
+        pytest.param("Mon, 05 Apr 2027 12:00:00 GMT", timedelta(days=400), id="ahead"),
+        pytest.param("Sun, 01 Mar 2026 09:00:00 GMT", timedelta(hours=-3), id="behind"),
+        pytest.param("", None, id="empty"),
+        pytest.param("yesterday", None, id="no date"),
+        pytest.param("Fri, 31 Dec 9999 23:59:59 -0100", None, id="out of range"),
+    ],
 )
-def test_clock_skew_is_measured_with_each_response(api: Api, skew: timedelta) -> None:
-    now = datetime(2026, 3, 1, 12, tzinfo=UTC)
-    client = client_of(api, now=lambda: now)
+def test_clock_skew_is_measured_with_each_response(api: Api, date: str, skew: timedelta | None) -> None:
+    client = client_of(api, now=lambda: datetime(2026, 3, 1, 12, tzinfo=UTC))
     assert client.clock_skew is None
-    api.faults.add(faults.answer(200, "{}", headers={"date": format_datetime(now + skew, usegmt=True)}))
-    client.send("GET", "/thing")
-    assert client.clock_skew == skew
-
-
-@pytest.mark.parametrize("date", ["", "yesterday", "Fri, 31 Dec 9999 23:59:59 -0100"])
-def test_malformed_date_gives_no_clock_skew(api: Api, date: str) -> None:
-    client = client_of(api)
     api.faults.add(faults.answer(200, "{}", headers={"date": date}))
     client.send("GET", "/thing")
-    assert client.clock_skew is None
+    assert client.clock_skew == skew

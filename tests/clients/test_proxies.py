@@ -123,26 +123,23 @@ def test_command_in_a_pod_runs_through_the_proxy(stack: ExitStack, tmp_path: Pat
 SCHEMES = pytest.mark.parametrize("scheme", ["http", "https"])
 
 
+def unknown_name(host: str, *_args: Any, **_options: Any) -> list[Any]:
+    raise socket.gaierror(socket.EAI_NONAME, f"{host} is unknown")
+
+
 @SCHEMES
-def test_unreachable_proxy_is_named_instead_of_the_upstream(scheme: str) -> None:
+def test_proxy_without_a_connection_is_named_instead_of_the_upstream(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-    error = failure(f"{scheme}://api.example", f"http://{ENCODED_CREDENTIALS}@{address}")
-    assert type(error) is TransientError
-    assert f"http://{address}" in str(error)
-    assert "API_URL" not in str(error)
-
-
-@SCHEMES
-def test_unknown_proxy_is_named_instead_of_the_upstream(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown(host: str, *_args: Any, **_options: Any) -> list[Any]:
-        raise socket.gaierror(socket.EAI_NONAME, f"{host} is unknown")
-
-    monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    error = failure(f"{scheme}://api.example", f"http://{ENCODED_CREDENTIALS}@proxy.example:3128")
-    assert type(error) is TransientError
-    assert "proxy.example is unknown" in str(error)
-    assert "API_URL" not in str(error)
+    unreachable = failure(f"{scheme}://api.example", f"http://{ENCODED_CREDENTIALS}@{address}")
+    monkeypatch.setattr(socket, "getaddrinfo", unknown_name)
+    unknown = failure(f"{scheme}://api.example", f"http://{ENCODED_CREDENTIALS}@proxy.example:3128")
+    for error, reason in ((unreachable, f"http://{address}"), (unknown, "proxy.example is unknown")):
+        assert type(error) is TransientError
+        assert reason in str(error)
+        assert "API_URL" not in str(error)
 
 
 @pytest.mark.parametrize(

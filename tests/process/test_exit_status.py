@@ -80,7 +80,6 @@ def settings_of(failure: Failure, pod: Pod) -> Variables:
 OTHER_OWNER = COMMENT_OF_OTHER_OWNER.split()[1]
 """The DNS_OWNER that the comment of another owner's record names."""
 
-
 WRONG_USER = {"HEADSCALE_USER": "bob"}
 WRONG_KEY = {"HEADSCALE_API_KEY": "hskey-api-wrong"}
 MISSING_FOLDER = {"AUTHKEY_OUTPUT_PATH": "/no/such/folder/authkey"}
