@@ -2,6 +2,8 @@
 
 `decide` returns the changes to make, from the state after the last pass and a new observation. `conclude` returns the
 next state, from the result of these changes. Neither function reads a clock, sends a request or logs.
+
+A successor is the node of a later pod of the same workload. A node is lost if it was deleted or has expired.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Pure functions that decide when this pod's node is lost, and when a fresh pre-auth key is needed to register again.
 
-A fresh key is a key that no node has used yet. When the tailscale container is restarted, it registers with this key.
+A node is lost if it was deleted or has expired. A fresh key is a key that no node has used yet. When the tailscale
+container is restarted, it registers with this key. The key metadata is the file beside the key file that names the key.
 """
 
 from __future__ import annotations

@@ -65,14 +65,6 @@ def desired_records(node: Node, interface: Interface, config: WatchConfig) -> tu
     )
 
 
-def undecided_types(node: Node, specs: Sequence[RecordSpec], config: WatchConfig) -> frozenset[str]:
-    """Return the record types for which the node has an address that is not on the interface yet."""
-    types = {record_type(address) for address in config.main_ownership.vpn_addresses(node.addresses)}
-    if not config.ipv6:
-        types.discard("AAAA")
-    return frozenset(types - {spec.type for spec in specs})
-
-
 def why_unpublishable(node: Node, config: WatchConfig) -> str:
     """Return why `desired_records` is empty."""
     if any(not config.main_ownership.is_vpn_address(address) for address in node.addresses):
@@ -145,7 +137,8 @@ def plan_name(
     Args:
         records: at least all records at the name, in any order.
         specs: the desired records, at most one of each type at a name. Our records of other types are deleted, except
-            those of `undecided_types`. Without DNS_IPV6, AAAA records are deleted only if they are marked.
+            those for which the node has an address that is not on the interface yet. Without DNS_IPV6, AAAA records
+            are deleted only if they are marked.
         record_ownership: criteria for owning a record at the name.
         apex: the zone's own name, where NS records are normal; None if it is not known.
     """
@@ -155,8 +148,11 @@ def plan_name(
     )
     if in_the_way:
         return RecordPlan(in_the_way=in_the_way)
+    undecided: set[str] = set()
     # An alias has a CNAME record. DNS allows no address record beside it.
-    undecided = () if record_ownership.kind is NameKind.ALIAS else undecided_types(node, specs, config)
+    if record_ownership.kind is not NameKind.ALIAS:
+        undecided = {record_type(address) for address in config.main_ownership.vpn_addresses(node.addresses)}
+        undecided -= {"AAAA"} if not config.ipv6 else set()
     changes: list[RecordChange] = []
     for type_ in ("A", "AAAA", "CNAME"):
         ours = [record for record in ordered if record.type == type_ and record_ownership.is_owned(record)]

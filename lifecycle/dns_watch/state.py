@@ -2,7 +2,8 @@
 
 In each pass, dns-watch reads Headscale and Cloudflare once, decides, and makes the changes. A workload's main name is
 its hostname. Its further names are those of DNS_ALIASES and DNS_SHARED_NAMES. A later pod is a newer pod of the same
-workload. Nodes and records are ours if this workload may change them.
+workload, and its node is the successor of this pod's node. Nodes and records are ours if this workload may change them.
+The key metadata is the file beside the key file that names the key and the node of this pod.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class Loss:
     Attributes:
         node_id: the id of the lost node; None if it is not known.
         is_list_empty: Headscale lists no nodes at all.
-        successor: the newest node of a later pod; None if there is none, or if this pod's node is not gone or expired.
+        successor: the newest successor; None if there is none, or if this pod's node is neither gone nor expired.
     """
 
     kind: LossKind
@@ -281,7 +282,7 @@ class State:
         node_warned_at_s: time of the last warning that the node expires soon.
         api_keys_due_s: time when the list of API keys is read next.
         node_ownership: criteria for owning a node; None until the users were read.
-        superseded_by: the id of a later pod's node, because of which this pod changes no record; None if there is none.
+        superseded_by: the id of the successor, because of which this pod changes no record; None if there is none.
         interface_seen_s: time when the pod last had a VPN interface, or when dns-watch started if it never had one.
         lookups: consecutive lookups that did not find the node. Lookups whose request failed are not counted.
         lookups_at_change: the value of `lookups` when the interface last changed.

@@ -100,7 +100,7 @@ class Status:
 
     @property
     def reason(self) -> str:
-        """Why the record is not ready; "" if it was right when it was last read, and this read is recent."""
+        """Why the record is not right, or not known to be right; "" if it is ready."""
         records = self.state.records
         age_s = self.monotonic() - records.verified_at_s
         if records.in_sync and age_s > _TOLERATED_INTERVALS * self.verify_interval.total_seconds():
@@ -109,7 +109,7 @@ class Status:
 
     @property
     def ready(self) -> bool:
-        """Return True if there is no reason against it."""
+        """Return True if the record was right when it was last read, and this read is recent."""
         return not self.reason
 
     def readiness(self) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class Status:
 
     @property
     def node_state(self) -> str:
-        """One word: waiting, registered, superseded, gone, expired or stranded."""
+        """One word: waiting, registered, superseded (a later pod has the name), gone, expired or stranded."""
         if self.state.superseded_by is not None:
             return "superseded"
         return "registered" if self.state.is_registered else self.state.heal.lost or "waiting"
