@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import httpcore
 import httpx
 from websocket import ABNF, WebSocketException, frame_buffer
 
 from lifecycle.clients.http import MAX_RESPONSE_BYTES
 from lifecycle.clients.kubernetes.access import UPSTREAM
 from lifecycle.clients.response import excerpt
+from lifecycle.clients.transport import httpx_errors
 from lifecycle.domain.errors import ResponseError, TransientError
 
 # The subprotocols of the websocket, and the channels. The first byte of each message is the number of its channel.
@@ -70,10 +70,8 @@ def run(response: httpx.Response, upgrade: Mapping[str, str], *, what: str) -> O
     ):
         raise ResponseError(f"Malformed response of Kubernetes to the request for {what}.", upstream=UPSTREAM)
     try:
-        output = _read(response.extensions["network_stream"], what)
-    except (httpcore.NetworkError, httpcore.TimeoutException) as error:
-        # httpx converts the errors of httpcore only while it reads a response.
-        raise getattr(httpx, type(error).__name__)(str(error)) from error
+        with httpx_errors():
+            output = _read(response.extensions["network_stream"], what)
     except WebSocketException as error:
         raise TransientError(f"The connection to {what} broke ({excerpt(str(error))}).", upstream=UPSTREAM) from error
     return Output(
