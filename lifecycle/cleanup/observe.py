@@ -25,8 +25,8 @@ def cleanup_config(settings: CleanupSettings) -> CleanupConfig:
     return CleanupConfig(
         hostname=settings.node_hostname,
         tags=settings.authkey_tags,
-        main_ownership=settings.main_ownership,
-        further_ownerships=settings.further_ownerships,
+        main_name_ownership=settings.main_name_ownership,
+        further_name_ownerships=settings.further_name_ownerships,
         key_spec=settings.key_spec,
         keep_node=settings.node_policy == "keep",
         leave_one_record=settings.dns_cleanup == "keep",

@@ -29,11 +29,11 @@ class CleanupConfig:
 
     hostname: str
     tags: frozenset[str]
-    main_ownership: RecordOwnership
+    main_name_ownership: RecordOwnership
     key_spec: Callable[[User], KeySpec]
     keep_node: bool
     leave_one_record: bool
-    further_ownerships: tuple[RecordOwnership, ...] = ()
+    further_name_ownerships: tuple[RecordOwnership, ...] = ()
 
     def node_ownership(self, user: User) -> NodeOwnership:
         """Return the criteria for owning a node."""
@@ -94,7 +94,7 @@ def plan_cleanup(observation: Observation, *, config: CleanupConfig, now: dateti
     Raises:
         NameTakenError: another instance of this program, with another DNS_OWNER, uses the name.
     """
-    refuse_taken_name(observation.records or (), record_ownership=config.main_ownership)
+    refuse_taken_name(observation.records or (), record_ownership=config.main_name_ownership)
     node_ownership = config.node_ownership(observation.user)
     kept = find_kept_node(observation, node_ownership=node_ownership, now=now) if config.keep_node else None
     kept_node = kept if isinstance(kept, Node) else None
@@ -194,7 +194,7 @@ def plan_records(
     for node in nodes:
         (our_addresses if node_ownership.is_owned(node) else other_addresses).update(node.addresses)
     changes = []
-    for record_ownership in (config.main_ownership, *config.further_ownerships):
+    for record_ownership in (config.main_name_ownership, *config.further_name_ownerships):
         ours = [record for record in records if record_ownership.is_owned(record)]
         # If a name has a valid record, it resolves without a stale record. A shared name resolves to other pods anyway.
         resolving = {record.type for record in ours if record.address in our_addresses}
@@ -208,5 +208,5 @@ def plan_records(
                 continue
             reason = "its address belongs to another node" if is_taken else "no remaining node has this address"
             changes.append(DeleteRecord(record, reason))
-    unused = records_at_removed_names(records, config.main_ownership, config.further_ownerships)
+    unused = records_at_removed_names(records, config.main_name_ownership, config.further_name_ownerships)
     return changes + [DeleteRecord(record, reason="the workload no longer has this name") for record in unused]

@@ -186,7 +186,7 @@ class DnsWatch:
         addresses = self._read_interface()
         if addresses is None:
             return None
-        return tuple(sorted(self._config.main_ownership.vpn_addresses(tuple(addresses)), key=str))
+        return tuple(sorted(self._config.main_name_ownership.vpn_addresses(tuple(addresses)), key=str))
 
     def _moment(self) -> Moment:
         utc = self._writers.headscale.server_time(self._now())

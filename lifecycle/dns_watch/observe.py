@@ -57,8 +57,8 @@ class Sources(Protocol):
 def watch_config(settings: DnsWatchSettings) -> WatchConfig:
     """Return the settings as a value that pure functions can take."""
     return WatchConfig(
-        main_ownership=settings.main_ownership,
-        further_ownerships=settings.further_ownerships,
+        main_name_ownership=settings.main_name_ownership,
+        further_name_ownerships=settings.further_name_ownerships,
         hostname=settings.node_hostname,
         user=settings.headscale_user,
         tags=settings.authkey_tags,
@@ -255,12 +255,12 @@ def _read_names(
     changes, and has another comment. If the response has no record at the main name, this name is also read alone,
     because a server that ignores the parameter `match` returns only records that meet both filters.
     """
-    main = config.main_ownership
-    comment = workload_mark(main.mark, main.name) if config.further_ownerships else None
+    main = config.main_name_ownership
+    comment = workload_mark(main.mark, main.name) if config.further_name_ownerships else None
     records = cloudflare.records(main.name, comment=comment)
-    if config.further_ownerships and all(record.name != main.name for record in records):
+    if config.further_name_ownerships and all(record.name != main.name for record in records):
         records = [*records, *cloudflare.records(main.name)]
-    for further in config.further_ownerships:
+    for further in config.further_name_ownerships:
         plan = plan_name(records, node, specs, record_ownership=further, config=config)
         if plan != RecordPlan():
             others = [record for record in records if record.name != further.name]

@@ -53,7 +53,7 @@ def desired_records(node: Node, interface: Interface, config: WatchConfig) -> tu
     """
     addresses = [
         address
-        for address in config.main_ownership.vpn_addresses(node.addresses)
+        for address in config.main_name_ownership.vpn_addresses(node.addresses)
         if (interface is None or address in interface) and (config.ipv6 or record_type(address) == "A")
     ]
     if not addresses:
@@ -67,7 +67,7 @@ def desired_records(node: Node, interface: Interface, config: WatchConfig) -> tu
 
 def why_unpublishable(node: Node, config: WatchConfig) -> str:
     """Return why `desired_records` is empty."""
-    if any(not config.main_ownership.is_vpn_address(address) for address in node.addresses):
+    if any(not config.main_name_ownership.is_vpn_address(address) for address in node.addresses):
         return "the node's address is outside VPN_PREFIXES; set VPN_PREFIXES to the prefixes of Headscale"
     if node.addresses and not config.ipv6:
         return "the node has no IPv4 address that this pod's interface has; to publish only IPv6, set DNS_IPV6=true"
@@ -118,7 +118,7 @@ def plan_names(read: RecordsRead, node: Node, specs: Sequence[RecordSpec], confi
         plan = plan_name(read.records, node, specs, record_ownership=record_ownership, config=config, apex=read.apex)
         changes += plan.changes
         in_the_way += plan.in_the_way
-    unused = records_at_removed_names(read.records, config.main_ownership, config.further_ownerships)
+    unused = records_at_removed_names(read.records, config.main_name_ownership, config.further_name_ownerships)
     changes += (DeleteRecord(record, reason="the workload no longer has this name") for record in unused)
     return RecordPlan(tuple(changes), tuple(in_the_way))
 
@@ -151,7 +151,7 @@ def plan_name(
     undecided: set[str] = set()
     # An alias has a CNAME record. DNS allows no address record beside it.
     if record_ownership.kind is not NameKind.ALIAS:
-        undecided = {record_type(address) for address in config.main_ownership.vpn_addresses(node.addresses)}
+        undecided = {record_type(address) for address in config.main_name_ownership.vpn_addresses(node.addresses)}
         undecided -= {"AAAA"} if not config.ipv6 else set()
     changes: list[RecordChange] = []
     for type_ in ("A", "AAAA", "CNAME"):
@@ -233,7 +233,9 @@ def decide_records(
 
 def _main_addresses(specs: Iterable[RecordSpec], config: WatchConfig) -> tuple[IpAddress, ...]:
     return tuple(
-        spec.content for spec in specs if spec.name == config.main_ownership.name and not isinstance(spec.content, str)
+        spec.content
+        for spec in specs
+        if spec.name == config.main_name_ownership.name and not isinstance(spec.content, str)
     )
 
 
@@ -261,7 +263,7 @@ def _records_after(
     if any(isinstance(change, CreateRecord) for change in plan.changes):
         interval = min(config.poll_interval, interval)
     records = _with_read(records, specs, interval, now)
-    if all(record.name != config.main_ownership.name for record in plan.in_the_way):
+    if all(record.name != config.main_name_ownership.name for record in plan.in_the_way):
         records = replace(records, addresses=_main_addresses(specs, config))
     if plan.in_the_way:
         record = plan.in_the_way[-1]

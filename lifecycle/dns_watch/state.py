@@ -32,8 +32,8 @@ class WatchConfig:
     """The settings that decisions depend on.
 
     Attributes:
-        main_ownership: criteria for owning a record at the main name.
-        further_ownerships: criteria for owning a record at each further name.
+        main_name_ownership: criteria for owning a record at the main name.
+        further_name_ownerships: criteria for owning a record at each further name.
         user: the configured Headscale user; None = the only one.
         key_spec: returns the properties of the pre-auth key to create for a user.
         key_path: the path of the key file, for messages.
@@ -45,7 +45,7 @@ class WatchConfig:
         expects_interface: tailscale creates a VPN interface in this pod.
     """
 
-    main_ownership: RecordOwnership
+    main_name_ownership: RecordOwnership
     hostname: str
     user: str | None
     tags: frozenset[str]
@@ -60,12 +60,12 @@ class WatchConfig:
     min_poll_interval: timedelta
     verify_interval: timedelta
     expects_interface: bool
-    further_ownerships: tuple[RecordOwnership, ...] = ()
+    further_name_ownerships: tuple[RecordOwnership, ...] = ()
 
     @property
     def record_ownerships(self) -> tuple[RecordOwnership, ...]:
         """Criteria for owning a record at each name, the main name first."""
-        return self.main_ownership, *self.further_ownerships
+        return self.main_name_ownership, *self.further_name_ownerships
 
 
 @dataclass(frozen=True, slots=True)

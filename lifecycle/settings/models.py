@@ -432,15 +432,15 @@ class Settings(BaseSettings):
     @property
     def names(self) -> list[str]:
         """All full names of the workload, the main name first."""
-        return [self.record_name, *(record_ownership.name for record_ownership in self.further_ownerships)]
+        return [self.record_name, *(record_ownership.name for record_ownership in self.further_name_ownerships)]
 
     @property
-    def main_ownership(self) -> RecordOwnership:
+    def main_name_ownership(self) -> RecordOwnership:
         """Criteria for owning a record at the main name."""
         return RecordOwnership(self.record_name, self.mark, self.vpn_prefixes)
 
     @property
-    def further_ownerships(self) -> tuple[RecordOwnership, ...]:
+    def further_name_ownerships(self) -> tuple[RecordOwnership, ...]:
         """Criteria for owning a record at each further name."""
         aliases = [record_name(name, self.domain_name) for name in self.dns_aliases]
         kinds = {

@@ -45,7 +45,7 @@ VPN_IPV6_ADDRESS = "fd7a:115c:a1e0::1"
 CONFIG = CleanupConfig(
     hostname=NAME,
     tags=NODE_OWNERSHIP.tags,
-    main_ownership=RECORD_OWNERSHIP,
+    main_name_ownership=RECORD_OWNERSHIP,
     key_spec=lambda user: KeySpec(user, lifetime=timedelta(hours=1)),
     keep_node=False,
     leave_one_record=False,

@@ -118,7 +118,7 @@ def wiki(tailnet: Tailnet) -> str:
 
 
 @pytest.fixture(scope="session")
-def clients(tailnet: Tailnet) -> None:
+def client_pods(tailnet: Tailnet) -> None:
     """Start two pods that can send requests: a VPN client, and a pod outside the VPN."""
     deploy_clients(tailnet)
 

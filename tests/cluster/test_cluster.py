@@ -16,10 +16,10 @@ def test_kubelet_and_api_server_have_the_same_version(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("url", [f"{LOGIN_URL}/health", "http://headscale.headscale.svc.cluster.local:8080/health"])
-def test_pod_reaches_headscale_by_its_names(tailnet: Tailnet, clients: None, url: str) -> None:
+def test_pod_reaches_headscale_by_its_names(tailnet: Tailnet, client_pods: None, url: str) -> None:
     assert "pass" in response_to(tailnet, OUTSIDER, url)
 
 
-def test_pod_reaches_the_cloudflare_simulator(tailnet: Tailnet, clients: None) -> None:
+def test_pod_reaches_the_cloudflare_simulator(tailnet: Tailnet, client_pods: None) -> None:
     header = f"Authorization: Bearer {tailnet.cloudflare.token}"
     assert tailnet.zone_id in response_to(tailnet, OUTSIDER, f"{tailnet.cloudflare_url}/zones", f"--header={header}")

@@ -163,11 +163,11 @@ def wait_for_page(tailnet: Tailnet, address: str) -> None:
     )
 
 
-def test_ingress_is_served_on_the_vpn_under_its_name(internal: Tailnet, clients: None) -> None:
+def test_ingress_is_served_on_the_vpn_under_its_name(internal: Tailnet, client_pods: None) -> None:
     wait_for_page(internal, wait_for_records(internal))
 
 
-def test_clients_outside_of_the_vpn_are_refused(internal: Tailnet, clients: None) -> None:
+def test_clients_outside_of_the_vpn_are_refused(internal: Tailnet, client_pods: None) -> None:
     address = wait_for_records(internal)
     wait_for_page(internal, address)
     for destination in (address, NODE_ADDRESS):
@@ -188,13 +188,13 @@ def test_tailscale_adds_no_rules_to_the_firewall_of_the_cluster_node(internal: T
         assert "incompatible" not in done.stdout + done.stderr
 
 
-def test_health_port_is_not_reachable_on_the_vpn(internal: Tailnet, clients: None) -> None:
+def test_health_port_is_not_reachable_on_the_vpn(internal: Tailnet, client_pods: None) -> None:
     address = wait_for_records(internal)
     assert "wget:" not in response_to(internal, OUTSIDER, f"http://{NODE_ADDRESS}:9003/readyz")
     assert "wget:" in response_to(internal, CLIENT, f"http://{address}:9003/readyz")
 
 
-def test_new_pod_serves_at_the_same_address(internal: Tailnet, clients: None) -> None:
+def test_new_pod_serves_at_the_same_address(internal: Tailnet, client_pods: None) -> None:
     cluster = internal.cluster
     address = wait_for_records(internal)
     cluster.kubectl("-n", NAMESPACE, "delete", "pod", pod_name(cluster))
@@ -203,7 +203,7 @@ def test_new_pod_serves_at_the_same_address(internal: Tailnet, clients: None) ->
     wait_for_page(internal, address)
 
 
-def test_records_follow_a_pod_with_a_new_node(internal: Tailnet, clients: None) -> None:
+def test_records_follow_a_pod_with_a_new_node(internal: Tailnet, client_pods: None) -> None:
     """Without its state, the pod registers a new node with a new address."""
     cluster = internal.cluster
     address = wait_for_records(internal)
@@ -254,7 +254,7 @@ def test_external_controller_logs_in_through_its_own_nginx(external: Tailnet) ->
         assert "GET /key?" in external.cluster.logs(name, "nginx-ingress", EXTERNAL_NAMESPACE)
 
 
-def test_external_controller_publishes_only_the_login_server(external: Tailnet, clients: None) -> None:
+def test_external_controller_publishes_only_the_login_server(external: Tailnet, client_pods: None) -> None:
     cluster = external.cluster
     address = cluster.wait_for_pod("nginx-external-0", EXTERNAL_NAMESPACE)["status"]["podIP"]
     service = cluster.names[LOGIN_NAME]

@@ -322,5 +322,5 @@ def test_every_command_has_a_check() -> None:
 
 
 @pytest.mark.parametrize("command", CHECKS)
-def test_command_does_what_the_page_says(shell: Shell, grafana: str, clients: None, command: str) -> None:
+def test_command_does_what_the_page_says(shell: Shell, grafana: str, client_pods: None, command: str) -> None:
     CHECKS[command](shell, command)

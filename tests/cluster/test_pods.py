@@ -35,7 +35,7 @@ RECOVERY_TIMEOUT_S = 480.0
 
 
 @pytest.fixture(autouse=True)
-def _pods(grafana: str, wiki: str, clients: None) -> None:
+def _pods(grafana: str, wiki: str, client_pods: None) -> None:
     """Start the pods for all tests in this module."""
 
 

@@ -90,7 +90,7 @@ def key_spec(user: User) -> KeySpec:
 
 
 CONFIG = WatchConfig(
-    main_ownership=RECORD_OWNERSHIP,
+    main_name_ownership=RECORD_OWNERSHIP,
     hostname=NAME,
     user="svc",
     tags=frozenset(),
@@ -284,7 +284,7 @@ def test_the_records_are_compared_again_for_a_different_node() -> None:
 
 # --- Further names: those in DNS_ALIASES and DNS_SHARED_NAMES ----------------------------------------
 
-CONFIG_WITH_FURTHER_NAMES = replace(CONFIG, further_ownerships=FURTHER_NAMES)
+CONFIG_WITH_FURTHER_NAMES = replace(CONFIG, further_name_ownerships=FURTHER_NAMES)
 ALIAS_RECORD = a_record("d", name=ALIAS, type_="CNAME", content=NAME, comment=COMMENT_AT_FURTHER_NAMES)
 EVERY_RECORD = (
     a_record(content=V4),

@@ -860,7 +860,7 @@ class TestNamesProperties:
     """Properties of the plan for all names of a workload."""
 
     def plan(self, records: Iterable[Record], *, ipv6: bool) -> RecordPlan:
-        config = replace(CONFIG, further_ownerships=FURTHER_NAMES, ipv6=ipv6)
+        config = replace(CONFIG, further_name_ownerships=FURTHER_NAMES, ipv6=ipv6)
         return plan_names(RecordsRead(tuple(records), APEX), OUR_NODE, desired_records(OUR_NODE, None, config), config)
 
     @given(NAMED_RECORDS, st.booleans())

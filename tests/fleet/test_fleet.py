@@ -83,7 +83,7 @@ class SimultaneousStart:
         """Add the measurements to the summary of the test run."""
         times_s = self.cloudflare.request_times_s
         add_measurement(
-            f"fleet: {title}: {len(self.hostnames)} pods: last key after {max(self.key_s):.0f} s, "
+            f"fleet: {title}: {len(self.hostnames)} pods: last pre-auth key after {max(self.key_s):.0f} s, "
             f"last record after {max(self.in_sync_s.values()):.0f} s; exits: {self.exits}; "
             f"requests to Cloudflare: {len(times_s)}, at most {max_per_window(times_s, WINDOW_S)} in 5 min and "
             f"{max_per_window(times_s, 1)} in 1 s, {self.throttled} rejected; "

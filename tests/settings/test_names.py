@@ -135,9 +135,11 @@ def test_further_names(env: Environment, aliases: str | None, shared: str | None
     """DNS_ALIASES and DNS_SHARED_NAMES add records at further names."""
     settings = env.load(DNS_ALIASES=aliases, DNS_SHARED_NAMES=shared, DNS_OWNER="monitoring")
 
-    assert {record_ownership.name: record_ownership.kind for record_ownership in settings.further_ownerships} == names
+    assert {
+        record_ownership.name: record_ownership.kind for record_ownership in settings.further_name_ownerships
+    } == names
     assert settings.names == ["grafana.example.com", *names]
-    for record_ownership in settings.further_ownerships:
+    for record_ownership in settings.further_name_ownerships:
         assert record_ownership.mark == "tailscale-lifecycle/1 monitoring grafana.example.com"
         assert record_ownership.target == "grafana.example.com"
 
