@@ -144,6 +144,8 @@ class HttpTransport:
             # other errors that can mean another dialect, `_send` has already forgotten the dialect.
             if isinstance(error, NotFoundError):
                 self._dialect = None
+            elif error.status not in _OTHER_DIALECT:
+                raise
             if self._current_dialect() == dialect:
                 raise
         # A refused request had no effect, so it is safe to repeat it.
