@@ -648,6 +648,8 @@ def test_address_and_token_of_the_service_account_are_used(
         pytest.param({"proxy-url": "127.0.0.1:1"}, {}, "proxy-url", id="proxy without a scheme"),
         pytest.param({"insecure-skip-tls-verify": True}, {}, "insecure-skip-tls-verify", id="unverified server"),
         pytest.param({"certificate-authority": "/no/such/file"}, {}, "kubeconfig", id="missing authority"),
+        pytest.param({"server": "tcp://10.0.0.1:6443"}, {}, "https URL", id="server with another scheme"),
+        pytest.param({"server": "10.0.0.1:6443"}, {}, "https URL", id="server without a scheme"),
         pytest.param({}, {"exec": PLUGIN | {"command": "/no/such/plugin"}}, "user me", id="missing plugin"),
         pytest.param({}, {"exec": PLUGIN | {"command": "false"}}, "user me", id="failing plugin"),
     ],

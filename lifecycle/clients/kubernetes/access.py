@@ -13,6 +13,7 @@ from datetime import timedelta
 from functools import partial
 from logging.handlers import BufferingHandler
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import httpx
 from kubernetes.client.configuration import Configuration
@@ -139,6 +140,8 @@ def _kubeconfig(
             f"Context {name} of the kubeconfig has insecure-skip-tls-verify. Credentials are not sent to a server that "
             "is not verified. Set certificate-authority instead."
         )
+    if urlsplit(configuration.host).scheme not in {"http", "https"}:
+        raise ConfigError(f"The server of context {name} of the kubeconfig is not an https URL. Correct it.")
     if problems:
         raise ConfigError(
             f"The credentials of user {user} of the kubeconfig cannot be loaded. If this user has a credential plugin, "
