@@ -14,6 +14,7 @@ EXPIRED = NOW - timedelta(seconds=1)
 """An expiry time that has passed."""
 
 NAME = "grafana.example.com"
+"""The hostname of the workload's node, which is also the name of its record (the main name)."""
 OUR_COMMENT = "tailscale-lifecycle/1 default"
 """The comment of our records at the main name (the hostname of the node). `default` is the default DNS_OWNER."""
 COMMENT_OF_OTHER_OWNER = "tailscale-lifecycle/1 staging"

@@ -45,9 +45,9 @@ class Storm:
 
     def __str__(self) -> str:
         return (
-            f"{self.pods} pods at the same time, one core: last pre-auth key after {self.last_key_s:.0f} s (the server's limit: "
-            f"{self.limit_s:.0f} s), last record after {self.last_record_s:.0f} s, {self.wasted} of {self.key_checks} "
-            f"API key checks wasted, {self.exits} container exits"
+            f"{self.pods} pods at the same time, one core: last pre-auth key after {self.last_key_s:.0f} s (the "
+            f"server's limit: {self.limit_s:.0f} s), last record after {self.last_record_s:.0f} s, {self.wasted} of "
+            f"{self.key_checks} API key checks wasted, {self.exits} container exits"
         )
 
 

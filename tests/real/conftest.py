@@ -75,7 +75,7 @@ def temporary_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def server(release: Release) -> Iterator[HeadscaleServer]:
-    """A running server, which all tests with this release share. `USER` owns the nodes of the workloads."""
+    """A running server, which all tests with this release share. Its users are those of `server_with_users`."""
     with (
         tempfile.TemporaryDirectory(prefix="lc-", ignore_cleanup_errors=True) as folder,
         server_with_users(release, Path(folder, "server")) as running,
