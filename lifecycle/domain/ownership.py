@@ -194,7 +194,10 @@ class RecordOwnership:
         return is_cname and record.content.lower().removesuffix(".") == self.target
 
     def can_coexist(self, record: Record) -> bool:
-        """Return True if this name is shared, and the record is another workload's address record."""
+        """Return True if this name is shared, and the record is an address record of any workload.
+
+        The caller has to exclude records of this workload.
+        """
         has_mark = record.comment.startswith(_MARK_PREFIX) and _WORKLOAD_MARK.fullmatch(record.comment) is not None
         return self.kind is NameKind.SHARED and record.type in ADDRESS_TYPES and has_mark
 

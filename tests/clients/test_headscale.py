@@ -424,19 +424,27 @@ def test_create_with_a_malformed_response_is_not_repeated(
 
 
 @pytest.mark.parametrize("later", [timedelta(minutes=5), timedelta(hours=3)], ids=["still-valid", "expired-since"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(faults.wrong_content_type(committed=True), id="html"),
+        pytest.param(replace(faults.answer(200, headers={"Content-Encoding": "gzip"}), committed=True), id="gzip"),
+    ],
+)
 def test_key_of_a_malformed_response_is_expired_by_the_next_call(
+    fault: Fault,
     later: timedelta,
     server: HeadscaleSimulator,
     headscale: HeadscaleWriter,
     clock: Clock,
     events: list[dict[str, object]],
 ) -> None:
-    """The server created the key, but a proxy replaced the response with a web page.
+    """The server created the key, but a proxy replaced the response with a web page, or compressed it.
 
     If the key's lifetime has ended before the next call, some releases refuse to expire the key. That is no error.
     """
     user = find_user(headscale)
-    add_fault(server, CREATE, faults.wrong_content_type(committed=True))
+    add_fault(server, CREATE, fault)
     with pytest.raises(ResponseError):
         headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
     assert len(unexpired_keys(server, clock)) == 1

@@ -24,8 +24,8 @@ from tests.simulators.headscale import HeadscaleSimulator, Node
 from tests.simulators.serve import serve
 from tests.tally import count
 
-# The number of requests of cleanup to Headscale: reads of the version, the users, the nodes and the old node, the
-# deletion of the old node, another read of it, and the creation of the pre-auth key.
+# The number of requests of cleanup to Headscale: reads of the version, the users and all nodes, a read and the deletion
+# of the old node, the creation of the pre-auth key, and before the old record is deleted, another read of all nodes.
 CLEANUP_REQUESTS = 7
 
 

@@ -111,8 +111,8 @@ def _create_body(spec: RecordSpec) -> dict[str, Any]:
         "name": spec.name,
         "content": str(spec.content),
         "ttl": spec.ttl_s,
-        # The value is always sent, because if the zone has private routing enabled, Cloudflare would route requests for
-        # a proxied VPN address through a tunnel.
+        # This is the default, but the value is also sent explicitly. In an account with private routing, Cloudflare
+        # accepts a proxied VPN address, and would send the requests for it through a tunnel.
         "proxied": False,
         "comment": spec.comment,
     }

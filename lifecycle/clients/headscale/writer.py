@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
+from http import HTTPStatus
 
 import structlog
 import tenacity
@@ -87,8 +88,7 @@ class HeadscaleWriter(HeadscaleReader):
             try:
                 return self._transport.create_pre_auth_key(spec, expires_at)
             except (TransientError, ResponseError) as error:
-                # Unless the server refused the request, it can have executed it.
-                if not (error.throttled if isinstance(error, TransientError) else error.status is not None):
+                if not _is_refusal(error):
                     self._unconfirmed = (spec, expires_at)
                 raise
 
@@ -148,6 +148,13 @@ class HeadscaleWriter(HeadscaleReader):
             log.info("pre_auth_key.expired", key_id=key.id, reason=reason)
         elif matching:
             log.warning("pre_auth_key.create_unconfirmed", user=spec.user.label, expires_at=expires_at)
+
+
+def _is_refusal(error: TransientError | ResponseError) -> bool:
+    """Return True if the server refused a request, so that it did not execute the request."""
+    if isinstance(error, TransientError):
+        return error.throttled
+    return error.status is not None and error.status >= HTTPStatus.BAD_REQUEST
 
 
 def _has_requested_lifetime(key: PreAuthKey, lifetime: timedelta) -> bool:
