@@ -108,6 +108,22 @@ def test_variables_are_valid_settings(workload: str, set_variables: SetVariables
     assert settings.headscale_user
 
 
+TAILSCALE_SETTINGS = {
+    "TS_ACCEPT_DNS": "false",
+    "TS_AUTH_ONCE": "true",
+    "TS_DEBUG_FIREWALL_MODE": "nftables",
+    "TS_ENABLE_HEALTH_CHECK": "true",
+    "TS_KUBERNETES_READ_API_SERVER_ADDRESS_FROM_ENV": "true",
+    "TS_STATE_DIR": "/var/lib/tailscale",
+    "TS_USERSPACE": "false",
+    # With a cached network map, a restarted client whose node was deleted does not use the new key.
+    "TS_USE_CACHED_NETMAP": "false",
+}
+"""The settings of the tailscale container that are the same in every pod."""
+OTHER_TAILSCALE_VARIABLES = {"POD_NAME", "POD_NAMESPACE", "POD_UID", "TS_AUTHKEY", "TS_EXTRA_ARGS", "TS_HOSTNAME"}
+OTHER_TAILSCALE_VARIABLES |= {"TS_KUBE_SECRET", "TS_LOCAL_ADDR_PORT", "TS_SOCKET", "TS_TAILSCALED_EXTRA_ARGS"}
+
+
 @pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
 def test_tailscale_settings_match_the_settings_of_cleanup(workload: str) -> None:
     documents = manifests_of(workload)
@@ -116,7 +132,8 @@ def test_tailscale_settings_match_the_settings_of_cleanup(workload: str) -> None
     cleanup = environment(pod_containers["cleanup"], documents)
     for name in ("TS_HOSTNAME", "TS_KUBE_SECRET"):
         assert tailscale[name] == cleanup[name]
-    assert tailscale.items() >= {("TS_USERSPACE", "false"), ("TS_AUTH_ONCE", "true"), ("TS_ACCEPT_DNS", "false")}
+    assert tailscale.items() >= TAILSCALE_SETTINGS.items()
+    assert set(tailscale) == TAILSCALE_SETTINGS.keys() | OTHER_TAILSCALE_VARIABLES
     assert health_address(tailscale) == ("127.0.0.1", 9002)
     assert tailscale["TS_AUTHKEY"] == f"file:{command_variables(DryRunSettings)['AUTHKEY_OUTPUT_PATH'].default}"
 
