@@ -1,7 +1,4 @@
-"""Test real processes of the commands: they are killed during a request, or cannot write to their volume.
-
-The schedules also kill and stop simulated processes, at all requests of both commands.
-"""
+"""Test real processes of the commands: they are killed or frozen at a request, or cannot write to their volume."""
 
 from __future__ import annotations
 
@@ -19,7 +16,8 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 import pytest
 
 from tests.builders import NAME, OUR_COMMENT
-from tests.process.commands import HANGS_AFTER_S, CompletedRun, Pod
+from tests.faults.schedule import UpstreamName
+from tests.process.commands import HANGS_AFTER_S, CompletedRun, Pod, Running
 from tests.simulators.headscale import HeadscaleSimulator, Node
 from tests.simulators.serve import serve
 from tests.tally import count
@@ -27,6 +25,18 @@ from tests.tally import count
 # The number of requests of cleanup to Headscale: reads of the version, the users and all nodes, a read and the deletion
 # of the old node, the creation of the pre-auth key, and before the old record is deleted, another read of all nodes.
 CLEANUP_REQUESTS = 7
+READ_OF_OLD_NODE = 3
+
+# The requests of dns-watch to Headscale: users, nodes, version and API keys. Its requests to Cloudflare: a read of the
+# records, and the creation of the missing record.
+# Each item is the upstream, the number of the request, and True if the upstream executes the request before the process
+# is killed. Only for the creation does this make a difference, so only the creation is in the list twice.
+WATCH_REQUESTS = [
+    *(("headscale", number, True) for number in range(4)),
+    ("cloudflare", 0, True),
+    ("cloudflare", 1, False),
+    ("cloudflare", 1, True),
+]
 
 
 class Gate:
@@ -77,14 +87,30 @@ class PodWithPredecessor(Pod):
         self.old = self.add_leftovers()
         self.environment |= {"HEALTH_PORT": "0", "TAILSCALE_INTERFACE": ""}
 
-    def kill_cleanup(self, number: int, *, committed: bool) -> None:
-        """Start `cleanup`, and kill it during a request to Headscale. The arguments are those of `Gate`."""
-        gate = Gate(self.headscale, number, committed=committed)
+    @contextmanager
+    def start_until_request(
+        self, *command: str, upstream: UpstreamName = "headscale", number: int, committed: bool = False
+    ) -> Iterator[tuple[Running, Gate]]:
+        """Start a command. Yield the process and the gate when the process waits for the response to one request.
+
+        Args:
+            command: the name of the command and its arguments.
+            upstream: the upstream to which this request is sent.
+            number: the number of the request, as for `Gate`.
+            committed: True if the upstream executes the request before the process waits, as for `Gate`.
+        """
+        gate = Gate(getattr(self, upstream), number, committed=committed)
         with serve(gate) as url:
-            running = self.start("cleanup", HEADSCALE_URL=url)
+            urls = {"headscale": {"HEADSCALE_URL": url}, "cloudflare": {"CLOUDFLARE_API_URL": f"{url}/client/v4"}}
+            running = self.start(*command, **urls[upstream])
             assert gate.reached.wait(HANGS_AFTER_S)
-            assert running.stop(signal.SIGKILL).status == -signal.SIGKILL
+            yield running, gate
             gate.opened.set()
+
+    def kill_at_request(self, *command: str, **request: Any) -> None:
+        """Start a command, and kill it with SIGKILL during the request that `start_until_request` describes."""
+        with self.start_until_request(*command, **request) as (running, _gate):
+            assert running.stop(signal.SIGKILL).status == -signal.SIGKILL
         count("kills", "processes")
 
     def register(self) -> Node:
@@ -129,9 +155,55 @@ def pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[PodWit
 @pytest.mark.parametrize("committed", [False, True], ids=["before execution", "after execution"])
 @pytest.mark.parametrize("number", range(CLEANUP_REQUESTS))
 def test_cleanup_recovers_from_a_kill_at_each_request(pod: PodWithPredecessor, number: int, committed: bool) -> None:
-    pod.kill_cleanup(number, committed=committed)
+    pod.kill_at_request("cleanup", number=number, committed=committed)
     pod.check_invariants()
     pod.check_recovery()
+
+
+@pytest.mark.parametrize(("upstream", "number", "committed"), WATCH_REQUESTS)
+def test_dns_watch_recovers_from_a_kill_at_each_request(
+    pod: PodWithPredecessor, upstream: UpstreamName, number: int, committed: bool
+) -> None:
+    """The next process finds the node of its pod, and creates the record only if it is missing."""
+    node = pod.register()
+    pod.kill_at_request("dns-watch", upstream=upstream, number=number, committed=committed)
+    pod.check_invariants()
+    writes = len(pod.cloudflare.writes)
+    is_missing = pod.records() == {}
+    pod.run_successfully("dns-watch", "--once")
+    assert pod.records() == {f"A {node.address}": OUR_COMMENT}
+    assert len(pod.cloudflare.writes) - writes == int(is_missing)
+    pod.check_invariants()
+
+
+def test_frozen_dns_watch_does_not_change_a_record_that_another_owner_took_over(pod: PodWithPredecessor) -> None:
+    """While the process is frozen, before it reads the records, another owner adds a CNAME with the same name."""
+    pod.register()
+    with pod.start_until_request("dns-watch", "--once", upstream="cloudflare", number=0) as (running, gate):
+        os.kill(running.pid, signal.SIGSTOP)
+        count("interruptions", "SIGSTOP to processes")
+        pod.cloudflare.add_record(pod.zone_id, type="CNAME", name=NAME, content="elsewhere.example.org")
+        writes = len(pod.cloudflare.writes)
+        gate.opened.set()
+        result = running.stop(signal.SIGCONT)
+    assert result.status == 1, result.output
+    assert "elsewhere.example.org" in result.output
+    assert list(pod.records()) == ["CNAME elsewhere.example.org"]
+    assert len(pod.cloudflare.writes) == writes
+
+
+def test_cleanup_does_not_delete_a_node_that_registered_while_it_was_frozen(pod: PodWithPredecessor) -> None:
+    """While the process waits for the old node's data, another pod deletes the old node and registers a new one."""
+    with pod.start_until_request("cleanup", number=READ_OF_OLD_NODE, committed=True) as (running, gate):
+        os.kill(running.pid, signal.SIGSTOP)
+        count("interruptions", "SIGSTOP to processes")
+        pod.headscale.delete_node(pod.old.id)
+        newer = pod.headscale.add_node(NAME, user="svc")
+        gate.opened.set()
+        result = running.stop(signal.SIGCONT)
+    assert result.status == 0, result.output
+    assert {node.id for node in pod.headscale.nodes} == {pod.foreign.id, newer.id}
+    pod.check_invariants()
 
 
 # --- The volume ---------------------------------------------------------------------------------------
