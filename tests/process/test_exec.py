@@ -249,10 +249,11 @@ def test_headscale_commands_are_counted_as_requests(pod: ClusterPod) -> None:
     assert re.search(r'requests_total\{outcome="ok",upstream="Headscale"\} [1-9]', metrics), metrics
 
 
-def test_kubernetes_client_is_not_imported_unless_used(pod: ClusterPod) -> None:
+@pytest.mark.parametrize("command", ["--dry-run", "cleanup"])
+def test_kubernetes_client_is_not_imported_unless_used(pod: ClusterPod, command: str) -> None:
     pod.environment |= {"HEADSCALE_URL": pod.headscale_url, "HEADSCALE_API_KEY": pod.headscale.api_key}
     pod.environment |= {"KUBERNETES_SERVICE_HOST": "", "PYTHONPROFILEIMPORTTIME": "1"}
-    result = pod.start_command(PROGRAM, "--dry-run").wait()
+    result = pod.start_command(PROGRAM, command).wait()
     assert result.status == 0, result.stderr
     # Python prints "import time: … | … | module" for each import.
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in result.stderr.splitlines()}
