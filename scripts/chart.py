@@ -19,7 +19,7 @@ from generated_files import ROOT, write
 from manifests import IMAGES, as_text
 
 from lifecycle import __version__
-from lifecycle.settings.models import PruneSettings, command_variables, site_variables
+from lifecycle.settings.models import COMMANDS, PruneSettings, command_variables, site_variables
 
 CHART = ROOT / "charts" / "tailscale-lifecycle"
 
@@ -378,13 +378,19 @@ def values_text() -> str:
 
 
 def schema_text() -> str:
-    """Return values.schema.json with the names of all settings."""
+    """Return values.schema.json with the names and descriptions of all settings."""
+    descriptions = {
+        name: field.description
+        for command in COMMANDS.values()
+        for name, field in command_variables(command).items()
+        if field.description
+    }
     schema = json.loads((CHART / "values.schema.json").read_text())
     common = site_variables()
     prune_settings = [name for name in command_variables(PruneSettings) if name in common or name.startswith("PRUNE_")]
     for part, names in ((schema, [*common, "LOGIN_SERVER"]), (schema["properties"]["prune"], prune_settings)):
         part["properties"]["settings"]["properties"] = {
-            name: {"$ref": "#/definitions/setting"} for name in sorted(names)
+            name: {"$ref": "#/definitions/setting", "description": descriptions[name]} for name in sorted(names)
         }
     return json.dumps(schema, indent=2) + "\n"
 
