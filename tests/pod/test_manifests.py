@@ -167,6 +167,13 @@ VOLUME_USERS = {
 }
 """By volume: the containers that mount it."""
 
+MOUNT_PATHS = {
+    "tailscale-lifecycle-auth": "/tailscale-auth",
+    "tailscale-lifecycle-secrets": "/run/secrets/lifecycle",
+    "tailscale-lifecycle-token": "/var/run/secrets/kubernetes.io/serviceaccount",
+}
+"""By volume: the only path at which it is mounted."""
+
 
 @pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
 def test_only_containers_that_need_a_volume_mount_it(workload: str) -> None:
@@ -178,6 +185,9 @@ def test_only_containers_that_need_a_volume_mount_it(workload: str) -> None:
     for volume, users in VOLUME_USERS.items():
         others = {"argocd-server"} if workload.startswith("argocd") and volume.endswith("-token") else set()
         assert {name for name, mount in mounts if mount["name"] == volume} == users | others
+    for volume, path in MOUNT_PATHS.items():
+        assert {mount["mountPath"] for _, mount in mounts if mount["name"] == volume} == {path}
+        assert {mount["name"] for _, mount in mounts if mount["mountPath"] == path} == {volume}
     socket = Path(environment(pod_containers["tailscale"], documents)["TS_SOCKET"])
     assert {mount["name"] for _, mount in mounts if mount["mountPath"] == str(socket.parent)} >= {
         "tailscale-lifecycle-state"

@@ -181,7 +181,11 @@ def test_misspelt_variable_is_a_near_miss(variable: str, setting: str) -> None:
         "LOGNAME",
         # Kubernetes sets these for Services.
         "KUBERNETES_SERVICE_HOST",
+        "KUBERNETES_PORT_443_TCP_ADDR",
         "HEADSCALE_SERVICE_HOST",
+        "HEADSCALE_SERVICE_PORT",
+        "GRAFANA_SERVICE_HOST",
+        "TAILSCALE_SERVICE_HOST",
         "HEADSCALE_PORT",
         # Settings of the tailscale container and of Headscale, and usual variables of pods.
         "TS_AUTHKEY",
@@ -209,6 +213,9 @@ def test_misspelt_variable_is_a_near_miss(variable: str, setting: str) -> None:
         "HEADSCALE_CONFIG",
         "NODE_NAME",
         "NAMESPACE",
+        "SERVICE_ACCOUNT",
+        "HTTPS_PROXY",
+        "no_proxy",
         "http_proxy",
         "FTP_PROXY",
         "NIX_SSL_CERT_FILE",
