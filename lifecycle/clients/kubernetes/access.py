@@ -120,7 +120,12 @@ def _in_cluster(*, needed_for: str) -> Access:
 def _kubeconfig(
     *, timeout: timedelta, proxy_for: Callable[[str], Proxy | None], public_authorities: Callable[[], ssl.SSLContext]
 ) -> Access:
-    """Return the access with the current context of the kubeconfig. A ConfigException means that it does not exist."""
+    """Return the access with the current context of the kubeconfig.
+
+    Raises:
+        ConfigException: there is no kubeconfig, or it has no usable current context.
+        ConfigError: the kubeconfig cannot be read, or its server or credentials cannot be used.
+    """
     try:
         path = os.environ.get("KUBECONFIG") or "~/.kube/config"
         _, context = list_kube_config_contexts(path)
@@ -141,7 +146,7 @@ def _kubeconfig(
             "is not verified. Set certificate-authority instead."
         )
     if urlsplit(configuration.host).scheme not in {"http", "https"}:
-        raise ConfigError(f"The server of context {name} of the kubeconfig is not an https URL. Correct it.")
+        raise ConfigError(f"The server of context {name} of the kubeconfig is neither an https nor an http URL.")
     if problems:
         raise ConfigError(
             f"The credentials of user {user} of the kubeconfig cannot be loaded. If this user has a credential plugin, "
