@@ -216,9 +216,7 @@ def _mutation_variables(images: dict[str, str]) -> dict[str, str]:
     when it checks such entries.
     """
     defaults = {name: _literal(value) for name, value in DEFAULTS.items()}
-    defaults["HEADSCALE_API_KEY_FILE"] = (
-        f"variables.headscaleThroughKubernetes ? '' : {defaults['HEADSCALE_API_KEY_FILE']}"
-    )
+    defaults["HEADSCALE_API_KEY_FILE"] = f"variables.needsKubernetesApi ? '' : {defaults['HEADSCALE_API_KEY_FILE']}"
     from_annotations = {
         annotation.setting: f"variables.annotations[?{_literal(name)}].orValue('')"
         for name, annotation in ANNOTATIONS.items()
@@ -230,12 +228,11 @@ def _mutation_variables(images: dict[str, str]) -> dict[str, str]:
     server = _site_setting("LOGIN_SERVER")
     return {
         **_common_variables("object"),
-        "headscaleThroughKubernetes": (
+        "needsKubernetesApi": (
             f"{_site_setting('HEADSCALE_API_KEY_SECRET')} != '' || {_site_setting('HEADSCALE_ACCESS')} == 'exec'"
         ),
         "needsServiceAccountToken": (
-            "variables.headscaleThroughKubernetes || "
-            f"!({_site_setting('KUBERNETES_EVENTS')}.lowerAscii() in ['', 'false'])"
+            f"variables.needsKubernetesApi || !({_site_setting('KUBERNETES_EVENTS')}.lowerAscii() in ['', 'false'])"
         ),
         "loginServer": f"{server}.endsWith('/') ? {server}.substring(0, {server}.size() - 1) : {server}",
         "tailscaleArgs": f"('--login-server=' + variables.loginServer + ' ' + {args}).trim()",

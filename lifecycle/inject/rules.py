@@ -290,7 +290,7 @@ def placeholder_values(workload: Workload, site: Site) -> dict[str, Any]:
     secret: str = annotations.get(STATE_SECRET, "")
     args: str = annotations.get(TAILSCALE_ARGS, "").strip(" ")
     uses_exec = site.settings.get("HEADSCALE_ACCESS") == "exec"
-    # The API key is then not in a file, because cleanup and dns-watch use it through the Kubernetes API.
+    # With exec, no API key is needed. With HEADSCALE_API_KEY_SECRET, it is read from this Secret. Neither needs a file.
     needs_kubernetes_api = uses_exec or bool(site.settings.get("HEADSCALE_API_KEY_SECRET"))
     settings = {
         name: value for name, value in DEFAULTS.items() if name != "HEADSCALE_API_KEY_FILE" or not needs_kubernetes_api
