@@ -61,7 +61,7 @@ class WriteFreshKey:
     """Create a pre-auth key, and write it to the key file in place of the previous key.
 
     Attributes:
-        kept_node_id: the id of the node that this pod is expected to use again; None if it is unknown.
+        kept_node_id: the id of this pod's last known node; None if there is none.
         kept_machine_key: the machine key of this node. Both are written to the metadata file beside the key file.
         replaces: an older, unused key to expire first. If it cannot be expired, the new key is created anyway.
     """

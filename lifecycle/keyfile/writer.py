@@ -61,20 +61,25 @@ class KeyFileWriter(KeyFileReader):
         """Replace the metadata file atomically. The key file stays as it is."""
         _replace(self.metadata_path, METADATA_JSON.dump_json(metadata) + b"\n", _METADATA_MODE)
 
-    def write_restart_marker(self, content: str | None) -> bool:
-        """Write the restart marker, or remove it if the content is None. Return True if the marker was changed."""
+    def write_restart_marker(self, key_id: str | None) -> bool:
+        """Write or remove the restart marker, which requests a restart of tailscale. Return True if it was changed.
+
+        The liveness probe of the tailscale container fails while the marker is newer than tailscale's socket.
+
+        Args:
+            key_id: the id of the key in the key file, with which tailscale has to log in; None = remove the marker.
+        """
         path = self.restart_marker_path
-        if content is None:
+        if key_id is None:
             with _key_file_errors(path), suppress(FileNotFoundError):
                 path.unlink()
                 return True
             return False
-        # The liveness probe of the tailscale container uses the modification time of the marker, so the marker is not
-        # written again for the same key.
+        # For the same key, the marker keeps its modification time. Otherwise tailscale would be restarted again.
         with suppress(OSError):
-            if read_file(path) == content.encode():
+            if read_file(path) == key_id.encode():
                 return False
-        _replace(path, content.encode(), _METADATA_MODE)
+        _replace(path, key_id.encode(), _METADATA_MODE)
         return True
 
 

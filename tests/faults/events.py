@@ -59,7 +59,7 @@ class Events:
         record = self._choose_record(step)
         self._world.cloudflare.change_record(record.id, comment="")
         if record.name != NAME:
-            # The record has an alias or a shared name. With such a name, a record without a comment is foreign.
+            # The name is in DNS_ALIASES or DNS_SHARED_NAMES. At such a name, a record without a comment is foreign.
             self._add_change_for_stale_reads()
 
     def record_deleted(self, step: Step) -> None:
@@ -203,6 +203,7 @@ class Events:
             self._workload.start_pod()
 
     def tailscale_restarted(self, step: Step) -> None:
+        """Restart a tailscale container. If its state is on a volume, it reconnects with the same machine key."""
         pod = step.random.choice(self._workload.running)
         if self._workload.schedule.keeps_machine_key and pod.node_id is not None:
             with suppress(NodeGoneError):

@@ -32,7 +32,8 @@ class Storm:
         key_checks: the number of API key checks of Headscale, until the last record was published.
         wasted: the number of these checks after which the client did not receive the response.
         exits: how often a container exited with an error.
-        limit_s: the shortest possible time: the CPU time of all requests that the pods need, on one core.
+        limit_s: the CPU time of the API key checks of all pods, until each has published its record, if no request is
+            repeated. On one core, the simulation cannot be shorter.
     """
 
     pods: int
