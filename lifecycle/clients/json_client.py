@@ -150,7 +150,7 @@ class JsonClient:
         status, endpoint, name = response.status, self._http.endpoint, self._upstream.name
         if httpx.codes.is_success(status):
             return None
-        may_be_proxy = status in _PROXY_REFUSALS and not self._upstream.is_own(response)
+        may_be_proxy = status in _PROXY_REFUSALS and not self._upstream.is_from_upstream(response)
         if endpoint.is_plain_http and endpoint.proxy and may_be_proxy:
             text = (
                 f"The proxy {endpoint.proxy.address}, or another one between it and {name}, refused {what} ({status}). "

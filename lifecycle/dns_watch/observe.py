@@ -16,7 +16,7 @@ from lifecycle.clients.headscale.errors import UPSTREAM
 from lifecycle.clients.headscale.reader import HeadscaleReader
 from lifecycle.dns_watch.healing import count_loss, is_key_check_due
 from lifecycle.dns_watch.nodes import Hints, choose_node, find_loss, successors
-from lifecycle.dns_watch.records import RecordPlan, desired_records, needs_successor_check, plan_name
+from lifecycle.dns_watch.records import RecordPlan, desired_records, needs_successor_check, plan_records_at_name
 from lifecycle.dns_watch.schedule import interface_wait_is_over, records_are_due, with_interface
 from lifecycle.dns_watch.state import (
     NO_METADATA,
@@ -261,7 +261,7 @@ def _read_names(
     if config.further_name_ownerships and all(record.name != main.name for record in records):
         records = [*records, *cloudflare.records(main.name)]
     for further in config.further_name_ownerships:
-        plan = plan_name(records, node, specs, record_ownership=further, config=config)
+        plan = plan_records_at_name(records, node, specs, record_ownership=further, config=config)
         if plan != RecordPlan():
             others = [record for record in records if record.name != further.name]
             records = [*others, *cloudflare.records(further.name)]

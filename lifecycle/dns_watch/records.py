@@ -105,7 +105,7 @@ def _marked_addresses(records: Iterable[Record], config: WatchConfig) -> set[IpA
     }
 
 
-def plan_names(read: RecordsRead, node: Node, specs: Sequence[RecordSpec], config: WatchConfig) -> RecordPlan:
+def plan_records(read: RecordsRead, node: Node, specs: Sequence[RecordSpec], config: WatchConfig) -> RecordPlan:
     """Compare the records at all names with the desired ones. A foreign record prevents changes only at its name."""
     changes: list[RecordChange] = []
     in_the_way: list[Record] = []
@@ -115,7 +115,9 @@ def plan_names(read: RecordsRead, node: Node, specs: Sequence[RecordSpec], confi
         ):
             # The alias would point to the foreign record at the main name.
             continue
-        plan = plan_name(read.records, node, specs, record_ownership=record_ownership, config=config, apex=read.apex)
+        plan = plan_records_at_name(
+            read.records, node, specs, record_ownership=record_ownership, config=config, apex=read.apex
+        )
         changes += plan.changes
         in_the_way += plan.in_the_way
     unused = records_at_removed_names(read.records, config.main_name_ownership, config.further_name_ownerships)
@@ -123,7 +125,7 @@ def plan_names(read: RecordsRead, node: Node, specs: Sequence[RecordSpec], confi
     return RecordPlan(tuple(changes), tuple(in_the_way))
 
 
-def plan_name(
+def plan_records_at_name(
     records: Iterable[Record],
     node: Node,
     specs: Sequence[RecordSpec],
@@ -211,7 +213,7 @@ def decide_records(
         records = _with_read(state.records, specs, config.verify_interval, now)
         records = replace(records, reason=f"node {successor.id} of a later pod has the name")
         return Decision(replace(state, records=records), events=events)
-    plan = plan_names(read, node, specs, config)
+    plan = plan_records(read, node, specs, config)
     for record in plan.in_the_way:
         foreign = error(
             "record.foreign",

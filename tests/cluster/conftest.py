@@ -129,7 +129,7 @@ RELEASE_NAMESPACE = "system"
 
 
 @pytest.fixture(scope="session")
-def server(chart: Path) -> Iterator[ApiServer]:
+def chart_server(chart: Path) -> Iterator[ApiServer]:
     """An API server for the chart. It has namespaces, custom resource definitions, and objects of other owners."""
     if reason := missing_programs():
         pytest.skip(reason)

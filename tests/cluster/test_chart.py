@@ -76,44 +76,44 @@ def rendered_objects(chart: Path, values: Values) -> set[ObjectKey]:
     return {(item["kind"], item["metadata"].get("namespace", ""), item["metadata"]["name"]) for item in documents}
 
 
-def test_uninstalled_chart_leaves_no_objects(server: ApiServer, chart: Path) -> None:
-    before = objects(server)
+def test_uninstalled_chart_leaves_no_objects(chart_server: ApiServer, chart: Path) -> None:
+    before = objects(chart_server)
 
-    helm(server, "install", NAME, chart, values=FIRST_VALUES)
-    assert objects_of_release(server) == rendered_objects(chart, FIRST_VALUES)
-    eventually(lambda: server.injection_state(pod()) == "on", "an injected pod", timeout_s=60)
-    (release,) = server.request("GET", f"/api/v1/namespaces/{RELEASE_NAMESPACE}/secrets")["items"]
+    helm(chart_server, "install", NAME, chart, values=FIRST_VALUES)
+    assert objects_of_release(chart_server) == rendered_objects(chart, FIRST_VALUES)
+    eventually(lambda: chart_server.injection_state(pod()) == "on", "an injected pod", timeout_s=60)
+    (release,) = chart_server.request("GET", f"/api/v1/namespaces/{RELEASE_NAMESPACE}/secrets")["items"]
     # A Secret can contain 1 MiB. The API returns its data in base64, which adds a third.
     assert len(release["data"]["release"]) < 0.75 * 2**20 * 4 / 3, "the release uses most of the size of a Secret"
     manifest = pod()
     manifest["metadata"]["name"] = "running"
-    server.create(manifest)
+    chart_server.create(manifest)
     path = "/api/v1/namespaces/services/pods/running"
-    running = server.request("GET", path)
+    running = chart_server.request("GET", path)
     assert "tailscale" in str(running["spec"]["initContainers"])
 
-    helm(server, "upgrade", NAME, chart, values=SECOND_VALUES)
-    assert objects_of_release(server) == rendered_objects(chart, SECOND_VALUES)
+    helm(chart_server, "upgrade", NAME, chart, values=SECOND_VALUES)
+    assert objects_of_release(chart_server) == rendered_objects(chart, SECOND_VALUES)
 
-    helm(server, "uninstall", NAME)
-    eventually(lambda: server.injection_state(pod()) == "off", "a pod that is not injected", timeout_s=60)
-    assert server.request("GET", path) == running
-    server.kubectl("delete", "pod", "-n", "services", "running", "--force", "--grace-period=0")
-    after = objects(server)
+    helm(chart_server, "uninstall", NAME)
+    eventually(lambda: chart_server.injection_state(pod()) == "off", "a pod that is not injected", timeout_s=60)
+    assert chart_server.request("GET", path) == running
+    chart_server.kubectl("delete", "pod", "-n", "services", "running", "--force", "--grace-period=0")
+    after = objects(chart_server)
     assert after.keys() == before.keys()
     for key, metadata in before.items():
         assert after[key].get("resourceVersion") == metadata.get("resourceVersion"), key
 
 
-def test_chart_takes_over_the_objects_of_kustomize(server: ApiServer, chart: Path) -> None:
-    server.kubectl("apply", "-f", "-", text=yaml.safe_dump_all(render(server.inject_folder)))
+def test_chart_takes_over_the_objects_of_kustomize(chart_server: ApiServer, chart: Path) -> None:
+    chart_server.kubectl("apply", "-f", "-", text=yaml.safe_dump_all(render(chart_server.inject_folder)))
     values: Values = {"settings": SITE, "build": {"enabled": False}}
     # Helm 4 uses server-side apply, which reports conflicts for fields that kubectl has set.
     force = ["--force-conflicts"] if "--force-conflicts" in run("upgrade", "--help").stdout else []
-    helm(server, "upgrade", "--install", NAME, chart, "--take-ownership", *force, values=values)
-    assert objects_of_release(server) == rendered_objects(chart, values)
-    path = f"/apis/{server.policy_version}/mutatingadmissionpolicybindings/{NAME}"
-    assert server.request("GET", path)["spec"]["paramRef"]["namespace"] == RELEASE_NAMESPACE
-    helm(server, "uninstall", NAME)
-    assert objects_of_release(server) == set()
-    server.kubectl("delete", "namespace", "tailscale-lifecycle-inject", "--wait=false")
+    helm(chart_server, "upgrade", "--install", NAME, chart, "--take-ownership", *force, values=values)
+    assert objects_of_release(chart_server) == rendered_objects(chart, values)
+    path = f"/apis/{chart_server.policy_version}/mutatingadmissionpolicybindings/{NAME}"
+    assert chart_server.request("GET", path)["spec"]["paramRef"]["namespace"] == RELEASE_NAMESPACE
+    helm(chart_server, "uninstall", NAME)
+    assert objects_of_release(chart_server) == set()
+    chart_server.kubectl("delete", "namespace", "tailscale-lifecycle-inject", "--wait=false")

@@ -46,15 +46,15 @@ INPUTS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def installed(server: ApiServer, chart: Path) -> Iterator[ApiServer]:
+def installed(chart_server: ApiServer, chart: Path) -> Iterator[ApiServer]:
     """The API server on which the chart is installed."""
-    helm(server, "install", "tailscale-lifecycle", chart, values=VALUES)
+    helm(chart_server, "install", "tailscale-lifecycle", chart, values=VALUES)
     # The API server refuses a pod whose service account does not exist, also in the dry runs of this test.
-    server.kubectl("create", "serviceaccount", NAME, "-n", "services")
-    eventually(lambda: server.injection_state(pod()) == "on", "an injected pod", timeout_s=60)
-    yield server
-    server.kubectl("delete", "serviceaccount", NAME, "-n", "services")
-    helm(server, "uninstall", "tailscale-lifecycle")
+    chart_server.kubectl("create", "serviceaccount", NAME, "-n", "services")
+    eventually(lambda: chart_server.injection_state(pod()) == "on", "an injected pod", timeout_s=60)
+    yield chart_server
+    chart_server.kubectl("delete", "serviceaccount", NAME, "-n", "services")
+    helm(chart_server, "uninstall", "tailscale-lifecycle")
 
 
 def by_kustomize(folder: Path) -> list[Document]:

@@ -20,8 +20,8 @@ from lifecycle.dns_watch.records import (
     RecordPlan,
     desired_records,
     needs_successor_check,
-    plan_name,
-    plan_names,
+    plan_records,
+    plan_records_at_name,
     published_successor,
 )
 from lifecycle.dns_watch.state import KnownNode, Loss, LossKind, RecordsRead, Unregistered
@@ -394,7 +394,7 @@ def plan_for(
     """Return the plan. Unless a node is given, the node has exactly the addresses of the desired records."""
     node = node or a_node(addresses=[str(spec.content) for spec in specs])
     config = replace(CONFIG, ipv6=ipv6)
-    return plan_name(records, node, specs, record_ownership=record_ownership, config=config, apex=apex)
+    return plan_records_at_name(records, node, specs, record_ownership=record_ownership, config=config, apex=apex)
 
 
 def changes_of(plan: RecordPlan) -> list[tuple[str, str]]:
@@ -861,7 +861,9 @@ class TestNamesProperties:
 
     def plan(self, records: Iterable[Record], *, ipv6: bool) -> RecordPlan:
         config = replace(CONFIG, further_name_ownerships=FURTHER_NAMES, ipv6=ipv6)
-        return plan_names(RecordsRead(tuple(records), APEX), OUR_NODE, desired_records(OUR_NODE, None, config), config)
+        return plan_records(
+            RecordsRead(tuple(records), APEX), OUR_NODE, desired_records(OUR_NODE, None, config), config
+        )
 
     @given(NAMED_RECORDS, st.booleans())
     def test_only_records_with_our_comment_are_changed(self, records: list[Record], ipv6: bool) -> None:

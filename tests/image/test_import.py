@@ -91,7 +91,7 @@ def remove_name(unpacked: Path) -> None:
     (unpacked / "index.json").write_bytes(as_json(index))
 
 
-def rename_image_of_docker(unpacked: Path) -> None:
+def rename_image_in_docker_archive(unpacked: Path) -> None:
     """Rename the image in the annotation of containerd. The OCI annotation keeps the tag, but containerd ignores it."""
     name_like_docker_save(unpacked)
     rename_image(unpacked)
@@ -284,7 +284,9 @@ def test_restarted_container_reads_the_archive_again(
         pytest.param(None, "is truncated", id="truncated"),
         pytest.param(rename_image, '"docker.io/library/another:latest"', id="another name"),
         pytest.param(
-            rename_image_of_docker, '"docker.io/library/another:latest"', id="another name in an archive of docker"
+            rename_image_in_docker_archive,
+            '"docker.io/library/another:latest"',
+            id="another name in an archive of docker",
         ),
         pytest.param(remove_name, 'contains ""', id="no name"),
         pytest.param(damage_layer, "is damaged", id="damaged layer"),

@@ -134,5 +134,5 @@ CLOUDFLARE: Final = Upstream(
     url_setting="CLOUDFLARE_API_URL",
     ca_setting="SSL_CERT_FILE",
     explain=explain,
-    is_own=lambda response: bool(_codes(response.json)),
+    is_from_upstream=lambda response: bool(_codes(response.json)),
 )

@@ -89,7 +89,7 @@ def _is_unauthorized(response: Response) -> bool:
 
 
 def _explain_unauthorized(what: str, response: Response) -> str:
-    if is_own(response):
+    if is_from_upstream(response):
         return (
             f"Headscale refused the API key ({what}: {response.status}). Create one with "
             "`headscale apikeys create --expiration 90d` and store it in the Secret or file that HEADSCALE_API_KEY "
@@ -119,8 +119,8 @@ def malformed_response(what: str, *, version: str = "") -> ResponseError:
     return ResponseError(text, upstream=UPSTREAM)
 
 
-def is_own(response: Response) -> bool:
-    """Return True if Headscale itself refused the request, and not a proxy; see `Upstream.is_own`."""
+def is_from_upstream(response: Response) -> bool:
+    """Return True if Headscale itself refused the request, and not a proxy; see `Upstream.is_from_upstream`."""
     return (
         response.text.strip() == _UNAUTHORIZED_TEXT
         or _grpc_error(response.json)[0] in _GRPC_CODES
@@ -150,7 +150,7 @@ HEADSCALE: Final = Upstream(
     url_setting="HEADSCALE_URL",
     ca_setting="HEADSCALE_CA_FILE",
     explain=explain,
-    is_own=is_own,
+    is_from_upstream=is_from_upstream,
     # With the default HTTP_TIMEOUT of 10 s, a request can take 40 s. This is longer than the 30 s after which
     # Headscale's HTTP server ends a request (its `WriteTimeout`). To end and repeat a request earlier would make an
     # overload worse, because Headscale also does the expensive check of the API key for a request whose client no
