@@ -77,7 +77,7 @@ def dns_watch(settings: DnsWatchSettings, stop: StopEvent, *, only_once: bool) -
         repeat(
             watch.run_pass,
             stop=stop,
-            wake=watch.interface_changed,
+            should_wake=watch.interface_changed,
             pause=pause if settings.tailscale_interface else stop.wait,
             monotonic=monotonic,
             finished=is_finished,

@@ -18,7 +18,7 @@ Row = dict[str, str]
 _BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
 
 
-def name_of(page: Path) -> str:
+def relative_path(page: Path) -> str:
     """Return a page's path inside the repository."""
     return str(page.relative_to(ROOT))
 

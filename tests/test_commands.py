@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from lifecycle.cli import parse_arguments
-from tests.pages import PAGES, ROOT, blocks, name_of, prose
+from tests.pages import PAGES, ROOT, blocks, prose, relative_path
 from tests.pod.rendering import render
 
 PROGRAMS = ("kubectl", "lifecycle", "python", "scripts/")
@@ -34,7 +34,7 @@ def commands() -> Iterator[tuple[str, str]]:
             without_comment = line.strip().partition(" #")[0].removeprefix(".venv/bin/").strip()
             command = re.sub(r"( >\S+| &)$", "", without_comment)
             if command.startswith("scripts/") or (command.startswith(PROGRAMS) and " " in command):
-                yield name_of(page), command
+                yield relative_path(page), command
 
 
 COMMANDS = sorted(set(commands()))
@@ -73,7 +73,7 @@ def test_the_pages_show_commands_of_every_program() -> None:
 
 def test_every_block_of_the_pages_is_tested() -> None:
     """Blocks of shell commands are tested in this file. Diagrams and Markdown examples need no test."""
-    page_blocks = {(name_of(page), block.language) for page in PAGES for block in blocks(page.read_text())}
+    page_blocks = {(relative_path(page), block.language) for page in PAGES for block in blocks(page.read_text())}
     assert {block for block in page_blocks if block[1] not in {"sh", "mermaid", "markdown"}} == set(TESTED_IN)
     for (page, _), file in TESTED_IN.items():
         assert Path(page).name in (ROOT / file).read_text()

@@ -29,11 +29,11 @@ from lifecycle.runtime.stop import GRACE_S
 from lifecycle.settings.fields import parse_duration
 from lifecycle.settings.models import DnsWatchSettings, InjectSettings, every_variable
 from tests.fleet.fleet import BCRYPT_S
-from tests.pages import PAGES, ROOT, anchors, blocks, links, name_of, prose, quoted, rows, section
+from tests.pages import PAGES, ROOT, anchors, blocks, links, prose, quoted, relative_path, rows, section
 
 EVENT = re.compile(r"[a-z_]+\.[a-z_]+")
 
-each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
+each_page = pytest.mark.parametrize("page", PAGES, ids=relative_path)
 
 NOT_SETTINGS = {
     "BASE_IMAGE",
@@ -89,7 +89,7 @@ CREATED_BY_THE_READER = re.compile(r"deploy/services/wiki\b|build/sources\.tar\.
 
 
 def test_pages_were_found() -> None:
-    assert {"README.md", "SECURITY.md", "docs/operations.md"} <= {name_of(page) for page in PAGES}
+    assert {"README.md", "SECURITY.md", "docs/operations.md"} <= {relative_path(page) for page in PAGES}
 
 
 @each_page

@@ -101,7 +101,7 @@ print(json.dumps({"waits_ended": waits_ended}))
 """
 
 # A process that does not end within this time hangs, however slow the machine is.
-HANGS_AFTER_S = 120
+HANG_TIMEOUT_S = 120
 
 V4, V6 = "100.64.0.5", "fd7a:115c:a1e0::5"
 CREATE = ["create", "tailscale0"]
@@ -132,7 +132,7 @@ def run_in_namespace(repository: Path, clean_environment: dict[str, str]) -> Run
             text=True,
             cwd=repository,
             env=clean_environment,
-            timeout=HANGS_AFTER_S,
+            timeout=HANG_TIMEOUT_S,
         )
         output = json.loads(done.stdout)
         if "error" in output:

@@ -38,14 +38,14 @@ def run(
     one_pass: Callable[[], float],
     stop: FakeStop,
     *,
-    wake: Callable[[], bool] = lambda: False,
+    should_wake: Callable[[], bool] = lambda: False,
     finished: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run the loop with pauses of at most a second."""
     repeat(
         one_pass,
         stop=stop,
-        wake=wake,
+        should_wake=should_wake,
         pause=lambda seconds: stop.wait(min(seconds, 1.0)),
         monotonic=stop.monotonic,
         finished=finished,
@@ -79,12 +79,12 @@ def test_wait_begins_at_the_end_of_the_pass() -> None:
     assert passes.started_at == [0.0, 15.0]
 
 
-def test_wake_ends_one_wait() -> None:
-    """After each pause, the loop calls `wake`. If `wake` returns True, the next pass starts. A stop ends its wait."""
+def test_should_wake_ends_one_wait() -> None:
+    """The loop calls `should_wake` after each pause. If it returns True, the next pass starts. A stop ends its wait."""
     stop = FakeStop(after=5)
     passes = Passes(stop, 60.0)
 
-    run(passes, stop, wake=returning(False, False, True))
+    run(passes, stop, should_wake=returning(False, False, True))
 
     assert passes.started_at == [0.0, 2.0]
     assert stop.waits == [1.0] * 5
@@ -97,7 +97,7 @@ def test_stop_during_a_pass_ends_the_loop() -> None:
         stop.set()
         return 60.0
 
-    run(one_pass, stop, wake=lambda: pytest.fail("called after the stop"))
+    run(one_pass, stop, should_wake=lambda: pytest.fail("called after the stop"))
 
     assert stop.waits == []
 

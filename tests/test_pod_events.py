@@ -33,7 +33,7 @@ from tests.world import USER, Clock, Interface, World, named
 NAMESPACE = SERVICE_ACCOUNT.split(":")[2]
 PATH = rf"/namespaces/{NAMESPACE}/events"
 # A thread that does not end within this time hangs, however slow the machine is.
-HANGS_AFTER_S = 60.0
+HANG_TIMEOUT_S = 60.0
 
 [ROLE] = of_kind(render(DEPLOY / "rbac/events"), "Role")
 
@@ -68,7 +68,7 @@ class Recording:
         """Record log events, and wait until their Events have been written."""
         for event in events:
             self.recorder.record(event)
-        self.recorder.flush(HANGS_AFTER_S)
+        self.recorder.flush(HANG_TIMEOUT_S)
 
     @property
     def reasons_and_counts(self) -> list[tuple[str, int]]:
@@ -210,7 +210,7 @@ class TestFailures:
 
         recorder = EventRecorder(connect)
         recorder.record(LOST)
-        recorder.flush(HANGS_AFTER_S)
+        recorder.flush(HANG_TIMEOUT_S)
         assert [line["error"] for line in named(events, "kubernetes_event.failed")] == ["no service account"]
 
     def test_events_are_kept_if_no_thread_can_be_started(

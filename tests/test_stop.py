@@ -17,7 +17,7 @@ import pytest
 from lifecycle.runtime.stop import GRACE_S, REPORT_S, StopEvent
 
 # A process that does not end within this time hangs, however slow the machine is.
-HANGS_AFTER_S = 60
+HANG_TIMEOUT_S = 60
 
 PRINT_READY = "print('ready', flush=True)"
 
@@ -69,7 +69,7 @@ def start(repository: Path, clean_environment: dict[str, str]) -> Iterator[Start
 
 def wait_for(child: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Wait until a program ends, and return its exit status and its output after `ready`."""
-    stdout, stderr = child.communicate(timeout=HANGS_AFTER_S)
+    stdout, stderr = child.communicate(timeout=HANG_TIMEOUT_S)
     return child.returncode, stdout, stderr
 
 
@@ -244,4 +244,4 @@ def test_stop_or_data_in_the_socket_ends_a_wait(is_set: bool, has_data: bool) ->
             sender.send(b"data")
         if is_set:
             stop.set()
-        assert future.result(HANGS_AFTER_S) == has_data
+        assert future.result(HANG_TIMEOUT_S) == has_data

@@ -10,7 +10,7 @@ def repeat(
     one_pass: Callable[[], float],
     *,
     stop: Event,
-    wake: Callable[[], bool],
+    should_wake: Callable[[], bool],
     pause: Callable[[float], object],
     monotonic: Callable[[], float],
     finished: Callable[[], bool] = lambda: False,
@@ -20,9 +20,9 @@ def repeat(
     Args:
         one_pass: runs a pass, and returns the seconds to wait until the next pass. An exception ends the loop.
         stop: ends the loop when it is set.
-        wake: called before each pause; if it returns True, the next pass starts immediately.
+        should_wake: called before each pause; if it returns True, the next pass starts immediately.
         pause: waits for at most the given number of seconds. It returns earlier when `stop` is set, or when something
-            has happened for which `wake` may return True.
+            has happened for which `should_wake` may return True.
         monotonic: returns the seconds of a clock that never goes back.
         finished: called after each pass; if it returns True, the loop ends.
     """
@@ -31,7 +31,7 @@ def repeat(
         next_pass_at = monotonic() + wait_s
         if finished():
             return
-        while not stop.is_set() and not wake():
+        while not stop.is_set() and not should_wake():
             left_s = next_pass_at - monotonic()
             if left_s <= 0:
                 break

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.chart.helm import CHART, SITE, Document, Values, expect_refusal, run, template
-from tests.pages import PAGES, blocks, name_of
+from tests.pages import PAGES, blocks, relative_path
 from tests.pod.rendering import NEWEST_KUBERNETES, of_kind
 
 SUBJECT = {"kind": "Group", "apiGroup": "rbac.authorization.k8s.io", "name": "system:serviceaccounts:services"}
@@ -241,7 +241,7 @@ def test_package_contains_the_sources_and_the_schema(chart: Path, tmp_path: Path
 
 PAGE_COMMANDS = sorted(
     {
-        (name_of(page), command.partition(" | ")[0])
+        (relative_path(page), command.partition(" | ")[0])
         for page in PAGES
         for block in blocks(page.read_text().replace("\\\n", " "), "sh")
         for command in re.findall(r"^helm .*", block.text, flags=re.MULTILINE)

@@ -90,12 +90,12 @@ class ClusterNode:
     Attributes:
         host: the network namespace.
         disk: the folder that is /var/lib of the node.
-        init: the process id of the node's init process.
+        init_pid: the process id of the node's init process.
     """
 
     def __init__(self, folder: Path, host: Host, server: ApiServer) -> None:
         self.host = host
-        self.init = 0
+        self.init_pid = 0
         self.disk = folder / "disk"
         self._folder = folder
         self._server = server
@@ -186,7 +186,7 @@ state = "/run/containerd"
                 if (cgroup / name).exists():
                     (cgroup / name).write_text(weight)
         self._stack.callback(self._remove_cgroups)
-        self.init = self._stack.enter_context(private_init("nsenter", f"--net=/run/netns/{self.host.name}"))
+        self.init_pid = self._stack.enter_context(private_init("nsenter", f"--net=/run/netns/{self.host.name}"))
         run(*self.command("sh", "-euc", _MOUNT_SCRIPT, "sh", self._folder))
         self._start("containerd", "--config", self._folder / "containerd.toml")
         eventually(lambda: self._succeeds(*self.ctr("version")), "containerd", details=lambda: self.log("containerd"))
@@ -232,7 +232,7 @@ state = "/run/containerd"
 
     def command(self, *words: str | Path) -> list[str | Path]:
         """Return a command line that runs on the node."""
-        return ["nsenter", f"--target={self.init}", "--pid", "--mount", "--net", "--", *words]
+        return ["nsenter", f"--target={self.init_pid}", "--pid", "--mount", "--net", "--", *words]
 
     def ctr(self, *words: str | Path) -> list[str | Path]:
         """Return a command line of containerd's client, for the images and containers of Kubernetes."""

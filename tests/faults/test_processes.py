@@ -17,7 +17,7 @@ import pytest
 
 from tests.builders import NAME, OUR_COMMENT
 from tests.faults.schedule import UpstreamName
-from tests.process.commands import HANGS_AFTER_S, CompletedRun, Pod, Running
+from tests.process.commands import HANG_TIMEOUT_S, CompletedRun, Pod, Running
 from tests.simulators.headscale import HeadscaleSimulator, Node
 from tests.simulators.serve import serve
 from tests.tally import count
@@ -74,7 +74,7 @@ class Gate:
 
     def _wait(self) -> None:
         self.reached.set()
-        self.opened.wait(HANGS_AFTER_S)
+        self.opened.wait(HANG_TIMEOUT_S)
 
 
 class PodWithPredecessor(Pod):
@@ -103,7 +103,7 @@ class PodWithPredecessor(Pod):
         with serve(gate) as url:
             urls = {"headscale": {"HEADSCALE_URL": url}, "cloudflare": {"CLOUDFLARE_API_URL": f"{url}/client/v4"}}
             running = self.start(*command, **urls[upstream])
-            assert gate.reached.wait(HANGS_AFTER_S)
+            assert gate.reached.wait(HANG_TIMEOUT_S)
             yield running, gate
             gate.opened.set()
 

@@ -50,11 +50,11 @@ class Podman:
 
     Attributes:
         folder: for podman's configuration.
-        init: the process id of the init process of the namespaces.
+        init_pid: the process id of the init process of the namespaces.
     """
 
     folder: Path
-    init: int
+    init_pid: int
     _pods: Iterator[int] = field(default_factory=count)
 
     def new_name(self, pod: str) -> str:
@@ -64,7 +64,7 @@ class Podman:
     def command(self, *words: str | Path) -> list[str]:
         """Return a podman command line that runs in the namespaces."""
         return [
-            *("nsenter", f"--target={self.init}", "--pid", "--mount", "--", "podman"),
+            *("nsenter", f"--target={self.init_pid}", "--pid", "--mount", "--", "podman"),
             *(f"--{name}={STORAGE}/{name}" for name in ("root", "runroot", "tmpdir", "volumepath")),
             *map(str, words),
         ]
@@ -92,17 +92,17 @@ class Podman:
     def process(self, container: str) -> Path:
         """Return the directory in /proc of a container's first process. The path is valid outside of the namespaces."""
         pid = self.run("inspect", "--format", "{{.State.Pid}}", container).strip()
-        return Path(f"/proc/{self.init}/root/proc/{pid}")
+        return Path(f"/proc/{self.init_pid}/root/proc/{pid}")
 
 
 @contextmanager
 def podman(folder: Path) -> Iterator[Podman]:
     """Set up podman for the duration of the block, and remove everything afterwards."""
     (folder / "containers.conf").write_text(CONFIGURATION)
-    with private_init() as init:
-        runtime = Podman(folder, init)
+    with private_init() as init_pid:
+        runtime = Podman(folder, init_pid)
         # A tmpfs is fast, and the kernel deletes it with the mount namespace.
-        run("nsenter", f"--target={init}", "--mount", "--", "mount", "-t", "tmpfs", "tmpfs", STORAGE)
+        run("nsenter", f"--target={init_pid}", "--mount", "--", "mount", "-t", "tmpfs", "tmpfs", STORAGE)
         yield runtime
         runtime.try_to("pod", "rm", "--all", "--force", "--time", "0")
         runtime.try_to("rm", "--all", "--force", "--time", "0")
@@ -232,7 +232,7 @@ class Kubelet:
                 if in_memory:
                     # The mount is in podman's mount namespace, so the kernel removes it with this namespace.
                     mount = ("mount", "-t", "tmpfs", "-o", f"mode=2777,gid={self.group}", "tmpfs", path)
-                    run("nsenter", f"--target={self.podman.init}", "--mount", "--", *mount)
+                    run("nsenter", f"--target={self.podman.init_pid}", "--mount", "--", *mount)
             elif "secret" in volume:
                 # With an fsGroup, the kubelet adds read permission for the owner and the group to every mode.
                 mode = volume["secret"].get("defaultMode", 0o644) | 0o440

@@ -26,8 +26,8 @@ from tests.simulators.serve import serve
 
 PROGRAM = str(Path(sys.executable).with_name("lifecycle"))
 
-# A process that has not ended after this time is considered to hang.
-HANGS_AFTER_S = 60.0
+# How long a test waits for a process, which is then considered to hang.
+HANG_TIMEOUT_S = 60.0
 # How many lines of a log are searched for an event. Commands log fewer lines before each event that a test expects.
 MAX_LINES = 200
 
@@ -103,7 +103,7 @@ class Fork:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
-    def communicate(self, timeout: float = HANGS_AFTER_S) -> tuple[str, str]:
+    def communicate(self, timeout: float = HANG_TIMEOUT_S) -> tuple[str, str]:
         """Wait until the process has ended, and return its output. A process that hangs is killed."""
         has_timed_out = Event()
 
@@ -186,7 +186,7 @@ class Running:
     def wait(self) -> CompletedRun:
         """Wait until the process has ended."""
         try:
-            out, errors = self._process.communicate(timeout=HANGS_AFTER_S)
+            out, errors = self._process.communicate(timeout=HANG_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the process did not end:\n{self._output}") from None
         assert self._process.returncode is not None

@@ -23,7 +23,7 @@ from tests.in_cluster import HEADSCALE_NAMESPACE, NAMESPACE, STATE_SECRET, may_r
 from tests.pages import blocks
 from tests.pod.rendering import DEPLOY, of_kind, render
 from tests.process.cluster import Authority, ClusterPod, require_mount_namespace
-from tests.process.commands import HANGS_AFTER_S, PROGRAM
+from tests.process.commands import HANG_TIMEOUT_S, PROGRAM
 from tests.process.test_commands import SIDECAR_SETTINGS, logs_events_only, run_all_commands
 from tests.simulators import faults
 from tests.simulators.dialects import VERSIONS
@@ -211,7 +211,7 @@ def test_hanging_exec_does_not_delay_a_stop(pod: ClusterPod) -> None:
     for command, status in (("dns-watch", 0), ("cleanup", 1)):
         is_executed.clear()
         running = pod.start(command, **SIDECAR_SETTINGS)
-        assert is_executed.wait(HANGS_AFTER_S)
+        assert is_executed.wait(HANG_TIMEOUT_S)
         assert running.stop().status == status
 
 
@@ -461,7 +461,7 @@ def test_dry_run_on_the_page_prints_the_plan_on_the_page(
         capture_output=True,
         text=True,
         check=False,
-        timeout=HANGS_AFTER_S,
+        timeout=HANG_TIMEOUT_S,
     )
     assert (done.returncode, done.stderr) == (0, "")
     port = pod.environment["KUBERNETES_SERVICE_PORT"]

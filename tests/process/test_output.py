@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders import NAME, OUR_COMMENT
-from tests.process.commands import HANGS_AFTER_S, PROGRAM, Pod
+from tests.process.commands import HANG_TIMEOUT_S, PROGRAM, Pod
 from tests.simulators import faults
 from tests.test_output import Pipe
 
@@ -47,7 +47,7 @@ def result_of(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Wait until the process has ended, and return its exit status and standard error."""
     with process:
         try:
-            _, errors = process.communicate(timeout=HANGS_AFTER_S)
+            _, errors = process.communicate(timeout=HANG_TIMEOUT_S)
         finally:
             process.kill()
     return process.returncode, errors
@@ -91,7 +91,7 @@ def test_signal_ends_the_command_without_a_writable_output(
 ) -> None:
     pod.headscale.faults.add(faults.answer(503, headers={"Retry-After": "60"}), times=None)
     with start(pod, kind, *arguments, HEALTH_PORT="0", TAILSCALE_INTERFACE="") as process:
-        assert pod.headscale_requested.wait(HANGS_AFTER_S)
+        assert pod.headscale_requested.wait(HANG_TIMEOUT_S)
         process.send_signal(signal.SIGTERM)
         assert result_of(process) == (status, "")
 
@@ -114,7 +114,7 @@ def test_report_that_cannot_be_written_exits_with_1(pod: Pod, kind: str, argumen
 
 def test_signal_ends_a_dry_run_whose_output_is_not_read(pod: Pod) -> None:
     with start(pod, "blocked", "--dry-run", HEADSCALE_USER="svc") as process:
-        assert pod.headscale_requested.wait(HANGS_AFTER_S)
+        assert pod.headscale_requested.wait(HANG_TIMEOUT_S)
         process.send_signal(signal.SIGTERM)
         assert result_of(process) == (1, "")
 

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.process.commands import HANGS_AFTER_S, PROGRAM, Pod
+from tests.process.commands import HANG_TIMEOUT_S, PROGRAM, Pod
 from tests.simulators import faults
 
 SIGNALS = [pytest.param(signal.SIGTERM, id="SIGTERM"), pytest.param(signal.SIGINT, id="SIGINT")]
@@ -43,7 +43,7 @@ def test_signal_ends_a_wait(
 def test_signal_ends_a_hanging_request(pod: Pod, number: signal.Signals, arguments: list[str], status: int) -> None:
     pod.headscale.faults.add(faults.hang(limit_s=3600), times=None)
     running = pod.start_command(PROGRAM, *arguments, HEALTH_PORT="0", HTTP_TIMEOUT="1h", TAILSCALE_INTERFACE="")
-    assert pod.headscale_requested.wait(HANGS_AFTER_S)
+    assert pod.headscale_requested.wait(HANG_TIMEOUT_S)
     result = running.stop(number)
     assert (result.status, result.stderr) == (status, "")
     assert [event["signal"] for event in result.events_named("stop.requested")] == [number.name]

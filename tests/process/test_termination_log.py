@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.process.cluster import IN_NEW_MOUNT_NAMESPACE, require_mount_namespace
-from tests.process.commands import HANGS_AFTER_S, PROGRAM, Pod
+from tests.process.commands import HANG_TIMEOUT_S, PROGRAM, Pod
 from tests.simulators import faults
 
 # A shell script that runs a command with another /dev. In it, the termination log is the file $1, which is mounted
@@ -92,7 +92,7 @@ def test_termination_message_contains_the_signal_that_stopped_the_command(
 ) -> None:
     pod.headscale.faults.add(faults.hang(limit_s=3600), times=None)
     running = pod.start(*arguments, HTTP_TIMEOUT="1h", DNS_OWNER="monitoring")
-    assert pod.headscale_requested.wait(HANGS_AFTER_S)
+    assert pod.headscale_requested.wait(HANG_TIMEOUT_S)
     result = running.stop()
     assert result.status == 1
     assert [event["event"] for event in result.events] == event_names

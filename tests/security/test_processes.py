@@ -10,7 +10,7 @@ import pytest
 
 from tests.builders import NAME
 from tests.process.cluster import Authority, ClusterPod, require_mount_namespace
-from tests.process.commands import HANGS_AFTER_S, PROGRAM, Pod
+from tests.process.commands import HANG_TIMEOUT_S, PROGRAM, Pod
 from tests.simulators import faults
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.headscale_cli import Finished
@@ -52,7 +52,7 @@ def test_command_line_contains_no_secret_and_no_child_is_started(pod: Pod, comma
     pod.add_leftovers()
     pod.headscale.faults.add(faults.hang())
     running = pod.start_command(PROGRAM, *command, **SETTINGS)
-    assert pod.headscale_requested.wait(HANGS_AFTER_S)
+    assert pod.headscale_requested.wait(HANG_TIMEOUT_S)
     arguments = Path(f"/proc/{running.pid}/cmdline").read_text()
     children = children_of(running.pid)
     result = running.stop()
