@@ -90,7 +90,7 @@ def workload(
         for name in ("HEADSCALE_URL", "HEADSCALE_API_KEY"):
             del workload.environment[name]
         workload.environment |= {"HEADSCALE_NAMESPACE": HEADSCALE_NAMESPACE, **variables}
-        workload.prefix = with_service_account(account)
+        workload.command_prefix = with_service_account(account)
         yield workload
 
 

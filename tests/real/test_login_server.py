@@ -253,7 +253,7 @@ def start_pod(setup: Setup, cloudflare: CloudflareSimulator) -> Pod:
         )
     )
     workload.key_file = container.key_file
-    workload.prefix = with_service_account(container.account)
+    workload.command_prefix = with_service_account(container.account)
     names = ("DNS_CLEANUP", "HEADSCALE_USER", "NODE_POLICY", "SELF_HEAL", "TS_KUBE_SECRET")
     workload.environment |= {name: SETTINGS[name] for name in names} | container.api
     workload.environment["AUTHKEY_OUTPUT_PATH"] = str(container.key_file)

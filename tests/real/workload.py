@@ -58,7 +58,7 @@ class Workload:
         folder: the folder for the files of the pod.
 
     Attributes:
-        prefix: the start of each command line, such as `unshare --mount`, which runs the rest of the command line.
+        command_prefix: the start of each command line, such as `unshare --mount`, which runs the rest of it.
         environment: the environment of each command.
         watches: the instances of `dns-watch` that were started.
     """
@@ -73,7 +73,7 @@ class Workload:
         folder: Path,
     ) -> None:
         self.name = name
-        self.prefix: Sequence[str | Path] = ()
+        self.command_prefix: Sequence[str | Path] = ()
         self.server = server
         self.cloudflare = cloudflare
         self.zone_id = cloudflare.add_zone("example.com")
@@ -118,7 +118,7 @@ class Workload:
 
     def run(self, *arguments: str, **settings: str) -> CompletedCommand:
         """Run a command, and wait until it has ended."""
-        command = [*self.prefix, sys.executable, "-m", "lifecycle", *arguments]
+        command = [*self.command_prefix, sys.executable, "-m", "lifecycle", *arguments]
         done = run_program(command, environment=self.environment | settings, folder=self.folder)
         return CompletedCommand(done.returncode, done.stdout, done.stderr)
 
@@ -131,7 +131,9 @@ class Workload:
     def start_dns_watch(self, **settings: str) -> DnsWatch:
         """Start `dns-watch`."""
         log = self.folder / f"watch{self._next_number()}"
-        watch = DnsWatch(environment=self.environment | settings, folder=self.folder, log=log, prefix=self.prefix)
+        watch = DnsWatch(
+            environment=self.environment | settings, folder=self.folder, log=log, prefix=self.command_prefix
+        )
         self._cleanup.callback(watch.stop)
         self.watches.append(watch)
         return watch
