@@ -157,7 +157,7 @@ class Engine:
         """Run the pods for this long. Each pass runs when it is due."""
         until = self.clock.elapsed_s + seconds
         while True:
-            pod = min(self.workload.between_passes, key=lambda pod: (pod.due_s, pod.number), default=None)
+            pod = min(self.workload.pods_between_passes, key=lambda pod: (pod.due_s, pod.number), default=None)
             if pod is None or pod.due_s > until:
                 break
             self.clock.sleep(max(0.0, pod.due_s - self.clock.elapsed_s))
@@ -168,7 +168,7 @@ class Engine:
         """Run the command or the pass that is due in a pod."""
         # During a request of one pod, another pod can run, so calls of this method can be nested.
         interrupted_pod, self._running_pod = self._running_pod, pod
-        self.workload.passes.append(Pass(pod, superseded_at_start=self.workload.published_successors(pod)))
+        self.workload.passes.append(Pass(pod, successors_at_start=self.workload.published_successors(pod)))
         try:
             with self._kill_at_line(pod):
                 wait_s = self._run_due(pod)
@@ -267,12 +267,12 @@ class Engine:
         world = self.world
         pod.stop = StopAt(self.clock)
         cleanup = self._world_of(pod).cleanup(pod.stop, AUTHKEY_OUTPUT_PATH=str(pod.key_file))
-        faults_before = world.queues["headscale"].injected
+        faults_before = world.fault_queues["headscale"].injected
         current = self.workload.passes[-1]
         try:
             cleanup.run()
         except LifecycleError as error:
-            headscale_was_healthy = world.queues["headscale"].injected == faults_before and not pod.cut_off
+            headscale_was_healthy = world.fault_queues["headscale"].injected == faults_before and not pod.cut_off
             is_expected = isinstance(error, StoppedError | KeyFileError | NameTakenError)
             if (
                 headscale_was_healthy
@@ -284,7 +284,7 @@ class Engine:
                 raise BrokenError(f"Never 8: cleanup failed while Headscale was healthy: {error}") from error
             return self._container_ended(pod)
         pod.initialized = True
-        pod.restarts = 0
+        pod.exits = 0
         pod.stop = None
         # After a second, the kubelet has started the next containers.
         return 1.0
@@ -293,8 +293,8 @@ class Engine:
         """Reset the state of an ended container, and return the seconds until the kubelet restarts it."""
         pod.watch = None
         pod.stop = None
-        pod.restarts += 1
-        return restart_backoff_s(pod.restarts)
+        pod.exits += 1
+        return restart_backoff_s(pod.exits)
 
     def _run_tailscale(self, pod: Pod) -> None:
         """Simulate the tailscale container: restart it if its probe fails, and register its node if it has none."""
@@ -329,13 +329,13 @@ class Engine:
             # the list, dns-watch correctly creates another key, which the checks would report. So skip this fault.
             if not self.world.environment["TAILSCALE_INTERFACE"]:
                 return
-            queue = self.world.queues["headscale"]
+            queue = self.world.fault_queues["headscale"]
             for path, fault in ((r"/node(\?|$)", faults.omit_items(NAME)), (r"/node/\d", faults.html(404))):
                 queue.add(replace(fault, name=step.kind), method="GET", path=path, times=MANY_REQUESTS)
         elif step.kind == EMPTY_NODE_LIST:
             empty = replace(faults.answer(200, '{"nodes":[]}'), name=step.kind)
-            self.world.queues["headscale"].add(empty, method="GET", path=r"/node(\?|$)", times=MANY_REQUESTS)
-            for pod in self.workload.running:
+            self.world.fault_queues["headscale"].add(empty, method="GET", path=r"/node(\?|$)", times=MANY_REQUESTS)
+            for pod in self.workload.running_pods:
                 pod.watch = None
         elif step.kind == KILLED_WRITING:
             self._lines_until_kill.append(1 + step.seed % MAX_LINES)
@@ -364,7 +364,7 @@ class Engine:
         method = "GET" if step.kind == "stale read" else step.method
         # dns-watch ignores a single incomplete list. A fault that is to have an effect is injected many times.
         times = MANY_REQUESTS if step.kind == "incomplete list" and step.times > 1 else step.times
-        self.world.queues[step.upstream].add(
+        self.world.fault_queues[step.upstream].add(
             replace(fault, name=step.kind), method=method, path=path, times=times, after=step.after
         )
 
@@ -397,7 +397,7 @@ class Engine:
         count("interruptions", step.kind)
 
     def _run_other_pods(self) -> None:
-        for pod in self.workload.between_passes:
+        for pod in self.workload.pods_between_passes:
             if len(self.workload.passes) < 3:
                 self.run_pod(pod)
 
@@ -405,7 +405,7 @@ class Engine:
 
     def _end_faults(self) -> None:
         world = self.world
-        for queue in world.queues.values():
+        for queue in world.fault_queues.values():
             queue.clear()
         self._interruptions.clear()
         self._lines_until_kill.clear()
@@ -413,14 +413,14 @@ class Engine:
         self.workload.credentials_are_valid = True
         world.write_secret("CLOUDFLARE_API_TOKEN", world.cloudflare.token)
         world.write_secret("HEADSCALE_API_KEY", world.headscale.api_key)
-        for pod in self.workload.running:
+        for pod in self.workload.running_pods:
             pod.cut_off = False
             if not pod.folder.exists():
                 pod.folder.with_suffix(".gone").rename(pod.folder)
         self.workload.reconnect()
 
     def _restart_workload(self) -> None:
-        for pod in self.workload.running:
+        for pod in self.workload.running_pods:
             self.workload.end_pod(pod)
         self.run_for(1.0)
         self._remove_blocking_records()
@@ -431,7 +431,7 @@ class Engine:
 
     def _remove_blocking_records(self) -> None:
         """Remove the foreign records that prevent the program from writing its own, as an operator would do."""
-        for record in self.world.blocking:
+        for record in self.world.blocking_records:
             self.world.cloudflare.remove_record(record.id)
         self.invariants.remember_foreign_objects()
 
@@ -443,7 +443,7 @@ class Engine:
         """
         until = self.clock.elapsed_s + RECOVERY_S
         self.run_for(CHECK_INTERVAL_S)
-        if self.world.blocking:
+        if self.world.blocking_records:
             # Wait for the longest backoff, and for one more pass of dns-watch.
             self.run_for(2 * self._more_than_verify_interval_s)
             self._check_blocked_record_is_reported()
@@ -474,10 +474,10 @@ class Engine:
 
     def _check_blocked_record_is_reported(self) -> None:
         """Check that no pod reports the record as in sync while a foreign record blocks it."""
-        for pod in self.workload.running:
+        for pod in self.workload.running_pods:
             if pod.watch is not None and pod.watch.state.records.in_sync:
                 raise BrokenError(
-                    f"pod {pod.number} reports the record in sync although {self.world.blocking} blocks it"
+                    f"pod {pod.number} reports the record in sync although {self.world.blocking_records} blocks it"
                 )
 
 

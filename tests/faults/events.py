@@ -118,7 +118,7 @@ class Events:
         self._world.headscale.expire_node(_choose(step, self._world.our_nodes).id)
 
     def address_changed(self, _step: Step) -> None:
-        for pod in self._workload.running:
+        for pod in self._workload.running_pods:
             if pod.node_id is not None and self._world.headscale.node(pod.node_id) is not None:
                 pod.set_addresses(*self._world.headscale.readdress(pod.node_id).addresses)
                 # The loop of `dns-watch` polls the interface every second, so its next pass begins soon.
@@ -177,41 +177,41 @@ class Events:
         self._clock.skew = timedelta(seconds=step.random.choice((-7200, -300, 300, 7200, 400 * 86_400)))
 
     def partition(self, step: Step) -> None:
-        pod = step.random.choice(self._workload.running)
+        pod = step.random.choice(self._workload.running_pods)
         pod.cut_off = True
         if pod.node_id is not None:
             self._world.headscale.disconnect(pod.node_id, silently=True)
 
     def partition_over(self, _step: Step) -> None:
-        for pod in self._workload.running:
+        for pod in self._workload.running_pods:
             pod.cut_off = False
         self._workload.reconnect()
 
     # --- Pods --------------------------------------------------------------------------------------------
 
     def pod_restarted(self, step: Step) -> None:
-        for pod in self._workload.running:
+        for pod in self._workload.running_pods:
             self._workload.end_pod(pod, silently=bool(step.seed % 2))
         self._workload.start_pod()
 
     def sidecar_restarted(self, _step: Step) -> None:
-        for pod in self._workload.running:
+        for pod in self._workload.running_pods:
             pod.watch = None
 
     def second_pod(self, _step: Step) -> None:
-        if len(self._workload.running) < 3:
+        if len(self._workload.running_pods) < 3:
             self._workload.start_pod()
 
     def tailscale_restarted(self, step: Step) -> None:
         """Restart a tailscale container. If its state is on a volume, it reconnects with the same machine key."""
-        pod = step.random.choice(self._workload.running)
+        pod = step.random.choice(self._workload.running_pods)
         if self._workload.schedule.keeps_machine_key and pod.node_id is not None:
             with suppress(NodeGoneError):
                 self._world.headscale.connect(pod.node_id)
 
     def node_vanishes_silently(self, step: Step) -> None:
         """A cluster node fails. Its pod is replaced, and Headscale still reports the old node as online."""
-        self._workload.end_pod(step.random.choice(self._workload.running), silently=True)
+        self._workload.end_pod(step.random.choice(self._workload.running_pods), silently=True)
         self._workload.start_pod()
 
 

@@ -168,10 +168,10 @@ class Invariants:
                 raise BrokenError(
                     f"pod {pod.number} with node {pod.node_id} and addresses {on_interface} published {record.content}"
                 )
-            foreign_ids = {other.id for other in self._world.blocking if other.name == NAME}
+            foreign_ids = {other.id for other in self._world.blocking_records if other.name == NAME}
             if record.type == "CNAME" and foreign_ids - current.unread_changes:
                 raise BrokenError(f"Never 1: {record.name} was pointed to a foreign record")
-            overwritten = current.superseded_at_start & self._workload.published_successors(pod, before)
+            overwritten = current.successors_at_start & self._workload.published_successors(pod, before)
             if overwritten and not current.disturbed:
                 raise BrokenError(f"Never 6: pod {pod.number} (node {pod.node_id}) overwrote nodes {overwritten}")
 
@@ -282,14 +282,16 @@ class Invariants:
 
     def out_of_sync(self) -> str:
         """Return what is out of sync; "" if everything is in sync."""
-        pod, world = self._workload.record_owner, self._world
+        pod, world = self._workload.pod_with_newest_node, self._world
         if pod is None:
             # No pod has a node.
             if self._can_recover():
                 return "no pod has a node, although the pods can register again"
             count("recoveries without a node")
             ready = [
-                each.number for each in self._workload.running if each.watch is not None and each.watch.status.ready
+                each.number
+                for each in self._workload.running_pods
+                if each.watch is not None and each.watch.status.ready
             ]
             return f"pods {ready} report that the record is in sync, but have no node" if ready else ""
         node = next(node for node in world.our_nodes if node.id == pod.node_id)
@@ -301,7 +303,7 @@ class Invariants:
         if not is_in_sync:
             states = [
                 (each.number, each.node_id, each.watch and each.watch.status.readiness())
-                for each in self._workload.running
+                for each in self._workload.running_pods
             ]
             return f"node {node.id} of pod {pod.number} should have {desired}; our records are {ours}; {states}"
         if pod.watch is None or not pod.watch.status.ready:
@@ -319,7 +321,7 @@ class Invariants:
             pod.watch is not None
             and pod.key_file.exists()
             and (pod.watch.state.node is not None or (pod.has_interface and pod.kept_node_id is not None))
-            for pod in self._workload.running
+            for pod in self._workload.running_pods
         )
 
 

@@ -1,4 +1,4 @@
-"""The pods of one workload, their simulated upstreams (Headscale and Cloudflare), and the state of a schedule.
+"""The pods of one workload and their simulated upstreams (Headscale and Cloudflare), during one schedule of faults.
 
 A pass is one run of `cleanup`, or one iteration of the loop of `dns-watch`.
 """
@@ -27,8 +27,8 @@ from tests.world import USER, ZONE, Clock, Interface, World
 
 VPN: Final = tuple(map(ip_network, ("100.64.0.0/10", "fd7a:115c:a1e0::/48")))
 
-# The further names, which a workload has in addition to its hostname if `FaultWorld.has_further_names` is true: an
-# alias, the domain itself, which is also an alias, and a name that several workloads share.
+# The names that a workload has in addition to its hostname if `FaultWorld.has_further_names` is true: two aliases, one
+# of which is the domain itself (APEX), and a name that several workloads share.
 ALIAS: Final = f"docs.{ZONE}"
 APEX: Final = ZONE
 SHARED: Final = f"ingress.{ZONE}"
@@ -36,7 +36,7 @@ SIBLING_COMMENT: Final = f"{OUR_COMMENT} wiki.{ZONE}"
 """The comment of the records that another workload has with the name SHARED."""
 
 MISLED_S: Final = 600.0
-"""The time for which a wrong response that no client can detect may affect the program."""
+"""How long a wrong response that the program cannot detect excuses wrong behavior."""
 
 
 @dataclass(slots=True)
@@ -47,14 +47,14 @@ class Pod:
         number: the number of the pod in its workload, from 0.
         folder: the volume with the key file.
         interface: the VPN interface.
-        has_interface: True if the tailscale container creates the VPN interface.
+        has_interface: True if `dns-watch` can read the VPN interface.
         due_s: when one of its containers runs next, on the simulated clock.
         initialized: True if the init container has succeeded.
         watch: the sidecar; None before its first start, and after it has ended until it starts again.
-        stop: the event that stops the running command; None if there is none.
-        restarts: how often one of its containers has ended.
-        node_id: the id of the node that the tailscale container registered; None if it has not registered one.
-        machine_key: the machine key of the tailscale container; None if it has never registered a node.
+        stop: the stop event of `cleanup`, or of a `dns-watch` that got SIGTERM; otherwise None.
+        exits: how often a container has ended since `cleanup` last succeeded, for the kubelet's backoff.
+        node_id: the id of the tailscale container's node; None if the container has to register one.
+        machine_key: the machine key of the tailscale container; None before its first registration.
         cut_off: True if the pod has no network.
         misled_at_s: when the pod last received a wrong response that no client can detect.
         is_running: False after the kubelet has stopped the pod.
@@ -68,7 +68,7 @@ class Pod:
     initialized: bool = False
     watch: DnsWatch | None = None
     stop: Event | None = None
-    restarts: int = 0
+    exits: int = 0
     node_id: int | None = None
     machine_key: str | None = None
     cut_off: bool = False
@@ -99,19 +99,19 @@ class Pass:
         pod: the pod of the command.
         requests: the requests of the command, oldest first.
         disturbed: True if an upstream changed during the pass, or if a response was wrong without a detectable sign.
-        unread_changes: the ids of records that another owner has changed since this pass last read them.
-        superseded_at_start: the ids of nodes of later pods that had published their address when the pass started.
+        unread_changes: the ids of records that were changed by someone else after this pass last read them.
+        successors_at_start: the ids of nodes of later pods that had a record already when the pass started.
     """
 
     pod: Pod
     requests: list[Exchange] = field(default_factory=list)
     disturbed: bool = False
     unread_changes: set[str] = field(default_factory=set)
-    superseded_at_start: frozenset[int] = frozenset()
+    successors_at_start: frozenset[int] = frozenset()
 
 
 class FaultWorld(World):
-    """The upstreams and the clock.
+    """The simulated upstreams with their faults, and the clock.
 
     A record or node is ours if the program may change it. This class decides what is ours without code of the program.
     """
@@ -119,9 +119,12 @@ class FaultWorld(World):
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, schedule: Schedule) -> None:
         super().__init__(monkeypatch, folder, schedule.version)
         self._loaded: dict[type[Any], Any] = {}
-        self.queues: dict[UpstreamName, CountedFaults] = {"headscale": CountedFaults(), "cloudflare": CountedFaults()}
-        self.headscale.faults = self.queues["headscale"]
-        self.cloudflare.faults = self.queues["cloudflare"]
+        self.fault_queues: dict[UpstreamName, CountedFaults] = {
+            "headscale": CountedFaults(),
+            "cloudflare": CountedFaults(),
+        }
+        self.headscale.faults = self.fault_queues["headscale"]
+        self.cloudflare.faults = self.fault_queues["cloudflare"]
         self._secret_files: dict[str, Path] = {}
         for name, token in (
             ("HEADSCALE_API_KEY", self.headscale.api_key),
@@ -205,12 +208,12 @@ class FaultWorld(World):
         return node.expires_at is not None and node.expires_at <= self.clock.true_now()
 
     @property
-    def blocking(self) -> list[Record]:
-        """Return the foreign records that have one of our names, so that the program does not write ours."""
+    def blocking_records(self) -> list[Record]:
+        """Return the foreign records because of which the program does not write our record with the same name."""
         ipv6 = self.environment["DNS_IPV6"] == "true"
         kinds = {"A", "CNAME", "NS"} | ({"AAAA"} if ipv6 else set())
         names = {ALIAS, APEX, SHARED} if self.has_further_names else set()
-        # If our record exists, the program does not check whether a further name also has a foreign record.
+        # The program does not look for foreign records with an alias or a shared name that has our record already.
         existing = {(record.name, record.type) for record in self.our_records}
         return [
             record
@@ -240,21 +243,21 @@ class Workload:
         self._folder = folder
 
     @property
-    def running(self) -> list[Pod]:
+    def running_pods(self) -> list[Pod]:
         """Return the running pods, oldest first."""
         return [pod for pod in self.pods if pod.is_running]
 
     @property
-    def between_passes(self) -> list[Pod]:
+    def pods_between_passes(self) -> list[Pod]:
         """Return the running pods that are not in the middle of a pass."""
         busy = [current.pod for current in self.passes]
-        return [pod for pod in self.running if pod not in busy]
+        return [pod for pod in self.running_pods if pod not in busy]
 
     @property
-    def record_owner(self) -> Pod | None:
+    def pod_with_newest_node(self) -> Pod | None:
         """Return the pod whose address the record must have: the pod with the newest node."""
         node_ids = {node.id for node in self.world.our_nodes}
-        registered = [pod for pod in self.running if pod.node_id in node_ids and pod.initialized]
+        registered = [pod for pod in self.running_pods if pod.node_id in node_ids and pod.initialized]
         return max(registered, key=lambda pod: pod.node_id or 0, default=None)
 
     def published_successors(self, pod: Pod, records: dict[str, Record] | None = None) -> frozenset[int]:
@@ -302,7 +305,7 @@ class Workload:
 
     def reconnect(self) -> None:
         """Connect all tailscale clients to Headscale, except those without a network."""
-        for pod in self.running:
+        for pod in self.running_pods:
             if pod.node_id is not None and not pod.cut_off:
                 with suppress(NodeGoneError):
                     self.world.headscale.connect(pod.node_id)
