@@ -333,7 +333,7 @@ def test_never_4_key_file_is_complete_while_dns_watch_replaces_it(world: World) 
 
 FAULTS = [
     pytest.param(None, id="none"),
-    pytest.param(faults.drop(committed=True), id="response-lost"),
+    pytest.param(faults.drop(after_execution=True), id="response-lost"),
     pytest.param(faults.truncate(), id="truncated"),
     pytest.param(faults.html(502), id="502"),
     pytest.param(faults.malformed_json(), id="malformed-JSON"),

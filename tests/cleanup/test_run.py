@@ -316,7 +316,7 @@ def test_records_stay_if_the_nodes_cannot_be_read_again(world: World, events: Ev
 CLOUDFLARE_FAULTS = [
     pytest.param(faults.html(502), id="down"),
     pytest.param(faults.drop(), id="connection lost"),
-    pytest.param(faults.drop(committed=True), id="response lost"),
+    pytest.param(faults.drop(after_execution=True), id="response lost"),
     pytest.param(faults.hang(), id="slow"),
     pytest.param(faults.too_many_requests(300), id="throttled"),
     pytest.param(faults.html(403), id="forbidden"),
@@ -409,7 +409,7 @@ def test_zone_read_that_outlasts_the_run_logs_no_traceback(
     "fault",
     [
         pytest.param(faults.html(502), id="502"),
-        pytest.param(faults.drop(committed=True), id="response lost"),
+        pytest.param(faults.drop(after_execution=True), id="response lost"),
         pytest.param(faults.hang(), id="slow"),
         pytest.param(faults.html(404), id="404 of a proxy"),
     ],

@@ -442,7 +442,7 @@ def test_batch_response_with_fewer_records_is_an_error(account: Account, cloudfl
 
 
 def test_create_with_a_lost_response_is_not_repeated(account: Account, cloudflare: CloudflareWriter) -> None:
-    account.faults.add(faults.drop(committed=True), method="POST")
+    account.faults.add(faults.drop(after_execution=True), method="POST")
     with pytest.raises(TransientError):
         cloudflare.change(creates=[a_spec()])
     assert len(account.writes) == 1

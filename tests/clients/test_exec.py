@@ -212,7 +212,7 @@ def test_no_secret_is_in_an_argument(
     server: HeadscaleSimulator, headscale: HeadscaleWriter, kubernetes: KubernetesSimulator, clock: Clock
 ) -> None:
     """Arguments are visible in URLs, in audit logs, and in the process table of the machine."""
-    add_fault(server, CREATE, faults.drop(committed=True))
+    add_fault(server, CREATE, faults.drop(after_execution=True))
     key = create_key(headscale, clock)
     with suppress(ResponseError):
         headscale.expire_pre_auth_key(key, find_user(headscale))

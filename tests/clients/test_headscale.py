@@ -335,8 +335,8 @@ def add_fault(server: HeadscaleSimulator, request: tuple[str, str], fault: Fault
 @pytest.mark.parametrize(
     "fault",
     [
-        pytest.param(faults.drop(committed=True), id="connection-lost-after-commit"),
-        pytest.param(faults.hang(committed=True), id="hanging-after-commit"),
+        pytest.param(faults.drop(after_execution=True), id="connection-lost-after-execution"),
+        pytest.param(faults.hang(after_execution=True), id="hanging-after-execution"),
         pytest.param(faults.truncate(), id="truncated-response"),
         pytest.param(faults.drop(), id="connection-lost-before-commit"),
         pytest.param(faults.refuse(), id="refused"),
@@ -355,12 +355,12 @@ def test_lost_response_leaves_one_usable_key(
 
 @pytest.mark.parametrize("failing", [LIST, EXPIRE])
 @pytest.mark.parametrize(
-    "fault", [pytest.param(faults.html(502), id="502"), pytest.param(faults.drop(committed=True), id="lost")]
+    "fault", [pytest.param(faults.html(502), id="502"), pytest.param(faults.drop(after_execution=True), id="lost")]
 )
 def test_lost_response_is_resolved_despite_further_faults(
     failing: tuple[str, str], fault: Fault, server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
-    add_fault(server, CREATE, faults.drop(committed=True))
+    add_fault(server, CREATE, faults.drop(after_execution=True))
     add_fault(server, failing, fault, times=2)
     key = create_key(headscale, clock)
     assert unexpired_keys(server, clock) == [key.secret.get_secret_value()]
@@ -372,7 +372,7 @@ def test_lost_response_is_resolved_for_a_user_with_an_email(
 ) -> None:
     """Releases 0.24 and 0.25 list the email of a key's user instead of the name, if the user has one."""
     user = server.add_user("web", email)
-    add_fault(server, CREATE, faults.drop(committed=True))
+    add_fault(server, CREATE, faults.drop(after_execution=True))
     spec = KeySpec(User(str(user.id), "web"), HOUR)
     key = headscale.create_pre_auth_key(spec, now=clock.now())
     assert unexpired_keys(server, clock) == [key.secret.get_secret_value()]
@@ -388,7 +388,7 @@ def test_other_keys_are_not_expired_after_a_lost_response(
         server.create_key("svc", expires_in=2 * HOUR),
         server.create_key("svc", expires_in=HOUR - timedelta(seconds=1)),
     ]
-    add_fault(server, CREATE, faults.drop(committed=True))
+    add_fault(server, CREATE, faults.drop(after_execution=True))
     key = create_key(headscale, clock)
     assert unexpired_keys(server, clock) == [*(key.key for key in other_keys), key.secret.get_secret_value()]
 
@@ -427,8 +427,10 @@ def test_create_with_a_malformed_response_is_not_repeated(
 @pytest.mark.parametrize(
     "fault",
     [
-        pytest.param(faults.wrong_content_type(committed=True), id="html"),
-        pytest.param(replace(faults.answer(200, headers={"Content-Encoding": "gzip"}), committed=True), id="gzip"),
+        pytest.param(faults.wrong_content_type(after_execution=True), id="html"),
+        pytest.param(
+            replace(faults.answer(200, headers={"Content-Encoding": "gzip"}), after_execution=True), id="gzip"
+        ),
     ],
 )
 def test_key_of_a_malformed_response_is_expired_by_the_next_call(
@@ -465,7 +467,9 @@ def test_created_key_can_be_expired(server: HeadscaleSimulator, headscale: Heads
     assert unexpired_keys(server, clock) == [other.key]
 
 
-@pytest.mark.parametrize("fault", [faults.drop(committed=True), faults.hang(committed=True), faults.html(502)])
+@pytest.mark.parametrize(
+    "fault", [faults.drop(after_execution=True), faults.hang(after_execution=True), faults.html(502)]
+)
 def test_expiry_with_a_lost_response_succeeds(
     fault: Fault, server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
@@ -683,7 +687,9 @@ def test_deletion_of_a_missing_node_succeeds(server: HeadscaleSimulator, headsca
     assert server.writes == []
 
 
-@pytest.mark.parametrize("fault", [faults.drop(committed=True), faults.hang(committed=True), faults.html(502)])
+@pytest.mark.parametrize(
+    "fault", [faults.drop(after_execution=True), faults.hang(after_execution=True), faults.html(502)]
+)
 def test_deletion_with_a_lost_response_is_confirmed(
     fault: Fault, server: HeadscaleSimulator, headscale: HeadscaleWriter
 ) -> None:
@@ -768,7 +774,7 @@ def test_client_adapts_to_an_upgrade(old: str, new: str, breaks_connection: bool
     if breaks_connection:
         server.faults.add(faults.drop())
     headscale.expire_pre_auth_key(old_key, user)
-    add_fault(server, CREATE, faults.drop(committed=True))
+    add_fault(server, CREATE, faults.drop(after_execution=True))
     new_key = headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
     used_keys = [key.key for key in server.keys if key.used]
     assert [key for key in unexpired_keys(server, clock) if key not in used_keys] == [new_key.secret.get_secret_value()]
@@ -820,7 +826,7 @@ def test_no_error_contains_a_secret(field: str, value: object, clock: Clock) -> 
 
 
 def test_no_secret_is_in_a_url(server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
-    add_fault(server, CREATE, faults.drop(committed=True))
+    add_fault(server, CREATE, faults.drop(after_execution=True))
     key = create_key(headscale, clock)
     headscale.expire_pre_auth_key(key, find_user(headscale))
     urls = " ".join(f"{exchange.path}?{exchange.query}" for exchange in server.requests)

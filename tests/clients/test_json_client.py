@@ -194,7 +194,7 @@ def test_retry_after_in_each_form(api: Api, status: int, header: str | None, sec
     "fault",
     [
         pytest.param(faults.drop(), id="lost-before-execution"),
-        pytest.param(faults.drop(committed=True), id="lost-after-execution"),
+        pytest.param(faults.drop(after_execution=True), id="lost-after-execution"),
         pytest.param(faults.refuse(), id="refused"),
         pytest.param(faults.hang(limit_s=5), id="hanging"),
         pytest.param(faults.truncate(), id="truncated-body"),

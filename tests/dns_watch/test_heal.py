@@ -427,7 +427,7 @@ def test_a_key_whose_response_was_lost_is_expired(
     pod = a_pod(world, tmp_path / "pod")
     old_key = pod.key
     delete_node(pod)
-    world.headscale.faults.add(drop(committed=True), method="POST", path=KEYS)
+    world.headscale.faults.add(drop(after_execution=True), method="POST", path=KEYS)
     run_and_check(pod, 600)
     assert world.headscale.faults.pending == 0
     assert pod.key != old_key

@@ -465,7 +465,9 @@ def test_jitter_spreads_the_retries_of_a_fleet(world: World, node: Node) -> None
     assert len(set(waits)) == 20
 
 
-@pytest.mark.parametrize("fault", [faults.drop(committed=True), faults.hang(committed=True), faults.truncate()])
+@pytest.mark.parametrize(
+    "fault", [faults.drop(after_execution=True), faults.hang(after_execution=True), faults.truncate()]
+)
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
 def test_no_second_record_is_created_if_the_response_to_a_write_is_lost(
     world: World, node: Node, watch: DnsWatch, fault: Fault, method: str

@@ -341,9 +341,11 @@ class Engine:
             self._lines_until_kill.append(1 + step.seed % MAX_LINES)
         elif step.during_pass:
             action = partial(self._interrupt, step)
-            committed = bool(step.seed % 2)
+            after_execution = bool(step.seed % 2)
             self._interruptions.append(
-                Interruption(action, self.world.upstream(step.upstream), after=step.after, committed=committed)
+                Interruption(
+                    action, self.world.upstream(step.upstream), after=step.after, after_execution=after_execution
+                )
             )
         else:
             self._execute_event(step)

@@ -45,9 +45,9 @@ EMPTY_PAGE: Final = json.dumps(
 FAULTS: Final[dict[str, Callable[[UpstreamName, Random], Fault]]] = {
     "refused": lambda _upstream, _random: faults.refuse(),
     "reset before": lambda _upstream, _random: faults.drop(),
-    "reset after": lambda _upstream, _random: faults.drop(committed=True),
+    "reset after": lambda _upstream, _random: faults.drop(after_execution=True),
     "time-out before": lambda _upstream, _random: faults.hang(),
-    "time-out after": lambda _upstream, _random: faults.hang(committed=True),
+    "time-out after": lambda _upstream, _random: faults.hang(after_execution=True),
     "slow drip": lambda _upstream, _random: faults.drip(),
     "truncated": lambda _upstream, _random: faults.truncate(),
     "garbage": lambda _upstream, _random: faults.malformed_json(),

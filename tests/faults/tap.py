@@ -52,13 +52,13 @@ class Interruption:
         action: the function to run.
         upstream: the upstream to which the request is sent.
         after: the number of earlier requests to this upstream.
-        committed: True if the action runs after the request is executed; False if it runs before.
+        after_execution: True if the action runs after the request is executed; False if it runs before.
     """
 
     action: Callable[[], None]
     upstream: Upstream
     after: int
-    committed: bool
+    after_execution: bool
 
 
 class Watcher(Protocol):
@@ -99,14 +99,14 @@ class Tap:
         if self._is_cut_off():
             raise httpx.ConnectError("[Errno 113] No route to host")
         interruption = self._take_interruption()
-        if interruption is not None and not interruption.committed:
+        if interruption is not None and not interruption.after_execution:
             interruption.action()
         self._watcher.before(self._upstream)
         try:
             return self._upstream.handle(request)
         finally:
             self._watcher.after(self._upstream, self._upstream.requests[-1])
-            if interruption is not None and interruption.committed:
+            if interruption is not None and interruption.after_execution:
                 interruption.action()
 
     def _take_interruption(self) -> Interruption | None:

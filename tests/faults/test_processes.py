@@ -45,17 +45,17 @@ class Gate:
     Args:
         application: the upstream.
         number: the number of the request that waits, from 0.
-        committed: True if the upstream executes this request, and its response waits; False if the request waits.
+        after_execution: True if the upstream executes this request, and its response waits; False if the request waits.
 
     Attributes:
         reached: set when this request has begun to wait.
         opened: set by the test to let this request continue.
     """
 
-    def __init__(self, application: WSGIApplication, number: int, *, committed: bool) -> None:
+    def __init__(self, application: WSGIApplication, number: int, *, after_execution: bool) -> None:
         self._application = application
         self._requests_left = number
-        self._committed = committed
+        self._after_execution = after_execution
         self._lock = Lock()
         self.reached = Event()
         self.opened = Event()
@@ -65,10 +65,10 @@ class Gate:
         with self._lock:
             waits = self._requests_left == 0
             self._requests_left -= 1
-        if waits and not self._committed:
+        if waits and not self._after_execution:
             self._wait()
         response = self._application(environ, start_response)
-        if waits and self._committed:
+        if waits and self._after_execution:
             self._wait()
         return response
 
@@ -89,7 +89,7 @@ class PodWithPredecessor(Pod):
 
     @contextmanager
     def start_until_request(
-        self, *command: str, upstream: UpstreamName = "headscale", number: int, committed: bool = False
+        self, *command: str, upstream: UpstreamName = "headscale", number: int, after_execution: bool = False
     ) -> Iterator[tuple[Running, Gate]]:
         """Start a command. Yield the process and the gate when the process waits for the response to one request.
 
@@ -97,9 +97,9 @@ class PodWithPredecessor(Pod):
             command: the name of the command and its arguments.
             upstream: the upstream to which this request is sent.
             number: the number of the request, as for `Gate`.
-            committed: True if the upstream executes the request before the process waits, as for `Gate`.
+            after_execution: True if the upstream executes the request before the process waits, as for `Gate`.
         """
-        gate = Gate(getattr(self, upstream), number, committed=committed)
+        gate = Gate(getattr(self, upstream), number, after_execution=after_execution)
         with serve(gate) as url:
             urls = {"headscale": {"HEADSCALE_URL": url}, "cloudflare": {"CLOUDFLARE_API_URL": f"{url}/client/v4"}}
             running = self.start(*command, **urls[upstream])
@@ -152,21 +152,23 @@ def pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[PodWit
 # --- Signals ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("committed", [False, True], ids=["before execution", "after execution"])
+@pytest.mark.parametrize("after_execution", [False, True], ids=["before execution", "after execution"])
 @pytest.mark.parametrize("number", range(CLEANUP_REQUESTS))
-def test_cleanup_recovers_from_a_kill_at_each_request(pod: PodWithPredecessor, number: int, committed: bool) -> None:
-    pod.kill_at_request("cleanup", number=number, committed=committed)
+def test_cleanup_recovers_from_a_kill_at_each_request(
+    pod: PodWithPredecessor, number: int, after_execution: bool
+) -> None:
+    pod.kill_at_request("cleanup", number=number, after_execution=after_execution)
     pod.check_invariants()
     pod.check_recovery()
 
 
-@pytest.mark.parametrize(("upstream", "number", "committed"), WATCH_REQUESTS)
+@pytest.mark.parametrize(("upstream", "number", "after_execution"), WATCH_REQUESTS)
 def test_dns_watch_recovers_from_a_kill_at_each_request(
-    pod: PodWithPredecessor, upstream: UpstreamName, number: int, committed: bool
+    pod: PodWithPredecessor, upstream: UpstreamName, number: int, after_execution: bool
 ) -> None:
     """The next process finds the node of its pod, and creates the record only if it is missing."""
     node = pod.register()
-    pod.kill_at_request("dns-watch", upstream=upstream, number=number, committed=committed)
+    pod.kill_at_request("dns-watch", upstream=upstream, number=number, after_execution=after_execution)
     pod.check_invariants()
     writes = len(pod.cloudflare.writes)
     is_missing = pod.records() == {}
@@ -194,7 +196,7 @@ def test_frozen_dns_watch_does_not_change_a_record_that_another_owner_took_over(
 
 def test_cleanup_does_not_delete_a_node_that_registered_while_it_was_frozen(pod: PodWithPredecessor) -> None:
     """While the process waits for the old node's data, another pod deletes the old node and registers a new one."""
-    with pod.start_until_request("cleanup", number=READ_OF_OLD_NODE, committed=True) as (running, gate):
+    with pod.start_until_request("cleanup", number=READ_OF_OLD_NODE, after_execution=True) as (running, gate):
         os.kill(running.pid, signal.SIGSTOP)
         count("interruptions", "SIGSTOP to processes")
         pod.headscale.delete_node(pod.old.id)

@@ -185,7 +185,7 @@ def test_memory_files_and_threads_do_not_grow_in_a_week(sidecar: Sidecar) -> Non
 TOO_LARGE = faults.oversize(40 * 1024 * 1024)
 FAILURES = (
     faults.drop(),
-    faults.drop(committed=True),
+    faults.drop(after_execution=True),
     faults.truncate(),
     faults.malformed_json(),
     faults.wrong_content_type(),

@@ -55,7 +55,7 @@ class Fault:
     """One fault. Functions of this module, such as `html` and `drop`, create faults.
 
     Attributes:
-        committed: True if the request is executed before the fault.
+        after_execution: True if the request is executed before the fault.
         status, body, content_type, headers: parts of the response that `answer` sends.
         size: the number of bytes that `oversize` sends.
         omitted_text: the text of the list items that `omit_items` removes.
@@ -65,7 +65,7 @@ class Fault:
     """
 
     kind: Kind
-    committed: bool = False
+    after_execution: bool = False
     status: int = 200
     body: bytes = b""
     content_type: str = "application/json"
@@ -96,12 +96,12 @@ def html(status: int = 502) -> Fault:
     return answer(status, page, content_type="text/html; charset=UTF-8")
 
 
-def wrong_content_type(*, committed: bool = False) -> Fault:
+def wrong_content_type(*, after_execution: bool = False) -> Fault:
     """Send an HTML page with status 200, like a captive portal.
 
-    With `committed`, the simulator first executes the request, as if a proxy had lost the real response.
+    With `after_execution`, the simulator executes the request first, as if a proxy had lost the real response.
     """
-    return replace(html(200), committed=committed)
+    return replace(html(200), after_execution=after_execution)
 
 
 def too_many_requests(retry_after: int | str | None = None, *, body: bytes | str = b"") -> Fault:
@@ -125,19 +125,19 @@ def refuse() -> Fault:
     return Fault(kind=Kind.REFUSE)
 
 
-def drop(*, committed: bool = False) -> Fault:
-    """Reset the connection without a response. With `committed`, the simulator first executes the request."""
-    return Fault(kind=Kind.DROP, committed=committed)
+def drop(*, after_execution: bool = False) -> Fault:
+    """Reset the connection without a response. With `after_execution`, the simulator executes the request first."""
+    return Fault(kind=Kind.DROP, after_execution=after_execution)
 
 
-def hang(*, committed: bool = False, limit_s: float = 60.0) -> Fault:
+def hang(*, after_execution: bool = False, limit_s: float = 60.0) -> Fault:
     """Send nothing until the client gives up, `FaultQueue.release` is called, or `limit_s` has passed."""
-    return Fault(kind=Kind.HANG, committed=committed, limit_s=limit_s)
+    return Fault(kind=Kind.HANG, after_execution=after_execution, limit_s=limit_s)
 
 
 def truncate() -> Fault:
     """Execute the request. Send the length of the whole body, but only half of it, and close the connection."""
-    return Fault(kind=Kind.TRUNCATE, committed=True)
+    return Fault(kind=Kind.TRUNCATE, after_execution=True)
 
 
 def drip(*, interval_s: float = 0.2, limit_s: float = 60.0) -> Fault:
@@ -145,7 +145,7 @@ def drip(*, interval_s: float = 0.2, limit_s: float = 60.0) -> Fault:
 
     If the client is in this process, it gets a time-out instead.
     """
-    return Fault(kind=Kind.DRIP, committed=True, interval_s=interval_s, limit_s=limit_s)
+    return Fault(kind=Kind.DRIP, after_execution=True, interval_s=interval_s, limit_s=limit_s)
 
 
 def oversize(size: int) -> Fault:
@@ -268,13 +268,13 @@ def apply_fault(
     """
     is_served = request.connection is not None
     if fault.kind in {Kind.REFUSE, Kind.DROP, Kind.HANG}:
-        if fault.committed:
+        if fault.after_execution:
             execute(False)
         if fault.kind is Kind.HANG and is_served:
             queue.wait(fault.limit_s)
         raise _failure(fault.kind)
     if fault.kind is Kind.ANSWER:
-        if fault.committed:
+        if fault.after_execution:
             execute(False)
         return Response(fault.body, fault.status, fault.content_type, dict(fault.headers))
     if fault.kind is Kind.OVERSIZE:

@@ -58,9 +58,9 @@ def _nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
     [
         pytest.param(faults.refuse(), (httpx.ConnectError, httpx.ReadError), id="refuse"),
         pytest.param(faults.drop(), httpx.ReadError, id="drop"),
-        pytest.param(faults.drop(committed=True), httpx.ReadError, id="drop-after-commit"),
+        pytest.param(faults.drop(after_execution=True), httpx.ReadError, id="drop-after-execution"),
         pytest.param(faults.hang(), httpx.ReadTimeout, id="hang"),
-        pytest.param(faults.hang(committed=True), httpx.ReadTimeout, id="hang-after-commit"),
+        pytest.param(faults.hang(after_execution=True), httpx.ReadTimeout, id="hang-after-execution"),
         pytest.param(faults.truncate(), httpx.RemoteProtocolError, id="truncate"),
     ],
 )
@@ -71,7 +71,7 @@ def test_fault_breaks_the_connection(
     with pytest.raises(error):
         client.post("/", timeout=httpx.Timeout(None, read=0.2 if fault.kind is faults.Kind.HANG else None))
     counter.faults.release()
-    assert counter.count == fault.committed
+    assert counter.count == fault.after_execution
     assert client.get("/").status_code == 200
     assert counter.faults.pending == 0
 
@@ -130,7 +130,7 @@ def test_fault_affects_only_the_selected_requests(counter: Counter, client: http
 def test_requests_are_recorded(counter: Counter, client: httpx.Client) -> None:
     """A request is recorded even if its response is lost."""
     client.get("/a b", params={"name": "a"})
-    counter.faults.add(faults.drop(committed=True))
+    counter.faults.add(faults.drop(after_execution=True))
     with pytest.raises(httpx.ReadError):
         client.post("/", content=b"text")
     read, write = counter.requests
