@@ -19,7 +19,7 @@ from tests.cluster import images, node
 from tests.cluster.api_server import ApiServer, RefusedError, missing_programs
 from tests.cluster.cluster import Cluster, manifest
 from tests.cluster.tailnet import Tailnet, tailnet_in
-from tests.cluster.workloads import GRAFANA, WIKI, deploy_clients, deploy_grafana, deploy_wiki
+from tests.cluster.workloads import GRAFANA_POD, WIKI, deploy_clients, deploy_grafana, deploy_wiki
 from tests.image.tools import ImageBuild
 from tests.inject.refused import labelled, pod, template_of
 from tests.inject.samples import LOGIN_SERVER, SETTINGS, workloads
@@ -107,7 +107,7 @@ def tailnet(cluster: Cluster, certificate: tuple[str, str]) -> Iterator[Tailnet]
 def grafana(tailnet: Tailnet) -> str:
     """Deploy deploy/services/grafana. The value is the name of its pod."""
     deploy_grafana(tailnet)
-    return GRAFANA
+    return GRAFANA_POD
 
 
 @pytest.fixture(scope="session")

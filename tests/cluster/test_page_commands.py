@@ -25,7 +25,7 @@ from tests.cluster.images import application
 from tests.cluster.tailnet import Tailnet
 from tests.cluster.test_folders import create_prerequisites
 from tests.cluster.test_injection import pod_of
-from tests.cluster.workloads import GRAFANA, GRAFANA_NAME, WIKI_IMAGE
+from tests.cluster.workloads import GRAFANA_NAME, GRAFANA_POD, WIKI_IMAGE
 from tests.pages import ROOT, blocks, prose
 from tests.pod.rendering import of_kind, render
 from tests.real.programs import BackgroundProcess, eventually
@@ -142,9 +142,9 @@ def _responds(cluster: Cluster, url: str) -> bool:
 
 def registers_as_a_new_node(shell: Shell, commands: str) -> None:
     tailnet = shell.tailnet
-    before, pod = tailnet.wait_for_record(GRAFANA_NAME), tailnet.cluster.get("pod", GRAFANA)
+    before, pod = tailnet.wait_for_record(GRAFANA_NAME), tailnet.cluster.get("pod", GRAFANA_POD)
     shell.run(commands)
-    tailnet.cluster.wait_for_pod(GRAFANA, not_uid=pod["metadata"]["uid"])
+    tailnet.cluster.wait_for_pod(GRAFANA_POD, not_uid=pod["metadata"]["uid"])
     after = tailnet.wait_for_record(GRAFANA_NAME)
     assert after["id"] != before["id"]
     assert after["ip_addresses"] != before["ip_addresses"]
@@ -176,14 +176,14 @@ def replaces_the_api_key(shell: Shell, commands: str) -> None:
     eventually(
         lambda: _is_in_sync(shell),
         "a pod with the new key",
-        details=lambda: tailnet.cluster.logs(GRAFANA, "dns-watch"),
+        details=lambda: tailnet.cluster.logs(GRAFANA_POD, "dns-watch"),
         timeout_s=START_TIMEOUT_S,
     )
 
 
 def _is_in_sync(shell: Shell) -> bool:
     try:
-        text = shell.tailnet.cluster.exec(GRAFANA, "dns-watch", "lifecycle", "status")
+        text = shell.tailnet.cluster.exec(GRAFANA_POD, "dns-watch", "lifecycle", "status")
     except RefusedError:
         return False
     return any("in sync" in line for line in text.splitlines() if GRAFANA_NAME in line)
@@ -204,7 +204,7 @@ def deletes_the_volume(shell: Shell, command: str) -> None:
     with pytest.raises(RefusedError, match="not found"):
         shell.tailnet.cluster.get("persistentvolumeclaim", "data-grafana-0")
     shell.run("kubectl apply -k deploy/services/grafana")
-    shell.tailnet.cluster.wait_for_pod(GRAFANA)
+    shell.tailnet.cluster.wait_for_pod(GRAFANA_POD)
     shell.tailnet.wait_for_record(GRAFANA_NAME)
 
 

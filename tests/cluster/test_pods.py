@@ -16,8 +16,8 @@ from tests.cluster.api_server import RefusedError
 from tests.cluster.cluster import Document
 from tests.cluster.tailnet import Tailnet
 from tests.cluster.workloads import (
-    GRAFANA,
     GRAFANA_NAME,
+    GRAFANA_POD,
     OUTSIDER,
     WIKI,
     WIKI_NAME,
@@ -53,14 +53,14 @@ def test_vpn_client_reaches_both_pods(tailnet: Tailnet) -> None:
 
 
 def test_pod_outside_the_vpn_gets_403(tailnet: Tailnet) -> None:
-    address = tailnet.cluster.get("pod", GRAFANA)["status"]["podIP"]
+    address = tailnet.cluster.get("pod", GRAFANA_POD)["status"]["podIP"]
     for scheme in ("http", "https"):
         assert "403" in response_to(tailnet, OUTSIDER, f"{scheme}://{address}/api/health")
 
 
 def test_tailscale_reports_no_missing_privileges(tailnet: Tailnet) -> None:
     """NET_ADMIN lets tailscale create its packet filter."""
-    log = tailnet.cluster.logs(GRAFANA, "tailscale").lower()
+    log = tailnet.cluster.logs(GRAFANA_POD, "tailscale").lower()
     assert "netfilter running in nftables mode" in log
     assert "permission denied" not in log
     assert "operation not permitted" not in log
@@ -68,9 +68,9 @@ def test_tailscale_reports_no_missing_privileges(tailnet: Tailnet) -> None:
 
 def test_replaced_pod_keeps_its_node(tailnet: Tailnet) -> None:
     cluster = tailnet.cluster
-    pod, node = cluster.get("pod", GRAFANA), tailnet.wait_for_record(GRAFANA_NAME)
-    cluster.kubectl("-n", "services", "delete", "pod", GRAFANA)
-    cluster.wait_for_pod(GRAFANA, not_uid=pod["metadata"]["uid"])
+    pod, node = cluster.get("pod", GRAFANA_POD), tailnet.wait_for_record(GRAFANA_NAME)
+    cluster.kubectl("-n", "services", "delete", "pod", GRAFANA_POD)
+    cluster.wait_for_pod(GRAFANA_POD, not_uid=pod["metadata"]["uid"])
     after = tailnet.wait_for_record(GRAFANA_NAME)
     assert (after["id"], after["ip_addresses"]) == (node["id"], node["ip_addresses"])
     wait_for_response(tailnet, f"https://{GRAFANA_NAME}/api/health", "ok")
@@ -88,15 +88,15 @@ def test_replaced_injected_pod_gets_a_new_node_with_the_same_name(tailnet: Tailn
 
 def test_killed_tailscale_restarts_with_the_same_node(tailnet: Tailnet) -> None:
     cluster = tailnet.cluster
-    node, before = tailnet.wait_for_record(GRAFANA_NAME), restarts(cluster.get("pod", GRAFANA), "tailscale")
-    cluster.exec(GRAFANA, "tailscale", "killall", "-9", "tailscaled")
+    node, before = tailnet.wait_for_record(GRAFANA_NAME), restarts(cluster.get("pod", GRAFANA_POD), "tailscale")
+    cluster.exec(GRAFANA_POD, "tailscale", "killall", "-9", "tailscaled")
     eventually(
-        lambda: restarts(cluster.get("pod", GRAFANA), "tailscale") > before,
+        lambda: restarts(cluster.get("pod", GRAFANA_POD), "tailscale") > before,
         "a restart",
-        details=lambda: cluster.describe_pod(GRAFANA),
+        details=lambda: cluster.describe_pod(GRAFANA_POD),
         timeout_s=RECOVERY_TIMEOUT_S,
     )
-    cluster.wait_for_pod(GRAFANA)
+    cluster.wait_for_pod(GRAFANA_POD)
     assert tailnet.wait_for_record(GRAFANA_NAME)["id"] == node["id"]
     wait_for_response(tailnet, f"https://{GRAFANA_NAME}/api/health", "ok")
 
@@ -114,13 +114,13 @@ def test_pods_recover_when_their_nodes_are_deleted_in_headscale(tailnet: Tailnet
     eventually(
         have_new_nodes,
         "new nodes",
-        details=lambda: tailnet.cluster.logs(GRAFANA, "dns-watch", "services", "--tail=30"),
+        details=lambda: tailnet.cluster.logs(GRAFANA_POD, "dns-watch", "services", "--tail=30"),
         timeout_s=RECOVERY_TIMEOUT_S,
     )
     for name in names:
         tailnet.wait_for_record(name)
     wait_for_response(tailnet, f"https://{GRAFANA_NAME}/api/health", "ok")
-    events = {event["event"] for event in tailnet.cluster.events(GRAFANA, "dns-watch")}
+    events = {event["event"] for event in tailnet.cluster.events(GRAFANA_POD, "dns-watch")}
     assert {"node.lost", "restart.requested"} <= events
 
 
@@ -128,7 +128,7 @@ def test_pods_recover_after_a_reboot_of_the_cluster_node(tailnet: Tailnet) -> No
     """All processes end, as after a power failure. The kubelet starts the containers of its pods again."""
     cluster = tailnet.cluster
     nodes = {name: tailnet.wait_for_record(name) for name in (GRAFANA_NAME, WIKI_NAME)}
-    names = (GRAFANA, ready_pod(tailnet, WIKI)["metadata"]["name"])
+    names = (GRAFANA_POD, ready_pod(tailnet, WIKI)["metadata"]["name"])
     before = {name: container_id(cluster.get("pod", name), "dns-watch") for name in names}
     cluster.node.reboot()
     eventually(

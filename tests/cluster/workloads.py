@@ -13,7 +13,7 @@ from tests.cluster.tailnet import LOGIN_URL, Tailnet
 from tests.pod.rendering import DOMAIN, containers, manifests_of, pod_spec, render
 from tests.real.programs import eventually
 
-GRAFANA: Final = "grafana-0"
+GRAFANA_POD: Final = "grafana-0"
 GRAFANA_NAME: Final = f"grafana.{DOMAIN}"
 WIKI: Final = "wiki"
 WIKI_IMAGE: Final = "docker.io/a/wiki:1.2"
@@ -33,7 +33,7 @@ def deploy_grafana(tailnet: Tailnet) -> None:
     cluster.load({image: application(cluster.layers, 3000, "/api/health")})
     cluster.kubectl("-n", "services", "create", "secret", "generic", "grafana-admin", "--from-literal=password=a")
     cluster.kubectl("apply", "-k", tailnet.deploy_folder / "services/grafana")
-    cluster.wait_for_pod(GRAFANA)
+    cluster.wait_for_pod(GRAFANA_POD)
     tailnet.wait_for_record(GRAFANA_NAME)
 
 
