@@ -59,7 +59,7 @@ class Observation:
         state: None if the state Secret does not exist or is not needed.
     """
 
-    version: str
+    headscale_version: str
     user: User
     nodes: tuple[Node, ...]
     records: tuple[Record, ...] | None
@@ -143,7 +143,7 @@ def find_kept_node(observation: Observation, *, node_ownership: NodeOwnership, n
         reason = f"does not belong to user {node_ownership.user.label}, or was not registered with a pre-auth key"
     elif node.is_expired(now):
         reason = "has expired, and some expired nodes cannot log in again"
-    elif observation.version.startswith("0.28") and node.owner is None:
+    elif observation.headscale_version.startswith("0.28") and node.owner is None:
         reason = "registered with a key that has no user, and Headscale 0.28 does not let such a node log in again"
     return f"node {node.id} {reason}" if reason else node
 

@@ -98,7 +98,7 @@ class Cleanup:
             log.warning("zone.unreadable", error=str(observation.records_error))
         if self.settings.headscale_user is None:
             log.warning("user.assumed", user=observation.user.label, reason="it is the only user; set HEADSCALE_USER")
-        untested = untested_warning(observation.version)
+        untested = untested_warning(observation.headscale_version)
         if untested is not None:
             log_event(untested)
         secret = self.settings.ts_kube_secret
@@ -122,7 +122,12 @@ class Cleanup:
                 ),
             )
             log_event(foreign)
-        log.info("plan.made", headscale=observation.version, nodes=len(observation.nodes), deletions=len(plan.nodes))
+        log.info(
+            "plan.made",
+            headscale=observation.headscale_version,
+            nodes=len(observation.nodes),
+            deletions=len(plan.nodes),
+        )
 
     def _check_stop(self) -> None:
         if self.stop.is_set():

@@ -93,7 +93,7 @@ def open_upstreams(
             add_authorities(trust, settings.headscale_ca_file)
     read_key = partial(settings.secret, "HEADSCALE_API_KEY")
     if settings.headscale_api_key_secret and cluster is not None:
-        read_key = partial(cluster.token, settings.headscale_namespace, settings.headscale_api_key_secret)
+        read_key = partial(cluster.headscale_api_key, settings.headscale_namespace, settings.headscale_api_key_secret)
     headscale = connect(HEADSCALE, settings.effective_headscale_url, settings.proxy_of_headscale, read_key)
     return HttpTransport(headscale), cloudflare
 

@@ -179,7 +179,7 @@ A_SECRET = {"kind": "Secret", "metadata": {"name": "api-key"}}
 def test_malformed_secret_is_an_error(body: str, kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
     kubernetes.faults.add(faults.answer(200, body), times=None)
     assert type(failure(lambda: cluster.secret(HEADSCALE_NAMESPACE, "api-key"))) is ResponseError
-    assert type(failure(lambda: cluster.token(HEADSCALE_NAMESPACE, "api-key"))) is ResponseError
+    assert type(failure(lambda: cluster.headscale_api_key(HEADSCALE_NAMESPACE, "api-key"))) is ResponseError
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_token_is_read_by_the_name_of_the_secret_or_of_its_key(
 ) -> None:
     """If a Secret has only one key, the reference to the Secret can omit the name of the key."""
     kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", values)
-    assert cluster.token(HEADSCALE_NAMESPACE, reference) == "hskey-api-1"
+    assert cluster.headscale_api_key(HEADSCALE_NAMESPACE, reference) == "hskey-api-1"
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_missing_or_malformed_token_is_an_auth_error(
     """The error must not be a NotFoundError, because callers take that for a missing Headscale node."""
     if values is not None:
         kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", values)
-    error = failure(lambda: cluster.token(HEADSCALE_NAMESPACE, reference))
+    error = failure(lambda: cluster.headscale_api_key(HEADSCALE_NAMESPACE, reference))
     assert type(error) is AuthError
     assert str(error).startswith("HEADSCALE_API_KEY_SECRET: ")
     assert problem in str(error)

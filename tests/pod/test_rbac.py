@@ -86,7 +86,7 @@ def write_event(cluster: Cluster) -> None:
 OPERATIONS: dict[str, Callable[[Cluster], object]] = {
     "exec": run_commands,
     "exec-any-pod": run_commands,
-    "api-key-secret": lambda cluster: cluster.token(HEADSCALE_NAMESPACE, "headscale-api-key"),
+    "api-key-secret": lambda cluster: cluster.headscale_api_key(HEADSCALE_NAMESPACE, "headscale-api-key"),
     "keep": lambda cluster: cluster.secret("services", "grafana-tailscale"),
     "events": write_event,
 }

@@ -123,14 +123,14 @@ class Cluster:
                     return {key: base64.b64decode(value, validate=True) for key, value in data.items()}
             raise ValueError("not this Secret")
 
-    def token(self, namespace: str, reference: str) -> str:
-        """Return a token that is stored in a Secret.
+    def headscale_api_key(self, namespace: str, reference: str) -> str:
+        """Return Headscale's API key, which is stored in a Secret.
 
         Args:
             reference: `name/key`, or only the `name` of a Secret with one key.
 
         Raises:
-            AuthError: the token does not exist.
+            AuthError: the Secret does not contain one valid key.
         """
         name, _, key = reference.partition("/")
         values = self.secret(namespace, name)
@@ -141,9 +141,9 @@ class Cluster:
         elif key and key not in values:
             problem = f"Secret {namespace}/{name} has no key {key}. Its keys: {', '.join(sorted(values)) or 'none'}."
         else:
-            token = (values[key] if key else next(iter(values.values()))).decode(errors="replace").strip()
-            if _TOKEN.fullmatch(token):
-                return token
+            api_key = (values[key] if key else next(iter(values.values()))).decode(errors="replace").strip()
+            if _TOKEN.fullmatch(api_key):
+                return api_key
             problem = f"Secret {namespace}/{reference} does not contain a valid token."
         raise AuthError(f"HEADSCALE_API_KEY_SECRET: {problem}", upstream=UPSTREAM)
 
@@ -163,22 +163,22 @@ class Cluster:
 
         Args:
             command: the program and its arguments.
-            where: the container and pod, for messages.
+            where: how messages describe the container and the pod.
 
         Raises:
             TransientError: it is unknown how the command ended, or whether it started.
 
-        Source: GET …/pods/{name}/exec, upgraded to a websocket.
+        Source: GET …/pods/{name}/exec, whose connection becomes a websocket.
         """
         what = f"a command in {where or f'container {container} of pod {pod.namespace}/{pod.name}'}"
         path = f"/api/v1/namespaces/{quote(pod.namespace)}/pods/{quote(pod.name)}/exec"
         query = {"container": container, "stdout": "true", "stderr": "true", "command": list(command)}
-        upgrade = handshake()
+        upgrade_headers = handshake()
         authorization = self._access.authorization()
-        headers = {**upgrade, **authorization}
+        headers = {**upgrade_headers, **authorization}
         with self._http.stream("GET", path, what=what, params=query, headers=headers) as streamed:
             if streamed.status_code == httpx.codes.SWITCHING_PROTOCOLS:
-                return run(streamed, upgrade, what=what)
+                return run(streamed, upgrade_headers, what=what)
             response = self._http.read(streamed, what, secret=_token_of(authorization))
         # Up to Kubernetes 1.34, a websocket needs only the verb `get`. From 1.35 on, it needs `create`, too.
         names = (pod.name,) if pod.keeps_its_name else ()
