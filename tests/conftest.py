@@ -205,20 +205,20 @@ class FakeStop(StopEvent):
     """A stop event whose waits return immediately and are recorded.
 
     Args:
-        after: the number of waits after which the event is set; None = never.
+        after_waits: the number of waits after which the event is set; None = never.
     """
 
-    def __init__(self, after: int | None = None) -> None:
+    def __init__(self, after_waits: int | None = None) -> None:
         # Not StopEvent's constructor: it opens a pipe, which no test would close.
         Event.__init__(self)
         self.waits: list[float] = []
         self.now = 0.0
-        self._after = after
+        self._after_waits = after_waits
 
     def wait(self, timeout: float | None = None) -> bool:
         self.waits.append(timeout or 0.0)
         self.now += timeout or 0.0
-        if self._after is not None and len(self.waits) >= self._after:
+        if self._after_waits is not None and len(self.waits) >= self._after_waits:
             self.set()
         return self.is_set()
 

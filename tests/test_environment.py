@@ -5,6 +5,7 @@ An invalid value causes an error message without a traceback. No message contain
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from itertools import combinations
@@ -87,14 +88,15 @@ def kubeconfig(**cluster: Any) -> str:
 
 @pytest.fixture
 def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Create the files to which the values refer, and let no hostname resolve."""
+    """Create the files to which the values refer, and make the resolution of hostnames fail."""
     monkeypatch.chdir(tmp_path)
     Path("empty").touch()
     Path("no-certificate").write_text("text")
     Path("malformed.pem").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    os.mkfifo("fifo")
     Path("folder").mkdir()
     Path("hashed").mkdir()
-    # OpenSSL finds a certificate in a folder by its file name, which is the hash of the subject.
+    # OpenSSL reads this file, because the name is the hash of a certificate's subject. The content is no certificate.
     Path("hashed/4042bcee.0").write_text("text")
     Path("plain.yaml").write_text(kubeconfig())
     Path("proxy.yaml").write_text(kubeconfig(**{"proxy-url": f"http://me:{PASSWORD}@{UNUSED_ADDRESS}"}))
@@ -113,9 +115,9 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 RUNS: dict[str, Callable[[], Any]] = {
-    "cleanup": lambda: commands.cleanup(load(CleanupSettings), FakeStop(after=1)),
-    "dns-watch": lambda: commands.dns_watch(load(DnsWatchSettings), FakeStop(after=1), only_once=False),
-    "prune": lambda: commands.prune(load(PruneSettings), FakeStop(after=1), name=None),
+    "cleanup": lambda: commands.cleanup(load(CleanupSettings), FakeStop(after_waits=1)),
+    "dns-watch": lambda: commands.dns_watch(load(DnsWatchSettings), FakeStop(after_waits=1), only_once=False),
+    "prune": lambda: commands.prune(load(PruneSettings), FakeStop(after_waits=1), name=None),
     "dry run": lambda: plan_commands(load(DryRunSettings)),
     "dry run of prune": lambda: plan_commands(load(PruneSettings)),
 }

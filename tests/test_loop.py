@@ -60,7 +60,7 @@ def returning(*values: bool) -> Callable[[], bool]:
 
 def test_each_pass_determines_the_wait_after_it() -> None:
     """After a wait of 0 or less, the next pass starts immediately."""
-    stop = FakeStop(after=8)
+    stop = FakeStop(after_waits=8)
 
     passes = Passes(stop, 3.0, 0.0, -1.0, 2.5)
     run(passes, stop)
@@ -70,8 +70,8 @@ def test_each_pass_determines_the_wait_after_it() -> None:
 
 
 def test_wait_begins_at_the_end_of_the_pass() -> None:
-    """A wait that a Retry-After requires counts from the response."""
-    stop = FakeStop(after=10)
+    """Otherwise, the next pass could start earlier than a Retry-After in a response allows."""
+    stop = FakeStop(after_waits=10)
     passes = Passes(stop, 5.0, duration_s=10.0)
 
     run(passes, stop)
@@ -80,8 +80,8 @@ def test_wait_begins_at_the_end_of_the_pass() -> None:
 
 
 def test_should_wake_ends_one_wait() -> None:
-    """The loop calls `should_wake` after each pause. If it returns True, the next pass starts. A stop ends its wait."""
-    stop = FakeStop(after=5)
+    """The loop calls `should_wake` before each pause. When it returns True, the next pass starts."""
+    stop = FakeStop(after_waits=5)
     passes = Passes(stop, 60.0)
 
     run(passes, stop, should_wake=returning(False, False, True))

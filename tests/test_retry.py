@@ -236,7 +236,7 @@ def test_request_is_not_retried_if_the_retry_after_exceeds_the_budget() -> None:
 
 def test_stop_during_a_delay_ends_the_call() -> None:
     """The next attempt could be a write."""
-    stop = FakeStop(after=2)
+    stop = FakeStop(after_waits=2)
     requests = Requests(stop, repeat(OUTAGE))
 
     with pytest.raises(StoppedError):
@@ -246,7 +246,7 @@ def test_stop_during_a_delay_ends_the_call() -> None:
 
 
 def test_stop_during_a_pause_ends_the_call() -> None:
-    stop = FakeStop(after=1)
+    stop = FakeStop(after_waits=1)
     retry = policy(stop)
     retry(Requests(stop, duration_s=10.0))
     requests = Requests(stop)

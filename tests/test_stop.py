@@ -24,8 +24,8 @@ PRINT_READY = "print('ready', flush=True)"
 # Each program starts with this code. It restores the default handling of signals, because child processes inherit
 # ignored signals, and pytest can ignore SIGINT (as a background process) or SIGHUP (under nohup).
 #
-# The tests create a `Stop(STATUS, report)`. After a signal, it calls `report`. If the process does not end soon after
-# the signal, `Stop` ends the process with the exit status STATUS.
+# The tests create a `Stop(STATUS, report)`. After a signal, it calls `report`, and `finish` waits until `report` has
+# returned. If the process does not end soon after the signal, `Stop` ends it with the exit status STATUS.
 PROGRAM_START = """
 import signal
 for number in (signal.SIGTERM, signal.SIGHUP):
@@ -75,11 +75,11 @@ def wait_for(child: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 @pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_a_wait(start: Start, stop_signal: signal.Signals) -> None:
-    """`Stop` replaces the handlers of `exit_on_stop_signals`, which the program calls first."""
+    """After a `Stop` is created, a signal no longer has the effect of `exit_on_stop_signals`."""
     child = start("""
         exit_on_stop_signals(3)
         stop = Stop(7, report)
-        print("stopped early" if stop.is_set() else "ready", flush=True)
+        print("set before the signal" if stop.is_set() else "ready", flush=True)
         stop.wait(3600)
         stop.finish()
         print("done", flush=True)
@@ -187,7 +187,7 @@ def test_signal_before_a_stop_is_created_ends_the_process(
 def test_signal_during_a_slow_import_ends_the_program(
     start: Start, tmp_path: Path, arguments: list[str], status: int, slow_module: str
 ) -> None:
-    """With a low CPU limit, the imports take longer than the two seconds that a stop may take.
+    """A process must end two seconds after a signal. With a low CPU limit, the imports can take longer.
 
     lifecycle.runtime.stop installs the signal handlers, so a signal during its import takes effect after the import.
     """
@@ -210,7 +210,7 @@ def test_signal_during_a_slow_import_ends_the_program(
         """,
         prints_ready=False,
     )
-    # Opening the FIFO waits until the import reads from it. Closing the FIFO ends the import.
+    # open() returns when the import opens the FIFO too. The import continues when the FIFO is closed.
     with fifo.open("wb", buffering=0) as end_of_fifo:
         child.terminate()
         if slow_module == "lifecycle.runtime.stop":
@@ -219,6 +219,7 @@ def test_signal_during_a_slow_import_ends_the_program(
 
 
 def test_process_has_to_end_within_two_seconds() -> None:
+    """docs/reference.md promises this."""
     assert GRACE_S < 2
     assert REPORT_S < GRACE_S
 
