@@ -14,14 +14,14 @@ _UNESCAPED = re.compile("[\x7f-\x9f\u2028\u2029]")
 
 
 def printable(text: str) -> str:
-    """Return the text on one line, with control characters and terminal escapes as backslash escapes."""
+    """Return the text on one line, with backslash escapes for characters that are not printable."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
 
 
 def printable_values(values: Mapping[str, str | None]) -> list[str]:
-    """Return one line for each name and value, with the values in one column. None is a value that was not read."""
+    """Return one line for each name and value, with the values in one column. None means that reading it failed."""
     width = max(map(len, values))
     return [
         f"{name.replace('_', ' '):<{width}}  {printable(value or 'could not be read')}"

@@ -1,4 +1,4 @@
-"""Run prune: plan the deletions, wait, and delete what a new plan still contains."""
+"""Run prune: plan the deletions, wait, plan again, and delete what both plans contain."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from lifecycle.settings.models import PruneSettings
 log = structlog.get_logger()
 
 CONFIRMATION_DELAY_S = 900.0
-"""The time between the plan and its confirmation.
+"""The time between the plan and its confirmation, in which clients can reconnect.
 
-After a restart of Headscale, every node is offline until its client reconnects. Then `last_seen` of a node that was
-always connected can be as old as its registration. So one observation does not show that a node is unused.
+After a restart of Headscale, every node is offline until its client reconnects, and `last_seen` can be as old as the
+node's registration, even if the client was always connected. So one observation does not show that a node is unused.
 """
 
 
@@ -36,7 +36,7 @@ class Prune:
         name: the hostname of the only workload to delete, even if it runs; None = every workload that no longer runs.
         now: returns the current time in UTC, with its time zone.
         stop: is set by SIGTERM and SIGINT. No further step starts after that.
-        renew_budget: starts a new retry budget. It is called after the wait, which is longer than one budget.
+        renew_budget: starts a new retry budget after the wait, which is longer than one budget.
     """
 
     settings: PruneSettings
