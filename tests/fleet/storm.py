@@ -1,6 +1,6 @@
 """Simulate a storm: all pods of a cluster start at the same time, and Headscale has one CPU core.
 
-The core is busy with the check of the API key that each request to Headscale contains.
+Headscale needs most of its CPU time to check the API key of each request.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PODS_PER_TAILNET = 50
 
 
 @dataclass(slots=True)
-class Storm:
+class StormResult:
     """The result of a storm.
 
     Attributes:
@@ -32,8 +32,8 @@ class Storm:
         key_checks: the number of API key checks of Headscale, until the last record was published.
         wasted: the number of these checks after which the client did not receive the response.
         exits: how often a container exited with an error.
-        limit_s: the CPU time of the API key checks of all pods, until each has published its record, if no request is
-            repeated. On one core, the simulation cannot be shorter.
+        limit_s: the shortest possible time, which is the CPU time of the API key checks of all pods, until each has
+            published its record, if no request is repeated.
     """
 
     pods: int
@@ -52,7 +52,7 @@ class Storm:
         )
 
 
-def storm(pods: int, *, key_check_s: float = BCRYPT_S) -> Storm:
+def storm(pods: int, *, key_check_s: float = BCRYPT_S) -> StormResult:
     """Start pods in the same second. For each pod, there are a node and a record of its predecessor.
 
     Args:
@@ -64,10 +64,10 @@ def storm(pods: int, *, key_check_s: float = BCRYPT_S) -> Storm:
     return result
 
 
-def _run(pods: int, key_check_s: float) -> Storm:
+def _run(pods: int, key_check_s: float) -> StormResult:
     clock = CooperativeClock()
     cores = Cores(clock, count=1, key_check_s=key_check_s)
-    result = Storm(pods)
+    result = StormResult(pods)
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         programs = []
         for first in range(0, pods, PODS_PER_TAILNET):
@@ -86,7 +86,7 @@ def _run(pods: int, key_check_s: float) -> Storm:
     return result
 
 
-def _run_pod(world: FleetWorld, hostname: str, result: Storm, cores: Cores) -> None:
+def _run_pod(world: FleetWorld, hostname: str, result: StormResult, cores: Cores) -> None:
     pod = world.start_pod(hostname)
     result.exits += pod.exits
     result.last_key_s = max(result.last_key_s, pod.key_created_s)

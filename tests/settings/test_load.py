@@ -36,7 +36,7 @@ VALID_VALUES = {
 @pytest.mark.parametrize("padding", ["\n", "\r\n", " ", "\t", "\u00a0"], ids=repr)
 def test_surrounding_whitespace_is_stripped(env: Environment, name: str, padding: str) -> None:
     """Values from files of a Secret or ConfigMap often end with a line break."""
-    env.set(TS_KUBE_SECRET="state")
+    env.set(TS_KUBE_SECRET="state")  # NODE_POLICY=keep requires this setting
     expected = getattr(env.load(**{name: VALID_VALUES[name]}), name.lower())
 
     assert getattr(env.load(**{name: f"{padding}{VALID_VALUES[name]}{padding}"}), name.lower()) == expected
@@ -61,7 +61,7 @@ SERVICE_VARIABLES = {
 
 
 def test_variable_of_a_service_is_not_a_setting(env: Environment) -> None:
-    """HEALTH_PORT is also the name of a setting. A number is a setting even with the other variables of the Service."""
+    """HEALTH_PORT is also a setting. If it is a number, the other variables of the Service do not matter."""
     assert env.load(**SERVICE_VARIABLES).health_port == 9003
     assert service_links(environment()) == ["HEALTH_PORT"]
     assert env.load(HEALTH_PORT="8080").health_port == 8080
@@ -69,7 +69,7 @@ def test_variable_of_a_service_is_not_a_setting(env: Environment) -> None:
 
 
 @pytest.mark.parametrize("missing", ["HEALTH_SERVICE_HOST", "HEALTH_SERVICE_PORT"])
-def test_url_without_the_other_service_variables_is_an_invalid_port(env: Environment, missing: str) -> None:
+def test_url_is_an_invalid_port_if_a_variable_of_the_service_is_missing(env: Environment, missing: str) -> None:
     assert list(env.problems(**SERVICE_VARIABLES | {missing: None})) == ["HEALTH_PORT"]
 
 
@@ -95,7 +95,8 @@ def test_environment_takes_precedence_over_the_file(env: Environment) -> None:
 
     assert settings.dns_ttl == 300
     assert settings.headscale_user == "ann"
-    assert settings.secret("CLOUDFLARE_API_TOKEN") == "cf-t0ken"
+    assert settings.secret("CLOUDFLARE_API_TOKEN") == MINIMUM["CLOUDFLARE_API_TOKEN"]
+    # A misspelt variable of the file is returned too, so that it can be reported.
     assert environment()["CLOUDFARE_ZONE_ID"] == "x"
     assert environment()["DNS_TTL"] == "300"
 
@@ -112,6 +113,7 @@ def test_environment_takes_precedence_over_the_file(env: Environment) -> None:
     ],
 )
 def test_interface_can_be_empty(env: Environment, in_file: str, in_environment: str | None, interface: str) -> None:
+    """For this setting only, an empty variable overrides the file and the default."""
     Path(".env").write_text(in_file)
 
     assert env.load(TAILSCALE_INTERFACE=in_environment).tailscale_interface == interface
@@ -240,6 +242,7 @@ def test_near_miss_has_no_effect(env: Environment) -> None:
 
 
 def test_log_shows_changed_settings(env: Environment) -> None:
+    """The log contains neither secrets nor DNS_TTL, which has its default value."""
     env.set(**MINIMUM | {"AUTHKEY_TAGS": "tag:b,tag:a", "AUTHKEY_FILE_MODE": "0600", "HTTP_TIMEOUT": "500s"})
     env.set(DNS_TTL="60", SELF_HEAL="true", VPN_PREFIXES="10.0.0.0/8,fd00::/8", TAILSCALE_INTERFACE="")
 

@@ -31,7 +31,7 @@ EPHEMERAL_TIMEOUT: Final = timedelta(seconds=120)
 """The time after which an ephemeral node that is offline is deleted."""
 
 LOGOUT_IN_1970: Final = datetime(1970, 1, 1, 0, 2, 3, tzinfo=UTC)
-"""The expiry of a node whose client logged out, in releases with `Dialect.logout_in_1970`."""
+"""The expiry that a client requests when it logs out. Releases with `Dialect.logout_in_1970` store this time."""
 
 BASE64URL: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 HEX: Final = "0123456789abcdef"
@@ -39,7 +39,7 @@ HEX: Final = "0123456789abcdef"
 LEGACY_API_KEY: Final = re.compile(r"([-_A-Za-z0-9]{7}|[-_A-Za-z0-9]{10})\.[-_A-Za-z0-9]{32,43}")
 """The format of API keys up to 0.27."""
 
-MAX_RANDOM_BASE: Final = 53
+MAX_BEFORE_SUFFIX: Final = 53
 """The maximum length of a given name before its random suffix."""
 
 RegisteredBy = Literal["auth_key", "cli", "oidc"]
@@ -96,12 +96,12 @@ class ApiKey:
 
     @property
     def prefix(self) -> str:
-        """The part of a key in the old format that is not secret."""
+        """The public part of the key, if the key has the old format."""
         return self.key.partition(".")[0][:10]
 
     @property
     def masked(self) -> str:
-        """The prefix in lists from 0.28 on."""
+        """The key in lists from 0.28 on: its prefix."""
         prefix = "hskey-api-"
         return f"{self.key[: len(prefix) + 12]}-***" if self.key.startswith(prefix) else f"{self.prefix}***"
 
@@ -226,8 +226,8 @@ class Tailnet(Upstream):
         self._secrets: list[str] = []
         self._state = Database()
         self._previous_state = self._state
-        # By node id, when the server detects the end of the client's connection; None = the connection is open. The end
-        # of a killed client's connection is detected later.
+        # For each node id, when the server detects that the client's connection has ended; None = it is open. The time
+        # is in the future if the client was killed.
         self._session_ends: dict[int, datetime | None] = {}
         self._addresses = _Addresses()
         self._api_key_id = self._add_api_key(api_key).id
@@ -245,13 +245,13 @@ class Tailnet(Upstream):
 
     @property
     def api_key(self) -> str:
-        """The newest API key."""
+        """The API key of the last rotation, or the first API key."""
         with self.lock:
             return self._state.api_keys[self._api_key_id].key
 
     @property
     def accepts_api_key(self) -> bool:
-        """True if this release accepts the newest API key. 0.28 and newer refuse keys of 0.24 and older."""
+        """True if this release accepts `api_key`. 0.28 and newer refuse keys that 0.24 and older created."""
         with self.lock:
             return self._known_api_key(self.api_key) is not None
 
@@ -423,7 +423,7 @@ class Tailnet(Upstream):
             return self._change(node_id, addresses=self._next_addresses())
 
     def upgrade(self, version: str) -> None:
-        """Restart with another release and the same database."""
+        """Restart with another release and the same database, which the release may migrate."""
         with self.lock:
             self.dialect = DIALECTS[version]
             if not self.dialect.tagged_logs_out:
@@ -445,6 +445,7 @@ class Tailnet(Upstream):
                 key = self._state.keys.get(node.stored_key_id or 0)
                 self._change(node.id, pre_auth_key=key, expires_at=node.stored_expires_at)
                 if key is not None and key.ephemeral:
+                    # The node is deleted if it does not connect within EPHEMERAL_TIMEOUT of the restart.
                     self._session_ends[node.id] = self._now() - self._offline_grace
 
     def backup(self) -> Database:
@@ -453,27 +454,28 @@ class Tailnet(Upstream):
             return self._state.copy()
 
     def restore(self, backup: Database) -> None:
-        """Restart with an older database. Later nodes do not exist any more, and their ids are assigned again."""
+        """Restart with a backup. Nodes that were added later no longer exist, and their ids are assigned again."""
         with self.lock:
             self._state = backup.copy()
             self.restart()
 
     def revoke_api_key(self, *, delete: bool = False) -> None:
-        """Expire the newest API key, or delete it."""
+        """Expire `api_key`, or delete it."""
         with self.lock:
             self._save_previous_state()
             key = self._state.api_keys[self._api_key_id]
             expired = replace(key, expires_at=self._now())
+            # No request contains the changed key.
             self._state.api_keys[key.id] = replace(expired, key="deleted." + key.key) if delete else expired
 
     def add_api_key(self) -> str:
-        """Create a second API key, and return it. The first one stays valid."""
+        """Create another API key, and return it. `api_key` stays the same, and valid."""
         with self.lock:
             self._save_previous_state()
             return self._add_api_key(None).key
 
     def rotate_api_key(self, api_key: str | None = None) -> str:
-        """Expire the newest API key, and create and return another one."""
+        """Expire `api_key`, and replace it by another key, which is returned."""
         with self.lock:
             self.revoke_api_key()
             self._api_key_id = self._add_api_key(api_key).id
@@ -592,7 +594,7 @@ class Tailnet(Upstream):
             return None
         return known
 
-    def _new_secret(self) -> str:
+    def _new_pre_auth_secret(self) -> str:
         match self.dialect.key_format:
             case KeyFormat.HEX:
                 return self._random_text(HEX, 48)
@@ -613,7 +615,7 @@ class Tailnet(Upstream):
         now = self._now()
         key = PreAuthKey(
             id=self._state.next_id("keys"),
-            key=self._new_secret(),
+            key=self._new_pre_auth_secret(),
             user_id=user_id,
             reusable=reusable,
             ephemeral=ephemeral,
@@ -670,7 +672,7 @@ class Tailnet(Upstream):
         if name not in used:
             return name
         if not self.dialect.given_name_numbered:
-            return f"{name[:MAX_RANDOM_BASE]}-{self._random_text(LETTERS_AND_DIGITS, 8)}"
+            return f"{name[:MAX_BEFORE_SUFFIX]}-{self._random_text(LETTERS_AND_DIGITS, 8)}"
         number = 1
         while f"{name}-{number}" in used:
             number += 1
@@ -707,7 +709,7 @@ class Tailnet(Upstream):
     # --- Registration -------------------------------------------------------------------------------
 
     def _register(self, secret: str | None, hostname: str, machine_key: str, node_key: str) -> Node:
-        known = self._known_without_key(secret, machine_key, node_key)
+        known = self._known_node_without_check(secret, machine_key, node_key)
         if known is not None:
             return self._change(known.id, node_key=node_key, **self._names(known, hostname))
         if secret is None:
@@ -715,7 +717,7 @@ class Tailnet(Upstream):
         key = next((key for key in self.keys if key.key == secret), None)
         if key is None:
             raise RegistrationRefusedError(self.dialect.unknown_key_text)
-        known = self._known_with_key(key, machine_key, node_key)
+        known = self._known_node_with_key(key, machine_key, node_key)
         if known is None or not self._may_skip_check(known, key, node_key):
             self._check(key)
         addresses = self._next_addresses() if self.dialect.login_takes_an_address else None
@@ -743,8 +745,8 @@ class Tailnet(Upstream):
         if key.used and not key.reusable:
             raise RegistrationRefusedError(self.dialect.used_key_text)
 
-    def _known_without_key(self, secret: str | None, machine_key: str, node_key: str) -> Node | None:
-        """Return the machine's live node if the login is accepted without a check of the key."""
+    def _known_node_without_check(self, secret: str | None, machine_key: str, node_key: str) -> Node | None:
+        """Return the machine's node if it has not expired and the login needs no check of a key."""
         if secret is not None and not self.dialect.live_needs_no_key:
             return None
         by_machine = self.dialect.login_match is LoginMatch.MACHINE_OR_NODE_KEY
@@ -757,7 +759,7 @@ class Tailnet(Upstream):
             return node
         return None
 
-    def _known_with_key(self, key: PreAuthKey, machine_key: str, node_key: str) -> Node | None:
+    def _known_node_with_key(self, key: PreAuthKey, machine_key: str, node_key: str) -> Node | None:
         """Return the node of a machine that logs in with this key; None = the machine gets a new node."""
         of_machine = [node for node in self.nodes if node.machine_key == machine_key]
         of_user = [node for node in of_machine if key.user_id is not None and node.user_id == key.user_id]
@@ -789,8 +791,8 @@ class Tailnet(Upstream):
             case KeyCheck.UNLESS_KNOWN:
                 return True
             case KeyCheck.UNLESS_LIVE:
-                converts = bool(key.tags) and not known.tags
-                return not self._is_expired(known) and not converts
+                becomes_tagged = bool(key.tags) and not known.tags
+                return not self._is_expired(known) and not becomes_tagged
             case KeyCheck.UNLESS_LIVE_OR_TAGGED:
                 changes_tags = bool(key.tags) and not (known.tags and self._is_its_key(known, key))
                 return (bool(known.tags) or not self._is_expired(known)) and not changes_tags
