@@ -1,4 +1,4 @@
-"""Build the image in a real cluster with the DaemonSet of build/, and a local base image.
+"""Build the image in a real cluster, with the DaemonSet of build/ and a local base image.
 
 tests/image tests the scripts of the DaemonSet in more cases: unchanged sources, deleted images, and k3s.
 
@@ -34,7 +34,7 @@ NAMESPACE: Final = "tailscale-lifecycle"
 NAME: Final = "tailscale-lifecycle-image"
 ARCHIVE: Final = "tailscale-lifecycle-image.tar"
 BUILD_TIMEOUT_S: Final = 1200.0
-"""The time limit for a build, under load."""
+"""The time limit for a build on a busy machine."""
 
 PATCH: Final = """
 apiVersion: apps/v1
@@ -104,14 +104,14 @@ class DaemonSet:
         (pod,) = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
         return pod
 
-    def image(self) -> list[str]:
-        """Return the row of the image in `ctr images ls`, as columns; [] if the image does not exist."""
+    def image_row(self) -> list[str]:
+        """Return the columns of the image in `ctr images ls`, of which the third is the digest; [] = no image."""
         lines = run(*self.cluster.node.ctr("images", "ls", f"name=={IMAGE}")).splitlines()[1:]
         return lines[0].split() if lines else []
 
     def is_pinned(self) -> bool:
         """Return True if the image has the label that protects it from the kubelet's garbage collection."""
-        return any(f"{PIN}=pinned" in column for column in self.image())
+        return any(f"{PIN}=pinned" in column for column in self.image_row())
 
     @property
     def archive(self) -> Archive:
@@ -169,6 +169,7 @@ def write_settings(folder: Path, base: Path, pip_volumes: list[str], proxy: str)
     """Write the base image and the settings of apt and pip into a folder, and return the value of BUILD_FLAGS."""
     images.write_archive({"localhost/debian:test": Image([base])}, folder / "base.oci")
     (folder / "apt.conf").write_text(f'Acquire::http::Proxy "{proxy}";\n')
+    # The volumes are the configuration of pip, and the CA certificate that it may refer to.
     config, *certificates = pip_volumes
     (folder / "pip.conf").write_text(f"{Path(config.partition(':')[0]).read_text()}proxy = {proxy}\n")
     mounts = {"apt.conf": "/etc/apt/apt.conf.d/99proxy", "pip.conf": "/etc/pip.conf"}
@@ -192,13 +193,14 @@ def load_tools(cluster: Cluster, tools: Path, folder: Path) -> None:
 
 
 def test_image_is_built_imported_and_pinned(daemon_set: DaemonSet) -> None:
-    assert daemon_set.image()[2] == daemon_set.archive.digest
+    assert daemon_set.image_row()[2] == daemon_set.archive.digest
     assert daemon_set.is_pinned()
     log = daemon_set.cluster.logs(daemon_set.pod()["metadata"]["name"], "build", NAMESPACE)
     assert f"saved /node/{ARCHIVE}" in log
 
 
 def test_events_of_the_startup_probe_name_the_missing_image(daemon_set: DaemonSet) -> None:
+    """If the import is faster than the first probe, there are no such events."""
     messages = daemon_set.messages("Unhealthy")
     assert [message for message in messages if IMAGE not in message] == []
 
@@ -206,7 +208,7 @@ def test_events_of_the_startup_probe_name_the_missing_image(daemon_set: DaemonSe
 def test_failed_build_reports_its_reason_and_keeps_the_image(
     daemon_set: DaemonSet, sources: Path, tmp_path: Path
 ) -> None:
-    before = daemon_set.image()
+    before = daemon_set.image_row()
     daemon_set.apply(changed_sources(sources, tmp_path, "Containerfile", "NONSENSE"))
 
     def description() -> str:
@@ -217,17 +219,17 @@ def test_failed_build_reports_its_reason_and_keeps_the_image(
         lambda: "The build failed" in description(), "the reason", details=description, timeout_s=BUILD_TIMEOUT_S
     )
     assert "NONSENSE" in description()
-    assert daemon_set.image() == before
+    assert daemon_set.image_row() == before
     daemon_set.apply(sources)
     daemon_set.wait_for_rollout()
 
 
 def test_changed_sources_are_rolled_out(daemon_set: DaemonSet, sources: Path, tmp_path: Path) -> None:
-    before, image = daemon_set.pod(), daemon_set.image()
+    pod, image_row = daemon_set.pod(), daemon_set.image_row()
     daemon_set.apply(changed_sources(sources, tmp_path, "LICENSE", "another"))
     daemon_set.wait_for_rollout()
-    assert daemon_set.pod()["metadata"]["uid"] != before["metadata"]["uid"]
-    assert daemon_set.image()[2] == daemon_set.archive.digest != image[2]
+    assert daemon_set.pod()["metadata"]["uid"] != pod["metadata"]["uid"]
+    assert daemon_set.image_row()[2] == daemon_set.archive.digest != image_row[2]
     assert daemon_set.is_pinned()
 
 

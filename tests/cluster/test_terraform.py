@@ -21,6 +21,7 @@ from tests.terraform.test_service import INPUTS
     [
         pytest.param("service", INPUTS | {"environment": {"HOST": "127.0.0.1", "EMPTY": ""}}, id="service"),
         pytest.param("service", INPUTS | {"tailscale_enabled": False}, id="service-without-vpn"),
+        # `sources` can be any file that exists.
         pytest.param("image-build", {"sources": "main.tf.json"}, id="image-build"),
     ],
 )
@@ -31,7 +32,8 @@ def test_manifests_are_accepted_unchanged(
     outputs = apply(root_module(tmp_path, {"wiki": inputs}, module))["outputs"]
     for manifest in outputs["wiki"]["value"].values():
         if manifest["metadata"].get("namespace") == "tailscale-lifecycle":
-            manifest["metadata"]["namespace"] = "elsewhere"  # a namespace that exists
+            # A dry run does not create the module's namespace, so use one that exists.
+            manifest["metadata"]["namespace"] = "elsewhere"
         options = ("--server-side", "--dry-run=server", "--field-manager=Terraform")
         text = api_server.kubectl("apply", *options, "-o", "yaml", "-f", "-", text=json.dumps(manifest))
         assert list(differences(manifest, yaml.safe_load(text))) == []

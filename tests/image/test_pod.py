@@ -1,4 +1,4 @@
-"""Tests of the DaemonSet's containers. containerd runs them with the manifest's mounts, variables and privileges."""
+"""Test the containers of the DaemonSet in build/, which containerd runs as the manifest describes."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def cluster_node(
     config_map = root / "config-map"
     shutil.copytree(BUILD, config_map, ignore=shutil.ignore_patterns("sources.tar.gz"))
     shutil.copy(sources, config_map)
-    # As on a real cluster node, this containerd runs the pod, and the pod imports the image into it.
+    # As on a real cluster node, the containerd that runs the pod is the one into which the pod imports the image.
     containerd = Containerd(root, socket=root / request.param / "containerd.sock")
     tools = debian["tools"]
     shutil.copy("/etc/resolv.conf", tools / "etc/resolv.conf")
@@ -151,7 +151,7 @@ def test_pod_builds_and_imports_the_image(
     volumes = []
     for number, volume in enumerate(pip_volumes):
         source, target, _ = volume.split(":")
-        # The file is mounted into the container, and from the container into the build.
+        # Mount the file into the init container, and from there into the container in which Buildah runs pip.
         flags.append(bind(Path(source), f"/host{number}", "ro"))
         volumes.append(f"--volume /host{number}:{target}:ro")
     variables = {"BASE_IMAGE": "oci-archive:/base.oci", "BUILD_FLAGS": " ".join(volumes)}
@@ -175,7 +175,7 @@ def test_pod_builds_and_imports_the_image(
 
 @pytest.mark.parametrize("cluster_node", ["run/k3s/containerd"], indirect=True)
 def test_pod_prefers_the_socket_of_k3s(cluster_node: ClusterNode, shared_build: ImageBuild, tmp_path: Path) -> None:
-    """On a k3s node with Docker, the kubelet uses only the containerd of k3s."""
+    """If Docker runs on a k3s node, there is a second containerd, which the kubelet does not use."""
     (tmp_path / "other").mkdir()
     other = Containerd(tmp_path / "other", socket=cluster_node.root / "run/containerd/containerd.sock")
     shutil.copy(shared_build.archive.path, cluster_node.archive.path)

@@ -78,7 +78,7 @@ def start_nginx(folder: Path, configuration: str) -> BackgroundProcess:
 
 
 class TlsProxy:
-    """A proxy with a certificate of a private authority. nginx starts at the first call of a method.
+    """A proxy with a certificate of a private authority. nginx starts with `forward_to` or `respond_with`.
 
     Args:
         folder: an existing folder for its configuration and log.
@@ -91,6 +91,7 @@ class TlsProxy:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         authority = PrivateAuthority(folder)
+        # This writes server.crt and server.key.
         authority.server(name="DNS:localhost")
         self.certificate = authority.certificate
         (self._port,) = free_ports(1)

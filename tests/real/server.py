@@ -19,7 +19,7 @@ from tests.real.programs import TIMEOUT_S, BackgroundProcess, Release, eventuall
 from tests.real.tailscale_client import TailscaleClient
 
 _REGIONS: Final = (901, 902, 903)
-"""The ids of three relay regions, which share the address of one relay.
+"""The ids of three relay regions, all of which contain the same relay.
 
 To learn its public address, a Tailscale client waits until three regions have responded, or until a timeout.
 """
@@ -28,7 +28,7 @@ To learn its public address, a Tailscale client waits until three regions have r
 def configuration(
     url: str, folder: str, *, ports: Sequence[int], relay: str, listen: str = "127.0.0.1", address: str = "127.0.0.1"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the configuration of a server, and the content of `derp.yaml` in its folder.
+    """Return the configuration of a server, and the content of its file `derp.yaml`, which defines the relay regions.
 
     Args:
         url: the URL for clients.
@@ -138,7 +138,7 @@ class HeadscaleServer:
 
     @property
     def accepts_api_key(self) -> bool:
-        """True if the server accepts the API key. Headscale 0.28 and newer refuse API keys of 0.24 and older."""
+        """True if the server accepts the API key. Headscale 0.28 and newer refuse keys that 0.24 and older created."""
         return self.request("GET", "/api/v1/user").is_success
 
     def renew_api_key(self) -> str:
@@ -211,7 +211,7 @@ class HeadscaleServer:
         return str(self.cli("users", "create", name)["id"])
 
     def cli_user(self, user: str) -> str:
-        """Return the value of `--user` for a user: the name, or from Headscale 0.26 on the id."""
+        """Return the value of `--user`: the name, or from 0.26 on the id. `nodes register` always needs the name."""
         return self.user_id(user) if self.release.identifies_users_by_id else user
 
     def user_id(self, name: str) -> str:

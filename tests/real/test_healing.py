@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(BUSYBOX is None, reason=NO_BUSYBOX)
 
 
 class Pod:
-    """The pod of a workload, with the state of node and record before the fault."""
+    """The pod of a workload, and the state of its node and record before the fault."""
 
     def __init__(
         self, name: str, *, stack: ExitStack, server: HeadscaleServer, folder: Path, interface: str = ""
@@ -88,7 +88,7 @@ class Pod:
 def test_pods_with_a_deleted_and_an_expired_node_recover(
     releases: list[Release], temporary_folder: Path, version: str, interface: str
 ) -> None:
-    """The clients run all the time. Up to Headscale 0.29.3, a client is not notified that its node was deleted."""
+    """The clients run all the time. From Headscale 0.27 on, a client is not notified that its node was deleted."""
     release = {release.name: release for release in releases}.get(version)
     if release is None:
         pytest.skip(f"needs headscale-{version}")

@@ -1,7 +1,7 @@
 """Test that tailscale reconnects after a restart of Headscale, with the tailscale container as rendered from deploy/.
 
-Whether tailscale reconnects depends on the URL of the login server. If the URL has http and a host name, tailscale uses
-the port of the URL only for its first connection, and later connects to port 443 with TLS. A Kubernetes Service for
+Whether tailscale reconnects depends on the URL of the login server. If the URL has http and a host name, tailscale
+connects to port 443 with TLS when its previous attempt was less than two minutes ago. A Kubernetes Service for
 Headscale usually has no port 443, so such a client does not reconnect. One test shows this.
 
 The tests need root, /dev/net/tun, busybox, nginx, openssl and ip, and the programs that tests/real/programs.py finds.
@@ -39,11 +39,11 @@ from tests.real.workload import CONFIRM_TIMEOUT_S, USER, Workload
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.serve import serve
 
-RENDERED_CLIENT: Final = CONTAINER_MANIFEST["image"].partition("@")[0].rpartition(":v")[2]
+RENDERED_VERSION: Final = CONTAINER_MANIFEST["image"].partition("@")[0].rpartition(":v")[2]
 """The version of the Tailscale client in the rendered manifests."""
 
-OLD_CLIENT: Final = "1.80.3"
-"""A client of the oldest minor version that Headscale 0.29 accepts."""
+OLD_VERSION: Final = "1.80.3"
+"""A Tailscale client of the oldest minor version that Headscale 0.29 accepts."""
 
 SERVICE_NAME: Final = "headscale.headscale.svc.cluster.local"
 
@@ -53,10 +53,10 @@ CLUSTER_IP: Final = "10.96.0.20"
 INGRESS_IP: Final = "10.96.0.21"
 """The address of the ingress controller, which publishes Headscale with https."""
 
-FORCED_MESSAGE: Final = "forcing port 443 dial due to recent noise dial"
+PORT_443_MESSAGE: Final = "forcing port 443 dial due to recent noise dial"
 """tailscale logs this for each connection attempt within two minutes of the previous attempt.
 
-With https or a private IP address, the connection still uses the port of the URL.
+If the URL has https or a private IP address, tailscale logs it too, but uses the port of the URL.
 """
 
 RECONNECT_TIMEOUT_S: Final = 150.0
@@ -116,11 +116,11 @@ def published_locations(headscale: str) -> str:
 INGRESS_NAME: Final = rendered_url().removeprefix("https://")
 
 URLS: Final = {"http-name": f"http://{SERVICE_NAME}:8080", "http-address": f"http://{CLUSTER_IP}:8080"}
-"""Login servers that the rendered manifests do not use. Each key is the hostname of a client with this URL."""
+"""Login servers that the rendered manifests do not use, by the hostname of the client that uses them."""
 
 
 def release_with_client(version: str) -> Release | str:
-    """Return the newest release of Headscale with a version of the client, or a message that says what to install."""
+    """Return the newest Headscale and this version of the Tailscale client, or a message that says what to install."""
     releases = installed_releases()
     if isinstance(releases, str):
         return releases
@@ -140,7 +140,7 @@ def release_with_client(version: str) -> Release | str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test with every client, or skip it with the reason."""
     if "setup" in metafunc.fixturenames:
-        releases = {version: release_with_client(version) for version in (RENDERED_CLIENT, OLD_CLIENT)}
+        releases = {version: release_with_client(version) for version in (RENDERED_VERSION, OLD_VERSION)}
         parameters = [
             pytest.param(release, marks=pytest.mark.skipif(isinstance(release, str), reason=str(release)), id=version)
             for version, release in releases.items()
@@ -153,20 +153,20 @@ class Setup:
     """Headscale, with its Service and its ingress controller, in one network namespace.
 
     Attributes:
-        release: the programs, with WRAPPER in place of tailscaled.
-        unwrapped_release: the programs themselves.
+        release: the programs.
+        wrapped_release: the programs, with WRAPPER in place of tailscaled.
         stack: stops the clients when it is closed.
     """
 
     release: Release
-    unwrapped_release: Release
+    wrapped_release: Release
     server: HeadscaleServer
     folder: Path
     stack: ExitStack
 
     def join(self, hostname: str) -> None:
         """Start a client with the URL that URLS has for this hostname, and log it in."""
-        client = TailscaleClient(self.release, self.folder / hostname, hostname=hostname, url=URLS[hostname])
+        client = TailscaleClient(self.wrapped_release, self.folder / hostname, hostname=hostname, url=URLS[hostname])
         self.stack.callback(client.stop)
         key_file = self.folder / f"{hostname}.key"
         key_file.write_text(self.server.create_key(USER))
@@ -186,9 +186,9 @@ class Setup:
             timeout_s=RECONNECT_TIMEOUT_S,
         )
 
-    def forced_connections(self, hostname: str) -> int:
-        """Return how often the client has logged FORCED_MESSAGE."""
-        return self.log_reader(hostname)().count(FORCED_MESSAGE)
+    def attempts_on_port_443(self, hostname: str) -> int:
+        """Return how often the client has logged PORT_443_MESSAGE."""
+        return self.log_reader(hostname)().count(PORT_443_MESSAGE)
 
     def log_reader(self, hostname: str) -> Callable[[], str]:
         """Return a function that returns the client's log."""
@@ -223,7 +223,7 @@ class Pod:
         return address
 
     def wait_until_published(self) -> None:
-        """Wait until the record is the address of the only node."""
+        """Wait until the record has the address of the only node."""
         eventually(
             lambda: len(self.workload.node_ids) == 1 and self.workload.record_contents == [self.address],
             "the record to have the node's address",
@@ -236,7 +236,7 @@ def start_pod(setup: Setup, cloudflare: CloudflareSimulator) -> Pod:
     """Run `cleanup`, the tailscale container and `dns-watch`, with the rendered settings."""
     (setup.folder / "root").mkdir()
     container = TailscaleContainer(
-        setup.unwrapped_release,
+        setup.release,
         setup.folder / "root",
         hosts=(setup.folder / "hosts").read_text(),
         trust=(setup.folder / "trust/ca.pem").read_text(),
@@ -257,6 +257,7 @@ def start_pod(setup: Setup, cloudflare: CloudflareSimulator) -> Pod:
     names = ("DNS_CLEANUP", "HEADSCALE_USER", "NODE_POLICY", "SELF_HEAL", "TS_KUBE_SECRET")
     workload.environment |= {name: SETTINGS[name] for name in names} | container.api
     workload.environment["AUTHKEY_OUTPUT_PATH"] = str(container.key_file)
+    # The client in the container creates the interface tailscale0, which is the default of this setting.
     del workload.environment["TAILSCALE_INTERFACE"]
     workload.run_cleanup()
     container.start()
@@ -266,7 +267,7 @@ def start_pod(setup: Setup, cloudflare: CloudflareSimulator) -> Pod:
     return pod
 
 
-def wrapped_client(release: Release, folder: Path) -> Release:
+def with_wrapper(release: Release, folder: Path) -> Release:
     """Return the release with WRAPPER in place of tailscaled."""
     wrapper = folder / "tailscaled"
     wrapper.write_text(WRAPPER.format(folder=folder, program=shlex.quote(str(release.tailscaled))))
@@ -276,7 +277,7 @@ def wrapped_client(release: Release, folder: Path) -> Release:
 
 @pytest.fixture
 def setup(request: pytest.FixtureRequest) -> Iterator[Setup]:
-    """Start Headscale and nginx in a network namespace, to which this thread belongs until the end of the test."""
+    """Move this thread into a network namespace until the end of the test, and start Headscale and nginx there."""
     release: Release = request.param
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lc-", ignore_cleanup_errors=True)))
@@ -287,7 +288,7 @@ def setup(request: pytest.FixtureRequest) -> Iterator[Setup]:
         server = stack.enter_context(HeadscaleServer(release, folder / "server"))
         server.create_user(USER)
         start_proxy(server.url, folder, stack)
-        yield Setup(wrapped_client(release, folder), release, server, folder, stack)
+        yield Setup(release, with_wrapper(release, folder), server, folder, stack)
 
 
 def start_proxy(headscale: str, folder: Path, stack: ExitStack) -> None:
@@ -314,7 +315,7 @@ def test_rendered_pod_reconnects_after_an_outage_of_headscale(
     """The pod reconnects without a restart of the container. Node, address and record stay the same."""
     pod = start_pod(setup, cloudflare)
     before = pod.workload.node_ids, pod.address, pod.workload.record_contents
-    # A restarted server reports a node as offline until it connects again.
+    # After a restart, Headscale reports a node as offline until the node connects again.
     setup.interrupt_headscale(outage_s)
     setup.wait_until_connected(pod.name, pod.container.output)
     pod.watch.wait_for_next("pass.finished")
@@ -352,12 +353,12 @@ def test_client_with_http_and_a_host_name_does_not_reconnect(setup: Setup) -> No
     """Another client, whose URL has http and a private IP address, does reconnect."""
     for hostname in URLS:
         setup.join(hostname)
-    forced = setup.forced_connections("http-name")
+    attempts = setup.attempts_on_port_443("http-name")
     setup.interrupt_headscale(5)
     setup.wait_until_connected("http-address", setup.log_reader("http-address"))
     # Each further attempt fails, because nothing listens on port 443 of the Service.
     eventually(
-        lambda: setup.forced_connections("http-name") >= forced + 3,
+        lambda: setup.attempts_on_port_443("http-name") >= attempts + 3,
         "further attempts of the client",
         details=setup.log_reader("http-name"),
         timeout_s=RECONNECT_TIMEOUT_S,
