@@ -33,7 +33,8 @@ class Prune:
     """One run of prune, which deletes the nodes and records of workloads that no longer run.
 
     Attributes:
-        name: the hostname of the only workload to delete, even if it runs; None = every workload that no longer runs.
+        name: the hostname of the only workload whose nodes and records are deleted, even if it runs; None = all
+            workloads that no longer run.
         now: returns the current time in UTC, with its time zone.
         stop: is set by SIGTERM and SIGINT. No further step starts after that.
         renew_budget: starts a new retry budget after the wait, which is longer than one budget.
