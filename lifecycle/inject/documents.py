@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from lifecycle.domain.errors import ManifestError
-from lifecycle.inject.nodes import MAX_DEPTH, NUMBERS, STRING, VALUE, Fields, ItemsAsText, Number, node_from_value
+from lifecycle.inject.nodes import EQUALS_SIGN, MAX_DEPTH, NUMBERS, STRING, Fields, ItemsAsText, Number, node_from_value
 
 # A line that begins with --- starts a document, even in the middle of a multi-line text.
 _DOCUMENT = re.compile(r"^(?=---(?:\s|$))", re.MULTILINE)
@@ -35,7 +35,7 @@ _BaseDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 def _resolved(kind: Any, value: str, implicit: tuple[bool, bool]) -> str:
     tag: str = _RESOLVER.resolve(kind, value, implicit)
     # PyYAML reads 12:30 as a number of seconds and = as a default value. Kubernetes reads both as text.
-    return STRING if tag == VALUE or (tag in NUMBERS and ":" in value) else tag
+    return STRING if tag == EQUALS_SIGN or (tag in NUMBERS and ":" in value) else tag
 
 
 class _Resolver:

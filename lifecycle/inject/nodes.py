@@ -22,13 +22,14 @@ _MAX_NODES = 200_000
 MAX_DEPTH = 200
 """How deep a document can be nested: more than any manifest, and less than exhausts the stack of the parser."""
 
-# YAML's word for the type of a value is tag. Other tags than these have no counterpart in JSON.
+# YAML calls the type of a value its tag. A manifest has only values of these types.
 _TAG = "tag:yaml.org,2002:"
 STRING, _MERGE, _MAPPING, _SEQUENCE = f"{_TAG}str", f"{_TAG}merge", f"{_TAG}map", f"{_TAG}seq"
 _INTEGER, _FLOAT, _BOOLEAN, _NULL = f"{_TAG}int", f"{_TAG}float", f"{_TAG}bool", f"{_TAG}null"
 NUMBERS = (_INTEGER, _FLOAT)
-VALUE = f"{_TAG}value"
 _KNOWN_TAGS = {STRING, _MERGE, _MAPPING, _SEQUENCE, *NUMBERS, _BOOLEAN, _NULL, f"{_TAG}timestamp"}
+EQUALS_SIGN = f"{_TAG}value"
+"""The type that PyYAML gives to the text `=`."""
 _CONSTRUCTOR = yaml.constructor.SafeConstructor()
 _AMBIGUOUS = re.compile(r"[-+]?\.?[0-9]|(?:y|n)$", re.IGNORECASE)
 
@@ -47,7 +48,7 @@ def node_from_value(value: Any, style: str | None = None, depth: int = 0) -> yam
     """Return the node of a JSON value, whose objects and numbers can also be `Fields` and `Number`.
 
     Args:
-        style: the quotation mark of every text; None = only texts that need quotes have them.
+        style: the quotation mark of every text, in flow style as in JSON; None = block style, with quotes where needed.
         depth: how many values contain this value.
     """
     if depth > MAX_DEPTH:
@@ -94,7 +95,7 @@ def field_of(node: yaml.Node | None, *path: str) -> yaml.Node | None:
 
 @dataclass(frozen=True, slots=True)
 class ItemsAsText:
-    """Items of a list that replace a placeholder in the text of a document, because PyYAML writes nodes slowly."""
+    """Items whose text replaces a placeholder after PyYAML has written a document, because PyYAML writes slowly."""
 
     values: list[Any]
     placeholder: str = field(default_factory=lambda: f"items-{token_hex(8)}")
@@ -104,8 +105,8 @@ def add_items(spec: yaml.MappingNode, name: str, values: list[Any], *, at_end: b
     """Add items before or after those of the list in a field of an object. If the object lacks the field, create it.
 
     Returns:
-        The items that have to be written as text, in place of the placeholder that was added. None if a node was added
-        for each item, because the object is written on one line.
+        The items, if a placeholder was added instead of them; None if a node was added for each item, because the
+        object is written on one line.
     """
     items = None if spec.flow_style else ItemsAsText(values)
     nodes = [yaml.ScalarNode(STRING, items.placeholder)] if items else [node_from_value(value) for value in values]
