@@ -63,8 +63,8 @@ class Leftovers:
     reason: str
 
     @property
-    def content(self) -> tuple[str, frozenset[Record], frozenset[tuple[str, str]]]:
-        """What is compared with a later plan. Node ids are not enough: a restored database can assign an id again."""
+    def deletions(self) -> tuple[str, frozenset[Record], frozenset[tuple[str, str]]]:
+        """What prune deletes, to compare two plans. An id does not suffice: a restored database can assign it again."""
         return self.name, frozenset(self.records), frozenset((node.id, node.machine_key) for node in self.nodes)
 
 

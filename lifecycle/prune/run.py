@@ -80,7 +80,7 @@ class Prune:
         The plan is made again for each workload, because the deletions for the previous one can take minutes.
         """
         user, plan = self._plan()
-        confirmed = next((leftovers for leftovers in plan if leftovers.content == planned.content), None)
+        confirmed = next((leftovers for leftovers in plan if leftovers.deletions == planned.deletions), None)
         if confirmed is None:
             log.info("workload.skipped", workload=planned.name, reason="it has changed since it was planned")
             return False
