@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
-from lifecycle.clients.response import has_few_values
+from lifecycle.clients.response import needs_little_memory
 
 Parsed = TypeVar("Parsed")
 
@@ -40,12 +40,12 @@ class Items(Generic[Parsed]):
         The last item stays in the body. If an item is malformed, that item and everything after it stay, too.
         """
         start = self._start.match(body)
-        # The text ends after a "{", because the end of the body can be inside of a character with several bytes.
+        # The body can end within a character of several bytes, so only the part up to the last "{" is decoded.
         end = body.rfind(b"{") + 1
         if start is None or start.end() >= end:
             return
         text = body[start.end() : end].decode(errors="replace")
-        if not has_few_values(text):
+        if not needs_little_memory(text):
             return
         position = 0
         with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):

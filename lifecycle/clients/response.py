@@ -81,7 +81,7 @@ def parse_response(status: int, headers: Mapping[str, str], body: bytearray, *, 
     text = body.decode(errors="replace")
     body.clear()
     content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if (content_type == "application/json" or content_type.endswith("+json")) and has_few_values(text):
+    if (content_type == "application/json" or content_type.endswith("+json")) and needs_little_memory(text):
         with suppress(ValueError, RecursionError):
             return Response(status, headers, "", json.loads(text), secret)
     return Response(status, headers, text, None, secret)
@@ -99,7 +99,7 @@ def well_formed(malformed: ApiError) -> Iterator[None]:
         raise malformed from None
 
 
-def has_few_values(text: str) -> bool:
+def needs_little_memory(text: str) -> bool:
     """Return True if parsing a JSON text takes little memory. For example, each `{},` becomes more than 64 bytes."""
     # Each value except the first follows one of these characters.
     return sum(map(text.count, ",[{")) <= _MAX_VALUES

@@ -21,7 +21,7 @@ AUTHORITIES_OF_THE_IMAGE = Path(sys.prefix, "etc/ssl/certs")
 
 
 def public_trust() -> ssl.SSLContext:
-    """Return a context that trusts the public authorities: those in the image, or outside of it those of certifi."""
+    """Return a context that trusts the public authorities: those in the image, or those of certifi outside it."""
     if AUTHORITIES_OF_THE_IMAGE.is_dir():
         return ssl.create_default_context(capath=AUTHORITIES_OF_THE_IMAGE)
     import certifi  # noqa: PLC0415 - takes 5 ms, and is not needed in the image

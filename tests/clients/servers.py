@@ -40,7 +40,7 @@ def send(
     """Send a request, and return the JSON of the response.
 
     Args:
-        upstream: what the client expects at the URL.
+        upstream: the server's name in error messages, and how its error responses are recognized.
         trust: the trusted certificate authorities; None = the public ones.
     """
     with open_http(url, trust=trust or public_trust(), proxy=proxy) as http:
@@ -87,18 +87,18 @@ def serve_connection(handle: Callable[[socket.socket], object]) -> Iterator[str]
     Yields:
         The address, as HOST:PORT.
     """
-    closed = Event()
+    returned = Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve_one() -> None:
             connection, _ = listener.accept()
             with connection, suppress(OSError):
                 handle(connection)
-            closed.set()
+            returned.set()
 
         Thread(target=serve_one, daemon=True).start()
         yield f"127.0.0.1:{listener.getsockname()[1]}"
-        assert closed.wait(30), "the client did not close the connection"
+        assert returned.wait(30), "the client did not close the connection"
 
 
 def send_nothing(connection: socket.socket) -> None:

@@ -29,7 +29,7 @@ VERSIONS_WITH_A_VERSION_ENDPOINT = [version for version in VERSIONS if version >
 HOUR = timedelta(hours=1)
 # How much a clock differs from the true time.
 SKEWS = [timedelta(days=400), timedelta(hours=3), timedelta(hours=-1), timedelta(days=-1)]
-# The paths of the requests that detect the version.
+# The paths of the four requests that detect the version. Each is sent only if those before it did not show the version.
 DETECTION = r"^/(version|swagger|api/v1/openapi\.json|api/v1/preauthkey)"
 
 
@@ -106,7 +106,7 @@ def requested_paths(server: HeadscaleSimulator) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("version", "detected", "requests"),
+    ("version", "detected", "request_count"),
     [
         pytest.param("0.23.0", "0.23 to 0.25", 2, id="0.23"),
         pytest.param("0.25.1", "0.23 to 0.25", 2, id="0.25"),
@@ -114,11 +114,13 @@ def requested_paths(server: HeadscaleSimulator) -> list[str]:
         *(pytest.param(version, version, 1, id=version) for version in VERSIONS_WITH_A_VERSION_ENDPOINT),
     ],
 )
-def test_version_is_detected_once_without_a_key(version: str, detected: str, requests: int, clock: Clock) -> None:
+def test_version_is_detected_once_even_with_a_wrong_api_key(
+    version: str, detected: str, request_count: int, clock: Clock
+) -> None:
     server = server_of(version, clock)
     headscale = client_of(server, api_key="wrong")
     assert [headscale.version(), headscale.version()] == [detected, detected]
-    assert requested_paths(server) == ["/version", "/swagger/v1/openapiv2.json"][:requests]
+    assert requested_paths(server) == ["/version", "/swagger/v1/openapiv2.json"][:request_count]
 
 
 @pytest.mark.parametrize("reported", ["dev", "v0.0.0-20260721000000-f20f1f12abcd", "(devel)", "1.0.0", "v0.x"])
@@ -134,6 +136,7 @@ def test_version_is_detected_once_without_a_key(version: str, detected: str, req
 def test_release_of_a_custom_build_is_detected_by_its_api(
     version: str, detected: str, reported: str, clock: Clock
 ) -> None:
+    """The client can expire a key only if it sends the request of the right release."""
     server = server_of(version, clock, reported_version=reported)
     headscale = client_of(server)
     assert headscale.version() == detected
@@ -186,7 +189,7 @@ def test_version_behind_a_proxy_is_detected_by_the_api(server: HeadscaleSimulato
 def test_wrongly_detected_version_is_corrected(
     server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
-    """A proxy responds to the requests that detect the version, in the same way as release 0.28."""
+    """A proxy responds to the four requests that detect the version. The last response is that of release 0.28."""
     key = create_key(client_of(server), clock)
     server.faults.add(faults.answer(200, '{"preAuthKeys": []}'), path=DETECTION, times=4)
     assert headscale.version() == "0.28 or newer"
@@ -292,7 +295,7 @@ def test_key_has_the_requested_lifetime_despite_clock_skew(
 def test_key_with_another_lifetime_is_expired_and_refused(
     skew: timedelta, server: HeadscaleSimulator, clock: Clock
 ) -> None:
-    """The client does not know the skew, so the key has another lifetime than the requested lifetime."""
+    """The caller passes a wrong time, so the created key has another lifetime than the requested lifetime."""
     headscale = client_of(server)
     user = find_user(headscale)
     with pytest.raises(ResponseError, match="clock"):
@@ -357,7 +360,7 @@ def test_lost_response_leaves_one_usable_key(
 @pytest.mark.parametrize(
     "fault", [pytest.param(faults.html(502), id="502"), pytest.param(faults.drop(after_execution=True), id="lost")]
 )
-def test_lost_response_is_resolved_despite_further_faults(
+def test_lost_key_is_expired_despite_further_faults(
     failing: tuple[str, str], fault: Fault, server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     add_fault(server, CREATE, faults.drop(after_execution=True))
@@ -366,8 +369,8 @@ def test_lost_response_is_resolved_despite_further_faults(
     assert unexpired_keys(server, clock) == [key.secret.get_secret_value()]
 
 
-@pytest.mark.parametrize("email", ["svc@example.com", "ann"])
-def test_lost_response_is_resolved_for_a_user_with_an_email(
+@pytest.mark.parametrize("email", ["web@example.com", "ann"], ids=["unique", "name-of-another-user"])
+def test_lost_key_is_expired_for_a_user_with_an_email(
     email: str, server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     """Releases 0.24 and 0.25 list the email of a key's user instead of the name, if the user has one."""
@@ -423,7 +426,7 @@ def test_create_with_a_malformed_response_is_not_repeated(
     assert len(server.writes) == 1
 
 
-@pytest.mark.parametrize("later", [timedelta(minutes=5), timedelta(hours=3)], ids=["still-valid", "expired-since"])
+@pytest.mark.parametrize("later", [timedelta(minutes=5), timedelta(hours=3)], ids=["key-is-valid", "key-has-expired"])
 @pytest.mark.parametrize(
     "fault",
     [
@@ -480,7 +483,7 @@ def test_expiry_with_a_lost_response_succeeds(
     assert clock.elapsed_s < 10
 
 
-def test_used_key_can_be_expired(server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
+def test_used_key_counts_as_expired(server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
     key = create_key(headscale, clock)
     server.register(key=key.secret.get_secret_value(), hostname=NAME)
     headscale.expire_pre_auth_key(key, find_user(headscale))
@@ -599,6 +602,7 @@ def test_error_of_a_proxy_or_database_does_not_mean_a_missing_node(
     server.faults.add(fault)
     with pytest.raises(TransientError):
         client_of(server).node("1")
+    # The failed requests are retried.
     server.faults.add(fault, times=2)
     assert client_of(server, policy=retrying_on(clock)).node("1").id == "1"
 
@@ -776,8 +780,10 @@ def test_client_adapts_to_an_upgrade(old: str, new: str, breaks_connection: bool
     headscale.expire_pre_auth_key(old_key, user)
     add_fault(server, CREATE, faults.drop(after_execution=True))
     new_key = headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
-    used_keys = [key.key for key in server.keys if key.used]
-    assert [key for key in unexpired_keys(server, clock) if key not in used_keys] == [new_key.secret.get_secret_value()]
+    keys_of_nodes = [key.key for key in server.keys if key.used]
+    assert [key for key in unexpired_keys(server, clock) if key not in keys_of_nodes] == [
+        new_key.secret.get_secret_value()
+    ]
     assert [key.id for key in headscale.pre_auth_keys(user)] == [str(key.id) for key in server.keys]
     headscale.delete_node(node, is_still_owned=always_owned)
     with pytest.raises(NotFoundError):
@@ -785,7 +791,7 @@ def test_client_adapts_to_an_upgrade(old: str, new: str, breaks_connection: bool
 
 
 @pytest.mark.parametrize(("old", "new"), [("0.25.1", "0.26.1"), ("0.23.0", "0.30.0"), ("0.29.2", "0.30.0")])
-def test_key_is_created_after_an_upgrade(old: str, new: str, clock: Clock) -> None:
+def test_creation_of_a_key_after_an_upgrade_needs_no_retries(old: str, new: str, clock: Clock) -> None:
     server = server_of(old, clock, api_key=PORTABLE_KEY)
     headscale = client_of(server)
     user = find_user(headscale)

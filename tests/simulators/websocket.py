@@ -23,9 +23,9 @@ _FINAL: Final = 0x80
 _MASKED: Final = 0x80
 # The status of a connection that is closed without an error.
 _NORMAL: Final = 1000
-# The length of the data has seven bits if it is less than _SHORT, and two bytes if it is less than _LONG.
-_SHORT: Final = 126
-_LONG: Final = 1 << 16
+# The second byte of a frame is the length of the data, or one of these values if the next bytes are the length.
+_LENGTH_IN_2_BYTES: Final = 126
+_LENGTH_IN_8_BYTES: Final = 127
 
 
 def upgrade_headers(key: str, subprotocol: str) -> dict[str, str]:
@@ -45,12 +45,12 @@ def upgrade_headers(key: str, subprotocol: str) -> dict[str, str]:
 
 def frame(data: bytes, opcode: int = BINARY) -> bytes:
     """Return the only frame of a message from a server. The frames of servers are not masked."""
-    if len(data) < _SHORT:
+    if len(data) < _LENGTH_IN_2_BYTES:
         length = bytes([len(data)])
-    elif len(data) < _LONG:
-        length = bytes([_SHORT]) + struct.pack("!H", len(data))
+    elif len(data) < 1 << 16:
+        length = bytes([_LENGTH_IN_2_BYTES]) + struct.pack("!H", len(data))
     else:
-        length = bytes([_SHORT + 1]) + struct.pack("!Q", len(data))
+        length = bytes([_LENGTH_IN_8_BYTES]) + struct.pack("!Q", len(data))
     return bytes([_FINAL | opcode]) + length + data
 
 
