@@ -72,7 +72,7 @@ def records_for(state: State, node: Node) -> RecordState:
 
 
 def is_outdated(records: RecordState, specs: Sequence[RecordSpec], now: Moment) -> bool:
-    """Return True if the existing records have to be compared with these desired records, even if they were already."""
+    """Return True if the desired records have changed since the last comparison, or the next comparison is due."""
     return tuple(specs) != records.compared_specs or now.monotonic_s >= records.verify_at_s
 
 
@@ -90,14 +90,15 @@ def lookup_wait_s(state: State, config: WatchConfig, now: Moment) -> float:
 
 
 def with_load(state: State, observation: Observation, now: Moment) -> State:
-    """Remember how many pods use Headscale, and how long Headscale takes to respond."""
+    """Remember how many nodes of pods Headscale has, and how long it takes to respond."""
     if observation.response_s is not None:
         change_s = (observation.response_s - state.response_s) / _SMOOTHING
         state = replace(state, response_s=state.response_s + change_s)
     if isinstance(observation.fleet_size, int):
         state = replace(state, fleet_size=observation.fleet_size)
     if observation.fleet_size is not None and now.monotonic_s >= state.fleet_count_due_s:
-        # Pods that started together must not read the next list, which is expensive, at the same time.
+        # The first count can be too low, because other pods have not registered yet, so the second follows in 12 to 72
+        # minutes. Pods that started together must not list all nodes, which is expensive, at the same time.
         wait_s = add_jitter(_DAY_S, now.jitter) if state.fleet_count_due_s else _HOUR_S * (0.2 + now.jitter)
         state = replace(state, fleet_count_due_s=now.monotonic_s + wait_s)
     return state
@@ -131,7 +132,8 @@ def poll_wait_s(state: State, config: WatchConfig, now: Moment) -> float:
     records = state.records
     due_s = records.not_before_s if records.compared_specs is None else max(records.not_before_s, records.verify_at_s)
     left_s = due_s - now.monotonic_s + _MARGIN_S
-    # Each pass polls Headscale. If the records are due at about the time of the next poll, one pass does both.
+    # Each pass polls Headscale. If the records are due before the next poll, or so soon after it that the poll can
+    # wait for them, one pass does both.
     if _MARGIN_S < left_s < wait_s or interval_s <= left_s <= add_jitter(interval_s, 1.0):
         wait_s = left_s
     if state.node_expires_at is not None:

@@ -40,7 +40,7 @@ class WatchConfig:
         retry_interval: longest interval between lookups of an unregistered node.
         max_retries: number of lookups that do not find the node after which dns-watch gives up; 0 = no limit.
         poll_interval: shortest interval between polls of a registered node.
-        min_poll_interval: shortest wait between passes after the node has registered for the first time.
+        min_poll_interval: shortest wait between passes after the first registration of the node.
         verify_interval: interval between reads of the records if nothing changed.
         expects_interface: tailscale creates a VPN interface in this pod.
     """
@@ -227,8 +227,8 @@ class HealState:
 
     Attributes:
         loss_count: None if the last lookup failed, found the node, or did not show whether the node is lost.
-        lost: the confirmed loss; None if there is none.
-        is_superseded: a later pod has the name, so that this pod must not register again.
+        lost: the kind of the confirmed loss; None if there is none.
+        is_superseded: the lost node has a successor, so that this pod must not register again.
         key: the usable key in the key file, with which the node can register again; None if there is none.
         attempts: how many keys were requested since the node was last found.
         not_before_s: monotonic time before which the key is not replaced.
@@ -278,11 +278,12 @@ class State:
 
     Attributes:
         node: this pod's node when it was last found; None = never yet.
-        is_registered: the last lookup whose request did not fail found the node.
+        is_registered: the last lookup found the node. Lookups whose request failed are not counted.
         node_warned_at_s: time of the last warning that the node expires soon.
         api_keys_due_s: time when the list of API keys is read next.
         node_ownership: criteria for owning a node; None until the users were read.
-        superseded_by: the id of the successor, because of which this pod changes no record; None if there is none.
+        superseded_by: the id of the successor that has the name, so that this pod changes no record; None if there is
+            none.
         interface_seen_s: time when the pod last had a VPN interface, or when dns-watch started if it never had one.
         lookups: consecutive lookups that did not find the node. Lookups whose request failed are not counted.
         lookups_at_change: the value of `lookups` when the interface last changed.

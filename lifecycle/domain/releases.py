@@ -8,7 +8,7 @@ from typing import Final
 from lifecycle.domain.events import Event, warning
 
 NEWEST_TESTED: Final = "0.30"
-"""The newest minor release of Headscale that this program was tested with. Of 0.30, the main branch was tested."""
+"""The newest minor release that was tested. 0.30 is not released yet: Headscale's main branch was tested."""
 
 _MINOR: Final = re.compile(r"(\d{1,4})\.(\d{1,4})\.", re.ASCII)
 
@@ -28,6 +28,6 @@ def untested_warning(version: str) -> Event | None:
         version=version,
         newest_tested=NEWEST_TESTED,
         advice="Upgrade tailscale-lifecycle if there is a version that was tested with this release. Until then, "
-        f"requests are sent as to {NEWEST_TESTED}, and responses that differ from those of {NEWEST_TESTED} are "
-        "refused.",
+        f"this program sends the same requests as to {NEWEST_TESTED}, and refuses responses that differ from those of "
+        f"{NEWEST_TESTED}.",
     )

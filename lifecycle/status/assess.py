@@ -50,7 +50,8 @@ class StatusConfig:
 
     Attributes:
         domain: the domain (DOMAIN_NAME), which is appended to a hostname without a dot.
-        mark: the comment that identifies our records at main names. At further names, the main name is added to it.
+        mark: the comment of our records at main names (hostnames). At further names (DNS_ALIASES, DNS_SHARED_NAMES),
+            the comment also contains the main name.
         tags: the tags of the pre-auth keys (AUTHKEY_TAGS).
         ipv6: True if this program manages AAAA records.
     """
@@ -90,7 +91,7 @@ class Row:
     Attributes:
         name: the full name of the records. If several workloads share a name, each of them has a row with this name.
         records: our records at this name.
-        node: our node to which the name belongs; None if there is none, or if it is unknown.
+        node: our node that has the name; None if there is none, or if it is unknown.
         in_the_way: the foreign nodes or records with this name, as text; "" if there are none.
         advice: what the operator has to do; "" = nothing.
     """
@@ -146,9 +147,7 @@ def assess_workloads(observation: Observation, *, config: StatusConfig, now: dat
         The rows, and the problems that concern no single workload.
     """
     problems = list(observation.problems)
-    rows = [
-        row for workload in _workload_names(observation, config) for row in _rows(workload, observation, config, now)
-    ]
+    rows = [row for name in _workload_names(observation, config) for row in _rows(name, observation, config, now)]
     rows.sort(key=lambda row: row.name)
     api_key = api_key_warning(observation.api_key_expires_at, now)
     if api_key is not None:
@@ -183,6 +182,7 @@ def _workload_names(observation: Observation, config: StatusConfig) -> Iterator[
             # If the workload has another DOMAIN_NAME than this command, its node is found by the hostname alone.
             yield _WorkloadName(record_ownership, records_here, nodes_here or by_hostname[name.partition(".")[0]])
         elif (
+            # If a record has the mark of another owner, the node is assumed to belong to that owner's workload.
             is_in_domain(name, config.domain)
             and any(_owns(node, observation, config) for node in nodes_here)
             and all(
@@ -208,17 +208,16 @@ def _further_ownership(
     return RecordOwnership(name, mark, config.vpn_prefixes, kind, main_name)
 
 
-def _rows(workload: _WorkloadName, observation: Observation, config: StatusConfig, now: datetime) -> Iterator[Row]:
-    ownership = workload.record_ownership
+def _rows(name: _WorkloadName, observation: Observation, config: StatusConfig, now: datetime) -> Iterator[Row]:
+    ownership = name.record_ownership
+    # If this program manages no AAAA records, it leaves AAAA records without our comment alone.
     ours = (
         record
-        for record in workload.records
+        for record in name.records
         if ownership.is_owned(record) and (config.ipv6 or record.type == "A" or ownership.is_marked(record))
     )
     records = tuple(sorted(ours, key=lambda record: (record.type, record.content, record.id)))
-    owned = sorted(
-        (node for node in workload.nodes if _owns(node, observation, config)), key=lambda node: node.sequence
-    )
+    owned = sorted((node for node in name.nodes if _owns(node, observation, config)), key=lambda node: node.sequence)
     valid = [node for node in owned if not node.is_expired(now)]
     # If several nodes are online, the name belongs to the latest one.
     candidates = [node for node in valid if node.online] or valid or owned
@@ -234,27 +233,27 @@ def _rows(workload: _WorkloadName, observation: Observation, config: StatusConfi
         yield row(State.UNKNOWN, _UNREADABLE)
     elif not observation.nodes:
         yield row(State.UNKNOWN, _NO_NODES)
-    elif node is None and workload.nodes:
-        yield row(
-            State.FOREIGN_NODE, in_the_way="; ".join(f"node {node.id} ({describe(node)})" for node in workload.nodes)
-        )
+    elif node is None and name.nodes:
+        yield row(State.FOREIGN_NODE, in_the_way="; ".join(f"node {node.id} ({describe(node)})" for node in name.nodes))
     elif node is None:
         yield row(State.ORPHANED)
     elif not records and not (node.online and "." in node.hostname):
-        # No advice is given, because the node may not belong to a workload, or its workload may have been removed.
+        # No advice: a node without a dot in its hostname may be another machine of the user, and the workload of an
+        # offline node may have been removed.
         yield row(State.NO_RECORD, advice="")
     else:
         foreign = [
             record
-            for record in workload.records
+            for record in name.records
             if blocks(record, record_ownership=ownership, ipv6=config.ipv6, apex=observation.apex)
         ]
         descriptions = (f"{record.type} {record.content} (comment: {record.comment or 'none'})" for record in foreign)
         yield row(*_state(node, records, foreign, ownership, config, now), "; ".join(descriptions))
-    for older in valid if ownership.kind is NameKind.MAIN else ():
-        if node is not None and older.sequence < node.sequence:
-            advice = _ADVICE[State.SUPERSEDED] if older.online else ""
-            yield Row(ownership.name, State.SUPERSEDED, (), older, advice=advice)
+    if node is None or ownership.kind is not NameKind.MAIN:
+        return
+    for older in [other for other in valid if other.sequence < node.sequence]:
+        advice = _ADVICE[State.SUPERSEDED] if older.online else ""
+        yield Row(ownership.name, State.SUPERSEDED, (), older, advice=advice)
 
 
 def _state(
@@ -265,7 +264,7 @@ def _state(
     config: StatusConfig,
     now: datetime,
 ) -> tuple[State, str | None]:
-    """Return the state of a name that belongs to one of our nodes, and advice that depends on the node or record."""
+    """Return the state of a name that belongs to one of our nodes, and its advice; None = the advice in _ADVICE."""
     expiry = node_warning(node, now)
     advice = None
     if node.is_expired(now):
