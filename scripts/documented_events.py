@@ -134,7 +134,7 @@ EVENTS = {
     "restart.requested": _event(
         "info",
         "path key_id",
-        "the restart marker was written, so the tailscale container's liveness probe fails and it is restarted",
+        "the restart marker was written, so the liveness probe fails and the kubelet restarts the tailscale container",
     ),
     "restart.withdrawn": _event(
         "info", "path key_id", "the restart marker was removed, because a restart no longer helps"

@@ -44,14 +44,14 @@ LOG_EVENTS = """\
 Each event is one line: JSON, or text on a terminal. It has the keys `timestamp`, `level` and `event`, and keys from the
 last column of the table. Events of the level `error` need action by an operator, events of the level `warning` may need
 it, and events of the level `info` are normal. [architecture.md](architecture.md#glossary) explains terms such as *key
-metadata* and *restart marker*.
+metadata*, *pass* and *restart marker*.
 """
 
 POD_EVENTS = """\
 ### Kubernetes Events
 
 With `KUBERNETES_EVENTS=true`, these log events are also written as Events of the pod, with any `LOG_LEVEL`. The type is
-`Normal` for the level `info`, and `Warning` for other levels. If a log event is repeated, the number in its Event is
+`Normal` for the level `info`, and `Warning` for other levels. If a log event is repeated, the count in its Event is
 updated, at most every five minutes.
 """
 

@@ -42,7 +42,7 @@ class NotRegisteredError(LifecycleError):
 
 
 class UserError(LifecycleError):
-    """The Headscale user that owns our nodes and keys cannot be determined."""
+    """The Headscale user that owns the nodes and keys cannot be determined."""
 
 
 class NameTakenError(LifecycleError):
@@ -101,7 +101,7 @@ class AuthError(ApiError):
 
 
 class NotFoundError(ApiError):
-    """The upstream itself reports that the object does not exist. A 404 of a proxy is another error."""
+    """The upstream itself reports that the object does not exist. A 404 of a proxy is a TransientError."""
 
 
 class ConflictError(ApiError):

@@ -45,7 +45,11 @@ def _metrics(status: Status) -> Iterator[Metric]:
     prefix = "tailscale_lifecycle_"
     for name, description, value in (
         ("node_registered", "1 while the pod's node is registered in Headscale.", state.is_registered),
-        ("node_lost", "1 while the pod's node is confirmed gone, expired or stranded.", state.heal.lost is not None),
+        (
+            "node_lost",
+            "1 while it is confirmed that the node is gone or expired, or that no node has the pod's address.",
+            state.heal.lost is not None,
+        ),
         ("node_superseded", "1 while a later pod of the workload has the name.", state.superseded_by is not None),
         ("node_restart_helps", "1 while a restart of tailscale would bring the node back.", status.restart_helps),
         ("poll_interval_seconds", "Current interval between reads of the node in Headscale.", status.poll_interval_s),

@@ -23,7 +23,7 @@ log = structlog.get_logger()
 ENDPOINTS = {
     "/livez": "200 while the main loop makes progress; upstream outages do not count",
     "/readyz": "200 while the record was right when it was last read, at most three `VERIFY_INTERVAL`s ago; the body "
-    "has the reason if not. For people and alerts, not for a readiness probe",
+    "contains the reason for another status. For people and alerts, not for a readiness probe",
     "/nodez": "503 if a restart of the tailscale container brings the node back: the node is confirmed gone or "
     "expired, no later pod has the name, and the key file has a fresh key. Otherwise 200; the body has the state",
     "/metrics": "200, the metrics in the format of Prometheus",

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from lifecycle.domain.errors import ConfigError
 from lifecycle.settings.fields import checked_text
 from lifecycle.settings.models import (
-    NON_SETTINGS,
+    KUBELET_VARIABLES,
     PLACEHOLDERS,
     SECRET_FOLDER,
     Command,
@@ -58,10 +58,10 @@ def load(command: type[Command]) -> Command:
             problems.setdefault(name, message + _advice(values.pop(name, ""), values))
             if command_variables(command)[name].is_required():
                 values[name] = PLACEHOLDERS[name]
-        # The invalid values are left out, so that `problems` can check the other values.
+        # Invalid values are left out or replaced by placeholders, so that `settings.problems()` can check the others.
         settings = command.model_validate(values)
-    # If the file of a secret is invalid, the secret is not also reported as missing. If the pod's name is invalid, the
-    # hostname is not also reported.
+    # Do not report the consequences of a problem: a secret is missing if its file is invalid, and TS_HOSTNAME has no
+    # default if the pod's name or ORDINALS_START is invalid.
     reported = {name.removesuffix("_FILE") for name in problems} | problems.keys()
     if problems.keys() & {"POD_NAME", "ORDINALS_START"}:
         reported.add("TS_HOSTNAME")
@@ -77,14 +77,14 @@ def _read_values(command: type[Command], variables: Mapping[str, str]) -> tuple[
     ignored = set(service_links(variables))
     values: dict[str, str] = {}
     problems: dict[str, str] = {}
-    for name in [*command_variables(command), *NON_SETTINGS]:
+    for name in [*command_variables(command), *KUBELET_VARIABLES]:
         value = variables.get(name, "")
         if name in ignored or (not value and (name != _MAY_BE_EMPTY or name not in variables)):
             continue
         try:
             values[name] = checked_text(value)
         except ValueError as error:
-            if name not in NON_SETTINGS:
+            if name not in KUBELET_VARIABLES:
                 problems[name] = str(error)
     return values, problems
 
@@ -140,12 +140,12 @@ def service_links(variables: Mapping[str, str]) -> list[str]:
 
 def variables_read() -> set[str]:
     """Return the names of all variables that any command reads."""
-    return every_variable() | NON_SETTINGS | {name.lower() for name in _ALSO_LOWER_CASE}
+    return every_variable() | KUBELET_VARIABLES | {name.lower() for name in _ALSO_LOWER_CASE}
 
 
 def near_misses(variables: Iterable[str]) -> list[tuple[str, str]]:
     """Return the variables whose name may be a typing error, each with the name of the setting that it resembles."""
-    known = (every_variable() | NON_SETTINGS) - _SHARED_VARIABLES
+    known = (every_variable() | KUBELET_VARIABLES) - _SHARED_VARIABLES
     return [
         (variable, setting)
         for variable in sorted(set(variables) - variables_read())

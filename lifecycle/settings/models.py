@@ -120,9 +120,11 @@ class Settings(BaseSettings):
     ts_hostname: str | None = Field(
         None,
         description="hostname of the node, the same as in the tailscale container; "
-        "unset: the pod's name without its ordinal, and .DOMAIN_NAME",
+        "unset: in the first pod of a StatefulSet, the name of the StatefulSet and .DOMAIN_NAME",
     )
-    pod_name: str | None = Field(None, description="name of the pod, from the downward API; unset: HOSTNAME")
+    pod_name: str | None = Field(
+        None, description="name of the pod, from the downward API; unset: the variable HOSTNAME"
+    )
     pod_namespace: Namespace | None = Field(
         None,
         description="namespace of the pod, from the downward API; unset: the service account's namespace, else default",
@@ -130,7 +132,7 @@ class Settings(BaseSettings):
     ordinals_start: int = Field(
         0,
         ge=0,
-        description="spec.ordinals.start of the StatefulSet, whose first pod may use a hostname without its ordinal",
+        description="spec.ordinals.start of the StatefulSet; only this pod may use a hostname without its ordinal",
     )
     headscale_access: Literal["auto", "api", "exec"] = Field(
         "auto",
@@ -170,7 +172,7 @@ class Settings(BaseSettings):
         description="user that owns the key and the node: a name, id:N or an e-mail address; unset: the only user",
     )
     authkey_expiration: Duration = Field(
-        timedelta(hours=1), description="lifetime of the pre-auth key; it has to cover an image pull and some restarts"
+        timedelta(hours=1), description="lifetime of the pre-auth key, long enough for an image pull and some restarts"
     )
     authkey_reusable: bool = Field(default=False, description="allow several nodes to register with the pre-auth key")
     authkey_ephemeral: bool = Field(
@@ -193,7 +195,7 @@ class Settings(BaseSettings):
     )
     http_timeout: Duration = Field(
         timedelta(seconds=10),
-        description="time limit of one request; once the connection is open, Headscale has four times as long",
+        description="time limit of one request; four times as long for Headscale, once the connection is open",
     )
     http_proxy: ProxyUrl | None = Field(None, description="proxy for http:// URLs outside the cluster")
     https_proxy: ProxyUrl | None = Field(None, description="proxy for https:// URLs outside the cluster")
@@ -213,8 +215,12 @@ class Settings(BaseSettings):
     kubernetes_events: bool = Field(
         default=False, description="cleanup and dns-watch also write Kubernetes Events about the pod"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level to log")
-    log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else json")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="lowest level to log: debug, info, warning or error"
+    )
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="json, console (text) or auto (console on a terminal, else json)"
+    )
     # HOSTNAME is not a setting: the kubelet sets this variable, usually to the pod's name.
     hostname: str | None = Field(None, exclude=True)
 
@@ -458,8 +464,8 @@ class CleanupSettings(Settings):
 
     node_policy: Literal["replace", "keep"] = Field(
         "replace",
-        description="replace: delete every old node of this workload; keep: keep the node named in TS_KUBE_SECRET, "
-        "and its address",
+        description="replace: delete every old node of this workload; keep: keep the node whose login is in the Secret "
+        "that TS_KUBE_SECRET names, and its address",
     )
     ts_kube_secret: KubernetesName | None = Field(
         None,
@@ -467,8 +473,8 @@ class CleanupSettings(Settings):
     )
     dns_cleanup: Literal["delete", "keep"] = Field(
         "delete",
-        description="delete: delete the workload's stale records; keep: leave one for dns-watch to update, unless "
-        "another node has its address",
+        description="delete: delete the workload's stale records; keep: leave one stale record for dns-watch to "
+        "update, unless another node has the record's address",
     )
 
     @property
@@ -489,7 +495,7 @@ class DnsWatchSettings(Settings):
     max_retries: int = Field(
         30,
         ge=0,
-        description="how often Headscale may respond without the pod's node before dns-watch gives up; 0 = no limit",
+        description="dns-watch gives up after this number of responses of Headscale without the node; 0 = no limit",
     )
     retry_interval: Duration = Field(
         timedelta(seconds=10), description="maximum interval between lookups of an unregistered node"
@@ -510,7 +516,8 @@ class DnsWatchSettings(Settings):
     )
     self_heal: bool = Field(
         default=False,
-        description="write a new key and restart tailscale if the node was deleted or has expired, or the key was used",
+        description="write a new key if the pod has no valid node and cannot use its key; restart tailscale if the "
+        "node was deleted or has expired",
     )
     health_port: int = Field(9003, ge=0, le=65535, description="port of /livez, /readyz, /nodez, /metrics; 0 = none")
     health_address: str | None = Field(None, description="address to listen on; unset: all")
@@ -605,12 +612,14 @@ _PER_POD = frozenset(
     | {"DNS_ALIASES", "DNS_SHARED_NAMES"}
 )
 
-NON_SETTINGS = frozenset({"HOSTNAME"})
+KUBELET_VARIABLES = frozenset({"HOSTNAME"})
 
 
 def command_variables(command: type[Settings]) -> dict[str, FieldInfo]:
     """Return a command's settings by the names of their variables, in the order of the documentation."""
-    return {name.upper(): field for name, field in command.model_fields.items() if name.upper() not in NON_SETTINGS}
+    return {
+        name.upper(): field for name, field in command.model_fields.items() if name.upper() not in KUBELET_VARIABLES
+    }
 
 
 def site_variables() -> list[str]:

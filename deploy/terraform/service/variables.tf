@@ -9,7 +9,7 @@ variable "name" {
 }
 
 variable "domain" {
-  description = "Domain of the DNS record: DOMAIN_NAME."
+  description = "Domain of the DNS record (the setting DOMAIN_NAME)."
   type        = string
   nullable    = false
   validation {
@@ -57,7 +57,7 @@ variable "data_path" {
 }
 
 variable "claim_name" {
-  description = "Name of the volume claim. The pod uses the volume claim CLAIM_NAME-NAME-0, also if it exists already."
+  description = "Name of the volume claim. The pod uses the volume claim CLAIM_NAME-NAME-0, which is created if it does not exist."
   type        = string
   default     = "data"
   nullable    = false
@@ -199,7 +199,7 @@ variable "headscale_user" {
 }
 
 variable "vpn_prefixes" {
-  description = "Networks of VPN addresses, which nginx allows. They must match the prefixes in Headscale's configuration."
+  description = "Networks of VPN addresses, from which nginx accepts requests. They must match the prefixes in Headscale's configuration."
   type        = list(string)
   default     = ["100.64.0.0/10", "fd7a:115c:a1e0::/48"]
   nullable    = false
