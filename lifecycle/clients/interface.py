@@ -14,7 +14,8 @@ import ifaddr
 from lifecycle.domain.model import IpAddress
 from lifecycle.runtime.stop import StopEvent
 
-# The netlink groups to subscribe to. An interface (a link) can disappear without a message about its addresses.
+# The netlink groups to subscribe to. The group of links is needed, because an interface (a link) can disappear without
+# a message about its addresses.
 # Source: linux/rtnetlink.h.
 _RTMGRP_LINK, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
 
@@ -24,7 +25,7 @@ _SETTLE_S = 0.1
 # all the time.
 _MAX_MESSAGES = 100
 
-# The longest wait if the kernel reports no changes, or if the node is not registered yet.
+# The longest wait if the kernel refuses the subscription, or if the node is not registered yet.
 _POLL_S = 1.0
 # The longest wait otherwise, in case the message about a change was lost.
 _SAFETY_POLL_S = 60.0
