@@ -25,7 +25,7 @@ from lifecycle.clients.headscale.http import HttpTransport
 from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.http import HttpClient
 from lifecycle.clients.json_client import JsonClient
-from lifecycle.clients.upstream import Upstream as UpstreamApi
+from lifecycle.clients.upstream import Upstream
 from lifecycle.commands import CLEANUP_RETRY_BUDGET
 from lifecycle.dns_watch.loop import DnsWatch
 from lifecycle.domain.model import IpAddress
@@ -39,7 +39,7 @@ from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.memory import MemoryClient
 from tests.simulators.messages import Handler
-from tests.simulators.upstream import Upstream
+from tests.simulators.upstream import Upstream as UpstreamSimulator
 
 USER = "svc"
 ZONE = "example.com"
@@ -92,10 +92,10 @@ class Clock:
 
 
 class StopAt(Event):
-    """A stop event whose waits advance a clock, and which is set at a given time of that clock.
+    """A stop event whose waits advance a clock. A wait that reaches a given time sets the event.
 
     Args:
-        elapsed_s: the clock's seconds at which it is set; None = never.
+        elapsed_s: this time in seconds of the clock; None = never.
     """
 
     def __init__(self, clock: Clock, elapsed_s: float | None = None) -> None:
@@ -118,7 +118,7 @@ class Interface:
     """A pod's VPN interface. Calling it returns its addresses, or None if it does not exist.
 
     Args:
-        texts: its addresses; a single None = the interface does not exist.
+        texts: its addresses, or a single None if the interface does not exist.
     """
 
     def __init__(self, *texts: str | None) -> None:
@@ -175,7 +175,7 @@ class World:
             "AUTHKEY_OUTPUT_PATH": str(self.key_file),
             "HOSTNAME": "grafana-0",
         }
-        self.route: Callable[[Upstream], Handler] = lambda upstream: upstream.handle
+        self.route: Callable[[UpstreamSimulator], Handler] = lambda upstream: upstream.handle
 
     # --- The commands -------------------------------------------------------------------------------
 
@@ -259,7 +259,7 @@ class World:
 
     def usable_keys(self) -> list[str]:
         """Return the secrets of the pre-auth keys with which a node can register now."""
-        now = self.clock.now()
+        now = self.clock.true_now()
         return [key.key for key in self.headscale.keys if key.expires_at > now and (key.reusable or not key.used)]
 
     def add_record(self, content: str, *, name: str = NAME, type_: str = "A", **fields: Any) -> str:
@@ -267,7 +267,7 @@ class World:
         return self.cloudflare.add_record(self.zone_id, type=type_, name=name, content=content, **fields)
 
     def records(self, name: str = NAME) -> dict[str, str]:
-        """Return the comment of each record of a name, by "type content"."""
+        """Return the comment of each record of a name, by type and content, such as "A 100.64.0.1"."""
         return {
             f"{record.type} {record.content}": record.comment for record in self.cloudflare.records(self.zone_id, name)
         }
@@ -275,7 +275,7 @@ class World:
 
 def json_client(
     handler: Handler,
-    upstream: UpstreamApi,
+    upstream: Upstream,
     *,
     base_url: str,
     read_token: Callable[[], str],
