@@ -1,7 +1,7 @@
 """A cluster node in namespaces of the test machine: containerd, kubelet and kube-proxy.
 
-The cluster node and its pods have a PID and a mount namespace, cgroups, and a folder as their disk. The API server runs
-in the same network namespace. `ClusterNode.stop` ends all processes and mounts, like a power failure.
+The cluster node has its own PID, mount and network namespaces and cgroups, and a folder as its disk. The API server
+runs in the same network namespace. `ClusterNode.stop` ends all processes and mounts, like a power failure.
 `ClusterNode.start` boots the cluster node again with the same disk.
 """
 
@@ -25,7 +25,7 @@ from tests.real.programs import BackgroundProcess, eventually
 
 NODE_NAME: Final = "node-1"
 NODE_ADDRESS: Final = "10.244.0.1"
-"""The address of the node. It is also the address of the API server and of DNS, and the gateway of the pods."""
+"""The address of the cluster node, the API server and the DNS server, and the gateway of the pods."""
 POD_NETWORK: Final = "10.244.0.0/16"
 
 CNI: Final = Path("/usr/lib/cni")
@@ -90,7 +90,7 @@ class ClusterNode:
     Attributes:
         host: the network namespace.
         disk: the folder that is /var/lib of the node.
-        init_pid: the process id of the node's init process.
+        init_pid: the process id of the node's init process; 0 before the first start.
     """
 
     def __init__(self, folder: Path, host: Host, server: ApiServer) -> None:
@@ -145,8 +145,8 @@ state = "/run/containerd"
         kubelet: dict[str, Any] = {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
-            # The API server has no client certificate, so the kubelet accepts all requests. It is reachable only in the
-            # network namespace.
+            # The API server has no client certificate, so the kubelet accepts all requests. The kubelet is reachable
+            # only in this network namespace.
             "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
             "authorization": {"mode": "AlwaysAllow"},
             "address": "0.0.0.0",
@@ -162,6 +162,7 @@ state = "/run/containerd"
             "imageGCHighThresholdPercent": 100,
         }
         if self._server.version >= (1, 31):
+            # Start on a test machine with cgroup v1, too.
             kubelet["failCgroupV1"] = False
         (self._folder / "kubelet.yaml").write_text(yaml.safe_dump(kubelet))
         proxy = {
@@ -171,7 +172,7 @@ state = "/run/containerd"
             "clientConnection": {"kubeconfig": str(self._server.kubeconfig)},
             "clusterCIDR": POD_NETWORK,
             "hostnameOverride": NODE_NAME,
-            # With 0, kube-proxy does not change the values of the test machine.
+            # With 0, kube-proxy does not change these settings of the test machine.
             "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
         }
         (self._folder / "proxy.yaml").write_text(yaml.safe_dump(proxy))

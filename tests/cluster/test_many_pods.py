@@ -30,15 +30,16 @@ START_TIMEOUT_S: Final = 1800.0
 def manifests_of_many_pods(grafana: list[Document]) -> list[Document]:
     """Return a StatefulSet whose pods have `cleanup` and `dns-watch` of Grafana, and the ConfigMaps of both."""
     spec = pod_spec(grafana)
-    own = {name: container for name, container in containers(spec).items() if name in ("cleanup", "dns-watch")}
-    for container in own.values():
+    added = {name: container for name, container in containers(spec).items() if name in ("cleanup", "dns-watch")}
+    for container in added.values():
         # These variables override the ConfigMap. NODE_POLICY=keep would need the Secret in which a tailscale container
-        # stores its login.
+        # stores its login. With MAX_RETRIES=0, dns-watch never gives up waiting for a node.
         container["env"] += [
             {"name": "TS_HOSTNAME", "value": "$(POD_NAME).example.com"},
             {"name": "NODE_POLICY", "value": "replace"},
             {"name": "MAX_RETRIES", "value": "0"},
         ]
+        # Only NODE_POLICY=keep needs the token of a service account.
         container["volumeMounts"] = [
             mount for mount in container["volumeMounts"] if mount["name"] != "tailscale-lifecycle-token"
         ]
@@ -51,7 +52,7 @@ def manifests_of_many_pods(grafana: list[Document]) -> list[Document]:
         "securityContext": {"fsGroup": spec["securityContext"]["fsGroup"]},
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": 5,
-        "initContainers": list(own.values()),
+        "initContainers": list(added.values()),
         "containers": [{"name": "pause", "image": PAUSE}],
         "volumes": [volume for volume in spec["volumes"] if volume["name"] in volumes],
     }
@@ -69,7 +70,7 @@ def manifests_of_many_pods(grafana: list[Document]) -> list[Document]:
 
 
 def cpu_time_s(cluster: Cluster) -> float:
-    """Return the CPU time that all pods have used since the cluster node was booted, in seconds."""
+    """Return the CPU time of the node's cgroup, in which all pods run, since the boot of the node, in seconds."""
     for folder in cluster.node.cgroups():
         usage = folder / "cpuacct.usage"
         if usage.exists():

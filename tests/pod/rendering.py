@@ -143,6 +143,11 @@ def argocd_kustomization() -> str:
     return block.text
 
 
+def argocd_kustomization_in_clone() -> str:
+    """Return the same kustomization for a clone, where the component `../site` is omitted."""
+    return argocd_kustomization().replace("  - ../site\n", "")
+
+
 def select_plain_containers(kustomization: Path) -> None:
     """Select the component without native sidecars, as a comment in deploy/services/_template describes."""
     text = kustomization.read_text()
@@ -165,7 +170,7 @@ def _rendered(name: str) -> str:
             select_plain_containers(copy / "deploy/services" / name / "kustomization.yaml")
         if name == "argocd":
             # The documented kustomization includes the operator's folder ../site. This one uses the copied deploy/site.
-            write_kustomization(copy / name, argocd_kustomization().replace("  - ../site\n", ""), copy / "deploy")
+            write_kustomization(copy / name, argocd_kustomization_in_clone(), copy / "deploy")
             return yaml.safe_dump_all(render(copy / name))
         return yaml.safe_dump_all(render(copy / "deploy/services" / name))
 

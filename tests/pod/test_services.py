@@ -15,7 +15,7 @@ from tests.pages import blocks
 from tests.pod.rendering import (
     DEPLOY,
     Document,
-    argocd_kustomization,
+    argocd_kustomization_in_clone,
     config_map_data,
     containers,
     manifests_of,
@@ -29,11 +29,11 @@ from tests.pod.rendering import (
 
 
 def argocd_manifests() -> list[Document]:
-    """Return the excerpt of the manifests that Argo CD publishes."""
+    """Return the manifests of Argo CD's server, from those that Argo CD publishes."""
     return list(yaml.safe_load_all(Path(__file__).with_name("argocd.yaml").read_text()))
 
 
-def test_component_keeps_the_container_of_argo_cd() -> None:
+def test_container_of_argo_cd_keeps_its_image_and_arguments() -> None:
     (before,) = pod_spec(argocd_manifests())["containers"]
     after = containers(pod_spec(manifests_of("argocd")))["argocd-server"]
     for key in ("args", "env", "image", "securityContext"):
@@ -42,7 +42,7 @@ def test_component_keeps_the_container_of_argo_cd() -> None:
 
 
 def test_argo_cd_listens_on_localhost_for_nginx() -> None:
-    """The container reads these keys of the ConfigMap into variables."""
+    """The variables of the container come from this ConfigMap."""
     assert config_map_data(manifests_of("argocd"), "argocd-cmd-params-cm") == {
         "server.insecure": "true",
         "server.listen.address": "127.0.0.1",
@@ -52,22 +52,28 @@ def test_argo_cd_listens_on_localhost_for_nginx() -> None:
 
 
 def test_other_workloads_of_argo_cd_get_no_containers(tmp_path: Path) -> None:
-    server = argocd_manifests()
-    (deployment,) = of_kind(server, "Deployment")
+    published = argocd_manifests()
+    (deployment,) = of_kind(published, "Deployment")
     others = [deployment | {"metadata": {"name": "argocd-repo-server"}}]
     others += [deployment | {"kind": "StatefulSet", "metadata": {"name": "argocd-application-controller"}}]
-    folder = write_kustomization(tmp_path / "argocd", argocd_kustomization().replace("  - ../site\n", ""))
-    (folder / "install.yaml").write_text(yaml.safe_dump_all([*server, *others]))
+    folder = write_kustomization(tmp_path / "argocd", argocd_kustomization_in_clone())
+    (folder / "install.yaml").write_text(yaml.safe_dump_all([*published, *others]))
     after = {
         document["metadata"]["name"]: document for document in of_kind(render(folder), "Deployment", "StatefulSet")
     }
-    assert len(containers(after["argocd-server"]["spec"]["template"]["spec"])) == 5
+    assert set(containers(after["argocd-server"]["spec"]["template"]["spec"])) == {
+        "cleanup",
+        "tailscale",
+        "dns-watch",
+        "nginx-tls",
+        "argocd-server",
+    }
     for other in others:
         assert after[other["metadata"]["name"]]["spec"] == other["spec"]
 
 
 def test_build_fails_without_the_deployment_of_argo_cd(tmp_path: Path) -> None:
-    folder = write_kustomization(tmp_path / "argocd", argocd_kustomization().replace("  - ../site\n", ""))
+    folder = write_kustomization(tmp_path / "argocd", argocd_kustomization_in_clone())
     documents = [document for document in argocd_manifests() if document["kind"] != "Deployment"]
     (folder / "install.yaml").write_text(yaml.safe_dump_all(documents))
     with pytest.raises(AssertionError, match=r"no matches for Id Deployment\S+argocd-server"):
@@ -139,7 +145,7 @@ def test_documented_snippets_for_freeipa_are_valid() -> None:
     (toml,) = blocks(page, "toml")
     plugin = tomllib.loads(toml.text)["plugins"]["io.containerd.cri.v1.runtime"]
     assert plugin["containerd"]["runtimes"]["runc"]["cgroup_writable"] is True
-    # An argument of the device plugin, which contains JSON.
+    # An option of the device plugin. Its value is JSON.
     (device,) = blocks(page, "text")
     name = json.loads(shlex.split(device.text)[1])["name"]
     limits = containers(pod_spec(manifests_of("freeipa")))["tailscale"]["resources"]["limits"]

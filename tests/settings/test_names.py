@@ -1,4 +1,4 @@
-"""Test which names the settings give to the node and its records, and which comment to the records."""
+"""Test the names of the node and its records, and the comment of the records, which depend on the settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.settings.environment import MINIMUM, Environment, problem_of
         pytest.param({"TS_HOSTNAME": "web.example.com"}, "web.example.com", id="full name"),
         pytest.param({"TS_HOSTNAME": "Web.Example.com"}, "Web.Example.com", id="upper case"),
         pytest.param({"TS_HOSTNAME": "web"}, "web", id="one label"),
-        pytest.param({"TS_HOSTNAME": "a.b.example.com"}, "a.b.example.com", id="deeper"),
+        pytest.param({"TS_HOSTNAME": "a.b.example.com"}, "a.b.example.com", id="two labels"),
         pytest.param({"TS_HOSTNAME": "example.com"}, "example.com", id="domain"),
         pytest.param(
             {"TS_HOSTNAME": "web.eu.example.com", "DOMAIN_NAME": "eu.example.com"},
@@ -53,10 +53,10 @@ from tests.settings.environment import MINIMUM, Environment, problem_of
         pytest.param(
             {"TS_HOSTNAME": "web-2", "POD_NAME": "web-2", "ORDINALS_START": "1"}, "web-2", id="second ordinal is 2"
         ),
-        pytest.param({"TS_HOSTNAME": "ab"}, "ab", id="shortest"),
-        pytest.param({"TS_HOSTNAME": "a" * 63}, "a" * 63, id="longest label"),
-        pytest.param({"TS_HOSTNAME": f"{'a' * 51}.example.com"}, f"{'a' * 51}.example.com", id="longest name"),
-        pytest.param({"POD_NAME": f"{'a' * 51}-0"}, f"{'a' * 51}.example.com", id="longest pod name"),
+        pytest.param({"TS_HOSTNAME": "ab"}, "ab", id="2 characters"),
+        pytest.param({"TS_HOSTNAME": "a" * 63}, "a" * 63, id="63 in one label"),
+        pytest.param({"TS_HOSTNAME": f"{'a' * 51}.example.com"}, f"{'a' * 51}.example.com", id="63 with the domain"),
+        pytest.param({"POD_NAME": f"{'a' * 51}-0"}, f"{'a' * 51}.example.com", id="63 from the pod name"),
     ],
 )
 def test_hostname_of_the_node(env: Environment, variables: dict[str, str | None], hostname: str) -> None:
@@ -73,25 +73,25 @@ def test_hostname_of_the_node(env: Environment, variables: dict[str, str | None]
         pytest.param({"POD_NAME": None}, id="no pod"),
         pytest.param({"POD_NAME": "web-7d9c5b-xk2vp"}, id="Deployment"),
         pytest.param({"POD_NAME": "web-1"}, id="ordinal 1"),
-        pytest.param({"POD_NAME": "web-00"}, id="no ordinal"),
+        pytest.param({"POD_NAME": "web-00"}, id="leading zero"),
         pytest.param({"POD_NAME": "web0"}, id="no hyphen"),
         pytest.param({"POD_NAME": "-0"}, id="no workload"),
-        pytest.param({"POD_NAME": "web-2", "ORDINALS_START": "1"}, id="second ordinal without a name"),
+        pytest.param({"POD_NAME": "web-2", "ORDINALS_START": "1"}, id="second replica without a name"),
         pytest.param({"POD_NAME": "web-0", "HOSTNAME": "worker-0"}, id="host network"),
         pytest.param({"POD_NAME": "web-0", "HOSTNAME": "web-0x.example.com"}, id="hostname with the same beginning"),
-        pytest.param({"TS_HOSTNAME": "web.example.com", "POD_NAME": "web-1"}, id="name of the first replica"),
+        pytest.param({"TS_HOSTNAME": "web.example.com", "POD_NAME": "web-1"}, id="without the ordinal"),
         pytest.param(
             {"TS_HOSTNAME": "web.example.com", "POD_NAME": "web-2", "ORDINALS_START": "1"},
-            id="name of the first replica, whose ordinal is 1",
+            id="without the ordinal, if the first is 1",
         ),
         pytest.param({"TS_HOSTNAME": "web-1.example.com", "POD_NAME": "web-2"}, id="another ordinal"),
-        pytest.param({"TS_HOSTNAME": "web-12.example.com", "POD_NAME": "web-2"}, id="end of another ordinal"),
-        pytest.param({"TS_HOSTNAME": "web-21.example.com", "POD_NAME": "web-2"}, id="start of another ordinal"),
+        pytest.param({"TS_HOSTNAME": "web-12.example.com", "POD_NAME": "web-2"}, id="last digit of another number"),
+        pytest.param({"TS_HOSTNAME": "web-21.example.com", "POD_NAME": "web-2"}, id="first digit of another number"),
         pytest.param(
-            {"TS_HOSTNAME": "web.srv1.net", "POD_NAME": "web-1", "DOMAIN_NAME": "srv1.net"}, id="number in the domain"
+            {"TS_HOSTNAME": "web.srv1.net", "POD_NAME": "web-1", "DOMAIN_NAME": "srv1.net"}, id="only in the domain"
         ),
-        pytest.param({"TS_HOSTNAME": "srv1.net", "POD_NAME": "web-1", "DOMAIN_NAME": "srv1.net"}, id="domain"),
-        pytest.param({"TS_HOSTNAME": "web2.example.com", "POD_NAME": "web2-2"}, id="number of the workload"),
+        pytest.param({"TS_HOSTNAME": "srv1.net", "POD_NAME": "web-1", "DOMAIN_NAME": "srv1.net"}, id="the domain"),
+        pytest.param({"TS_HOSTNAME": "web2.example.com", "POD_NAME": "web2-2"}, id="only in the workload's name"),
         pytest.param({"TS_HOSTNAME": "web.example.org"}, id="another domain"),
         pytest.param({"TS_HOSTNAME": "webexample.com"}, id="no dot before the domain"),
         pytest.param({"TS_HOSTNAME": "example.com.evil"}, id="longer domain"),
@@ -101,10 +101,10 @@ def test_hostname_of_the_node(env: Environment, variables: dict[str, str | None]
         pytest.param({"TS_HOSTNAME": "-web"}, id="leading hyphen"),
         pytest.param({"TS_HOSTNAME": "\u017ferver"}, id="non ASCII letter"),
         pytest.param({"TS_HOSTNAME": "*.example.com"}, id="wildcard"),
-        pytest.param({"TS_HOSTNAME": "a"}, id="too short"),
-        pytest.param({"TS_HOSTNAME": f"{'a' * 52}.example.com"}, id="too long"),
-        pytest.param({"TS_HOSTNAME": "a" * 64}, id="too long label"),
-        pytest.param({"POD_NAME": f"{'a' * 52}-0"}, id="too long pod"),
+        pytest.param({"TS_HOSTNAME": "a"}, id="1 character"),
+        pytest.param({"TS_HOSTNAME": f"{'a' * 52}.example.com"}, id="64 with the domain"),
+        pytest.param({"TS_HOSTNAME": "a" * 64}, id="64 in one label"),
+        pytest.param({"POD_NAME": f"{'a' * 52}-0"}, id="64 from the pod name"),
         pytest.param({"TS_HOSTNAME": "a" * 63, "DOMAIN_NAME": ".".join(["b" * 60] * 4)[:200]}, id="too long record"),
     ],
 )
@@ -178,8 +178,9 @@ def test_comment_of_further_names_must_fit(env: Environment) -> None:
     This comment consists of 22 characters, the owner, a space, and the main name.
     """
     env.load(DNS_OWNER="o" * 58, DNS_ALIASES="docs")
-    assert "101 characters" in env.problems(DNS_OWNER="o" * 59)["DNS_OWNER"]
-    env.load(DNS_ALIASES=None)
+    assert "101 characters" in env.problems(DNS_OWNER="o" * 59, DNS_ALIASES="docs")["DNS_OWNER"]
+    # Without further names, no record has this comment.
+    env.load(DNS_OWNER="o" * 59, DNS_ALIASES=None)
 
 
 def test_unexpanded_reference_is_named(env: Environment) -> None:
@@ -187,7 +188,7 @@ def test_unexpanded_reference_is_named(env: Environment) -> None:
     assert "$(POD_NAME)" in env.problems(TS_HOSTNAME="$(POD_NAME).example.com")["TS_HOSTNAME"]
 
 
-def test_problem_names_each_cause_of_a_different_hostname(env: Environment) -> None:
+def test_problem_names_each_cause_of_a_hostname_other_than_the_pod_name(env: Environment) -> None:
     problem = env.problems(POD_NAME="web-0", HOSTNAME="wiki")["TS_HOSTNAME"]
 
     for cause in ("HOSTNAME", "POD_NAME", "host network", "setHostnameAsFQDN", "spec.hostname"):
@@ -223,7 +224,7 @@ def test_replicas_never_share_a_name(base: str, ordinals: list[int], template: s
                 assert "TS_HOSTNAME" in str(error)
 
     assert len(set(names)) == len(names)
-    assert "{pod}" not in template or len(base) < 2 or len(names) == 2
+    assert "{pod}" not in template or len(names) == 2
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,9 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     return world
 
 
+OWNER = OUR_COMMENT.partition(" ")[2]
+
+
 def add_foreign_objects(world: World) -> None:
     """Add a workload with a record of another tool, and a workload with a node of another user."""
     world.headscale.add_node("wiki.example.com", user=USER)
@@ -41,10 +44,10 @@ def add_foreign_objects(world: World) -> None:
 
 def report_on(world: World, variables: Mapping[str, str] | None = None, *, redact: bool = False) -> dict[str, Any]:
     """Return the report. Check that it contains no secret, and that nothing was changed."""
-    defaults = {"HEADSCALE_USER": USER, "DNS_OWNER": OUR_COMMENT.partition(" ")[2]}
+    defaults = {"HEADSCALE_USER": USER, "DNS_OWNER": OWNER}
     settings = world.settings(StatusSettings, **(defaults | dict(variables or {})))
     sources = world.writers(settings, no_retries())
-    report = status_report(settings, sources, None, now=world.clock.now(), redact=redact)
+    report = status_report(settings, sources, cluster=None, now=world.clock.now(), redact=redact)
     printed = to_text(report) + json.dumps(report)
     for secret in [*world.headscale.secrets(), world.headscale.api_key, world.cloudflare.token]:
         assert secret not in printed
@@ -83,7 +86,7 @@ def test_advice_is_in_both_formats(world: World) -> None:
     }
     assert needs_action(report)
     output = " ".join(to_text(report).split())
-    for row in report["workloads"][1:]:
+    for row in (row for row in report["workloads"] if row["name"] != NAME):
         assert row["advice"] in output
         assert row["in_the_way"] in output
 
@@ -95,6 +98,7 @@ def test_workload_is_shown_if_an_upstream_fails(world: World, upstream: str) -> 
     assert states(report) == {NAME: "unknown"}
     assert needs_action(report)
     assert len(report["problems"]) == 1
+    # The report has the time of Headscale if Headscale responds.
     assert ("Headscale" in report["context"]["clock"]) == (upstream == "cloudflare")
 
 
@@ -103,7 +107,7 @@ def test_redacted_report_contains_no_name_and_no_address(world: World) -> None:
     # With each of these settings, the report contains other advice or problems.
     for name, value in (
         ("DNS_IPV6", "true"),
-        ("HEADSCALE_USER", "x"),
+        ("HEADSCALE_USER", "unknown"),
         ("HEADSCALE_USER", ""),
         ("DOMAIN_NAME", "example.org"),
     ):
@@ -111,13 +115,13 @@ def test_redacted_report_contains_no_name_and_no_address(world: World) -> None:
         full, redacted = report_on(world, settings), report_on(world, settings, redact=True)
         assert [row["state"] for row in redacted["workloads"]] == [row["state"] for row in full["workloads"]]
         output = to_text(redacted) + json.dumps(redacted)
-        names = ["grafana", "wiki", "tools", "example", "annabel", "opentofu", "default"]
+        names = ["grafana", "wiki", "tools", "example", "annabel", "opentofu", OWNER]
         addresses = [address for node in world.headscale.nodes for address in node.addresses]
         assert [word for word in [*names, *addresses, "192.0.2.55"] if word in output] == []
 
 
 @pytest.mark.parametrize("character", ["\x1b", "\n", "\u202e"])
-def test_foreign_text_cannot_control_the_terminal(character: str) -> None:
+def test_text_of_foreign_objects_cannot_control_the_terminal(character: str) -> None:
     def report_with(value: str) -> str:
         return to_text(
             to_json_values({"user": value}, [Row(value, State.FOREIGN_RECORD, in_the_way=value, advice=value)], [value])
@@ -136,7 +140,7 @@ def pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[Pod]:
         yield pod
 
 
-# The pod's own name and namespace, which the manifests set in the container of dns-watch.
+# The variables that the manifests set in the container of dns-watch, in which `status` can also run.
 POD_VARIABLES = {"POD_NAME": "grafana-0", "POD_NAMESPACE": "default"}
 
 
@@ -148,13 +152,19 @@ def test_exit_status_shows_whether_manual_action_is_needed(pod: Pod) -> None:
     pod.headscale.delete_node(pod.headscale.nodes[0].id)
     without_node = pod.run("status", "--redact", **POD_VARIABLES)
     assert (without_node.status, without_node.stderr) == (1, ""), without_node.stdout
+    # The first column of the table.
     assert "NAME" in without_node.stdout
     assert NAME not in without_node.stdout
     assert pod.has_no_writes
 
 
 @pytest.mark.parametrize(
-    ("arguments", "variables"), [((), {"POD_NAMESPACE": ""}), (("--dry-run",), {}), (("--once",), {})]
+    ("arguments", "variables"),
+    [
+        pytest.param((), {"POD_NAMESPACE": ""}, id="unknown owner"),
+        pytest.param(("--dry-run",), {}, id="--dry-run"),
+        pytest.param(("--once",), {}, id="--once"),
+    ],
 )
 def test_invalid_request_is_a_usage_error(pod: Pod, arguments: tuple[str, ...], variables: dict[str, str]) -> None:
     assert pod.run("status", *arguments, **(POD_VARIABLES | variables)).status == 2

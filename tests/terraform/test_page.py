@@ -63,7 +63,7 @@ def test_configuration_creates_new_workloads_and_destroys_nothing(tmp_path: Path
 
     # The configuration on the page replaces the configuration of the old resources.
     (tmp_path / "old.tf").unlink()
-    # The page has the resource `grafana` for two providers.
+    # The page shows two alternatives of the resource `grafana`, one for each of two providers.
     text = "\n".join(CONFIGURATION).replace('"kubectl_manifest" "grafana"', '"kubectl_manifest" "grafana_by_kubectl"')
     text = re.sub(r"from = (\w+)\.(\w+)", r"from = terraform_data.\1_\2", text)
     text = re.sub(r'"git::https://.*//(deploy/terraform/[\w-]+)\?ref=.*"', r'"./\1"', text)
@@ -80,6 +80,7 @@ def test_configuration_creates_new_workloads_and_destroys_nothing(tmp_path: Path
     assert imported == {"Service/grafana", "ServiceAccount/grafana"}
 
     state = apply(tmp_path)
+    # Terraform could reset the state Secret, and would store the content of the others in its own state.
     for name in ("grafana", "grafana_by_kubectl", "redmine", "image_build"):
         assert not of_kind(list(manifests_in_state(state, name).values()), "Secret")
     assert workload_resource(list(manifests_in_state(state, "grafana").values()))["metadata"]["name"] == "grafana"
@@ -94,6 +95,7 @@ def test_table_names_existing_inputs() -> None:
 
 
 def test_patch_renames_the_claim_and_its_mount(tmp_path: Path) -> None:
+    """The page renames the claim `data` to `app-data`."""
     documents = render_with_patch(tmp_path)
     application = containers(pod_spec(documents))["application"]
     mounts = {mount["mountPath"]: mount["name"] for mount in application["volumeMounts"]}
