@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def paths() -> list[Path]:
-    """Return the sorted paths of the Containerfile, .containerignore and the files that .containerignore includes."""
+    """Return the sorted paths of the Containerfile, .containerignore and the files that it lists after a `!`."""
     ignore = ROOT / ".containerignore"
     files = {ignore, ROOT / "Containerfile"}
     for line in ignore.read_text().splitlines():
@@ -38,7 +38,10 @@ def git(*arguments: str) -> str:
 
 
 def revision(files: list[Path]) -> str:
-    """Return the last commit that changed these files, or "unknown" in a shallow clone, which may not contain it."""
+    """Return the last commit that changed these files, and whether they differ from it; "unknown" without Git.
+
+    A shallow clone may not contain this commit, so the result is "unknown", too.
+    """
     if git("rev-parse", "--is-shallow-repository") == "true":
         return "unknown"
     names = [str(path.relative_to(ROOT)) for path in files]

@@ -1,1 +1,1 @@
-"""Keeps the DNS record of the pod in sync as long as the pod runs."""
+"""Keep the DNS record in sync with the pod's node as long as the pod runs."""

@@ -1,7 +1,7 @@
 """Pure functions that decide when this pod's node is lost, and when a fresh pre-auth key is needed to register again.
 
 A node is lost if it was deleted or has expired. A fresh key is a key that no node has used yet. When the tailscale
-container is restarted, it registers with this key. The key metadata is the file beside the key file that names the key.
+container is restarted, it registers with this key. The key metadata is a file beside the key file, with the key's id.
 """
 
 from __future__ import annotations
@@ -44,10 +44,11 @@ def count_loss(heal: HealState, loss: Loss, now: Moment) -> HealState:
     heal = replace(heal, loss_count=replace(count, loss=loss, observations=count.observations + 1))
     confirmed = _is_confirmed(heal, now)
     is_superseded = loss.successor is not None
-    # A later pod supersedes this pod immediately. If the later pod is gone, that counts only after it was confirmed, as
-    # with a loss.
+    # A later pod supersedes this pod at once. If its node is no longer listed, this pod stays superseded until the loss
+    # without a successor is confirmed.
     if is_superseded or confirmed:
         heal = replace(heal, is_superseded=is_superseded)
+    # A node that was never found is not lost.
     if confirmed and loss.kind is not LossKind.UNREGISTERED:
         heal = replace(heal, lost=loss.kind)
     return heal
@@ -74,11 +75,11 @@ def is_key_check_due(state: State, now: Moment) -> bool:
 
 
 def fresh_key_id(state: State, now: Moment) -> str | None:
-    """Return the id of the fresh key with which a restart of tailscale brings the node back; None if it does not help.
+    """Return the id of the fresh key with which a restart of tailscale brings the node back; None = do not restart.
 
     The loss has to be confirmed and current, no later pod may have the name, and a fresh key has to be in the key file.
-    If the VPN interface changed within the last minute, a restart may be in progress, and another one does not help. A
-    restart never helps after LossKind.STRANDED: the node's id is unknown, so Headscale cannot confirm that it is gone.
+    If the VPN interface changed within the last minute, a restart may be in progress, and another one does not help.
+    After LossKind.STRANDED, the result is None: the node's id is unknown, so Headscale cannot confirm that it is gone.
     """
     heal = state.heal
     if heal.loss_count is None or heal.lost not in (LossKind.GONE, LossKind.EXPIRED) or heal.is_superseded:
@@ -101,7 +102,7 @@ def renew_key(
     """Decide whether a fresh key is needed, after the loss was counted.
 
     Returns:
-        What to remember, the problem that prevents the creation of a key, and the key to create.
+        What to remember, the problem that prevents the creation of a key, and the change that creates a key.
     """
     heal = state.heal
     is_due = _is_renewal_due(heal, now)
@@ -120,8 +121,8 @@ def renew_key(
     key = key_check.key
     is_usable = key is not None and key.is_usable(now.utc)
     heal = replace(heal, key=key if is_usable and key_check.is_in_file else None)
-    # If a stranded pod has not used its key, tailscale may be registered at another Headscale server, where a key of
-    # this server is not valid.
+    # If Headscale does not have the key of a stranded pod, the pod may be registered at another Headscale server, for
+    # which a new key of this server is not valid.
     is_elsewhere = loss.kind is LossKind.STRANDED and key is None
     if heal.key is not None or not is_due or not config.self_heal or is_elsewhere:
         return heal, None, None
@@ -136,8 +137,8 @@ def renew_key(
         # An expired node keeps its id and machine key when it registers again.
         kept_node_id=loss.node_id or metadata.kept_node_id,
         kept_machine_key=known.machine_key if known else metadata.kept_machine_key,
-        # If a process was killed after it had written the metadata and before it wrote the key, a usable key exists
-        # that is in no file.
+        # Expire a usable key that is in no file. It is from a process that was killed after it had written the metadata
+        # and before it wrote the key.
         replaces=key if is_usable else None,
     )
     return heal, None, change

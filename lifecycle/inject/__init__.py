@@ -1,1 +1,1 @@
-"""Add cleanup, tailscale and dns-watch to the workloads in Kubernetes manifests. It reads and writes text only."""
+"""Add cleanup, tailscale and dns-watch to the workloads in Kubernetes manifests. No server is contacted."""

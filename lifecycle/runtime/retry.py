@@ -35,9 +35,9 @@ MAX_RETRIES = 12
 # A request that takes longer shows that the server is busy: an idle server returns a list of 5,000 nodes in one second.
 _SLOW_S = 2.0
 
-# After a slow request, no request is sent for a random time. The longest such pause is _PAUSE_FACTOR times the part of
-# the request's duration that exceeds _SLOW_S. On average, a pause is therefore about three times as long as the request
-# before it, so that each pod is waiting for a response in about a quarter of the time.
+# After a slow request, no request is sent for a random time, up to _PAUSE_FACTOR times the part of the request's
+# duration that exceeds _SLOW_S. On average, a pause is about three times as long as the request before it, so each pod
+# waits for a response during about a quarter of the time.
 _PAUSE_FACTOR = 6.0
 _MAX_PAUSE_S = 300.0
 
@@ -63,7 +63,7 @@ class RetryPolicy(tenacity.Retrying):
             retry=tenacity.retry_if_exception_type(TransientError),
             stop=self._must_give_up,
             wait=self._delay_s,
-            before_sleep=self._count_retry,
+            before_sleep=self._count_and_log_retry,
             sleep=self._wait,
             reraise=True,
         )
@@ -75,7 +75,7 @@ class RetryPolicy(tenacity.Retrying):
         self.renew_budget()
 
     def renew_budget(self) -> None:
-        """Start again with the full time and number of retries."""
+        """Allow the full time and number of retries again."""
         self._budget_ends_at_s = self._clock() + self._budget_s
         self._retries_left = MAX_RETRIES
 
@@ -105,7 +105,8 @@ class RetryPolicy(tenacity.Retrying):
         max_pause_s = min(self._pause_factor * (duration_s - _SLOW_S), _MAX_PAUSE_S)
         min_pause_s = 0.0
         if has_failed:
-            # The server may still be working on the request, so the pause is not shorter than the request.
+            # The server may still be working on the request, so the pause is not shorter than the request, and the
+            # limit of later pauses doubles.
             min_pause_s = min(duration_s, max_pause_s)
             self._pause_factor *= 2
         self._pause_ends_at_s = self._clock() + random.uniform(min_pause_s, max_pause_s)  # noqa: S311 - spreads load
@@ -122,7 +123,7 @@ class RetryPolicy(tenacity.Retrying):
         delay_s = retry_delay_s(state.attempt_number, max_s=_MAX_DELAY_S, jitter=jitter, error=_error(state))
         return max(delay_s, self._remaining_pause_s())
 
-    def _count_retry(self, state: tenacity.RetryCallState) -> None:
+    def _count_and_log_retry(self, state: tenacity.RetryCallState) -> None:
         self._retries_left -= 1
         wait_s = round(state.upcoming_sleep, 1)
         log.warning("retry.scheduled", attempt=state.attempt_number, wait_s=wait_s, error=str(_error(state)))

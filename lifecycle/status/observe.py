@@ -14,7 +14,7 @@ from lifecycle.status.assess import Observation, StatusConfig
 
 
 def status_config(settings: StatusSettings) -> StatusConfig:
-    """Return the settings as a value that pure functions can take."""
+    """Return the settings that the states of the workloads depend on."""
     return StatusConfig(
         domain=settings.domain_name,
         mark=settings.mark,
@@ -36,7 +36,7 @@ def observe(settings: StatusSettings, *, headscale: HeadscaleReader, cloudflare:
     except LifecycleError as error:
         problems.append(str(error))
     try:
-        # A token that may edit records may not be allowed to read the zone.
+        # Some tokens can edit records, but cannot read the zone.
         with suppress(AuthError):
             cloudflare.check_zone(settings.domain_name)
             observation = replace(observation, apex=cloudflare.zone_name())

@@ -1,4 +1,4 @@
-"""Parse the JSON and the errors that Headscale's command line writes."""
+"""Parse the JSON and the errors that the command `headscale` writes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROGRAM: Final = "headscale"
 
 
 class UsageError(ResponseError):
-    """The command line refused its arguments, because they are those of another release."""
+    """The command `headscale` refused its arguments, because they are those of another release."""
 
 
 # The exit statuses with which shells and some container runtimes report that the program does not exist.
@@ -26,17 +26,17 @@ _NO_PROGRAM = frozenset({126, 127})
 # A refusal by the server: its gRPC code, such as "NotFound", and its message. From 0.30 on, refusals have no code.
 _REFUSAL = re.compile(r"(?:rpc error: code = (\w+) desc =|unexpected response status:) (.*)", re.DOTALL)
 
-# The codes of a refusal that can be about a missing object.
+# The codes with which the server can refuse a request because an object is missing.
 _NOT_FOUND = frozenset({"NotFound", "Unknown", None})
 
-# Any other code means that the server is down or has failed.
+# The type of the error for a code. Any code that is not listed means that the server is down or has failed.
 _KINDS: dict[str | None, type[ApiError]] = {
     **dict.fromkeys(("Unauthenticated", "PermissionDenied"), AuthError),
     **dict.fromkeys(("InvalidArgument", "FailedPrecondition", "Unimplemented", "ResourceExhausted"), ResponseError),
 }
 
-# The failures that occur before the command line has contacted the server, each with its message and the advice. A
-# retry cannot help.
+# The failures that occur before the command contacts the server: a pattern of the message, the type of the error, and
+# the advice. A retry cannot help.
 _LOCAL_FAILURES: tuple[tuple[str, type[ResponseError], str], ...] = (
     (r"unknown (shorthand )?(flag|command)|required flag|invalid argument|accepts \d+ arg", UsageError, CHECK_SETTINGS),
     (
@@ -83,7 +83,7 @@ def explain_cli_failure(arguments: Sequence[str], target: Target, output: Output
 
 
 def _meaning(text: str) -> tuple[type[ApiError], str]:
-    """Return the type of the error, and advice. Either the server refused the request, or the command line failed."""
+    """Return the type of the error, and advice. Either the server refused the request, or the command itself failed."""
     if AMBIGUOUS_USER in text:
         return ResponseError, CHECK_NAMES
     if refusal := _REFUSAL.search(text):
@@ -97,7 +97,7 @@ def _meaning(text: str) -> tuple[type[ApiError], str]:
 
 
 def malformed_output(arguments: Sequence[str], target: Target | None) -> ResponseError:
-    """Return the error for output that is not from Headscale's command line."""
+    """Return the error for output that is not from the command `headscale`."""
     return ResponseError(f"Malformed output of {describe(arguments)} in {target}. {CHECK_SETTINGS}", upstream=UPSTREAM)
 
 

@@ -97,7 +97,7 @@ class HttpTransport:
         return self._in_dialect(create)
 
     def matches_request(self, key: PreAuthKey, expires_at: datetime) -> bool:
-        """Return True if a listed key has the requested expiry."""
+        """Return True if a listed key can be from a request to create a key with this expiry."""
         return key.expires_at == expires_at
 
     def pre_auth_keys(self, user: User) -> list[PreAuthKey]:
@@ -114,8 +114,8 @@ class HttpTransport:
 
         The list contains a prefix of each key. The key in use is found by its prefix.
         """
-        # Read the API key from its file again. Otherwise that happens only if Headscale refuses the key, but after a
-        # rotation Headscale may still accept the previous key.
+        # Read the API key from its file again. Other requests do this only if Headscale refuses the key, but Headscale
+        # may still accept the previous key after a rotation.
         self._client.reload_token()
         keys = self._list("/api/v1/apikey", "apiKeys", parsing.parse_api_key)
         in_use = [expires_at for prefix, expires_at in keys if self._client.token_starts_with(prefix)]
@@ -140,8 +140,8 @@ class HttpTransport:
         try:
             return operation(dialect)
         except (NotFoundError, ResponseError) as error:
-            # Releases 0.23 to 0.27 raise a NotFoundError if they are asked for a list of keys without a user. After
-            # other errors that can mean another dialect, `_send` has already forgotten the dialect.
+            # Up to 0.27, a request for a list of keys without a user causes a NotFoundError. After another error that
+            # can mean another dialect, `_send` has already reset the dialect.
             if isinstance(error, NotFoundError):
                 self._dialect = None
             elif error.status not in _OTHER_DIALECT:
@@ -197,6 +197,7 @@ class HttpTransport:
         match response.json:
             case {"preAuthKeys": list()}:
                 return Dialect.of_minor(28, "0.28 or newer")
+        # `_detect` raises this error only if /version exists, but its response has no valid version.
         raise malformed_response("GET /version")
 
     def _send(self, method: str, path: str, **request: Any) -> Any:
@@ -204,9 +205,9 @@ class HttpTransport:
             return self._client.send(method, path, **request).json
         except ApiError as error:
             # The server may have been upgraded, so the next request detects its release again.
-            is_lost = isinstance(error, TransientError) and error.status is None
+            is_unanswered = isinstance(error, TransientError) and error.status is None
             is_refused = isinstance(error, ResponseError) and error.status in _OTHER_DIALECT
-            if is_lost or is_refused:
+            if is_unanswered or is_refused:
                 self._dialect = None
             raise
 
@@ -214,6 +215,7 @@ class HttpTransport:
         return self._parsed(method, path, lambda payload: parse(payload[member]), **request)
 
     def _list(self, path: str, member: str, parse: Callable[[Any], Parsed], **request: Any) -> list[Parsed]:
+        # While the response arrives, `items` parses and removes most items.
         items = Items(member, parse)
 
         def parse_rest(payload: Any) -> list[Parsed]:
@@ -232,7 +234,7 @@ class HttpTransport:
             with well_formed(malformed_response(what)):
                 return parse(payload)
         except ResponseError:
-            # The message says if this program was not tested with the server's release.
+            # With a version, the message says whether this program was tested with this release.
             version = ""
             with suppress(ApiError):
                 version = self._current_dialect().version

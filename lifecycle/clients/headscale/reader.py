@@ -11,7 +11,7 @@ import tenacity
 from lifecycle.domain.model import Node, PreAuthKey, User
 
 if TYPE_CHECKING:
-    # At run time, these classes are not imported here: imports take time, and most pods need only one class.
+    # At run time, a command imports only the class that it uses, because imports take time.
     from lifecycle.clients.headscale.exec import ExecTransport
     from lifecycle.clients.headscale.http import HttpTransport
 
@@ -20,7 +20,7 @@ HeadscaleTransport: TypeAlias = "HttpTransport | ExecTransport"
 
 
 class HeadscaleReader:
-    """A Headscale server.
+    """Reads from a Headscale server.
 
     Args:
         transport: sends the requests.
@@ -32,15 +32,15 @@ class HeadscaleReader:
         self._retrying = retrying
 
     def server_time(self, now: datetime) -> datetime:
-        """Return the time by the server's clock, which decides when keys and nodes expire; `now` if it is unknown."""
+        """Return the server's time, by which keys and nodes expire; `now` if the server's time is unknown."""
         return now + (self._transport.clock_skew() or timedelta())
 
     def version(self) -> str:
-        """Return the version that the server reports, or a range of releases such as "0.26 or 0.27"."""
+        """Return the server's version, or a range such as "0.26 or 0.27" if the server reports no release."""
         return self._retrying(self._transport.version)
 
     def detect_version(self) -> None:
-        """Detect the version for later calls. A failure is not retried, because later calls repeat the detection."""
+        """Detect the version for later calls, or raise an ApiError. Not retried, because later calls try again."""
         self._transport.version()
 
     def users(self) -> list[User]:
@@ -56,7 +56,7 @@ class HeadscaleReader:
         return self._retrying(self._transport.node, node_id)
 
     def api_key_expires_at(self) -> datetime | None:
-        """Return when the API key in use expires; None for never or unknown. A failure is not retried."""
+        """Return when the API key in use expires; None = never, or unknown. Not retried."""
         return self._transport.api_key_expires_at()
 
     def pre_auth_keys(self, user: User) -> list[PreAuthKey]:
@@ -66,7 +66,7 @@ class HeadscaleReader:
 
 
 class HeadscaleSnapshot(HeadscaleReader):
-    """A Headscale server whose lists are read only once: they are expensive, and every plan of a dry run needs them."""
+    """Reads the users and the nodes only once. These lists are expensive, and every plan of a dry run needs them."""
 
     def __init__(self, transport: HeadscaleTransport, retrying: tenacity.Retrying) -> None:
         super().__init__(transport, retrying)
@@ -84,7 +84,7 @@ class HeadscaleSnapshot(HeadscaleReader):
 def is_key_of(key: PreAuthKey, user: User) -> bool:
     """Return True if a listed key belongs to the user.
 
-    Up to 0.25, a list contains only the keys of the requested user. Its items have no id of the user, and an e-mail
-    address can be in place of the user's name. So a key whose user has no id is accepted.
+    Up to 0.25, a list contains only the keys of the requested user, and the keys have no id of the user. So a key whose
+    user has no id is accepted. The user's name is not compared, because it can be an e-mail address.
     """
     return key.user is not None and (key.user.id is None or key.user.is_same(user))

@@ -31,7 +31,7 @@ UPSTREAM: Final = "Kubernetes"
 
 _KUBECONFIG = "The kubeconfig (KUBECONFIG, or ~/.kube/config)"
 
-# Maps a setting that needs the Kubernetes API to the advice what to set instead.
+# For each setting that needs the Kubernetes API: what to set so that the API is not needed.
 _ALTERNATIVES = {
     "HEADSCALE_ACCESS": "set HEADSCALE_URL and HEADSCALE_API_KEY",
     "HEADSCALE_API_KEY_SECRET": "set HEADSCALE_API_KEY or HEADSCALE_API_KEY_FILE instead",
@@ -47,7 +47,7 @@ class Access:
     Attributes:
         description: a description of the cluster, for messages.
         credentials: a description of the credentials, for messages.
-        upstream: contains the names of the settings for the URL and the certificate authorities, for messages.
+        upstream: the names of the server and of the settings for its URL and certificate authorities, for messages.
         trust: a TLS context with the trusted authorities, and with the client certificate if there is one.
         authorization: returns the request header with the current token; {} if there is a client certificate instead.
         tls_server_name: the host name that the server's certificate has to contain; None = the host of the URL.
@@ -75,8 +75,8 @@ def find_access(
 
     Args:
         needed_for: the setting that needs the Kubernetes API.
-        may_use_kubeconfig: True for commands that only read. A command that writes must not use a kubeconfig, because
-            the current context of a laptop can be any cluster.
+        may_use_kubeconfig: True for commands that only read. A command that writes must not use a kubeconfig, whose
+            current context can be any cluster.
         timeout: the time that a credential plugin of the kubeconfig may take.
         proxy_for: returns the proxy for a URL, for a kubeconfig that sets no proxy. In the cluster, no proxy is used.
         public_authorities: returns the trusted authorities, for a kubeconfig that sets no authorities.
@@ -177,8 +177,8 @@ def _load(path: str, timeout: timedelta) -> tuple[Configuration, list[str]]:
         TimeoutError: a credential plugin did not end in time.
     """
     configuration = Configuration()
-    # The library takes a proxy from the environment. Only a proxy of the kubeconfig or of this program's settings is
-    # used.
+    # The library takes a proxy from the environment. Instead, use only a proxy of the kubeconfig or of this program's
+    # settings.
     configuration.proxy = None
     # Without `persist_config=False`, the library would write a refreshed token to the kubeconfig.
     load = partial(load_kube_config, path, client_configuration=configuration, persist_config=False)
