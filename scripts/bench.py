@@ -39,7 +39,7 @@ from tests.simulators import faults
 # Importing these libraries takes most of the start-up time, so their import is the reference for each command.
 LIBRARIES = "httpx, pydantic_settings, structlog, tenacity"
 INTERFACE = "tailscale0"
-# The simulated delay of each request in the measurement of requests in series.
+# The simulated delay of each request, to measure how many requests are sent one after another.
 LATENCY_S = 0.15
 INJECTED_WORKLOADS = 200
 
@@ -65,7 +65,7 @@ class Bench:
     def figures(self) -> Iterator[Figure]:
         """Run the measurements one after another, and yield their results."""
         yield Figure("machine", f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start")
-        yield Figure("the imports", LIBRARIES)
+        yield Figure("the imports", f"a process that only imports {LIBRARIES}")
         yield from self._start_up()
         yield from self._many_nodes()
         yield from self._series()
@@ -97,7 +97,7 @@ class Bench:
         """
         world = World(self._folder)
 
-        def once_registered(*arguments: str) -> Cost:
+        def with_registered_node(*arguments: str) -> Cost:
             node = world.register()
             cost = world.run(*arguments)
             node.stop()
@@ -112,7 +112,7 @@ class Bench:
                 {
                     "imports": lambda: measure(["-c", f"import {LIBRARIES}"], **world.environment),
                     "cleanup": lambda: with_leftovers("cleanup"),
-                    "dns-watch --once": lambda: once_registered("dns-watch", "--once"),
+                    "dns-watch --once": lambda: with_registered_node("dns-watch", "--once"),
                     "--dry-run": lambda: with_leftovers("--dry-run"),
                     "prune": lambda: world.run("prune"),
                 },
@@ -166,7 +166,7 @@ class Bench:
             with world.served():
                 world.run("cleanup")
                 with world.watching(TAILSCALE_INTERFACE=INTERFACE):
-                    # dns-watch may read the interface once a second, so vary the fraction of the second in each run.
+                    # Vary the fraction of the second, because dns-watch may read the interface only once a second.
                     time.sleep(1.5 + run / runs)
                     node = world.register(INTERFACE)
                     times.append(wait_until(partial(world.is_published, node)))
@@ -178,7 +178,7 @@ class Bench:
     def _idle(self) -> Iterator[Figure]:
         """Measure `dns-watch` while nothing changes.
 
-        One process has default settings. Another one, for comparison, has no interface and no health port.
+        For comparison, a second process has TAILSCALE_INTERFACE and HEALTH_PORT off.
         """
         seconds = 60 if self._quick else 120
         world = World(self._folder, nodes=1000)
@@ -206,7 +206,7 @@ class Bench:
         yield Figure("dns-watch idle, wake-ups per hour", f"{wakes:.0f}", f"{without}: {bare_wakes:.0f}", wakes)
         for name, used_mib, libraries_mib in (
             ("resident memory", after.resident_mib, libraries.resident_mib),
-            ("memory of its own", after.unique_mib, libraries.unique_mib),
+            ("unshared memory", after.unique_mib, libraries.unique_mib),
         ):
             reference = f"the imports: {libraries_mib:.1f} MiB"
             yield Figure(
@@ -309,7 +309,7 @@ class Bench:
             )
             reference = f"{result.key_checks} key checks"
             yield Figure(
-                f"{pods} pods starting together, wasted API key checks",
+                f"{pods} pods starting together, API key checks whose response no pod received",
                 f"{wasted:.0%}",
                 reference,
                 wasted,
@@ -318,7 +318,7 @@ class Bench:
     def _steady(self) -> Iterator[Figure]:
         """Simulate the polls of many pods, and measure the load of Headscale.
 
-        The reference is the load if each pod polled at `POLL_INTERVAL`.
+        The reference is the load if each pod polled once per `POLL_INTERVAL`.
         """
         pods, shortest_s = 1000, DnsWatchSettings.model_fields["poll_interval"].default.total_seconds()
         result = steady_state(pods)
@@ -351,12 +351,12 @@ def _delete_interface() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the table, then the results that are outside their limits. Return 0, also if there are such results."""
+    """Print the table, then the results that are outside their limits. Return 0, even if there are such results."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs")
     parser.add_argument("--save", type=Path, metavar="FILE.md", help="also write the table into this page")
     options = parser.parse_args(arguments)
-    # scripts/bench runs this in a new network namespace, in which even loopback is down.
+    # scripts/bench runs this file in a new network namespace, in which even loopback is down.
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)  # noqa: S607
     with tempfile.TemporaryDirectory(prefix="lifecycle-bench-") as folder:
         figures = list(Bench(Path(folder), quick=options.quick).figures())

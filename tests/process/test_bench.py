@@ -1,4 +1,4 @@
-"""Test that docs/bench.md is current, and that figures outside their limits are reported. .ci/run takes the figures."""
+"""Test that docs/bench.md has the current limits, and that results outside their limits are reported."""
 
 from __future__ import annotations
 
