@@ -1,7 +1,7 @@
 """Test that the liveness probe of the tailscale container fails if dns-watch has requested a restart.
 
 dns-watch requests a restart by writing a file, the restart marker. The probe compares the time of this file with the
-time when tailscaled created its socket. It sends no request, because `Probe` lets it run no program that could.
+time when tailscaled created its socket. In these tests, the probe can run only `sh` and `test`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Container:
         os.utime(self.socket, (time, time))
 
     def write_marker(self, time: int) -> None:
-        """Write the restart marker, as dns-watch does when the node would register again after a restart."""
+        """Write the restart marker, as dns-watch does to request a restart."""
         self.marker.write_text("1")
         os.utime(self.marker, (time, time))
 
@@ -68,7 +68,7 @@ def test_probe_fails_only_with_a_marker_newer_than_the_socket(
 
 @pytest.mark.parametrize("file", ["marker", "socket", "key folder", "marker and socket"])
 def test_probe_passes_without_a_file(container: Container, file: str) -> None:
-    """tailscaled creates its socket some time after its start."""
+    """A file can be missing, for example because tailscaled creates its socket some time after its start."""
     if "socket" not in file:
         container.start(STARTED_AT)
     if file == "key folder":
@@ -95,7 +95,8 @@ def test_marker_that_is_not_removed_causes_only_one_restart(container: Container
     assert not container.fails_probe()
 
 
-def test_marker_for_another_key_causes_another_restart(container: Container) -> None:
+def test_marker_that_is_written_again_causes_another_restart(container: Container) -> None:
+    """dns-watch writes the marker again only for another pre-auth key."""
     container.start(STARTED_AT)
     container.write_marker(STARTED_AT + 60)
     container.start(STARTED_AT + 120)

@@ -61,7 +61,7 @@ def deploy_wiki(tailnet: Tailnet) -> None:
 
 
 def enable_injection(tailnet: Tailnet) -> None:
-    """Apply deploy/inject, and wait until pods in the namespace `services` get the containers."""
+    """Apply the policies for this Kubernetes version, and wait until pods in the namespace `services` are injected."""
     cluster = tailnet.cluster
     cluster.kubectl("label", "--overwrite", "namespace", "services", "tailscale-lifecycle/inject=enabled")
     cluster.apply(*render(tailnet.deploy_folder / cluster.server.inject_folder.name))
@@ -72,7 +72,7 @@ def enable_injection(tailnet: Tailnet) -> None:
 
 
 def ready_pod(tailnet: Tailnet, app: str, *, not_uid: str = "") -> Document:
-    """Wait until a Deployment has a ready pod whose uid is not `not_uid`, and return it."""
+    """Wait until a Deployment has a ready pod whose uid is not `not_uid`, and return the pod."""
 
     def find() -> Document | None:
         pods = [pod for pod in tailnet.cluster.pods(f"app={app}") if pod["metadata"]["uid"] != not_uid]
@@ -122,7 +122,7 @@ def deploy_clients(tailnet: Tailnet) -> None:
 
 
 def response_to(tailnet: Tailnet, pod: str, url: str, *options: str) -> str:
-    """Request a URL from CLIENT or OUTSIDER, and return the body, or the error that wget prints."""
+    """Request a URL in the pod CLIENT or OUTSIDER. Return the body, or the error that wget prints."""
     try:
         return tailnet.cluster.exec(pod, "shell", "wget", "-T", "10", "-q", "-O", "-", *options, url)
     except RefusedError as error:
@@ -130,7 +130,7 @@ def response_to(tailnet: Tailnet, pod: str, url: str, *options: str) -> str:
 
 
 def wait_for_response(tailnet: Tailnet, url: str, text: str) -> None:
-    """Wait until a response or an error that CLIENT receives contains a text."""
+    """Wait until CLIENT gets a response or an error that contains a text."""
     last: list[str] = []
 
     def is_received() -> bool:

@@ -23,14 +23,14 @@ from tests.simulators.serve import serve
 from tests.tally import count
 
 # The number of requests of cleanup to Headscale: reads of the version, the users and all nodes, a read and the deletion
-# of the old node, the creation of the pre-auth key, and before the old record is deleted, another read of all nodes.
+# of the old node, the creation of the pre-auth key, and another read of all nodes before the old record is deleted.
 CLEANUP_REQUESTS = 7
 READ_OF_OLD_NODE = 3
 
 # The requests of dns-watch to Headscale: users, nodes, version and API keys. Its requests to Cloudflare: a read of the
 # records, and the creation of the missing record.
-# Each item is the upstream, the number of the request, and True if the upstream executes the request before the process
-# is killed. Only for the creation does this make a difference, so only the creation is in the list twice.
+# Each item is the upstream (Headscale or Cloudflare), the number of the request, and True if the upstream executes the
+# request before the process is killed. Only the creation changes anything, so only it is in the list with False, too.
 WATCH_REQUESTS = [
     *(("headscale", number, True) for number in range(4)),
     ("cloudflare", 0, True),
@@ -40,7 +40,7 @@ WATCH_REQUESTS = [
 
 
 class Gate:
-    """A WSGI application that forwards requests to an upstream. One of them waits until the gate is opened.
+    """A WSGI application that forwards requests to an upstream. One request waits until the gate is opened.
 
     Args:
         application: the upstream.
@@ -78,7 +78,10 @@ class Gate:
 
 
 class PodWithPredecessor(Pod):
-    """A pod whose predecessor left a node and a record. Someone else's node (`foreign`) has the same name."""
+    """A pod whose predecessor left a node and a record.
+
+    The node `foreign` has the same name, but does not belong to the workload, because a person registered it (OIDC).
+    """
 
     def __init__(self, **pod: Any) -> None:
         super().__init__(HeadscaleSimulator(), **pod)
@@ -108,7 +111,7 @@ class PodWithPredecessor(Pod):
             gate.opened.set()
 
     def kill_at_request(self, *command: str, **request: Any) -> None:
-        """Start a command, and kill it with SIGKILL during the request that `start_until_request` describes."""
+        """Start a command, and kill it with SIGKILL at a request. `start_until_request` has the same arguments."""
         with self.start_until_request(*command, **request) as (running, _gate):
             assert running.stop(signal.SIGKILL).status == -signal.SIGKILL
         count("kills", "processes")
@@ -187,14 +190,15 @@ def test_frozen_dns_watch_does_not_change_a_record_that_another_owner_took_over(
         pod.cloudflare.add_record(pod.zone_id, type="CNAME", name=NAME, content="elsewhere.example.org")
         writes = len(pod.cloudflare.writes)
         gate.opened.set()
-        result = running.stop(signal.SIGCONT)
+        os.kill(running.pid, signal.SIGCONT)
+        result = running.wait()
     assert result.status == 1, result.output
     assert "elsewhere.example.org" in result.output
     assert list(pod.records()) == ["CNAME elsewhere.example.org"]
     assert len(pod.cloudflare.writes) == writes
 
 
-def test_cleanup_does_not_delete_a_node_that_registered_while_it_was_frozen(pod: PodWithPredecessor) -> None:
+def test_frozen_cleanup_does_not_delete_a_node_that_has_registered_meanwhile(pod: PodWithPredecessor) -> None:
     """While the process waits for the old node's data, another pod deletes the old node and registers a new one."""
     with pod.start_until_request("cleanup", number=READ_OF_OLD_NODE, after_execution=True) as (running, gate):
         os.kill(running.pid, signal.SIGSTOP)
@@ -202,7 +206,8 @@ def test_cleanup_does_not_delete_a_node_that_registered_while_it_was_frozen(pod:
         pod.headscale.delete_node(pod.old.id)
         newer = pod.headscale.add_node(NAME, user="svc")
         gate.opened.set()
-        result = running.stop(signal.SIGCONT)
+        os.kill(running.pid, signal.SIGCONT)
+        result = running.wait()
     assert result.status == 0, result.output
     assert {node.id for node in pod.headscale.nodes} == {pod.foreign.id, newer.id}
     pod.check_invariants()

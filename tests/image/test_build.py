@@ -103,7 +103,7 @@ def test_renaming_a_source_file_starts_a_new_build(image_build: ImageBuild) -> N
 
 
 def test_change_without_effect_on_the_layers_is_built_once(image_build: ImageBuild) -> None:
-    """Buildah reuses all layers, but the label must get the new hash. Otherwise, every start would build again."""
+    """Buildah reuses all layers, but the label must get the new hash. Otherwise, each run of build.sh would build."""
 
     def change(sources: Path) -> None:
         script = sources / "build/bytecode.py"
@@ -205,7 +205,7 @@ def test_folder_with_files_is_not_replaced_by_the_archive(image_build: ImageBuil
 
 
 def stub(folder: Path, name: str, script: str) -> str:
-    """Create a shell script that replaces a builder, and return a PATH that finds it first."""
+    """Create a shell script in place of a builder, and return a PATH on which it is found first."""
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(f"#!/bin/sh\n{script}\n")
     (folder / name).chmod(0o755)
@@ -223,13 +223,14 @@ def stub(folder: Path, name: str, script: str) -> str:
 def test_stopped_build_leaves_no_processes_and_no_files(
     sources: Path, tmp_path: Path, send_signal: Callable[[subprocess.Popen[str]], None], step: str
 ) -> None:
-    """A builder that kept running would create files after the script has deleted them."""
+    """A builder that kept running would create files after build.sh has deleted its files."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     image_build = ImageBuild(tmp_path, sources, {**os.environ, "TMPDIR": str(scratch)})
-    pid = tmp_path / "pid"
+    pid_file = tmp_path / "pid"
     # A builder that hangs after it has written a part of the archive.
-    hang = f'touch "{image_build.archive.path}.new" && echo $$ >"{pid}.new" && mv "{pid}.new" "{pid}" && exec sleep 600'
+    write_pid = f'echo $$ >"{pid_file}.new" && mv "{pid_file}.new" "{pid_file}"'
+    hang = f'touch "{image_build.archive.path}.new" && {write_pid} && exec sleep 600'
     path = stub(tmp_path / "bin", "slow", f'[ "$1" != {step} ] || {{ {hang}; }}')
     process = subprocess.Popen(
         # SIGINT gets its default effect, as in a terminal. Processes that run in the background would ignore SIGINT.
@@ -240,13 +241,13 @@ def test_stopped_build_leaves_no_processes_and_no_files(
         start_new_session=True,
     )
     try:
-        wait_until(pid.exists, "the builder is running")
+        wait_until(pid_file.exists, "the builder is running")
         send_signal(process)
         # This waits until every process that inherited the pipe has ended.
         process.communicate(timeout=60)
         assert process.returncode == 1
         with pytest.raises(ProcessLookupError):
-            os.kill(int(pid.read_text()), 0)
+            os.kill(int(pid_file.read_text()), 0)
     finally:
         run(["kill", "-KILL", "--", f"-{process.pid}"])
     assert sorted(file.name for file in tmp_path.iterdir()) == ["bin", "pid", "scratch", "termination-log"]
@@ -263,7 +264,7 @@ def test_partial_archive_of_a_killed_build_is_replaced(image_build: ImageBuild) 
 
 
 def test_archive_of_docker_is_accepted(image_build: ImageBuild) -> None:
-    """A stub of docker saves an archive that has the annotations of docker."""
+    """The stub of docker saves an archive with the annotations that docker writes."""
     saved = image_build.folder / "saved.tar"
     image_build.archive.path.rename(saved)
     Archive(saved).rewrite(name_like_docker_save)

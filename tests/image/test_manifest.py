@@ -17,6 +17,7 @@ ARCHIVE = "/var/lib/tailscale-lifecycle-image.tar"
 """The path of the image archive on a cluster node."""
 
 OLDEST_WITH_SCHEMA = kubernetes_validate.utils.all_versions()[0].rpartition(".")[0]
+"""The oldest minor version of Kubernetes whose schemas kubernetes_validate contains."""
 
 BUILDAH_VARIABLES = {"BUILDAH_ISOLATION", "CONTAINERS_STORAGE_CONF", "TMPDIR"}
 """Variables that only Buildah reads. The scripts do not read them."""
@@ -26,7 +27,7 @@ SCRIPTS = {"build": ["archive.sh", "build.sh"], "import": ["archive.sh", "import
 
 
 @pytest.fixture
-def deployment(tmp_path: Path, sources: Path) -> Path:
+def build_folder(tmp_path: Path, sources: Path) -> Path:
     """A copy of build/ with packed sources."""
     folder = tmp_path / "build"
     shutil.copytree(BUILD, folder, ignore=shutil.ignore_patterns("sources.tar.gz"))
@@ -35,8 +36,8 @@ def deployment(tmp_path: Path, sources: Path) -> Path:
 
 
 @pytest.fixture
-def documents(deployment: Path) -> list[Document]:
-    return render(deployment)
+def documents(build_folder: Path) -> list[Document]:
+    return render(build_folder)
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def environment(container: Document) -> dict[str, str]:
 
 
 def host_path(pod: Document, container: Document, path: str) -> str:
-    """Return the path on the cluster node that a path in a container is mounted from."""
+    """Return the path on the cluster node that is mounted at a path in a container."""
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     for mount in container["volumeMounts"]:
         if path == mount["mountPath"] or path.startswith(f"{mount['mountPath']}/"):
@@ -107,20 +108,21 @@ def test_import_container_is_never_restarted_by_a_probe(containers: dict[str, Do
 
 
 def test_cluster_node_that_is_down_does_not_block_the_rollout(documents: list[Document]) -> None:
+    """With the default of 1, a single cluster node would block it, even in a large cluster."""
     update = workload_resource(documents)["spec"]["updateStrategy"]["rollingUpdate"]
     assert update["maxUnavailable"].endswith("%")
 
 
-def test_daemon_set_is_rolled_out_only_if_the_sources_have_changed(deployment: Path) -> None:
-    before = workload_resource(render(deployment))
-    assert workload_resource(render(deployment)) == before
-    with (deployment / "sources.tar.gz").open("ab") as sources:
+def test_daemon_set_is_rolled_out_only_if_the_sources_have_changed(build_folder: Path) -> None:
+    before = workload_resource(render(build_folder))
+    assert workload_resource(render(build_folder)) == before
+    with (build_folder / "sources.tar.gz").open("ab") as sources:
         sources.write(b"\0")
-    assert workload_resource(render(deployment))["spec"]["template"] != before["spec"]["template"]
+    assert workload_resource(render(build_folder))["spec"]["template"] != before["spec"]["template"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_script_reads_its_variables_and_documents_them(containers: dict[str, Document], name: str) -> None:
+def test_manifest_sets_all_documented_variables_and_no_unused_ones(containers: dict[str, Document], name: str) -> None:
     """BUILDER is not in the manifest, because the container of the DaemonSet has only Buildah."""
     documented = set(re.findall(r"^# ([A-Z][A-Z_]+)  ", (BUILD / f"{name}.sh").read_text(), re.MULTILINE))
     assert documented - {"BUILDER"} <= set(environment(containers[name]))

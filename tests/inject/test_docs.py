@@ -1,4 +1,4 @@
-"""Test that docs/inject.md has a valid example and describes every annotation, and that the site has the settings."""
+"""Test the example and the table of annotations in docs/inject.md, and the required settings in site.env."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_example_gets_the_hostname_in_its_comment() -> None:
     metadata = template_of(document)["metadata"]
     metadata["labels"] |= example["labels"]
     metadata["annotations"] = example["annotations"]
-    tailscale = template_of(injected(document))["spec"]["initContainers"][1]
+    _cleanup, tailscale, *_ = template_of(injected(document))["spec"]["initContainers"]
     (hostname,) = [variable["value"] for variable in tailscale["env"] if variable["name"] == "TS_HOSTNAME"]
     assert f"# {hostname}" in block.text
 
@@ -31,6 +31,6 @@ def test_every_annotation_has_a_row_in_a_table() -> None:
     assert documented == list(ANNOTATIONS)
 
 
-def test_site_has_the_settings_that_inject_requires() -> None:
+def test_site_env_has_the_settings_that_inject_requires() -> None:
     required = {name.upper() for name, field in InjectSettings.model_fields.items() if field.is_required()}
     assert required <= dotenv_values(DEPLOY / "site/site.env").keys()

@@ -22,7 +22,6 @@ from tests.simulators.headscale import HeadscaleSimulator, Node, NodeGoneError, 
 from tests.simulators.memory import MemoryTransport
 
 NOON: Final = datetime(2026, 8, 1, 12, 0, tzinfo=UTC)
-LATER: Final = "2026-09-01T00:00:00Z"
 # Go's zero time.
 ZERO: Final = "0001-01-01T00:00:00Z"
 TAGS: Final = ("tag:svc",)
@@ -49,7 +48,7 @@ class Server(HeadscaleSimulator):
         self.add_user("svc")
 
     def api(self, authorization: str | None = None) -> httpx.Client:
-        """Return an HTTP client.
+        """Return a client of the HTTP API.
 
         Args:
             authorization: the Authorization header. If it is omitted, the client sends the server's API key. If it is
@@ -91,7 +90,7 @@ class Server(HeadscaleSimulator):
         return self.register(key=self.create_key("svc", **key).key, hostname="a1")
 
     def register_again(self, node: Node, key: str | None, hostname: str = "a1") -> Node | str:
-        """Log the machine of a node in with a pre-auth key. Return the node, or the message of a refusal."""
+        """Log in again from the machine of a node, with or without a pre-auth key. Return the node, or the refusal."""
         try:
             return self.register(key=key, hostname=hostname, machine_key=node.machine_key, node_key=node.node_key)
         except RegistrationRefusedError as error:
@@ -121,10 +120,10 @@ def test_functions_return_the_expected_results(version: str) -> None:
 
 # --- Statuses -----------------------------------------------------------------------------------------
 
-# Statuses from each release on.
+# Expected statuses, by the first release that returns them.
 ALWAYS_400: Final = {"0.23": 400}
 INVALID_FIELD: Final = {"0.23": 400, "0.30": 422}
-# A request without a user. In 0.24 and 0.25, it refers to the only user of the server.
+# For a request that names no user. 0.24 and 0.25 then use the server's only user.
 WITHOUT_USER: Final = {"0.23": 500, "0.24": 200, "0.26": 500}
 KEYS: Final = "/api/v1/preauthkey"
 
@@ -136,6 +135,7 @@ REQUESTS: Final[list[tuple[str, str, Any, Mapping[str, int]]]] = [
     ("GET", "/api/v1/node/abc", None, ALWAYS_400),
     ("DELETE", "/api/v1/node/1%20", None, ALWAYS_400),
     ("GET", "/api/v1/node/-1", None, ALWAYS_400),
+    # The simulator supports no filters.
     *(("GET", f"/api/v1/{path}", None, ALWAYS_400) for path in ("node?user=svc", "user?name=svc")),
     ("POST", KEYS, None, {**WITHOUT_USER, "0.30": 400}),
 ]
@@ -247,18 +247,15 @@ def test_api_of_0_22_has_machines_instead_of_nodes() -> None:
 def requests_without_a_valid_api_key(server: Server) -> list[int]:
     """Return the statuses without a header, with another kind of header, and with an unknown key."""
     responses = [server.api(header).get("/api/v1/node") for header in ("", "Basic abc", "Bearer abc.def")]
-    strict = {"title": "Unauthorized", "status": 401, "detail": "Unauthorized"}
+    unauthorized = {"title": "Unauthorized", "status": 401, "detail": "Unauthorized"}
     for response in responses:
-        assert response.json() == strict if server.version >= "0.30" else response.text == "Unauthorized"
+        assert response.json() == unauthorized if server.version >= "0.30" else response.text == "Unauthorized"
     return [response.status_code for response in responses]
 
 
 @fact({"0.23": [200, 401, 200, 500], "0.27": [200, 401, 200, 401]})
 def requests_with_a_rotated_and_a_deleted_api_key(server: Server) -> list[int]:
-    """Return the statuses with the old key before and after the rotation, and with the new key.
-
-    The last status is that with the new key after its deletion.
-    """
+    """Return the statuses with the old and then the new key, each before and after its rotation or deletion."""
     old = server.api()
     statuses = [old.get("/api/v1/node").status_code]
     server.rotate_api_key()
@@ -317,6 +314,7 @@ def test_fields_of_a_node(version: str) -> None:
     assert node["ipAddresses"] == ["100.64.0.1", "fd7a:115c:a1e0::1"]
     assert re.fullmatch("mkey:[0-9a-f]{64}", node["machineKey"])
     assert datetime.fromisoformat(node["createdAt"]) == created
+    # From 0.30 on, times are in the server's time zone, and their fractions have no trailing zeros.
     zone, digits = (r"\+02:00", range(1, 10)) if version >= "0.30" else ("Z", (3, 6, 9))
     match = re.fullmatch(rf"[^.]*\.(\d+){zone}", node["createdAt"])
     assert match is not None
@@ -334,7 +332,7 @@ def test_fields_of_a_user(version: str) -> None:
 
 
 @fact({"0.23": [ZERO] * 2, "0.25": [None] * 2, "0.27": [ZERO] * 2, "0.28": [ZERO, None], "0.29": [None] * 2})
-def expiry_of_nodes_that_never_expire(server: Server) -> list[str | None]:
+def expiry_of_an_untagged_and_a_tagged_node_that_never_expire(server: Server) -> list[str | None]:
     for tags in ((), TAGS):
         server.add_node("a1", user="svc", tags=tags)
     return [node["expiry"] for node in server.list_nodes()]
@@ -342,6 +340,7 @@ def expiry_of_nodes_that_never_expire(server: Server) -> list[str | None]:
 
 @fact({"0.23": ("svc", "svc"), "0.28": ("tagged-devices", "svc"), "0.29": ("tagged-devices", None)})
 def user_of_a_tagged_node_in_a_list_and_alone(server: Server) -> tuple[Any, Any]:
+    """Return the name of the user in the list of nodes, and in the response to a request for this node."""
     server.add_node("a1", user="svc", tags=TAGS)
     (in_list,), alone = server.list_nodes(), server.get("/api/v1/node/1")["node"]
     tags = value_for(server.version, {"0.23": "forcedTags", "0.28": "tags"})
@@ -354,9 +353,9 @@ def user_of_a_tagged_node_in_a_list_and_alone(server: Server) -> tuple[Any, Any]
     return in_list["user"]["name"], (alone["user"] or {}).get("name")
 
 
-@fact({"0.23": ("svc", True), "0.24": ("svc@example.com", True), "0.26": ("svc", True), "0.28": ("svc", False)})
+@fact({"0.23": ("ann", True), "0.24": ("ann@example.com", True), "0.26": ("ann", True), "0.28": ("ann", False)})
 def user_of_a_nodes_key_and_whether_its_secret_is_shown(server: Server) -> tuple[str, bool]:
-    user = server.add_user("svc2", "svc@example.com")
+    user = server.add_user("ann", "ann@example.com")
     key = server.create_key(user)
     server.add_node("a1", user=user, pre_auth_key=key)
     server.add_node("b1", user=user, registered_by="cli")
@@ -366,11 +365,12 @@ def user_of_a_nodes_key_and_whether_its_secret_is_shown(server: Server) -> tuple
     assert (node_key["id"], node_key["used"]) == ("1", True)
     assert node_key["key"] in {key.key, f"{key.key[:23]}-***"}
     name = node_key["user"] if server.version < "0.26" else node_key["user"]["name"]
-    return name.replace("svc2", "svc"), node_key["key"] == key.key
+    return name, node_key["key"] == key.key
 
 
 @fact({"0.23": [], "0.27": ["a1"]})
 def nodes_after_deleting_id_0(server: Server) -> list[str]:
+    """Before 0.27, the id 0 stands for the first node."""
     server.add_node("a1", user="svc")
     server.api().delete("/api/v1/node/0")
     return [node.name for node in server.nodes]
@@ -393,7 +393,8 @@ def test_list_larger_than_a_grpc_message_is_refused() -> None:
         address = f"100.65.{number >> 8}.{number & 255}"
         server.add_node(f"n{number}", user="svc", registered_by="cli", addresses=(address,))
     response = server.api().get("/api/v1/node")
-    assert (response.status_code, response.json()["code"]) == (429, 8)
+    resource_exhausted = 8
+    assert (response.status_code, response.json()["code"]) == (429, resource_exhausted)
 
 
 @fact({"0.23": False, "0.27.1": True, "0.29": False})
@@ -439,7 +440,7 @@ def ids_of_listed_keys_and_whether_secrets_are_shown(server: Server) -> tuple[li
     server.add_user("ann")
     server.create_key("ann")
     if server.version < "0.28":
-        assert server.api().get(KEYS).status_code == 500, "without a user"
+        assert server.api().get(KEYS).status_code == 500, "the request names no user"
     keys = server.get(f"{KEYS}?user={'svc' if server.version < '0.26' else '1'}")["preAuthKeys"]
     return [listed["id"] for listed in keys], keys[0]["key"] == key.key
 
@@ -466,7 +467,7 @@ def expiring_a_key_twice_and_an_unknown_key(server: Server) -> list[int]:
 
 
 @pytest.mark.parametrize("version", [version for version in VERSIONS if version >= "0.28"])
-def test_node_loses_a_deleted_key_and_the_key_of_a_later_login_at_a_restart(version: str) -> None:
+def test_restart_restores_the_stored_key_of_a_node_and_removes_a_deleted_key(version: str) -> None:
     """Only 0.29.3 stores the key of a later login in its database."""
     server = Server(version)
     node = server.register_new()
@@ -555,7 +556,7 @@ REFUSED: Final = {"used": "authkey already used", "expired": "authkey expired", 
         "0.28": {"used": 1, "expired": 1, "unknown": REFUSED["unknown"]},
     }
 )
-def login_with_the_nodes_used_key_with_an_expired_and_with_an_unknown_key(server: Server) -> dict[str, int | str]:
+def login_of_a_node_with_its_used_key_an_expired_and_an_unknown_key(server: Server) -> dict[str, int | str]:
     """Return the id of the node, or the error message, for each of the three keys."""
     node = server.register_new()
     keys = {
@@ -730,7 +731,8 @@ def test_ephemeral_node_is_deleted_after_it_was_offline_for_two_minutes(version:
     server.clock += timedelta(days=1)
     assert len(server.list_nodes()) == 1
     server.disconnect(node.id)
-    server.clock += timedelta(seconds=131)
+    # From 0.27 on, a node is still online for 10 seconds after it disconnected.
+    server.clock += timedelta(minutes=2, seconds=11)
     assert server.list_nodes() == []
 
 
