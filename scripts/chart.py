@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 from admission import DOMAIN_PATTERN, LOGIN_SERVER_PATTERN, NAMESPACE
-from generated_files import ROOT, write
+from generated_files import ROOT, write_or_check
 from manifests import IMAGES, as_text
 
 from lifecycle import __version__
@@ -461,4 +461,4 @@ def generated() -> dict[Path, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(write(generated()))
+    sys.exit(write_or_check(generated()))

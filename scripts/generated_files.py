@@ -9,8 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def write(files: dict[Path, str]) -> int:
-    """Write the files, or with --check compare them with the existing files. Return the exit status.
+def write_or_check(files: dict[Path, str]) -> int:
+    """Write the files, or with --check in sys.argv compare them with the existing files. Return the exit status.
 
     Args:
         files: the content of each file, by its path.

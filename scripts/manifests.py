@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 from admission import mutating_policy, validating_policy
-from generated_files import ROOT, write
+from generated_files import ROOT, write_or_check
 
 from lifecycle.inject.template import added_tailscale as tailscale_container
 from lifecycle.inject.template import added_volumes, placeholder_name, template
@@ -165,4 +165,4 @@ def _documents(documents: Iterable[Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(write(generated()))
+    sys.exit(write_or_check(generated()))

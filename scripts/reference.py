@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from documented_events import EVENTS
-from generated_files import ROOT, write
+from generated_files import ROOT, write_or_check
 from prometheus_client.parser import text_string_to_metric_families
 
 from lifecycle.dns_watch.state import State
@@ -141,4 +141,4 @@ def _error_types() -> Iterator[tuple[str, ...]]:
 
 
 if __name__ == "__main__":
-    sys.exit(write({PAGE: page()}))
+    sys.exit(write_or_check({PAGE: page()}))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from generated_files import ROOT, write
+from generated_files import ROOT, write_or_check
 from manifests import Dumper
 
 MODULE = ROOT / "deploy" / "terraform" / "service"
@@ -151,4 +151,4 @@ def _text(document: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(write(generated()))
+    sys.exit(write_or_check(generated()))

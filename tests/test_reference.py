@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from documented_events import EVENTS
-from generated_files import write
+from generated_files import write_or_check
 from reference import PAGE, page
 
 from lifecycle.domain import errors
@@ -28,11 +28,11 @@ def test_check_of_generated_files_fails_if_one_is_stale(tmp_path: Path, monkeypa
     """Without --check, the script writes the file."""
     files = {tmp_path / "reference.md": page()}
     monkeypatch.setattr(sys, "argv", ["generate", "--check"])
-    assert write(files) == 1
+    assert write_or_check(files) == 1
     monkeypatch.setattr(sys, "argv", ["generate"])
-    assert write(files) == 0
+    assert write_or_check(files) == 0
     monkeypatch.setattr(sys, "argv", ["generate", "--check"])
-    assert write(files) == 0
+    assert write_or_check(files) == 0
 
 
 @pytest.fixture(scope="module")
