@@ -47,8 +47,8 @@ class JsonClient:
         """Read the token again, and return it.
 
         Raises:
-            AuthError: the token cannot be read. Unlike a ConfigError, this does not end dns-watch: it can be temporary,
-                because the token could be read when the program started.
+            AuthError: the token cannot be read. Unlike a ConfigError, an AuthError does not end dns-watch: the failure
+                can be temporary, because the token could be read when the program started.
         """
         try:
             self._token = self._read_token()
@@ -76,7 +76,7 @@ class JsonClient:
             path: the path below the base address, starting with a slash.
             body: a JSON value; None = no body.
             authorized: True if the token is sent.
-            items: parses the list in the response; see `HttpClient.read`.
+            items: parses the list in the response while it arrives; the parsed items are then missing in the response.
 
         Raises:
             ApiError: the request was refused, or got no response. The subclass depends on the reason.

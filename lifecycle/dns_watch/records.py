@@ -139,8 +139,8 @@ def plan_records_at_name(
     Args:
         records: at least all records at the name, in any order.
         specs: the desired records, at most one of each type at a name. Our records of other types are deleted, except
-            those for which the node has an address that is not on the interface yet. Without DNS_IPV6, AAAA records
-            are deleted only if they are marked.
+            A or AAAA records if the node has such an address, which is then not on the interface yet. Without
+            DNS_IPV6, AAAA records are deleted only if they are marked.
         record_ownership: criteria for owning a record at the name.
         apex: the zone's own name, where NS records are normal; None if it is not known.
     """
@@ -150,18 +150,18 @@ def plan_records_at_name(
     )
     if in_the_way:
         return RecordPlan(in_the_way=in_the_way)
-    undecided: set[str] = set()
+    node_types: set[str] = set()
     # An alias has a CNAME record. DNS allows no address record beside it.
     if record_ownership.kind is not NameKind.ALIAS:
-        undecided = {record_type(address) for address in config.main_name_ownership.vpn_addresses(node.addresses)}
-        undecided -= {"AAAA"} if not config.ipv6 else set()
+        node_types = {record_type(address) for address in config.main_name_ownership.vpn_addresses(node.addresses)}
+        node_types -= {"AAAA"} if not config.ipv6 else set()
     changes: list[RecordChange] = []
     for type_ in ("A", "AAAA", "CNAME"):
         ours = [record for record in ordered if record.type == type_ and record_ownership.is_owned(record)]
         if type_ == "AAAA" and not config.ipv6:
             ours = [record for record in ours if record_ownership.is_marked(record)]
         spec = next((spec for spec in specs if (spec.name, spec.type) == (record_ownership.name, type_)), None)
-        if spec is not None or type_ not in undecided:
+        if spec is not None or type_ not in node_types:
             changes += _plan_type(ours, spec, record_ownership)
     return RecordPlan(changes=tuple(changes))
 
@@ -193,10 +193,7 @@ def _plan_type(
 def decide_records(
     state: State, node: Node, specs: tuple[RecordSpec, ...], observation: Observation, config: WatchConfig, now: Moment
 ) -> Decision:
-    """Decide what to change at our names.
-
-    The caller decides when the next pass is due.
-    """
+    """Decide what to change at our names."""
     addresses = _main_addresses(specs, config)
     if is_outdated(state.records, specs, now) and state.records.in_sync and addresses != state.records.addresses:
         reason = "the record has not been updated since the address changed"
@@ -210,7 +207,7 @@ def decide_records(
     successor = published_successor(read.records, read.successors, node, config)
     state, events = with_successor(state, successor)
     if successor is not None:
-        records = _with_read(state.records, specs, config.verify_interval, now)
+        records = _with_comparison(state.records, specs, config.verify_interval, now)
         records = replace(records, reason=f"node {successor.id} of a later pod has the name")
         return Decision(replace(state, records=records), events=events)
     plan = plan_records(read, node, specs, config)
@@ -227,7 +224,7 @@ def decide_records(
     after = _records_after(state.records, plan, specs, config, now)
     if not plan.changes:
         return Decision(replace(state, records=after), events=events)
-    # Clear `compared_specs`, so that the records are read again unless `conclude` learns that the change was made.
+    # Clear `compared_specs`, so that the records are read again, unless `decide.conclude` uses `records_after`.
     reason = "the record is out of sync and has not been updated yet"
     state = replace(state, records=replace(state.records, compared_specs=None, reason=reason))
     return Decision(state, plan.changes, records_after=after, events=events)
@@ -248,7 +245,10 @@ def _advice(record: Record, config: WatchConfig) -> str:
     return advice_on_foreign_record(record, record_ownership=record_ownership)
 
 
-def _with_read(records: RecordState, specs: tuple[RecordSpec, ...], interval: timedelta, now: Moment) -> RecordState:
+def _with_comparison(
+    records: RecordState, specs: tuple[RecordSpec, ...], interval: timedelta, now: Moment
+) -> RecordState:
+    """Remember that the records were compared with these specs, and when to read them again."""
     wait_s = add_jitter(interval.total_seconds(), now.jitter)
     return replace(records, compared_specs=specs, failures=0, verify_at_s=now.monotonic_s + wait_s)
 
@@ -264,7 +264,7 @@ def _records_after(
     interval = config.verify_interval
     if any(isinstance(change, CreateRecord) for change in plan.changes):
         interval = min(config.poll_interval, interval)
-    records = _with_read(records, specs, interval, now)
+    records = _with_comparison(records, specs, interval, now)
     if all(record.name != config.main_name_ownership.name for record in plan.in_the_way):
         records = replace(records, addresses=_main_addresses(specs, config))
     if plan.in_the_way:
@@ -294,7 +294,7 @@ def with_cloudflare_failure(state: State, failure: ApiError, config: WatchConfig
 
 
 def with_successor(state: State, successor: Node | None) -> tuple[State, tuple[Event, ...]]:
-    """Remember the successor because of which this pod changes no record, and report if the successor has changed."""
+    """Remember the successor, and report if it has changed. With a successor, this pod changes no record."""
     successor_id = successor.id if successor else None
     if successor_id == state.superseded_by:
         return state, ()

@@ -10,7 +10,7 @@ from lifecycle.domain.model import KeyMetadata, KeySpec, Node, PreAuthKey, Recor
 
 @dataclass(frozen=True, slots=True)
 class DeleteNode:
-    """Delete a node of a pod that no longer exists."""
+    """Delete a node whose pod no longer exists."""
 
     node: Node
     reason: str
@@ -58,12 +58,12 @@ class DeleteRecord:
 
 @dataclass(frozen=True, slots=True)
 class WriteFreshKey:
-    """Create a pre-auth key, and write it to the key file in place of the previous key.
+    """Create a pre-auth key, and replace the key file and the metadata file beside it.
 
     Attributes:
-        kept_node_id: the id of this pod's last known node; None if there is none.
-        kept_machine_key: the machine key of this node. Both are written to the metadata file beside the key file.
-        replaces: an older, unused key to expire first. If it cannot be expired, the new key is created anyway.
+        kept_node_id: for the metadata: the id of this pod's last known node; None if there is none.
+        kept_machine_key: for the metadata: the machine key of this node.
+        replaces: an unused older key, which is expired first. If this fails, the new key is created anyway.
     """
 
     spec: KeySpec

@@ -23,7 +23,8 @@ MANAGED_TYPES = ADDRESS_TYPES | {"CNAME"}
 
 WILDCARD = "*."
 
-# The mark of a record is the comment in Cloudflare that shows who owns the record. Every mark starts with this text.
+# The mark of a record is the comment in Cloudflare that shows who owns the record. Every mark starts with this text
+# and the version of the format, 1.
 _MARK_PREFIX = "tailscale-lifecycle/"
 
 # A mark as returned by `workload_mark`, such as "tailscale-lifecycle/1 services grafana.example.com".
@@ -76,7 +77,7 @@ def may_publish(node: Node, name: str) -> bool:
 
 
 def choose_user(users: Iterable[User], selector: str | None) -> User:
-    """Choose the Headscale user that owns our keys and nodes.
+    """Choose the Headscale user that owns the pre-auth keys and nodes of this program.
 
     Args:
         selector: a name, an e-mail address (used if no user has this name) or `id:N`; None = the only user.
@@ -122,7 +123,7 @@ def _describe_user(user: User) -> str:
 class NodeOwnership:
     """Criteria for owning a node: it has our hostname, a pre-auth key registered it, and it belongs to our user.
 
-    A node that has no user is ours if it has a tag of our pre-auth keys (AUTHKEY_TAGS) instead.
+    Instead of the user, a node without a user must have a tag of our pre-auth keys (AUTHKEY_TAGS).
     """
 
     hostname: str
@@ -152,7 +153,7 @@ class NameKind(Enum):
     ALIAS = auto()
     """A name in DNS_ALIASES. It has a CNAME record that points to the main name."""
     APEX_ALIAS = auto()
-    """A name in DNS_ALIASES that is the domain itself. It has address records: a CNAME would hide other records."""
+    """A name in DNS_ALIASES that is the domain itself. It has address records: a CNAME would hide the other records."""
     SHARED = auto()
     """A name in DNS_SHARED_NAMES. It has the address records of all workloads that share the name."""
 
@@ -194,10 +195,7 @@ class RecordOwnership:
         return is_cname and record.content.lower().removesuffix(".") == self.target
 
     def can_coexist(self, record: Record) -> bool:
-        """Return True if this name is shared, and the record is an address record of any workload.
-
-        The caller has to exclude records of this workload.
-        """
+        """Return True if this name is shared, and the record is an address record of this or another workload."""
         has_mark = record.comment.startswith(_MARK_PREFIX) and _WORKLOAD_MARK.fullmatch(record.comment) is not None
         return self.kind is NameKind.SHARED and record.type in ADDRESS_TYPES and has_mark
 

@@ -14,18 +14,15 @@ from lifecycle.domain.model import Record, RecordSpec
 
 
 class CloudflareWriter(CloudflareReader):
-    """A zone whose records may be changed. Only `lifecycle.apply` calls the methods defined here.
-
-    The arguments are those of `CloudflareReader`.
-    """
+    """A zone whose records may be changed. Only `lifecycle.apply` calls the methods defined here."""
 
     def __init__(self, client: JsonClient, *, domain: str, zone_id: str | None = None) -> None:
         super().__init__(client, domain=domain, zone_id=zone_id)
         # Records that Cloudflare created at another name than requested, and that still have to be deleted.
         self._strays: list[Record] = []
-        # If there was such a record, CLOUDFLARE_ZONE_ID is the wrong zone. This is then the error of each later change
-        # that creates a record.
-        self._wrong_zone = ""
+        # Such a record shows that CLOUDFLARE_ZONE_ID is the wrong zone. All later changes that create a record fail
+        # with this message.
+        self._wrong_zone_message = ""
 
     def change(
         self,
@@ -38,11 +35,11 @@ class CloudflareWriter(CloudflareReader):
 
         Raises:
             ConflictError: another record conflicts with a change, or a record was renamed since it was read.
-            NotFoundError: a record to update does not exist, or a record to delete together with other changes.
+            NotFoundError: a record to update does not exist, or a record to delete in a batch with other changes.
             ResponseError: a name belongs to another zone, or a changed record differs from what was requested.
 
-        Source: POST, PATCH and DELETE below /zones/{zone}/dns_records, and POST …/batch, which deletes,
-        then updates, then creates, and accepts 200 records on every plan of Cloudflare.
+        Requests: POST, PATCH or DELETE below /zones/{zone}/dns_records. For several changes, POST …/batch deletes, then
+        updates, then creates. It accepts 200 records on every plan of Cloudflare.
         """
         path = f"{self.zone_path()}/dns_records"
         patches = [(record, spec, spec.differences(record)) for record, spec in updates]
@@ -51,8 +48,8 @@ class CloudflareWriter(CloudflareReader):
         created: list[Record] = []
         changed: list[Record] = []
         self._delete_strays(path)
-        if self._wrong_zone and names:
-            raise ResponseError(self._wrong_zone, upstream=UPSTREAM)
+        if self._wrong_zone_message and names:
+            raise ResponseError(self._wrong_zone_message, upstream=UPSTREAM)
         # A token that may edit records is not always allowed to read the zone. In this case, the names are not checked.
         with suppress(AuthError):
             for name in names:
@@ -81,12 +78,12 @@ class CloudflareWriter(CloudflareReader):
         # Cloudflare appends the zone's name to a name that does not end with it.
         self._strays = [record for record in created if record.name not in names]
         if self._strays:
-            self._wrong_zone = (
+            self._wrong_zone_message = (
                 f"Cloudflare created {self._strays[0].name} instead of {', '.join(sorted(names))}, which belongs to "
                 "another zone. Set CLOUDFLARE_ZONE_ID to the id of the zone of DOMAIN_NAME, or leave it out."
             )
             self._delete_strays(path)
-            raise ResponseError(self._wrong_zone, upstream=UPSTREAM)
+            raise ResponseError(self._wrong_zone_message, upstream=UPSTREAM)
         _check_result(path, created, creates)
         _check_result(path, changed, [spec for _, spec, _ in patches])
 
@@ -111,8 +108,8 @@ def _create_body(spec: RecordSpec) -> dict[str, Any]:
         "name": spec.name,
         "content": str(spec.content),
         "ttl": spec.ttl_s,
-        # This is the default, but the value is also sent explicitly. In an account with private routing, Cloudflare
-        # accepts a proxied VPN address, and would send the requests for it through a tunnel.
+        # This is the default, but is sent anyway. In an account with private routing, Cloudflare would accept a proxied
+        # VPN address, and send the requests for it through a tunnel.
         "proxied": False,
         "comment": spec.comment,
     }
