@@ -82,7 +82,7 @@ NOT_SETTINGS = {
     "TS_USE_CACHED_NETMAP",
     "WEBUI_SECRET_KEY",
 }
-"""Names in the pages that look like settings of this program, such as variables of other programs and capabilities."""
+"""Names in the pages that look like settings, such as variables of other programs and Linux capabilities."""
 
 CREATED_BY_THE_READER = re.compile(r"deploy/services/wiki\b|build/sources\.tar\.gz")
 """Paths that do not exist in the repository, because commands of a page create them."""
@@ -139,7 +139,7 @@ def test_every_event_is_logged_by_the_program(page: Path) -> None:
     logged = {text for text in program_strings() if EVENT.fullmatch(text)}
     nouns = {event.partition(".")[0] for event in logged}
     names = {text for text in re.findall(r"`([^`\n]+)`", prose(page.read_text())) if EVENT.fullmatch(text)}
-    # Names of files, and of values in a Helm chart, look like events.
+    # Names of files, and of the values of the Helm chart (tables with the column "value"), look like events.
     others = {name for name in names if name.endswith(".py")}
     others |= {name for row in rows(page.read_text()) for name in quoted(row.get("value", ""))}
     assert {name for name in names - others if name.partition(".")[0] in nouns} <= logged
@@ -188,6 +188,7 @@ def test_documented_limits_are_those_of_the_program() -> None:
 
 def test_operations_lists_the_states_of_nodez() -> None:
     """`/nodez` is an endpoint of dns-watch, which returns the state of its node."""
+    # The state of an unregistered node is that of `State()`.
     lost = [State(heal=HealState(lost=kind)) for kind in LossKind if kind is not LossKind.UNREGISTERED]
     states = [State(), State(is_registered=True), State(superseded_by="2"), *lost]
     documented = {state for row in rows(section(OPERATIONS, "## Self-healing")) for state in quoted(row["state"])}
@@ -202,13 +203,14 @@ def test_documented_cores_for_headscale_follow_from_the_cost_of_a_request() -> N
     for row in table:
         pods = int(row["pods"].replace(",", ""))
         interval = parse_duration(quoted(row["poll interval with default settings"])[0]).total_seconds()
+        # The interval depends on the number of nodes only if the pod has a VPN interface.
         assert interval == idle_interval_s(State(fleet_size=pods, interface=(ip_address("100.64.0.1"),)), config)
         # Jitter lengthens the interval by up to a quarter, and by an eighth on average.
         cores = pods * BCRYPT_S / (interval * 1.125)
         assert float(row["cores"]) == round(cores, 1)
 
 
-def test_every_page_names_the_same_tailscale_image() -> None:
+def test_every_page_names_the_default_tailscale_image() -> None:
     default = InjectSettings.model_fields["tailscale_image"].default
     images = {
         image for page in PAGES for image in re.findall(r"(tailscale/tailscale:[\w.]+[\w.@:]*)", page.read_text())

@@ -42,14 +42,14 @@ def api_server() -> Iterator[ApiServer]:
                 server.kubectl("create", "serviceaccount", account, "-n", "services")
         server.kubectl("apply", "-f", "-", text=yaml.safe_dump_all(render(server.inject_folder)))
         set_settings(server)
-        # Policies take effect some seconds after their creation.
+        # Policies take effect some seconds after their creation. The label must be "true" or "false", not "yes".
         eventually(lambda: server.refusal(labelled(pod(), inject="yes")) or None, "a refusal", timeout_s=60)
-        eventually(lambda: server.injection_state(pod()) == "on", "containers", timeout_s=60)
+        eventually(lambda: server.injection_state(pod()) == "on", "an injected pod", timeout_s=60)
         yield server
 
 
 def set_settings(server: ApiServer, **settings: str | None) -> None:
-    """Write the ConfigMap with the settings of injection. A setting that is None is omitted."""
+    """Replace the ConfigMap with the settings for the policies. A setting that is None is omitted."""
     data = SETTINGS | {"LOGIN_SERVER": LOGIN_SERVER} | settings
     data = {name: value for name, value in data.items() if value is not None}
     with suppress(RefusedError):
@@ -69,7 +69,7 @@ def cluster_programs() -> None:
 
 @pytest.fixture(scope="session")
 def certificate() -> tuple[str, str]:
-    """A certificate for all names of the domain, and its key. The stand-in images trust only this certificate."""
+    """A certificate for all names of the domain, and its key. The images of `cluster` trust only this certificate."""
     return issue(f"*.{DOMAIN}")
 
 
@@ -84,7 +84,7 @@ def image_archive(cluster_programs: None, request: pytest.FixtureRequest) -> Pat
 
 @pytest.fixture(scope="session")
 def cluster(cluster_programs: None, image_archive: Path, certificate: tuple[str, str]) -> Iterator[Cluster]:
-    """A running cluster with this project's image and the stand-ins for other images."""
+    """A running cluster. All its images are made from local programs, except this project's image."""
     # /var/tmp is on a disk. If the folder were in memory, files that a pod writes would count towards its memory limit.
     with tempfile.TemporaryDirectory(prefix="c-", dir="/var/tmp") as name:
         folder = Path(name)
@@ -105,14 +105,14 @@ def tailnet(cluster: Cluster, certificate: tuple[str, str]) -> Iterator[Tailnet]
 
 @pytest.fixture(scope="session")
 def grafana(tailnet: Tailnet) -> str:
-    """Deploy deploy/services/grafana. The value is the name of its pod."""
+    """Deploy deploy/services/grafana, and return the name of the pod."""
     deploy_grafana(tailnet)
     return GRAFANA_POD
 
 
 @pytest.fixture(scope="session")
 def wiki(tailnet: Tailnet) -> str:
-    """Deploy a workload whose pods get the containers by injection. The value is the name of its Deployment."""
+    """Deploy a workload whose pods get the containers by injection, and return the name of its Deployment."""
     deploy_wiki(tailnet)
     return WIKI
 
@@ -130,7 +130,7 @@ RELEASE_NAMESPACE = "system"
 
 @pytest.fixture(scope="session")
 def chart_server(chart: Path) -> Iterator[ApiServer]:
-    """An API server for the chart. It has namespaces, custom resource definitions, and objects of other owners."""
+    """An API server for the chart. The objects named `unrelated` do not belong to the chart."""
     if reason := missing_programs():
         pytest.skip(reason)
     with tempfile.TemporaryDirectory(prefix="api-") as folder, ApiServer(Path(folder)) as server:
@@ -143,9 +143,9 @@ def chart_server(chart: Path) -> Iterator[ApiServer]:
             server.kubectl("create", "configmap", "unrelated", "-n", namespace)
         for kind in ("MutatingAdmissionPolicy", "ValidatingAdmissionPolicy"):
             server.create(*unrelated_policy(kind, server))
-        server.kubectl("create", "rolebinding", "unrelated", "--clusterrole=view", "--user=a", "-n", "headscale")
+        server.kubectl("create", "rolebinding", "unrelated", "--clusterrole=view", "--user=any", "-n", "headscale")
         eventually(
-            lambda: "resources" in server.request("GET", "/apis/monitoring.coreos.com/v1"), "resources", timeout_s=60
+            lambda: "resources" in server.request("GET", "/apis/monitoring.coreos.com/v1"), "the API", timeout_s=60
         )
         yield server
 
@@ -153,12 +153,12 @@ def chart_server(chart: Path) -> Iterator[ApiServer]:
 @pytest.fixture(scope="session")
 def chart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packed Helm chart of this project, which contains the sources of the image."""
-    program()
+    program()  # Skips the test if Helm is not installed.
     return packed_chart(tmp_path_factory.mktemp("chart"))
 
 
 def custom_resource_definition(kind: str, group: str = "monitoring.coreos.com", version: str = "v1") -> dict[str, Any]:
-    """Return a custom resource definition that accepts all fields. The default group is the Prometheus operator's."""
+    """Return a custom resource definition that accepts all fields, by default of the Prometheus operator."""
     plural = f"{kind.lower()}s"
     schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     version_definition = {"name": version, "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
@@ -179,8 +179,7 @@ def unrelated_policy(kind: str, server: ApiServer) -> Iterator[dict[str, Any]]:
     """Yield a policy with a ConfigMap as parameter, and its binding.
 
     When the last policy with such a parameter is deleted, the API server stops reading ConfigMaps, even if a new policy
-    is created later (kubernetes/kubernetes#130887). Without the unrelated policy, the chart could be installed only
-    once on the same API server.
+    is created later (kubernetes/kubernetes#130887). The chart could then be installed only once.
     """
     is_mutating = kind.startswith("Mutating")
     rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["replicationcontrollers"]}

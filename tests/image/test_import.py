@@ -33,7 +33,7 @@ from tests.image.tools import (
 
 @pytest.fixture
 def archive(image_build: ImageBuild) -> Archive:
-    """The archive, which the test may change."""
+    """A copy of the archive of the image. The test may change it."""
     return image_build.archive
 
 
@@ -68,7 +68,7 @@ def wait_until_pinned(containerd: Containerd) -> None:
 
 
 def is_settled(containerd: Containerd) -> bool:
-    """Return True if import.sh and containerd's CRI plugin have finished. The probe succeeds earlier."""
+    """Return True if import.sh and containerd's CRI plugin have finished. The readiness probe succeeds earlier."""
     images = containerd.images()
     is_managed = all(image.labels.get("io.cri-containerd.image") == "managed" for image in images.values())
     # The two names are IMAGE, and the digest of the image's configuration, which the CRI plugin adds.
@@ -92,7 +92,7 @@ def remove_name(unpacked: Path) -> None:
 
 
 def rename_image_in_docker_archive(unpacked: Path) -> None:
-    """Rename the image in the annotation of containerd. The OCI annotation keeps the tag, but containerd ignores it."""
+    """Rename the image in containerd's annotation. OCI's annotation keeps the tag, but takes no precedence."""
     name_like_docker_save(unpacked)
     rename_image(unpacked)
 
@@ -142,7 +142,7 @@ class Unpacked:
 
 
 def as_json(value: object) -> bytes:
-    """Return a document of an archive."""
+    """Return the value as JSON without spaces."""
     return json.dumps(value, separators=(",", ":")).encode()
 
 
@@ -201,7 +201,7 @@ def test_changed_image_is_restored(
     containerd: Containerd, archive: Archive, importer: Importer, change: Callable[[Containerd, Archive], None]
 ) -> None:
     change(containerd, archive)
-    assert IMAGE in importer.check().stdout
+    assert not importer.is_ready()
     importer.wait_until_ready()
     image = containerd.images()[IMAGE]
     assert (image.digest, image.labels[PIN]) == (archive.digest, "pinned")
@@ -217,7 +217,7 @@ def test_image_without_snapshots_is_unpacked_again(containerd: Containerd, impor
     importer.wait_until_ready()
 
 
-def test_archive_of_docker_is_imported_under_the_full_name(
+def test_archive_of_docker_save_is_imported_under_the_full_name(
     containerd: Containerd, archive: Archive, tmp_path: Path
 ) -> None:
     archive.rewrite(name_like_docker_save)
@@ -246,7 +246,7 @@ def test_script_runs_with_busybox(containerd: Containerd, archive: Archive, tmp_
 def test_new_archive_replaces_the_image(
     containerd: Containerd, archive: Archive, importer: Importer, image_build: ImageBuild, tmp_path: Path
 ) -> None:
-    """The next pod of the DaemonSet finds the image that the previous pod has imported."""
+    """The next pod of the DaemonSet imports the archive, although the previous pod has imported an image."""
     importer.stop()
     before = containerd.images()[IMAGE].digest
     image_build.change_sources(lambda sources: (sources / "LICENSE").write_text("another\n"))
@@ -267,7 +267,7 @@ def test_temporary_name_of_an_interrupted_import_is_deleted(containerd: Containe
 def test_restarted_container_reads_the_archive_again(
     containerd: Containerd, archive: Archive, importer: Importer
 ) -> None:
-    """The state folder is kept, but the archive has changed."""
+    """The state folder still has the digest of the old archive."""
     importer.stop()
     archive.rewrite(change_label)
     importer.start()
@@ -364,7 +364,7 @@ def test_script_exits_with_0_on_sigterm(importer: Importer) -> None:
 def test_pod_with_unchanged_sources_imports_nothing(
     containerd: Containerd, image_build: ImageBuild, importer: Importer, tmp_path: Path
 ) -> None:
-    """The init container and the main container of the next pod run."""
+    """In the next pod, the init container builds no image, and the main container imports none."""
     importer.stop()
     assert image_build.is_up_to_date()
     with importing(containerd, image_build.archive, tmp_path / "second") as successor:

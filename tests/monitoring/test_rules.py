@@ -67,7 +67,7 @@ def test_promtool_accepts_the_rules(rule_file: Path) -> None:
 @needs_promtool
 def test_alerts_fire_as_expected(rule_file: Path) -> None:
     path = rule_file.with_name(PROMTOOL_TESTS.name)
-    # promtool would compare annotations too, but tests do not pin their wording.
+    # promtool would compare annotations, too. Without them, a new wording does not fail the test.
     without_annotations = yaml.safe_load(rule_file.read_text())
     for group in without_annotations["groups"]:
         for rule in group["rules"]:
@@ -99,9 +99,8 @@ def test_every_runbook_url_is_a_section_of_the_documentation(alerts: dict[str, A
 
 
 def metrics_in(query: str) -> set[str]:
-    """Return the names of the metrics that a PromQL query uses, in the form of METRICS."""
+    """Return the names of the metrics that a PromQL query uses, without prefix and suffix, as in METRICS."""
     names = re.findall(r"tailscale_lifecycle_(\w+)", query)
-    # The names in METRICS have no suffixes such as "_total".
     return {re.sub(r"(_total|_info|_count|_sum)$", "", name) for name in names}
 
 

@@ -1,4 +1,4 @@
-"""Create private PID and mount namespaces. When their init process ends, the kernel ends their processes and mounts."""
+"""Create private PID and mount namespaces. When the init process ends, the kernel removes the processes and mounts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tests.pod.network import eventually
 def private_init(*prefix: str) -> Iterator[int]:
     """Start an init process in new PID and mount namespaces, and yield its process id.
 
-    The init process reaps all processes in the namespaces. Mounts are not visible outside.
+    The init process reaps orphaned processes. Mounts are not visible outside.
 
     Args:
-        prefix: the start of the command line, such as `nsenter --net=...`, which runs the rest of the command line.
+        prefix: a command that starts another command, such as `nsenter --net=...`.
     """
     unshare = subprocess.Popen(
         [

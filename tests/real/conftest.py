@@ -24,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in (
         "every_client: run the test with the newest Tailscale client, and also with each older client",
         "four_releases: run the test only with the oldest, a middle and the newest release, and with the main branch",
-        "takes_minutes: start the test first, so that other tests can run at the same time",
+        "takes_minutes: start the test before the others, so that it does not run alone at the end",
     ):
         config.addinivalue_line("markers", marker)
 
@@ -75,7 +75,7 @@ def temporary_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def server(release: Release) -> Iterator[HeadscaleServer]:
-    """A running server, which all tests with this release share. Its users are those of `server_with_users`."""
+    """A running server with the users USER and OTHER_USER. All tests with this release share it."""
     with (
         tempfile.TemporaryDirectory(prefix="lc-", ignore_cleanup_errors=True) as folder,
         server_with_users(release, Path(folder, "server")) as running,
@@ -92,11 +92,11 @@ def start_workload(release: Release, temporary_folder: Path) -> Iterator[StartWo
     with ExitStack() as stack:
 
         def start(
-            server_settings: Mapping[str, Any] | None = None, public_url: str | None = None, **settings: str
+            server_settings: Mapping[str, Any] | None = None, public_url: str | None = None, **workload_settings: str
         ) -> Workload:
             options = {"settings": server_settings, "public_url": public_url}
             server = stack.enter_context(server_with_users(release, temporary_folder / "server", **options))
-            return stack.enter_context(workload_on(server, temporary_folder / "pod", **settings))
+            return stack.enter_context(workload_on(server, temporary_folder / "pod", **workload_settings))
 
         yield start
 
@@ -122,7 +122,7 @@ def cloudflare() -> CloudflareSimulator:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresCluster]:
-    """A running PostgreSQL cluster, which the tests share. Each test creates its own database."""
+    """A running PostgreSQL server, which the tests share. Each test creates its own database."""
     programs = postgres_programs()
     if isinstance(programs, str):
         pytest.skip(programs)
