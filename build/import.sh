@@ -1,11 +1,11 @@
 #!/bin/sh
 # Usage: import.sh [check]
 # Import the image in ARCHIVE into the containerd of this cluster node, and pin the image, so that the kubelet does not
-# delete it. Every CHECK_INTERVAL seconds, check that the image and its pin still exist, and create again what is
+# delete it. Every CHECK_INTERVAL seconds, check that the image and its pin still exist, and restore what is
 # missing.
 #
-# With "check": exit with status 0 if containerd has the complete image of ARCHIVE, with the name $IMAGE (see
-# archive.sh) and pinned. Otherwise print the reason and exit with status 1.
+# With "check": exit with status 0 if the complete image of ARCHIVE is in containerd, has the name $IMAGE (see
+# archive.sh) and is pinned. Otherwise print the reason and exit with status 1.
 #
 # These variables are settings:
 #
@@ -22,8 +22,7 @@ set -eu
 PIN=io.cri-containerd.pinned=pinned
 # The temporary name of the image, until containerd has unpacked it.
 NEXT=localhost/tailscale-lifecycle:next
-# After a failed import, the next attempt is made after $backoff checks. $skip is the number of these checks that are
-# left.
+# After a failed import, $backoff is doubled. $skip is the number of checks that are left before the next attempt.
 backoff=1
 skip=0
 
@@ -52,7 +51,7 @@ digest_of() {
     images ls "name==$1" | awk -v name="$1" '$1 == name { sub("sha256:", "", $3); print $3 }'
 }
 
-# Succeed if all parts of an image exist and are unpacked: is_complete NAME
+# Succeed if all parts of an image exist ("complete") and are unpacked (last column): is_complete NAME
 is_complete() {
     images check "name==$1" |
         awk -v name="$1" '$1 == name && / complete / && $NF == "true" { found = 1 } END { exit !found }'
@@ -72,7 +71,7 @@ is_imported() {
 # Import the archive under the name $NEXT first, and then as $IMAGE. containerd gives the name to an image before it
 # unpacks the image, and an image that cannot be unpacked must not replace the image that pods use.
 import_archive() {
-    # Without --local, containerd 2 removes the labels of an image that has the name already. The pin is such a label.
+    # Without --local, containerd 2 removes the labels of an existing image with this name. The pin is such a label.
     local_flag=''
     if images import --help | grep -q -- '--local'; then
         local_flag=--local
@@ -111,7 +110,7 @@ import_if_missing() {
     backoff=1
 }
 
-# Pin $IMAGE. Pods use it even if it is an older image than that of the archive.
+# Pin $IMAGE, even if it is older than the image of the archive, because pods use it.
 pin() {
     if ! is_pinned && is_complete "$IMAGE"; then
         log "pinning $IMAGE"
