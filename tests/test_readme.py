@@ -79,8 +79,8 @@ def test_every_mounted_volume_exists_in_the_pod(pod: dict[str, Any]) -> None:
     assert mounted == {volume["name"] for volume in pod["volumes"]}
 
 
-def secret_files(pod: dict[str, Any], container: str) -> dict[str, str]:
-    """Return the key of the Secret for each setting of a container that is read from a file."""
+def secret_keys_by_setting(pod: dict[str, Any], container: str) -> dict[str, str]:
+    """Return the key of the Secret that each `_FILE` setting of a container refers to."""
     mounts = {mount["name"]: mount["mountPath"] for mount in containers(pod)[container]["volumeMounts"]}
     (folder,) = [
         Path(mounts[volume["name"]])
@@ -96,7 +96,7 @@ def secret_files(pod: dict[str, Any], container: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("container", ["cleanup", "dns-watch"])
 def test_containers_read_the_keys_of_the_secret_that_readme_creates(pod: dict[str, Any], container: str) -> None:
-    assert set(secret_files(pod, container).values()) == secret_keys()["lifecycle"]
+    assert set(secret_keys_by_setting(pod, container).values()) == secret_keys()["lifecycle"]
 
 
 @pytest.mark.parametrize(("container", "command"), [("cleanup", CleanupSettings), ("dns-watch", DnsWatchSettings)])
@@ -108,7 +108,8 @@ def test_settings_of_the_containers_are_valid(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     environment = variables(containers(pod)[container])
-    for name, key in secret_files(pod, container).items():
+    # The files exist only in the pod.
+    for name, key in secret_keys_by_setting(pod, container).items():
         del environment[name]
         environment[key] = "a-token"
     assert environment.keys() <= every_variable()
@@ -132,7 +133,7 @@ def test_tailscale_container_keeps_its_state_and_reads_the_key_of_cleanup(pod: d
 
 
 def test_login_servers_in_code_blocks_are_reachable_after_a_restart_of_headscale() -> None:
-    """With an `http` URL that contains a host name, clients stay offline. Only warnings mention such URLs."""
+    """After the restart, clients whose login server is an `http` URL with a host name stay offline."""
     pages = [ROOT / "README.md", *ROOT.glob("docs/*.md")]
     texts = [block.text for page in pages for block in blocks(page.read_text())]
     texts.append((ROOT / "deploy/site/site.env").read_text())
@@ -156,5 +157,6 @@ def test_env_file_of_a_page_is_valid_for_a_dry_run_and_for_prune(page: str, acce
     Path(".env").write_text(env_file(page))
     settings = load(DryRunSettings)
     assert (settings.access, settings.mark) == (access, "tailscale-lifecycle/1 services")
+    # Otherwise, the dry run would use the VPN address of the reader's machine.
     assert not settings.tailscale_interface
     assert load(PruneSettings).dns_owner == "services"

@@ -39,6 +39,7 @@ from tests.pod.tailscale_container import health_address
 OLDEST_KUBERNETES = {
     # Kubernetes enables native sidecars by default since 1.29.
     **dict.fromkeys((*WORKLOADS, "ingress/internal"), "1.29"),
+    # Its pod uses `hostnameOverride`, which Kubernetes enables by default since 1.35.
     "freeipa": "1.35",
 }
 """The oldest version of Kubernetes that a folder supports, if it is newer than 1.25."""
@@ -82,6 +83,7 @@ def test_native_sidecars_start_in_order_before_other_containers(workload: str) -
 
 
 def test_sidecars_and_plain_containers_differ_only_in_their_place_and_restart_policy() -> None:
+    """The variant with plain containers is for Kubernetes before 1.29, which has no native sidecars."""
     native, plain = pod_spec(manifests_of("grafana")), pod_spec(manifests_of("grafana/plain"))
     native_containers = containers(native)
     for name in ("tailscale", "dns-watch"):
@@ -147,6 +149,7 @@ def test_role_allows_access_to_the_state_secret_only(workload: str) -> None:
     spec = pod_spec(documents)
     name = environment(containers(spec)["tailscale"], documents)["TS_KUBE_SECRET"]
     assert secret["metadata"]["name"] == name
+    # `kubectl apply` of a Secret with data would overwrite the state.
     assert "data" not in secret
     assert "stringData" not in secret
     (secrets,) = [rule for rule in role["rules"] if "secrets" in rule["resources"]]
@@ -206,6 +209,7 @@ def test_key_volume_is_in_memory_and_readable_by_tailscale(workload: str) -> Non
         for mount in container["volumeMounts"]
         if mount["name"] == "tailscale-lifecycle-auth"
     }
+    # With subPath, a container would not see a key file that replaces an earlier one.
     assert all("subPath" not in mount for mount in mounts.values())
     assert {name for name, mount in mounts.items() if mount.get("readOnly")} == {"tailscale"}
     # Without DAC_OVERRIDE, root can read a 0640 file of another user only as a member of its group.
@@ -219,7 +223,12 @@ def test_two_pods_never_run_at_the_same_time(workload: str) -> None:
     assert resource["spec"]["replicas"] == 1
     if resource["kind"] != "StatefulSet":
         assert resource["spec"]["strategy"] == {"type": "Recreate"}
-    assert resource["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= 30
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_tailscale_has_time_to_save_its_state(workload: str) -> None:
+    """When the pod ends, tailscale stops last, so the default of 30 s would be too short."""
+    assert pod_spec(manifests_of(workload))["terminationGracePeriodSeconds"] > 30
 
 
 @pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)

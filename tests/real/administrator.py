@@ -49,7 +49,7 @@ class Administrator:
     # --- Nodes --------------------------------------------------------------------------------------
 
     def rename_node(self, node_id: str, name: str) -> None:
-        """Change a node's name in the tailnet. The hostname of the node stays the same."""
+        """Change a node's name in Headscale. The hostname of the node stays the same."""
         self._post(f"/node/{node_id}/rename/{name}")
 
     def tag_node(self, node_id: str, *tags: str) -> None:
@@ -86,7 +86,7 @@ class Administrator:
     # --- The policy ---------------------------------------------------------------------------------
 
     def set_policy(self, policy: str) -> None:
-        """Replace the policy in the database."""
+        """Replace the access policy, which Headscale stores in its database."""
         self._server.request("PUT", "/api/v1/policy", body={"policy": policy}).raise_for_status()
 
     def _post(self, path: str, body: Any = None) -> Any:

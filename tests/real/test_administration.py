@@ -21,7 +21,7 @@ SHORT_LIFETIME: Final = timedelta(seconds=5)
 
 
 def assert_unaffected(workload: Workload, watch: DnsWatch, change: Callable[[], None]) -> None:
-    """Make a change, and check that the workload's node, record and pre-auth key stay the same."""
+    """Make a change, and check that the next two passes leave the node, record and pre-auth key unchanged."""
     before = workload.state()
     change()
     for _ in range(2):
@@ -54,6 +54,7 @@ def test_new_api_key_in_the_file_replaces_a_refused_one(workload: Workload, api_
         case "expired by an administrator":
             administrator.expire_api_key(key)
         case "expired after its lifetime":
+            # When Headscale refuses the old key, `dns-watch` reads this key, which then expires.
             api_key_file.write_text(administrator.create_api_key(SHORT_LIFETIME))
             administrator.delete_api_key(key)
     failed = watch.wait_for_next("pass.failed", error_type="AuthError", failures_in_a_row=2)
@@ -93,7 +94,7 @@ def test_renamed_node_is_still_owned(workload: Workload) -> None:
 
 
 def test_node_is_not_deleted_while_it_belongs_to_another_user(workload: Workload) -> None:
-    """An administrator moves the node to another user and back. `cleanup` reports that it does not own the node."""
+    """An administrator moves the node to another user and back. `cleanup` reports that the workload does not own it."""
     if workload.server.release.minor >= 28:
         pytest.skip("Headscale 0.28 and newer cannot move a node")
     administrator = Administrator(workload.server)
@@ -101,6 +102,7 @@ def test_node_is_not_deleted_while_it_belongs_to_another_user(workload: Workload
     before = workload.state()
     administrator.move_node(before.node_ids[0], OTHER_USER)
     watch.wait_for_next("pass.skipped")
+    # `dns-watch` still uses the key file of the running pod.
     (warned,) = events_named(
         workload.run_cleanup(AUTHKEY_OUTPUT_PATH=str(workload.folder / "other")).events, "node.foreign"
     )
@@ -115,7 +117,7 @@ def test_node_is_not_deleted_while_it_belongs_to_another_user(workload: Workload
 
 
 def test_renamed_user_affects_only_new_pods(workload_on_dedicated_server: Workload) -> None:
-    """A new pod needs the user's new name in HEADSCALE_USER. The user's id works before and after the change."""
+    """A new pod needs the user's new name in HEADSCALE_USER. The user's id remains valid there."""
     workload = workload_on_dedicated_server
     user_id = f"id:{workload.server.user_id(USER)}"
     _, watch = workload.start_pod()
@@ -158,6 +160,7 @@ def test_every_valid_user_name_can_be_configured(workload_on_dedicated_server: W
 # --- Similar nodes ------------------------------------------------------------------------------------
 
 HOSTNAME: Final = "app.example.com"
+"""The hostname of the workload."""
 TAG: Final = "tag:web"
 
 SIMILAR_HOSTNAMES: Final = (
@@ -172,6 +175,7 @@ SIMILAR_HOSTNAMES: Final = (
 
 
 def test_cleanup_deletes_only_owned_nodes_among_similar_ones(workload_on_dedicated_server: Workload) -> None:
+    """A node with the workload's hostname as its name, but with another hostname, is not owned."""
     workload = workload_on_dedicated_server
     server, administrator = workload.server, Administrator(workload.server)
 
@@ -210,6 +214,7 @@ def test_cleanup_deletes_only_owned_nodes_among_similar_ones(workload_on_dedicat
         not_owned["no user, other tag"] = register("tags", HOSTNAME, None, "--tags=tag:db")
         owned["no user, configured tag"] = register("own-tags", HOSTNAME, None, f"--tags={TAG}")
     else:
+        # In these releases, a node with tags belongs to the user of its key.
         not_owned["another user's, configured tag"] = register("tagged", HOSTNAME, OTHER_USER, f"--tags={TAG}")
     server.expire_node(owned["expired node"])
     ended = workload.run_cleanup(AUTHKEY_TAGS=TAG)

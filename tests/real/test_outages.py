@@ -16,7 +16,7 @@ from tests.real.workload import CONFIRM_TIMEOUT_S, Workload, server_with_users, 
 OUTAGE_S: Final = 600.0
 
 RECOVERY_TIMEOUT_S: Final = 400.0
-"""How long recovery may take after a long outage. The longest backoff is five minutes."""
+"""How long recovery may take after a long outage. dns-watch waits up to five minutes between attempts."""
 
 
 @pytest.mark.takes_minutes
@@ -34,8 +34,7 @@ def test_ten_minutes_without_a_server_change_nothing(releases: list[Release], te
             pods.append((workload, watch, workload.state()))
         for workload, _, _ in pods:
             workload.server.stop()
-        end = time.monotonic() + OUTAGE_S
-        eventually(lambda: time.monotonic() > end, "the end of the outage", timeout_s=OUTAGE_S + 5)
+        time.sleep(OUTAGE_S)
         for workload, watch, _ in pods:
             assert watch.exit_status is None
             workload.server.start()
@@ -60,7 +59,7 @@ def test_pod_recovers_when_a_restored_database_reuses_its_node_id(
     workload.environment["SELF_HEAL"] = "true"
     administrator.copy_database(temporary_folder / "copy")
     client, watch = workload.start_pod()
-    (old_id,), written = workload.node_ids, len(workload.cloudflare.writes)
+    (old_id,), writes_before = workload.node_ids, len(workload.cloudflare.writes)
     workload.server.stop()
     # Otherwise, the client would try to log in with a node key that the restored database does not contain.
     client.stop()
@@ -71,7 +70,7 @@ def test_pod_recovers_when_a_restored_database_reuses_its_node_id(
         assert later.node_ids == [old_id]
         watch.wait_for("node.lost", node_id=old_id, timeout_s=CONFIRM_TIMEOUT_S)
         created = watch.wait_for("pre_auth_key.created", timeout_s=CONFIRM_TIMEOUT_S)
-        assert len(workload.cloudflare.writes) == written
+        assert len(workload.cloudflare.writes) == writes_before
         client.start()
         client.log_in(workload.key_file)
         watch.wait_for("node.returned")
