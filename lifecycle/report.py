@@ -32,7 +32,7 @@ class Step:
     Attributes:
         kind: what kind of object is changed.
         what: a description of the changed object, for people.
-        details: values that identify the changed object, for programs that read the JSON report.
+        details: values of the changed object, for programs that read the JSON report.
     """
 
     action: Literal["create", "update", "delete", "write"]
@@ -110,8 +110,8 @@ def _steps(change: Change, key_path: Path) -> Iterator[Step]:
 def to_text(report: Report, *, colors: bool) -> str:
     """Return the report as text."""
 
-    def colored(color: str, words: str) -> str:
-        return f"{color}{words}{_RESET}" if colors and color else words
+    def colored(color: str, text: str) -> str:
+        return f"{color}{text}{_RESET}" if colors and color else text
 
     lines = printable_values(report.context)
     for section in report.sections:

@@ -42,7 +42,12 @@ class CleanupConfig:
 
 @dataclass(frozen=True, slots=True)
 class SavedState:
-    """What tailscale saved in its state Secret: the id of its node ("" = none) and the node's public machine key."""
+    """What tailscale saved in its state Secret.
+
+    Attributes:
+        node_id: the id of its node; "" if there is none.
+        machine_key: the node's public machine key; None if it is unknown.
+    """
 
     node_id: str
     machine_key: str | None = None
@@ -50,12 +55,13 @@ class SavedState:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What was read.
+    """What was read from Headscale, Cloudflare and Kubernetes.
 
     Attributes:
         user: the Headscale user that owns our nodes and keys.
         nodes: all nodes in Headscale.
         records: all records at the main name, and our records at further names; None if they could not be read.
+        records_error: why the records could not be read.
         state: None if the state Secret does not exist or is not needed.
     """
 
@@ -92,7 +98,7 @@ def plan_cleanup(observation: Observation, *, config: CleanupConfig, now: dateti
         now: the time by Headscale's clock.
 
     Raises:
-        NameTakenError: another instance of this program, with another DNS_OWNER, uses the name.
+        NameTakenError: another DNS_OWNER or workload uses the main name.
     """
     refuse_taken_name(observation.records or (), record_ownership=config.main_name_ownership)
     node_ownership = config.node_ownership(observation.user)
@@ -117,7 +123,7 @@ def plan_cleanup(observation: Observation, *, config: CleanupConfig, now: dateti
 
 
 def find_kept_node(observation: Observation, *, node_ownership: NodeOwnership, now: datetime) -> Node | str:
-    """Find the node whose id and keys are in the state Secret, so that tailscale will use it again.
+    """Find the node that tailscale will use again, because its id and keys are in the state Secret.
 
     Returns:
         The node, or the reason why no node is kept.
@@ -132,7 +138,7 @@ def find_kept_node(observation: Observation, *, node_ownership: NodeOwnership, n
         return f"Headscale has no node {state.node_id}"
     reason = ""
     if state.machine_key not in (None, node.machine_key):
-        # After its database was restored from a backup, Headscale can assign the id of this pod's node to another node.
+        # After Headscale's database was restored from a backup, another node can get the id of this pod's node.
         reason = "is another machine's: its machine key is not the one in the Secret"
     elif not node_ownership.has_our_hostname(node):
         reason = (
@@ -181,11 +187,12 @@ def plan_records(
     """Find our stale records.
 
     A record is stale if none of our nodes has its address, or if its name was removed from DNS_ALIASES or
-    DNS_SHARED_NAMES. With `leave_one_record`, one stale record of each type is kept, and dns-watch updates it. A record
-    with the address of a node that is not ours is never kept.
+    DNS_SHARED_NAMES. An alias's CNAME record, which points to the main name, is not stale. With `leave_one_record`, one
+    stale record of each type is kept, and dns-watch updates it. A record with the address of a node that is not ours is
+    never kept.
 
     Args:
-        nodes: every node in Headscale that is not deleted.
+        nodes: the nodes in Headscale that cleanup does not delete.
     """
     records = sorted(records, key=lambda record: record.id)
     node_ownership = config.node_ownership(user)
@@ -196,17 +203,19 @@ def plan_records(
     changes = []
     for record_ownership in (config.main_name_ownership, *config.further_name_ownerships):
         ours = [record for record in records if record_ownership.is_owned(record)]
-        # If a name has a valid record, it resolves without a stale record. A shared name resolves to other pods anyway.
-        resolving = {record.type for record in ours if record.address in our_addresses}
+        # A name resolves without a stale record if it has a valid record, or if other pods share it.
+        resolving_types = {record.type for record in ours if record.address in our_addresses}
         may_leave_one = config.leave_one_record and record_ownership.kind is not NameKind.SHARED
         for record in ours:
-            is_taken = record.address in other_addresses
+            is_of_another_node = record.address in other_addresses
             if record.address in our_addresses or record_ownership.is_alias(record):
                 continue
-            if may_leave_one and record.type not in resolving and not is_taken:
-                resolving.add(record.type)
+            if may_leave_one and record.type not in resolving_types and not is_of_another_node:
+                resolving_types.add(record.type)
                 continue
-            reason = "its address belongs to another node" if is_taken else "no remaining node has this address"
+            reason = (
+                "its address belongs to another node" if is_of_another_node else "no remaining node has this address"
+            )
             changes.append(DeleteRecord(record, reason))
     unused = records_at_removed_names(records, config.main_name_ownership, config.further_name_ownerships)
     return changes + [DeleteRecord(record, reason="the workload no longer has this name") for record in unused]

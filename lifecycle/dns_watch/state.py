@@ -37,7 +37,7 @@ class WatchConfig:
         user: the configured Headscale user; None = the only one.
         key_spec: returns the properties of the pre-auth key to create for a user.
         key_path: the path of the key file, for messages.
-        retry_interval: longest interval between lookups of an unregistered node.
+        retry_interval: longest interval between lookups of a node that is not registered yet.
         max_retries: number of lookups that do not find the node after which dns-watch gives up; 0 = no limit.
         poll_interval: shortest interval between polls of a registered node.
         min_poll_interval: shortest wait between passes after the first registration of the node.

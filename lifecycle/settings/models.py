@@ -153,7 +153,7 @@ class Settings(BaseSettings):
         None, description="name or name/key of a Secret in HEADSCALE_NAMESPACE that contains the API key"
     )
     headscale_ca_file: CertificateFile | None = Field(
-        None, description="private certificate authority of HEADSCALE_URL, in PEM form"
+        None, description="PEM file with the private certificate authority of HEADSCALE_URL"
     )
     headscale_proxy: ProxyUrl | None = Field(
         None, description="proxy for HEADSCALE_URL, also inside the cluster; NO_PROXY does not apply"
@@ -165,7 +165,8 @@ class Settings(BaseSettings):
     )
     headscale_container: str | None = Field(
         None,
-        description="container of Headscale's pod, for exec; unset: the container named headscale, else the only one",
+        description="container of Headscale's pod, for exec; unset: the container named headscale, else the "
+        "only container",
     )
     headscale_user: str | None = Field(
         None,
@@ -498,7 +499,7 @@ class DnsWatchSettings(Settings):
         description="dns-watch gives up after this number of responses of Headscale without the node; 0 = no limit",
     )
     retry_interval: Duration = Field(
-        timedelta(seconds=10), description="maximum interval between lookups of an unregistered node"
+        timedelta(seconds=10), description="maximum interval between lookups of a node that is not registered yet"
     )
     dns_ttl: Ttl = Field(60, description="TTL of the records: 60 to 86400 seconds, or 1 = automatic")
     dns_ipv6: bool = Field(default=False, description="also publish an AAAA record")
@@ -539,10 +540,11 @@ class PruneSettings(Settings):
     is_for_one_workload: ClassVar[bool] = False
 
     prune_after: Duration = Field(
-        timedelta(days=7), description="remove a workload whose node has been offline for longer than this"
+        timedelta(days=7),
+        description="delete the nodes and records of a workload whose node has been offline for longer than this",
     )
     prune_max: int = Field(
-        10, ge=1, description="maximum number of workloads that one run removes; above it, nothing is removed"
+        10, ge=1, description="maximum number of workloads in one run; if there are more, nothing is deleted"
     )
 
     def problems(self) -> Iterable[str]:
