@@ -18,11 +18,11 @@ run "objects_of_a_workload" {
   }
   assert {
     condition     = !contains([for manifest in output.manifests : manifest.kind], "Secret")
-    error_message = "Terraform's state would contain the node's private key"
+    error_message = "a Secret is among the objects, so Terraform's state would contain the node's private key"
   }
   assert {
     condition     = output.state_secret == { namespace = "services", name = "wiki-tailscale" }
-    error_message = "the state Secret is not named"
+    error_message = "state_secret is not the Secret services/wiki-tailscale"
   }
 }
 
@@ -35,7 +35,7 @@ run "no_volume_by_default" {
   }
 }
 
-run "a_volume_that_exists" {
+run "volume_with_a_configured_claim_name" {
   command = plan
   variables {
     data_path    = "/wiki/data"
@@ -92,19 +92,23 @@ run "without_vpn" {
         for mount in container.volumeMounts :
         contains(output.manifests["StatefulSet/wiki"].spec.template.spec.volumes[*].name, mount.name)
       ]
-      ])) && length([
+    ]))
+    error_message = "a mounted volume does not exist"
+  }
+  assert {
+    condition = length([
       for volume in output.manifests["StatefulSet/wiki"].spec.template.spec.volumes :
       volume if startswith(volume.name, "tailscale")
     ]) == 0
-    error_message = "the volumes do not match the containers"
+    error_message = "a volume of tailscale remains"
   }
   assert {
     condition     = !can(output.manifests["NetworkPolicy/wiki"].spec.ingress)
-    error_message = "ingress is not denied"
+    error_message = "the NetworkPolicy allows connections that only the VPN needs"
   }
   assert {
     condition     = output.state_secret == null
-    error_message = "a state Secret is named, but no container uses it"
+    error_message = "state_secret is set, but no container uses it"
   }
 }
 
@@ -127,11 +131,11 @@ run "settings_of_the_program" {
   }
   assert {
     condition     = output.manifests["Role/wiki"].rules[0].resourceNames == ["tailscale-wiki"]
-    error_message = "tailscale has no access to its state"
+    error_message = "tailscale has no access to its state Secret"
   }
   assert {
     condition     = output.manifests["ConfigMap/wiki-lifecycle"].metadata.name != run.objects_of_a_workload.manifests["ConfigMap/wiki-lifecycle"].metadata.name
-    error_message = "the pod is not replaced when a setting changes"
+    error_message = "the name of the ConfigMap stays the same when a setting changes, so the pod is not replaced"
   }
   assert {
     condition = contains(
@@ -154,7 +158,7 @@ run "a_name_that_yaml_reads_as_a_boolean" {
   }
 }
 
-run "a_hostname_that_is_too_long" {
+run "a_hostname_of_more_than_63_characters" {
   command = plan
   variables {
     name   = "a-name-that-is-as-long-as-a-statefulset-can-have-it"
