@@ -42,7 +42,7 @@ sys.exit(status)
 
 
 def imported_modules() -> list[str]:
-    """Return the names of all modules that the package imports, also inside functions."""
+    """Return the names of all modules that the package imports, including imports inside functions."""
     names: set[str] = set()
     for module in pkgutil.walk_packages(lifecycle.__path__, "lifecycle."):
         names.add(module.name)

@@ -31,8 +31,7 @@ NOTES: Final = {
 }
 """Maps the name of a log event to the reason of the Kubernetes Event, and to a template of the Event's note.
 
-The placeholders of the template are fields of the log event. The field `after` of `node.returned` says why the node was
-lost: "gone" or "expired".
+The placeholders of the template are fields of the log event. In `node.returned`, `after` is "gone" or "expired".
 """
 
 
@@ -46,7 +45,7 @@ class PodEvent:
 
 
 def pod_event(event: Event) -> PodEvent | None:
-    """Return the Kubernetes Event for a log event; None if there is none for this log event."""
+    """Return the Kubernetes Event for a log event; None if this log event has none."""
     if event.name not in NOTES:
         return None
     reason, note = NOTES[event.name]

@@ -9,7 +9,7 @@ from collections import deque
 from threading import Condition, Thread
 from typing import TextIO
 
-# The longest queue. A busy log takes several minutes for this many lines.
+# The maximum length of the queue. Even a busy program logs this many lines only in several minutes.
 _MAX_WAITING_LINES = 1000
 
 
@@ -25,7 +25,7 @@ class LineOutput:
 
     def __init__(self, stream: TextIO | None) -> None:
         # If a standard stream was closed, its descriptor (1 or 2) can belong to another file, such as the key file. So
-        # the number of the descriptor is never assumed.
+        # only the descriptor of `stream` is used.
         self._descriptor = stream.fileno() if stream is not None else None
         self._encoding = stream.encoding if stream is not None else "utf-8"
         self._waiting: deque[bytes] = deque()

@@ -19,7 +19,7 @@ from lifecycle.domain.model import KeySpec, Node, PreAuthKey, User
 log = structlog.get_logger()
 
 # Up to this number of seconds, chosen at random, is added to the lifetime of a key. Keys of pods that start together
-# then differ in their expiry.
+# then have different expiries, by which a key whose response was lost can be found.
 _MAX_SPREAD_S = 60
 
 # How much longer than requested a created key may be valid, because the clocks of two machines differ.
@@ -34,8 +34,7 @@ class HeadscaleWriter(HeadscaleReader):
 
     def __init__(self, transport: HeadscaleTransport, retrying: tenacity.Retrying) -> None:
         super().__init__(transport, retrying)
-        # The specification and the expiry in the last request for a key, if the response was lost, so that the key may
-        # exist.
+        # The specification and the expiry of a key that may exist, because the response to its creation was lost.
         self._unconfirmed: tuple[KeySpec, datetime] | None = None
 
     def delete_node(self, node: Node, *, is_still_owned: Callable[[Node], bool]) -> None:
@@ -57,7 +56,7 @@ class HeadscaleWriter(HeadscaleReader):
             if not is_same_machine or not is_still_owned(current):
                 raise ConflictError(
                     f"Node {node.id} is {'no longer ours' if is_same_machine else 'another machine now'}. It was not "
-                    "deleted; the next pass plans again.",
+                    "deleted; the next pass reads the nodes again.",
                     upstream=UPSTREAM,
                 )
             self._transport.delete_node(node.id)
@@ -69,8 +68,8 @@ class HeadscaleWriter(HeadscaleReader):
     def create_pre_auth_key(self, spec: KeySpec, *, now: datetime) -> PreAuthKey:
         """Create a key that is valid from now on.
 
-        If the response is lost, the key may exist. Before a retry or a later call creates the next key, the first key
-        is searched in the list of keys and expired.
+        If the response is lost, the key may exist. Before a retry or a later call creates another key, it looks for
+        the first key in the list of keys and expires it.
 
         Args:
             now: the time by the clock of this machine, as a timezone-aware datetime in UTC.
@@ -115,7 +114,7 @@ class HeadscaleWriter(HeadscaleReader):
             self._retrying(self._transport.expire_pre_auth_key, key, user)
 
     def discard_pre_auth_key(self, key: PreAuthKey, user: User, *, reason: str) -> None:
-        """Expire a key that no pod will use. If that fails, it is logged, and the key expires by itself later."""
+        """Expire a key that no pod will use. A failure is only logged, because the key expires by itself later."""
         try:
             self.expire_pre_auth_key(key, user)
         except ApiError as error:
@@ -158,7 +157,7 @@ def _is_refusal(error: TransientError | ResponseError) -> bool:
 
 
 def _has_requested_lifetime(key: PreAuthKey, lifetime: timedelta) -> bool:
-    """Return True if the lifetime of a created key, by the server's clock alone, is about the requested one."""
+    """Return True if the time between the creation and the expiry of a key is about the requested lifetime."""
     if key.expires_at is None:
         return False
     if key.created_at is None:
