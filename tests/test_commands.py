@@ -71,8 +71,8 @@ def test_the_pages_show_commands_of_every_program() -> None:
     assert len(COMMANDS) > 60
 
 
-def test_every_block_of_the_pages_is_tested() -> None:
-    """Blocks of shell commands are tested in this file. Diagrams and Markdown examples need no test."""
+def test_every_code_block_has_a_test() -> None:
+    """This file tests shell commands. A test of other blocks names their page. Diagrams and Markdown need no test."""
     page_blocks = {(relative_path(page), block.language) for page in PAGES for block in blocks(page.read_text())}
     assert {block for block in page_blocks if block[1] not in {"sh", "mermaid", "markdown"}} == set(TESTED_IN)
     for (page, _), file in TESTED_IN.items():
@@ -95,7 +95,7 @@ def test_kubectl_accepts_the_subcommand_and_its_flags(command: str) -> None:
     "command", [command for command in commands_of("kubectl") if re.search(r" (-k|kustomize) ", command)]
 )
 def test_folder_that_kubectl_applies_can_be_rendered(command: str) -> None:
-    """The folders `wiki` and `argocd` do not exist: the reader of a page creates them. tests/pod tests those pages."""
+    """The folders `wiki` and `argocd` do not exist: the reader of a page creates them. tests/pod tests these pages."""
     (folder,) = re.findall(r" (?:-k|kustomize) (\S+)", command)
     if folder == "build/":
         # Rendering it needs sources.tar.gz, which scripts/image creates.
@@ -108,6 +108,7 @@ def test_folder_that_kubectl_applies_can_be_rendered(command: str) -> None:
     "command", [command for command in commands_of("kubectl") if re.search(r" (-c|-l) |daemonset/", command)]
 )
 def test_containers_labels_and_daemonsets_of_kubectl_commands_exist(command: str) -> None:
+    # After `=`, the value of a label.
     (name,) = re.findall(r"(?: -c |=|daemonset/)([\w-]+)", command)
     manifests = [
         ROOT / "build/daemonset.yaml",

@@ -1,7 +1,7 @@
 """Run the ingress controllers of deploy/ingress in a real cluster.
 
 The internal controller publishes Services on the VPN. The external controller publishes Headscale's login server.
-Tests have no registry, so INGRESS_IMAGE=<file> must be an archive with the root file system of the controller's image.
+The cluster cannot pull images, so INGRESS_IMAGE must be the path of an archive: the image's root file system.
 """
 
 from __future__ import annotations
@@ -39,28 +39,30 @@ SHARED_NAME: Final = f"*.{SITE['INGRESS_DOMAIN']}"
 INGRESS_HOST: Final = f"wiki.{SITE['INGRESS_DOMAIN']}"
 """The host of the Ingress in deploy/ingress/examples."""
 PAGE_TEXT: Final = "the page of the wiki"
+WGET_ERROR: Final = "wget:"
+"""The start of each error that wget prints."""
 
 OTHER_ADDRESS: Final = "100.64.99.99"
 """The VPN address of another cluster node, which does not exist."""
 
 
 @pytest.fixture(scope="module")
-def controller(cluster: Cluster) -> None:
-    """The image of the ingress controller on the cluster node, and routes for pods on the host network."""
+def controller_image(cluster: Cluster) -> None:
+    """Load the image of the ingress controller, and prepare the cluster node for pods on the host network."""
     file = os.environ.get(IMAGE_VARIABLE)
     if not file:
         pytest.skip(f"set {IMAGE_VARIABLE} to an archive with the root file system of the image {CONTROLLER_IMAGE}")
     cluster.load({CONTROLLER_IMAGE: Image([Path(file)], ["/nginx-ingress"], user="101")})
-    # Pods on the host network need a route to the addresses of Services. Elsewhere, this is the node's default route.
+    # kube-proxy redirects requests to Services only if a route exists. This cluster node has no default route.
     cluster.host.ip("route", "replace", SERVICE_NETWORK, "dev", "cni0")
 
 
 @pytest.fixture(scope="module")
-def internal(tailnet: Tailnet, controller: None) -> Iterator[Tailnet]:
-    """Deploy the internal controller as docs/ingress.md describes, with the example of an Ingress."""
+def internal(tailnet: Tailnet, controller_image: None) -> Iterator[Tailnet]:
+    """Deploy the internal controller as docs/ingress.md describes, with the Ingress of deploy/ingress/examples."""
     cluster = tailnet.cluster
     set_cloudflare_url(tailnet, "ingress/internal/lifecycle.env")
-    add_other_cluster_node(tailnet)
+    add_record_of_other_cluster_node(tailnet)
     tailnet.prepare_namespace(NAMESPACE)
     cluster.kubectl("create", "namespace", "wiki")
     cluster.apply(*application())
@@ -74,8 +76,8 @@ def internal(tailnet: Tailnet, controller: None) -> Iterator[Tailnet]:
 
 
 @pytest.fixture(scope="module")
-def external(tailnet: Tailnet, controller: None) -> Iterator[Tailnet]:
-    """Deploy the external controller as docs/ingress.md describes, with a Secret that cert-manager would create."""
+def external(tailnet: Tailnet, controller_image: None) -> Iterator[Tailnet]:
+    """Deploy the external controller as docs/ingress.md describes, with the certificate of the tests."""
     cluster = tailnet.cluster
     set_cloudflare_url(tailnet, "ingress/external/vpn/lifecycle.env")
     tailnet.prepare_namespace(EXTERNAL_NAMESPACE)
@@ -89,7 +91,7 @@ def external(tailnet: Tailnet, controller: None) -> Iterator[Tailnet]:
 
 
 def application() -> Iterator[Document]:
-    """Iterate over the pod and the Service for the example of an Ingress."""
+    """Yield the pod and the Service to which the Ingress of deploy/ingress/examples refers."""
     script = f"mkdir /tmp/wiki && echo '{PAGE_TEXT}' > /tmp/wiki/index.html && exec httpd -f -p 8080 -h /tmp/wiki"
     container = {"name": "wiki", "image": BUSYBOX, "command": ["sh", "-c", script]}
     pod = manifest("Pod", "wiki", "wiki", spec={"containers": [container], "terminationGracePeriodSeconds": 1})
@@ -105,7 +107,7 @@ def set_cloudflare_url(tailnet: Tailnet, file: str) -> None:
         settings.write(f"CLOUDFLARE_API_URL={tailnet.cloudflare_url}\n")
 
 
-def add_other_cluster_node(tailnet: Tailnet) -> None:
+def add_record_of_other_cluster_node(tailnet: Tailnet) -> None:
     """Add a record of another cluster node at the shared name."""
     comment = f"tailscale-lifecycle/1 {NAMESPACE} nginx-ingress-node-2.{DOMAIN}"
     tailnet.cloudflare.add_record(tailnet.zone_id, name=SHARED_NAME, type="A", content=OTHER_ADDRESS, comment=comment)
@@ -129,9 +131,9 @@ def record_of_this_cluster_node(tailnet: Tailnet) -> Record | None:
 
 
 def wait_for_records(tailnet: Tailnet, *, not_address: str = "") -> str:
-    """Wait until the controller's VPN node and its two records have the same address, and return this address.
+    """Wait until the VPN node, its own record and its shared record have the same address, and return this address.
 
-    `not_address` is an earlier address, which is ignored.
+    `not_address` is an earlier address, which does not count.
     """
 
     def find() -> str | None:
@@ -184,14 +186,16 @@ def test_tailscale_adds_no_rules_to_the_firewall_of_the_cluster_node(internal: T
     for program in ("iptables-nft-save", "iptables-legacy-save"):
         command = internal.cluster.node.command(program)
         done = subprocess.run(command, capture_output=True, text=True, check=True)
+        # The names of tailscale's chains start with "ts-".
         assert "ts-" not in done.stdout
+        # iptables prints "incompatible" if it cannot show all rules.
         assert "incompatible" not in done.stdout + done.stderr
 
 
-def test_health_port_is_not_reachable_on_the_vpn(internal: Tailnet, client_pods: None) -> None:
+def test_health_port_of_dns_watch_is_not_reachable_on_the_vpn(internal: Tailnet, client_pods: None) -> None:
     address = wait_for_records(internal)
-    assert "wget:" not in response_to(internal, OUTSIDER, f"http://{NODE_ADDRESS}:9003/readyz")
-    assert "wget:" in response_to(internal, CLIENT, f"http://{address}:9003/readyz")
+    assert WGET_ERROR not in response_to(internal, OUTSIDER, f"http://{NODE_ADDRESS}:9003/readyz")
+    assert WGET_ERROR in response_to(internal, CLIENT, f"http://{address}:9003/readyz")
 
 
 def test_new_pod_serves_at_the_same_address(internal: Tailnet, client_pods: None) -> None:
@@ -250,18 +254,18 @@ def test_external_controller_logs_in_through_its_own_nginx(external: Tailnet) ->
             return False
 
         eventually(has_record, f"{name} on the VPN", timeout_s=START_TIMEOUT_S)
-        # A Tailscale client sends this request first.
+        # The first request of a Tailscale client is in the log of the pod's own nginx.
         assert "GET /key?" in external.cluster.logs(name, "nginx-ingress", EXTERNAL_NAMESPACE)
 
 
 def test_external_controller_publishes_only_the_login_server(external: Tailnet, client_pods: None) -> None:
     cluster = external.cluster
     address = cluster.wait_for_pod("nginx-external-0", EXTERNAL_NAMESPACE)["status"]["podIP"]
-    service = cluster.names[LOGIN_NAME]
+    usual_address = cluster.names[LOGIN_NAME]
     cluster.names[LOGIN_NAME] = address
     try:
         assert "pass" in response_to(external, OUTSIDER, f"{LOGIN_URL}/health")
         for path in ("/api/v1/node", "/metrics", "/version"):
             assert "404" in response_to(external, OUTSIDER, f"{LOGIN_URL}{path}")
     finally:
-        cluster.names[LOGIN_NAME] = service
+        cluster.names[LOGIN_NAME] = usual_address

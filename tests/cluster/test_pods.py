@@ -31,7 +31,7 @@ from tests.pod.rendering import DOMAIN, RECORD_COMMENT, USER
 from tests.real.programs import eventually
 
 RECOVERY_TIMEOUT_S = 480.0
-"""The time limit for recovery. Self-healing needs a minute to confirm the loss, and a minute for the restart."""
+"""The time limit for recovery, which takes about two minutes: one to confirm the loss, and one for the restart."""
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +102,7 @@ def test_killed_tailscale_restarts_with_the_same_node(tailnet: Tailnet) -> None:
 
 
 def test_pods_recover_when_their_nodes_are_deleted_in_headscale(tailnet: Tailnet) -> None:
-    """The test deletes both nodes at the same time, because each confirmation takes a minute."""
+    """The test deletes both nodes at the same time, because dns-watch needs a minute to confirm a loss."""
     names = (GRAFANA_NAME, WIKI_NAME)
     deleted = {name: tailnet.wait_for_record(name)["id"] for name in names}
     for node_id in deleted.values():

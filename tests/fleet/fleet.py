@@ -31,6 +31,8 @@ CORES = 2
 # Source: in Headscale, `WriteTimeout` of the `http.Server` is `types.HTTPTimeout`.
 WRITE_TIMEOUT_S = 30.0
 
+# The number of records that a zone of a paid Cloudflare plan can have.
+PAID_PLAN_RECORDS = 3500
 # The duration of one request to Cloudflare.
 CLOUDFLARE_S = 0.1
 
@@ -40,7 +42,7 @@ WINDOW_S = 300.0
 
 
 class FleetWorld(World):
-    """A tailnet and a zone for many workloads. A command's setting TS_HOSTNAME says whose command it is."""
+    """A tailnet and a zone for many workloads. TS_HOSTNAME is different for the commands of each workload."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, *, clock: Clock, **variables: str) -> None:
         super().__init__(monkeypatch, folder, clock=clock)
@@ -49,7 +51,7 @@ class FleetWorld(World):
         # The loaded settings of each command. Loading takes longer than most passes of `dns-watch`, so it is done once.
         self._loaded: dict[type[Any], Any] = {}
         self.headscale.keep_bodies = False
-        self.use_account(CloudflareSimulator(now=clock.true_now, quota=3500), ZONE)
+        self.use_account(CloudflareSimulator(now=clock.true_now, quota=PAID_PLAN_RECORDS), ZONE)
 
     def use_account(self, cloudflare: CloudflareSimulator, zone: str) -> None:
         """Create a zone in this Cloudflare account, and use it for the records of all workloads."""
@@ -147,8 +149,8 @@ class SlowUpstream:
     """A handler that delays the requests to a simulated upstream on the simulated clock.
 
     Args:
-        duration_s: the duration of a request for which the cores check no key.
-        cores: the cores that check the API key of each request; None = no time is needed to check a key.
+        duration_s: the duration of a request without an API key, or of any request if `cores` is None.
+        cores: the cores that check the API keys.
 
     Attributes:
         request_times_s: when each request was sent, on the simulated clock.
@@ -164,13 +166,13 @@ class SlowUpstream:
         self.request_times_s: list[float] = []
 
     def __call__(self, request: Request) -> Response:
-        """Respond after the duration of the request. If the client or the server times out earlier, raise its error."""
+        """Respond after the duration of the request, or raise the client's error if one side times out before that."""
         self.request_times_s.append(self._clock.elapsed_s)
         duration_s = self._duration_s
         if self._cores is not None and "authorization" in request.headers:
             duration_s = self._cores.check_key()
-        # The time-out of the client runs on the real clock, which is much slower than the simulated one. The remaining
-        # time is therefore the whole time-out, except for a fraction of a second.
+        # The client measures its time-out with the real clock, on which almost no time has passed. So the remaining
+        # time, rounded, is the whole time-out.
         timeout_s = round(remaining_s())
         self._clock.sleep(min(duration_s, timeout_s))
         response = self._upstream.handle(request)
@@ -183,7 +185,7 @@ class SlowUpstream:
 
 
 def max_per_window(times_s: Iterable[float], window_s: float) -> int:
-    """Return how many of these points in time are at most within one window of this length."""
+    """Return the largest number of these points in time within any window of this length."""
     ordered = sorted(times_s)
     most = first = 0
     for number, time_s in enumerate(ordered):
@@ -194,6 +196,6 @@ def max_per_window(times_s: Iterable[float], window_s: float) -> int:
 
 
 def route_through(*handlers: tuple[Upstream, Handler]) -> Callable[[Upstream], Handler]:
-    """Return a value for `World.route` that sends the requests to each upstream to the handler beside it."""
+    """Return a function for `World.route`, which returns the handler that is paired with an upstream."""
     by_upstream = {id(upstream): handler for upstream, handler in handlers}
     return lambda upstream: by_upstream[id(upstream)]

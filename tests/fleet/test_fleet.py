@@ -15,6 +15,7 @@ from tests.builders import OUR_COMMENT
 from tests.fleet.cooperative_clock import CooperativeClock
 from tests.fleet.fleet import (
     CLOUDFLARE_S,
+    PAID_PLAN_RECORDS,
     RATE_LIMIT,
     WINDOW_S,
     Cores,
@@ -134,7 +135,7 @@ def test_sidecars_in_steady_state_stay_below_the_rate_limit(
 ) -> None:
     """Each sidecar sends one request in five minutes, so a thousand sidecars need 1000 of the 1200 allowed requests."""
     clock = Clock()
-    cloudflare = CloudflareSimulator(now=clock.true_now, quota=3500)
+    cloudflare = CloudflareSimulator(now=clock.true_now, quota=PAID_PLAN_RECORDS)
     slow = SlowUpstream(cloudflare, clock)
     # For each sidecar: when its next pass is due, its number (to sort equal times), and the sidecar.
     watches: list[tuple[float, int, DnsWatch]] = []

@@ -1,4 +1,4 @@
-"""Read the workloads of with_tailscale.yaml, which have a tailscale container, and render them with the components."""
+"""Read the workloads of with_tailscale.yaml, and render them with the components of deploy/components/lifecycle."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def is_native(document: Document) -> bool:
 def _suitable_variants(document: Document) -> tuple[str, ...]:
     """Return the variants of the component that are suitable for a workload.
 
-    `sidecar` is for tailscale containers that are native sidecars; `native` and `plain` are for the others. `native`
-    turns the container into a native sidecar.
+    `sidecar` is for tailscale containers that are native sidecars already; `native` and `plain` are for the others, and
+    `native` makes them native sidecars.
     """
     if is_native(document):
         return ("sidecar",)
-    # A pod needs a container that is not an init container.
+    # `native` makes tailscale an init container, and a pod needs another container beside its init containers.
     return ("plain",) if len(template_of(document)["spec"]["containers"]) == 1 else ("native", "plain")
 
 
@@ -60,13 +60,13 @@ def write_kustomization(folder: Path, documents: list[Document], variant: str) -
 
 
 def link_components(folder: Path) -> None:
-    """Make the components available to the kustomizations in the folders of this folder."""
+    """Make the components available to the kustomizations in subfolders of this folder."""
     (folder / "components").symlink_to(COMPONENTS)
 
 
 @cache
 def _rendered(variant: str) -> str:
-    names = [name for name, suitable in CASES if suitable == variant]
+    names = [name for name, case_variant in CASES if case_variant == variant]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         link_components(folder)

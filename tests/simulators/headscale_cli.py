@@ -123,8 +123,8 @@ class HeadscaleCli:
 
     def _help(self) -> str:
         value = "uint       User identifier (ID)" if self._users_have_ids else "string     User"
-        user = "" if self._lists_all_keys else f"  -u, --user {value}\n"
-        title = "List all preauthkeys" if self._lists_all_keys else "List the preauthkeys for this user"
+        user = "" if self._keys_without_user else f"  -u, --user {value}\n"
+        title = "List all preauthkeys" if self._keys_without_user else "List the preauthkeys for this user"
         return (
             f"{title}\n\nUsage:\n  headscale preauthkeys list [flags]\n\nFlags:\n  -h, --help   help for list\n\n"
             f"Global Flags:\n  -o, --output string   Output format\n{user}"
@@ -154,8 +154,8 @@ class HeadscaleCli:
         return _json_text({} if self._minor <= 28 else {"Result": "Node deleted"})
 
     def _list_keys(self, rest: Sequence[str]) -> str:
-        options = _options(rest, {"-o": True} if self._lists_all_keys else {"-o": True, "--user": True})
-        query = {} if self._lists_all_keys else {"user": self._user(options)}
+        options = _options(rest, {"-o": True} if self._keys_without_user else {"-o": True, "--user": True})
+        query = {} if self._keys_without_user else {"user": self._user(options)}
         return self._list(self._request("GET", "/api/v1/preauthkey", "listing preauthkeys", query=query)["preAuthKeys"])
 
     def _create_key(self, rest: Sequence[str]) -> str:
@@ -176,7 +176,7 @@ class HeadscaleCli:
         return self._output(key)
 
     def _expire_key(self, rest: Sequence[str]) -> str:
-        if self._lists_all_keys:
+        if self._keys_without_user:
             options = _options(rest, {"-o": True, "--id": True})
             body = {"id": options["--id"]}
         else:
@@ -197,7 +197,7 @@ class HeadscaleCli:
         return self._server.dialect.key_user is not KeyUser.NAME
 
     @property
-    def _lists_all_keys(self) -> bool:
+    def _keys_without_user(self) -> bool:
         return self._server.dialect.keys_without_user
 
     def _user(self, options: Mapping[str, str]) -> str:
@@ -249,20 +249,20 @@ class HeadscaleCli:
             line = "FTL github.com/juanfont/headscale/cmd/headscale/cli/utils.go:124 > Could not connect: "
             return _FailedError(f'2026-01-01T00:00:00Z {line}{reason} error="{reason}"\n')
         if self._minor <= 29:
-            return self._error(operation, f"rpc error: code = Unavailable desc = {reason}")
-        return _error(f'{operation}: Get "http://local/api/v1": {reason}')
+            return self._grpc_error(operation, f"rpc error: code = Unavailable desc = {reason}")
+        return _json_error(f'{operation}: Get "http://local/api/v1": {reason}')
 
     def _refused(self, operation: str, response: Response) -> _FailedError:
         status = f"{response.status} {HTTPStatus(response.status).phrase.upper()}"
         body = json.loads(response.body or b"{}") if "json" in response.content_type else {}
         if self._minor <= 29:
             code = _GRPC_CODES.get(body.get("code", 0), "Unavailable")
-            return self._error(operation, f"rpc error: code = {code} desc = {body.get('message', status)}")
+            return self._grpc_error(operation, f"rpc error: code = {code} desc = {body.get('message', status)}")
         causes = [cause["message"] for cause in body.get("errors", ())]
-        return _error(": ".join(["unexpected response status", body.get("detail", status), *causes]))
+        return _json_error(": ".join(["unexpected response status", body.get("detail", status), *causes]))
 
-    def _error(self, operation: str, text: str) -> _FailedError:
-        return _error(f"{operation}: {text}" if self._minor == 29 else text)
+    def _grpc_error(self, operation: str, text: str) -> _FailedError:
+        return _json_error(f"{operation}: {text}" if self._minor == 29 else text)
 
     def _list(self, items: Sequence[Any]) -> str:
         if not items and self._minor <= 29:
@@ -270,7 +270,7 @@ class HeadscaleCli:
         return self._output(list(items))
 
     def _output(self, value: Any) -> str:
-        return _json_text(_without_null(value) if self._minor >= 30 else self._protobuf(value))
+        return _json_text(_with_empty_objects(value) if self._minor >= 30 else self._protobuf(value))
 
     def _protobuf(self, value: Any) -> Any:
         """Encode protobuf messages as Go's JSON encoder does: with names in snake_case, and without empty fields."""
@@ -301,7 +301,7 @@ class HeadscaleCli:
         return "machineKey" in message or self._minor >= 24
 
 
-def _error(text: str) -> _FailedError:
+def _json_error(text: str) -> _FailedError:
     return _FailedError(_json_text({"error": text}))
 
 
@@ -333,7 +333,7 @@ def _options(arguments: Sequence[str], known: Mapping[str, bool]) -> dict[str, s
 def _duration(text: str) -> timedelta:
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise _error(f"parsing duration: not a valid duration string: {text!r}")
+        raise _json_error(f"parsing duration: not a valid duration string: {text!r}")
     days, hours, minutes, seconds, milliseconds = (int(part or 0) for part in match.groups())
     return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds, milliseconds=milliseconds)
 
@@ -348,10 +348,10 @@ def _timestamp(text: str) -> dict[str, int]:
     return {name: number for name, number in fields.items() if number}
 
 
-def _without_null(value: Any) -> Any:
-    """Return the JSON that 0.30 prints: the JSON of the API, with empty objects instead of null."""
+def _with_empty_objects(value: Any) -> Any:
+    """Return what 0.30 prints: the JSON of the API, sorted by name, with empty objects instead of null."""
     if isinstance(value, list):
-        return [_without_null(item) for item in value]
+        return [_with_empty_objects(item) for item in value]
     if not isinstance(value, dict):
         return value
     empty: dict[str, Any] = {
@@ -369,7 +369,7 @@ def _without_null(value: Any) -> Any:
         },
     }
     return {
-        name: empty[name] if field is None and name in empty else _without_null(field)
+        name: empty[name] if field is None and name in empty else _with_empty_objects(field)
         for name, field in sorted(value.items())
     }
 
