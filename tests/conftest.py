@@ -35,8 +35,8 @@ hypothesis.settings.load_profile("repeatable")
 
 TIERS = """\
 The default tier has unit tests, scenarios in memory with one Headscale release per API dialect, tests of exit statuses
-and signals with real processes, and twenty fault schedules. Other tests are reported as deselected. With a path or -m
-on the command line, no test is deselected because of its tier."""
+and signals with real processes, and twenty random sequences of faults. Other tests are reported as deselected. With a
+path or -m on the command line, no test is deselected because of its tier."""
 
 FULL = (
     "tests/cluster/",
@@ -71,8 +71,10 @@ They share what is expensive to create, such as the image, or what cannot exist 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("tiers", TIERS)
-    group.addoption("--full", action="store_true", help="all tests: every release, every schedule, image, pods")
-    group.addoption("--soak", action="store_true", help="all tests, and thousands of fault schedules from new seeds")
+    group.addoption(
+        "--full", action="store_true", help="all tests: every release, more sequences of faults, image, pods"
+    )
+    group.addoption("--soak", action="store_true", help="all tests, and thousands of new random sequences of faults")
     group.addoption(
         "--system", action="store_true", help="fail tests that lack a package of scripts/bootstrap --system"
     )
@@ -93,7 +95,7 @@ def is_full(item: pytest.Item, earlier_cases: int) -> bool:
 
     Args:
         item: the test, or one case of it.
-        earlier_cases: how many cases of the same test are in the default tier.
+        earlier_cases: how many cases of the same test were added to the default tier before this one.
     """
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
     return (
@@ -107,7 +109,8 @@ def is_full(item: pytest.Item, earlier_cases: int) -> bool:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect the tests that are not in the tier."""
     for item in items:
-        # A test outside of the group `image` would build the image again, in its own process.
+        # The fixtures that build the image use `scratch_dir`. Outside of the group `image`, another process would build
+        # the image again.
         if "scratch_dir" in getattr(item, "fixturenames", ()) and group_of(item.nodeid) != "image":
             raise pytest.UsageError(f"{item.nodeid} needs the image: add its file to GROUPS of {__file__}")
     if config.option.full:
@@ -159,7 +162,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Send the counts of a worker to the main process, which reports them."""
+    """Send the simulated failures that a worker counted, and its measurements, to the main process."""
     output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["tally"] = tally.snapshot()
@@ -273,6 +276,7 @@ def _no_inherited_settings(monkeypatch: pytest.MonkeyPatch, _empty_folder: Path)
     """Unset the program's variables, and change to an empty folder, so that no .env file is read."""
     for name in variables_read():
         monkeypatch.delenv(name, raising=False)
+    # Remove the files of the previous test.
     for entry in _empty_folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

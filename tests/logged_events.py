@@ -26,8 +26,8 @@ class Logged:
 def logged_events(package: Path) -> dict[str, Logged]:
     """Return every event by its name.
 
-    The code logs with `log.info(name, ...)`. A function that only decides returns `info(name, ...)`, and
-    another function logs it.
+    The code logs with `log.info(name, ...)`, or a pure function returns the event `info(name, ...)`, which its caller
+    logs.
     """
     events: defaultdict[str, Logged] = defaultdict(Logged)
     for path in sorted(package.rglob("*.py")):
@@ -35,7 +35,9 @@ def logged_events(package: Path) -> dict[str, Logged]:
         for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
             for call in (node for node in ast.walk(function) if isinstance(node, ast.Call) and node.args):
                 levels = {level for method in _values(call.func, function) if (level := _level(method))}
-                for name in _values(call.args[0], function) if levels else ():
+                if not levels:
+                    continue
+                for name in _values(call.args[0], function):
                     assert isinstance(name, ast.Constant), f"{path}:{call.lineno}: an event's name must be a literal"
                     events[str(name.value)].levels |= levels
                     events[str(name.value)].keys |= {keyword.arg or "**" for keyword in call.keywords}

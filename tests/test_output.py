@@ -17,7 +17,7 @@ import pytest
 
 from lifecycle.runtime.output import LineOutput
 
-# A line that is not written within this time will never be written, however slow the machine is.
+# The longest wait until all lines are written. It is long, because the machine can be slow.
 FLUSH_S = 60.0
 
 
@@ -74,21 +74,21 @@ def test_lines_are_written_in_order(pipe: Pipe) -> None:
 def test_full_pipe_does_not_block(pipe: Pipe) -> None:
     """A thousand lines are queued, and written when the reader continues. The other lines are dropped."""
     output = LineOutput(pipe.writer)
-    bytes_before = pipe.fill()
+    filled_bytes = pipe.fill()
 
     for number in range(1500):
         output.write_line(f"{number:04}")
     output.flush(0.0)
 
     assert output.dropped == 500
-    pipe.read(bytes_before)
+    pipe.read(filled_bytes)
     assert pipe.read(5000) == "".join(f"{number:04}\n" for number in range(1000)).encode()
     assert output.dropped == 500
 
 
 @pytest.mark.parametrize("kind", ["pipe without a reader", "full disk", "closed"])
 def test_lines_that_cannot_be_written_are_dropped(pipe: Pipe, kind: str) -> None:
-    """If standard output is closed, Python sets `sys.stdout` to None."""
+    """`closed` stands for a closed standard output, for which `sys.stdout` is None."""
     os.close(pipe.reader)
     with Path("/dev/full").open("w") as disk:
         output = LineOutput({"pipe without a reader": pipe.writer, "full disk": disk, "closed": None}[kind])
@@ -132,12 +132,15 @@ def test_partial_line_is_ended_before_the_next_line(tmp_path: Path, repository: 
             [sys.executable, "-c", textwrap.dedent(program)], stdout=disk, check=False, cwd=repository
         )
 
+    # The second line was written partially and the third not at all, so both count as dropped.
     assert done.returncode == 2
     assert file.read_text() == "0123456789\n01234\nlast\n"
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
-def test_characters_that_cannot_be_encoded_are_replaced(tmp_path: Path, encoding: str) -> None:
+@pytest.mark.parametrize(
+    ("encoding", "expected"), [("ascii", "k\\xe9y \\ud800 \\udcff\n"), ("utf-8", "k\u00e9y \\ud800 \\udcff\n")]
+)
+def test_characters_that_cannot_be_encoded_are_escaped(tmp_path: Path, encoding: str, expected: str) -> None:
     file = tmp_path / "log"
     stream: TextIO
     with TextIOWrapper(file.open("wb"), encoding=encoding) as stream:
@@ -146,4 +149,4 @@ def test_characters_that_cannot_be_encoded_are_replaced(tmp_path: Path, encoding
         output.flush(FLUSH_S)
 
     assert output.dropped == 0
-    assert len(file.read_text(encoding=encoding).splitlines()) == 1
+    assert file.read_text(encoding=encoding) == expected

@@ -17,7 +17,7 @@ class Nodez(NamedTuple):
 
     Attributes:
         state: the state of the node.
-        restart_helps: after a restart of the tailscale container, the node would register again.
+        restart_helps: a restart of the tailscale container would register a node again.
     """
 
     state: str
@@ -35,7 +35,7 @@ EXPIRED_WITH_FRESH_KEY = Nodez("expired", restart_helps=True)
 
 
 class Pod:
-    """A pod of the workload. Nothing runs before `start`.
+    """A pod of the workload, whose containers do not run at first.
 
     Args:
         world: the simulators of Headscale and Cloudflare, and the clock.
@@ -66,7 +66,7 @@ class Pod:
         self.world.cleanup(**self.settings).run()
 
     def join(self) -> None:
-        """Start or restart the tailscale client, which registers a node."""
+        """Start or restart the tailscale client, which registers a node unless it has one."""
         registered = self.client.start()
         if self._has_interface:
             self.interface.set_addresses(*registered.addresses)
@@ -121,7 +121,7 @@ def published_addresses(world: World) -> list[str]:
 
 
 def start_two_pods(world: World, folder: Path, *, has_interface: bool = True) -> tuple[Pod, Pod]:
-    """Return two pods that start at the same time. The node of the second one is the later node."""
+    """Start two pods at the same time, and return them. The second one registers its node later."""
     pods = (
         Pod(world, folder / "earlier", has_interface=has_interface),
         Pod(world, folder / "later", has_interface=has_interface),

@@ -23,6 +23,7 @@ from lifecycle.dns_watch.healing import (
 )
 from lifecycle.dns_watch.schedule import records_are_due
 from lifecycle.dns_watch.state import (
+    NO_METADATA,
     ApiKeyRead,
     ApplyResult,
     Decision,
@@ -54,7 +55,6 @@ from tests.builders import (
     APEX,
     COMMENT_AT_FURTHER_NAMES,
     COMMENT_OF_OTHER_OWNER,
-    EXPIRED,
     FURTHER_NAMES,
     NAME,
     NODE_OWNERSHIP,
@@ -116,7 +116,9 @@ def at(seconds: float, *, jitter: float = 0.0) -> Moment:
 def a_key(key_id: str = "7", *, used: bool = False, expires_in_s: float = 3600) -> PreAuthKey:
     """Return a key as Headscale lists it."""
     expires_at = NOW + timedelta(seconds=expires_in_s)
-    return PreAuthKey(key_id, SVC, frozenset(), False, False, used, NOW, expires_at)
+    return PreAuthKey(
+        key_id, SVC, frozenset(), reusable=False, ephemeral=False, used=used, created_at=NOW, expires_at=expires_at
+    )
 
 
 def registered(node: Node = NODE, *, records: Iterable[Record] | ApiError | None = ()) -> Observation:
@@ -141,6 +143,7 @@ def unregistered(
     Args:
         kind: why the node is missing; None if this is uncertain.
         successor: the node of a later pod.
+        is_list_empty: Headscale lists no nodes at all.
         fields: other fields of the observation.
     """
     node_id = None if kind in (LossKind.STRANDED, LossKind.UNREGISTERED) else "1"
@@ -223,7 +226,7 @@ def test_a_failed_change_is_retried_with_backoff_and_not_reported_as_in_sync() -
         state = done.state
         waits.append(state.records.not_before_s - seconds)
         assert not state.records.in_sync
-        assert state.records.compared_specs is None
+        assert state.records.compared_specs is None, "the records have to be compared again"
         assert [failure.error for failure in done.failures] == [CLOUDFLARE_OUTAGE]
     assert waits == [0.5, 1.0, 2.0]
 
@@ -257,8 +260,8 @@ def test_refused_credentials_are_an_error_and_an_outage_is_a_warning(error: ApiE
 def test_a_changed_address_makes_the_record_out_of_sync_before_it_is_read() -> None:
     moved = replace(NODE, addresses=addresses("100.64.0.8"))
     observation = replace(registered(moved, records=None), interface=addresses("100.64.0.8"))
-    state = replace(IN_SYNC_STATE, records=replace(IN_SYNC_STATE.records, not_before_s=1000.0))
-    assert not decide_at(state, observation, 10).state.records.in_sync
+    during_backoff = replace(IN_SYNC_STATE, records=replace(IN_SYNC_STATE.records, not_before_s=1000.0))
+    assert not decide_at(during_backoff, observation, 10).state.records.in_sync
 
 
 def test_an_address_outside_the_vpn_prefixes_is_never_published() -> None:
@@ -285,25 +288,25 @@ def test_the_records_are_compared_again_for_a_different_node() -> None:
 # --- Further names: those in DNS_ALIASES and DNS_SHARED_NAMES ----------------------------------------
 
 CONFIG_WITH_FURTHER_NAMES = replace(CONFIG, further_name_ownerships=FURTHER_NAMES)
-ALIAS_RECORD = a_record("d", name=ALIAS, type_="CNAME", content=NAME, comment=COMMENT_AT_FURTHER_NAMES)
+ALIAS_RECORD = a_record("alias", name=ALIAS, type_="CNAME", content=NAME, comment=COMMENT_AT_FURTHER_NAMES)
 EVERY_RECORD = (
     a_record(content=V4),
     ALIAS_RECORD,
-    a_record("x", name=APEX, comment=COMMENT_AT_FURTHER_NAMES),
-    a_record("s", name=SHARED_NAME, comment=COMMENT_AT_FURTHER_NAMES),
+    a_record("apex", name=APEX, comment=COMMENT_AT_FURTHER_NAMES),
+    a_record("shared", name=SHARED_NAME, comment=COMMENT_AT_FURTHER_NAMES),
 )
 RECORD_OF_ANOTHER_WORKLOAD = a_record(
-    "w", name=SHARED_NAME, content="100.64.0.5", comment=f"{OUR_COMMENT} wiki.example.com"
+    "wiki", name=SHARED_NAME, content="100.64.0.5", comment=f"{OUR_COMMENT} wiki.example.com"
 )
 
 
 def changed_names(*records: Record) -> list[tuple[type, str]]:
-    """Return the type and the name of each change."""
+    """Return the type and the name of each change, if these records exist."""
     decision = decide_at(REGISTERED_STATE, registered(records=records), config=CONFIG_WITH_FURTHER_NAMES)
     return [(type(change), change.name) for change in decision.changes if isinstance(change, RecordChange)]
 
 
-def test_records_at_every_name_are_created_once() -> None:
+def test_missing_records_are_created_at_every_name() -> None:
     assert changed_names() == [(CreateRecord, name) for name in (NAME, ALIAS, APEX, SHARED_NAME)]
     assert changed_names(*EVERY_RECORD, RECORD_OF_ANOTHER_WORKLOAD) == []
     assert decide_at(
@@ -316,16 +319,18 @@ def test_records_at_every_name_are_created_once() -> None:
 @pytest.mark.parametrize(
     "foreign",
     [
-        pytest.param(a_record("f", name=ALIAS, type_="TXT", content="x", comment=""), id="TXT at an alias"),
+        pytest.param(a_record("foreign", name=ALIAS, type_="TXT", content="x", comment=""), id="TXT at an alias"),
         pytest.param(
-            a_record("f", name=ALIAS, comment=f"{OUR_COMMENT} wiki.example.com"), id="another workload at an alias"
+            a_record("foreign", name=ALIAS, comment=f"{OUR_COMMENT} wiki.example.com"),
+            id="another workload at an alias",
         ),
         pytest.param(
-            a_record("f", name=APEX, comment=f"{OUR_COMMENT} wiki.example.com"), id="another workload at the domain"
+            a_record("foreign", name=APEX, comment=f"{OUR_COMMENT} wiki.example.com"),
+            id="another workload at the domain",
         ),
-        pytest.param(a_record("f", name=SHARED_NAME, comment=""), id="no comment at a shared name"),
+        pytest.param(a_record("foreign", name=SHARED_NAME, comment=""), id="no comment at a shared name"),
         pytest.param(
-            a_record("f", name=SHARED_NAME, comment=OUR_COMMENT), id="workload whose main name is the shared name"
+            a_record("foreign", name=SHARED_NAME, comment=OUR_COMMENT), id="workload whose main name is the shared name"
         ),
     ],
 )
@@ -343,6 +348,7 @@ def test_a_foreign_record_concerns_only_its_own_name(foreign: Record) -> None:
 
 
 def test_no_alias_points_to_a_foreign_record() -> None:
+    """If the record at the main name is foreign, no CNAME record points to that name."""
     foreign = a_record(content="203.0.113.7", comment="")
     observation = registered(records=[foreign])
     assert changed_names(foreign) == [(CreateRecord, APEX), (CreateRecord, SHARED_NAME)]
@@ -352,25 +358,25 @@ def test_no_alias_points_to_a_foreign_record() -> None:
 
 
 def test_only_the_workloads_own_records_at_removed_names_are_deleted() -> None:
-    ours = replace(ALIAS_RECORD, id="o", name="old.example.com")
-    others = [
-        replace(ours, id=str(number), comment=comment)
+    own = replace(ALIAS_RECORD, id="own", name="old.example.com")
+    foreign = [
+        replace(own, id=str(number), comment=comment)
         for number, comment in enumerate(
             (
-                OUR_COMMENT,
-                f"{OUR_COMMENT} wiki.example.com",
+                OUR_COMMENT,  # the comment at the main name of a workload
+                f"{OUR_COMMENT} wiki.example.com",  # another workload
                 f"{COMMENT_AT_FURTHER_NAMES}.org",
                 COMMENT_OF_OTHER_OWNER,
                 "",
             )
         )
     ]
-    text = replace(ours, id="t", type="TXT")
-    assert changed_names(*EVERY_RECORD, ours, *others, text) == [(DeleteRecord, "old.example.com")]
+    txt_record = replace(own, id="txt", type="TXT")
+    assert changed_names(*EVERY_RECORD, own, *foreign, txt_record) == [(DeleteRecord, "old.example.com")]
 
 
 def test_a_pod_stands_down_for_a_later_pod_that_has_a_further_name() -> None:
-    taken = a_record("s", name=SHARED_NAME, content="100.64.0.2", comment=COMMENT_AT_FURTHER_NAMES)
+    taken = a_record("shared", name=SHARED_NAME, content="100.64.0.2", comment=COMMENT_AT_FURTHER_NAMES)
     records = RecordsRead((taken,), successors=(SUCCESSOR,))
     decision = decide_at(REGISTERED_STATE, replace(registered(), records=records), config=CONFIG_WITH_FURTHER_NAMES)
     assert (decision.changes, decision.state.superseded_by) == ((), "2")
@@ -417,7 +423,7 @@ def waits_of(state: State, observations: Sequence[Observation], *, config: Watch
 
 
 def test_lookups_slow_down_to_the_retry_interval() -> None:
-    # With the jitter 0, a wait is 80 % of its interval.
+    # With the jitter 0, the wait for a lookup is 80 % of its interval, which is 1, 1, 2, 2, 4, 4, 8, 8, 10 and 10 s.
     waits = waits_of(State(interface=INTERFACE), [unregistered(LossKind.UNREGISTERED)] * 10)
     assert waits == pytest.approx([0.8, 0.8, 1.6, 1.6, 3.2, 3.2, 6.4, 6.4, 8.0, 8.0])
 
@@ -458,7 +464,7 @@ def test_max_retries_does_not_apply_to_a_node_that_was_registered(state: State, 
     assert after(state, *steps, config=replace(CONFIG, max_retries=1)).give_up is None
 
 
-def test_only_polls_of_a_registered_node_keep_the_minimum_interval() -> None:
+def test_the_minimum_interval_applies_after_the_first_registration() -> None:
     config = replace(CONFIG, min_poll_interval=timedelta(seconds=60))
     assert after(REGISTERED_STATE, (0, unregistered(None)), config=config).wait_s == 60
     assert after(State(), (0, unregistered(None)), config=config).wait_s < 1
@@ -488,7 +494,7 @@ def test_an_assumed_user_is_reported_once() -> None:
         pytest.param(KeyMetadata("7"), 1, id="metadata without a node"),
         pytest.param(METADATA, 0, id="metadata with this node"),
         pytest.param(replace(METADATA, kept_machine_key="mkey:other"), 1, id="metadata with another machine key"),
-        pytest.param(KeyMetadata(None), 0, id="no key"),
+        pytest.param(NO_METADATA, 0, id="no metadata"),
     ],
 )
 def test_a_node_that_registers_is_stored_in_the_metadata(metadata: KeyMetadata, change_count: int) -> None:
@@ -569,7 +575,7 @@ def confirmed_loss(
     *,
     config: WatchConfig = CONFIG,
 ) -> Decision:
-    """Return the decision after the third observation of a loss, with this key in the file."""
+    """Return the decision after the third observation of a loss, which includes this check of the key file."""
     return after(
         IN_SYNC_STATE,
         (0, unregistered(kind)),
@@ -620,10 +626,11 @@ def test_a_usable_key_that_is_not_in_the_file_is_replaced() -> None:
     assert (change.kept_node_id, change.kept_machine_key) == ("1", NODE.machine_key)
 
 
-def test_a_stranded_pod_gets_a_fresh_key_only_if_its_last_key_was_used() -> None:
-    """A stranded pod has a VPN address that no node has."""
+def test_a_stranded_pod_gets_a_fresh_key_only_if_headscale_lists_its_last_key() -> None:
+    """A stranded pod has a VPN address that no node has. If its key is unknown, its node may be on another server."""
     assert len(confirmed_loss(USED_KEY, LossKind.STRANDED).changes) == 1
-    assert confirmed_loss(KeyCheck(None), LossKind.STRANDED).changes == ()
+    not_listed = KeyCheck(None)
+    assert confirmed_loss(not_listed, LossKind.STRANDED).changes == ()
 
 
 def state_with_fresh_key() -> State:
@@ -642,7 +649,7 @@ def test_a_restart_helps_after_a_fresh_key_was_written() -> None:
 @pytest.mark.parametrize(
     "heal",
     [
-        pytest.param({"loss_count": None}, id="outage after the loss"),
+        pytest.param({"loss_count": None}, id="last lookup did not observe a loss"),
         pytest.param({"key": None}, id="no key"),
         pytest.param({"key": a_key("8", used=True)}, id="used key"),
         pytest.param({"key": a_key("8", expires_in_s=10)}, id="expired key"),
@@ -658,14 +665,15 @@ def test_a_restart_does_not_help(heal: dict[str, object]) -> None:
 
 def test_a_restart_does_not_help_while_the_interface_is_changing() -> None:
     state = replace(state_with_fresh_key(), interface_changed_s=50.0)
-    assert fresh_key_id(state, at(61)) is None
-    assert fresh_key_id(state, at(110)) == "8"
+    assert fresh_key_id(state, at(50 + CONFIRMING_S - 1)) is None
+    assert fresh_key_id(state, at(50 + CONFIRMING_S)) == "8"
 
 
-def test_the_interval_between_fresh_keys_grows() -> None:
+def test_the_interval_between_fresh_keys_grows_up_to_an_hour() -> None:
     state = state_with_fresh_key()
     created = []
-    for seconds in range(70, 4 * 3600, 10):
+    pass_interval_s = 10
+    for seconds in range(70, 4 * 3600, pass_interval_s):
         observation = unregistered(key_check=USED_KEY)
         decision = decide_at(state, observation, seconds)
         state = decision.state
@@ -675,7 +683,7 @@ def test_the_interval_between_fresh_keys_grows() -> None:
     pauses = [later - earlier for earlier, later in pairwise(created)]
     assert created
     assert pauses == sorted(pauses)
-    assert max(pauses) <= 3600 + 10
+    assert max(pauses) <= 3600 + pass_interval_s
 
 
 def test_a_node_that_returns_ends_the_loss() -> None:
@@ -684,7 +692,7 @@ def test_a_node_that_returns_ends_the_loss() -> None:
     assert "node.returned" in event_names(decision)
 
 
-def test_a_failed_key_creation_backs_off() -> None:
+def test_a_failed_key_creation_is_counted_as_a_failure_of_headscale() -> None:
     decision = confirmed_loss(USED_KEY)
     state = decision.state
     done = conclude_at(decision, ApplyResult(key=OUTAGE), 60)
@@ -699,15 +707,15 @@ def test_an_unwritable_key_file_is_not_counted_as_a_failure_of_headscale() -> No
     assert done.failures == ()
 
 
-def test_missing_metadata_is_reported_once() -> None:
+def test_missing_key_metadata_is_reported_once() -> None:
     decision = after(
         IN_SYNC_STATE,
         (0, unregistered()),
         (30, unregistered()),
-        (60, unregistered(metadata=KeyMetadata(None), key_check=KeyCheck())),
+        (60, unregistered(metadata=NO_METADATA, key_check=KeyCheck())),
     )
     assert "key_file.unwritable" in event_names(decision)
-    again = after(decision.state, (200, unregistered(metadata=KeyMetadata(None), key_check=KeyCheck())))
+    again = after(decision.state, (200, unregistered(metadata=NO_METADATA, key_check=KeyCheck())))
     assert "key_file.unwritable" not in event_names(again)
 
 
@@ -718,6 +726,7 @@ def test_an_api_key_that_expires_soon_is_reported_once_a_day() -> None:
     expiring = replace(registered(records=None), api_key=ApiKeyRead(NOW + timedelta(days=3)))
     decision = after(REGISTERED_STATE, (0, expiring))
     assert "api_key.expiring" in event_names(decision)
+    # The next read shows within an hour whether an operator has replaced the API key.
     assert decision.state.api_keys_due_s == 3600
     assert "api_key.expiring" not in event_names(after(decision.state, (86_000, registered(records=None))))
     assert "api_key.expiring" in event_names(after(decision.state, (86_400, registered(records=None))))
@@ -739,17 +748,22 @@ def test_the_known_expiry_is_kept_if_the_api_keys_cannot_be_listed() -> None:
 
 def test_an_expired_node_stays_known_but_is_not_registered() -> None:
     """The state keeps the node, so that dns-watch recognises the node when it registers again."""
-    expired = replace(NODE, expires_at=EXPIRED)
     decision = after(IN_SYNC_STATE, (0, unregistered(LossKind.EXPIRED)))
-    assert decision.state.node == KnownNode(expired.id, expired.machine_key)
+    assert decision.state.node == KNOWN_NODE
     assert not decision.state.is_registered
 
 
 # --- The poll interval --------------------------------------------------------------------------------------
 
+NEVER_S = 1e9
 # The state after many polls without a change. The fleet (the nodes of all pods) has 1,000 nodes.
-UNCHANGED_STATE = replace(IN_SYNC_STATE, fleet_size=1000, idle_polls=10, fleet_count_due_s=1e9)
-UNCHANGED_STATE = replace(UNCHANGED_STATE, records=replace(UNCHANGED_STATE.records, verify_at_s=1e9))
+UNCHANGED_STATE = replace(
+    IN_SYNC_STATE,
+    fleet_size=1000,
+    idle_polls=10,
+    fleet_count_due_s=NEVER_S,
+    records=replace(IN_SYNC_STATE.records, verify_at_s=NEVER_S),
+)
 OVERLOAD = TransientError("Headscale returned 503", upstream="Headscale", status=503)
 
 
@@ -766,12 +780,13 @@ OVERLOAD = TransientError("Headscale returned 503", upstream="Headscale", status
         pytest.param(400, 1.0, 30, 120, id="large fleet and slow Headscale"),
         pytest.param(1, 0.06, 5, 5, id="short POLL_INTERVAL"),
         pytest.param(400, 0.06, 200, 200, id="POLL_INTERVAL longer than needed"),
-        pytest.param(1000, 0.06, 900, 900, id="POLL_INTERVAL longer than the slowest"),
+        pytest.param(1000, 0.06, 900, 900, id="POLL_INTERVAL longer than 300 s"),
     ],
 )
 def test_the_poll_interval_depends_on_the_load(
     fleet_size: int, response_s: float, configured_s: float, expected_s: float
 ) -> None:
+    """It is the longest of 0.3 s per node and 60 times the response time, each up to 300 s, and POLL_INTERVAL."""
     config = replace(CONFIG, poll_interval=timedelta(seconds=configured_s))
     state = replace(UNCHANGED_STATE, fleet_size=fleet_size, response_s=response_s)
     observation = replace(registered(records=None), response_s=response_s)
@@ -838,17 +853,18 @@ def test_the_backoff_of_a_large_fleet_is_longer(fleet_size: int, longest_s: floa
     ],
 )
 def test_a_pass_is_scheduled_when_the_records_are_due(verify_in_s: float, expected_s: float) -> None:
+    """The poll interval is 300 s. A poll waits for records that are due soon after it."""
     state = replace(UNCHANGED_STATE, records=replace(UNCHANGED_STATE.records, verify_at_s=verify_in_s))
     assert decide_at(state, registered(records=None)).wait_s == pytest.approx(expected_s, abs=0.01)
 
 
 def test_a_pass_is_scheduled_when_the_node_expires() -> None:
     node = replace(NODE, expires_at=NOW + timedelta(seconds=40))
-    state = replace(UNCHANGED_STATE, node_warned_at_s=0.0)
+    state = replace(UNCHANGED_STATE, node_warned_at_s=0.0)  # no new warning, which would make polls frequent
     assert decide_at(state, registered(node, records=None)).wait_s == pytest.approx(40, abs=0.01)
 
 
-def test_one_slow_response_changes_the_average_by_a_quarter() -> None:
+def test_a_response_time_has_a_weight_of_a_quarter_in_the_average() -> None:
     slow = decide_at(UNCHANGED_STATE, replace(registered(records=None), response_s=2.0))
     assert slow.state.response_s == pytest.approx(0.5)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
-from itertools import count
 from threading import Semaphore, Thread, current_thread
 
 from tests.world import Clock
@@ -19,7 +18,6 @@ class CooperativeClock(Clock):
     def __init__(self) -> None:
         super().__init__()
         self._sleepers: list[tuple[float, int, Semaphore]] = []
-        self._order = count()
         # Released when the running thread sleeps or ends.
         self._yielded = Semaphore(0)
         self._semaphores: dict[Thread, Semaphore] = {}
@@ -29,16 +27,16 @@ class CooperativeClock(Clock):
         """Let other threads run until the simulated time has advanced by this many seconds."""
         semaphore = self._semaphores.get(current_thread())
         if semaphore is None:
-            # `run` did not start this thread: a command has started it to work in the background.
+            # A command started this thread to work in the background. The work takes no simulated time.
             return
         heappush(self._sleepers, (self.elapsed_s + seconds, next(self._order), semaphore))
         self._yielded.release()
         semaphore.acquire()
 
-    def run(self, programs: Iterable[Callable[[], None]]) -> None:
-        """Run each program in its own thread until all have ended. Then raise the first error of a program."""
-        for program in programs:
-            thread = Thread(target=self._begin, args=(program,), daemon=True)
+    def run(self, functions: Iterable[Callable[[], None]]) -> None:
+        """Run each function in its own thread until all have returned. Then raise the first error of a function."""
+        for function in functions:
+            thread = Thread(target=self._run_thread, args=(function,), daemon=True)
             semaphore = self._semaphores[thread] = Semaphore(0)
             heappush(self._sleepers, (self.elapsed_s, next(self._order), semaphore))
             thread.start()
@@ -49,10 +47,10 @@ class CooperativeClock(Clock):
         if self._errors:
             raise self._errors[0]
 
-    def _begin(self, program: Callable[[], None]) -> None:
+    def _run_thread(self, function: Callable[[], None]) -> None:
         self._semaphores[current_thread()].acquire()
         try:
-            program()
+            function()
         except BaseException as error:  # noqa: BLE001 - `run` raises it in the thread of the test
             self._errors.append(error)
         finally:

@@ -21,8 +21,9 @@ POD_ADDRESSES: Final = "192.0.2.1", "2001:db8::1"
 CLUSTER_NODE_ADDRESSES: Final = "192.0.2.2", "2001:db8::2"
 """A cluster node's addresses. The kubelet's probes use them as the source."""
 VPN_CLIENT_ADDRESSES: Final = "100.64.0.9", "fd7a:115c:a1e0::9"
+"""The addresses of one VPN client."""
 VPN_SOURCES: Final = (*VPN_CLIENT_ADDRESSES, "100.127.255.254", "fd7a:115c:a1e0:ffff::9")
-"""Addresses of VPN clients. The last two are close to the end of the VPN prefixes."""
+"""Addresses of several VPN clients. The last two are close to the end of the VPN prefixes."""
 OTHER_SOURCES: Final = (*CLUSTER_NODE_ADDRESSES, "100.63.255.254", "100.128.0.1", "fd7a:115c:a1e1::9")
 """A cluster node's addresses, and addresses just outside the VPN prefixes."""
 
@@ -183,7 +184,7 @@ def named_namespace(namespace: Path, name: str) -> Iterator[Host]:
 def create_hosts() -> Iterator[Hosts]:
     """Create the hosts to which a pod can be connected later."""
     with create_host("vpn") as vpn, create_host("cluster") as cluster:
-        # On this address, servers can listen before a pod is connected.
+        # Servers can listen on this address before a pod is connected.
         cluster.ip("address", "add", f"{CLUSTER_NODE_ADDRESSES[0]}/32", "dev", "lo")
         yield Hosts(vpn, cluster)
 

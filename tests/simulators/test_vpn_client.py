@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.releases import DEFAULT
+from tests import releases
 from tests.simulators.headscale import HeadscaleSimulator, RegistrationRefusedError
 from tests.simulators.serve import serve
 from tests.simulators.vpn_client import KeyFileUnusableError, VpnClient, set_address
@@ -29,9 +29,10 @@ def key_file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("over_http", [False, True])
 def test_client_registers_and_connects(headscale: HeadscaleSimulator, key_file: Path, over_http: bool) -> None:
+    # The container ignores white space around the key.
     key_file.write_text(f"\n {headscale.create_key('svc').key} \r\n")
     with serve(headscale) as url:
-        client = VpnClient(url if over_http else headscale, key_file=key_file, hostname="a.example.com")
+        client = VpnClient(url if over_http else headscale, key_file=key_file, hostname="grafana")
         node = client.start()
         assert headscale.online(node.id)
         assert [*node.addresses] == [*client.addresses] == ["100.64.0.1", "fd7a:115c:a1e0::1"]
@@ -46,45 +47,50 @@ def test_start_without_a_key_is_an_error(headscale: HeadscaleSimulator, key_file
     if content is not None:
         key_file.write_text(content)
     with pytest.raises(KeyFileUnusableError):
-        VpnClient(headscale, key_file=key_file, hostname="a1").start()
+        VpnClient(headscale, key_file=key_file, hostname="grafana").start()
 
 
 @pytest.mark.parametrize("over_http", [False, True])
 def test_unknown_key_is_refused(headscale: HeadscaleSimulator, key_file: Path, over_http: bool) -> None:
     key_file.write_text("hskey-auth-nonsense")
     with serve(headscale) as url, pytest.raises(RegistrationRefusedError, match="invalid pre auth key"):
-        VpnClient(url if over_http else headscale, key_file=key_file, hostname="a1").start()
+        VpnClient(url if over_http else headscale, key_file=key_file, hostname="grafana").start()
 
 
-@pytest.mark.parametrize("version", DEFAULT)
+@pytest.mark.parametrize("version", releases.DEFAULT)
 def test_client_with_state_needs_a_key_only_if_its_node_was_deleted(
     version: str, key_file: Path, tmp_path: Path
 ) -> None:
     headscale = HeadscaleSimulator(version)
     headscale.add_user("svc")
     key_file.write_text(headscale.create_key("svc").key)
-    first = VpnClient(headscale, key_file=key_file, hostname="a1", state_dir=tmp_path)
-    node = first.start()
-    first.stop()
-    client = VpnClient(headscale, key_file=key_file, hostname="a1", state_dir=tmp_path)
-    assert client.start().id == node.id
-    headscale.delete_node(1)
+    client = VpnClient(headscale, key_file=key_file, hostname="grafana", state_dir=tmp_path)
+    node = client.start()
+    client.stop()
+    restarted = VpnClient(headscale, key_file=key_file, hostname="grafana", state_dir=tmp_path)
+    assert restarted.start().id == node.id
+    headscale.delete_node(node.id)
     with pytest.raises(RegistrationRefusedError, match="used"):
-        client.start()
+        restarted.start()
     key_file.write_text(headscale.create_key("svc").key)
-    assert client.start().id == 2
-    assert client.machine_key == first.machine_key
+    assert restarted.start().id == node.id + 1
+    assert restarted.machine_key == client.machine_key
 
 
 def test_client_without_state_registers_another_node_at_each_start(
     headscale: HeadscaleSimulator, key_file: Path
 ) -> None:
     key_file.write_text(headscale.create_key("svc", reusable=True).key)
-    client = VpnClient(headscale, key_file=key_file, hostname="a1")
+    client = VpnClient(headscale, key_file=key_file, hostname="grafana")
     assert client.start().id != client.start().id
+
+
+def test_killed_client_is_online_until_the_server_detects_it(headscale: HeadscaleSimulator, key_file: Path) -> None:
+    key_file.write_text(headscale.create_key("svc").key)
+    client = VpnClient(headscale, key_file=key_file, hostname="grafana")
+    node = client.start()
     client.stop(cleanly=False)
-    # The client was killed, and the server has not detected the end of its connection yet.
-    assert headscale.online(2)
+    assert headscale.online(node.id)
 
 
 def interface_addresses(name: str) -> set[str]:
@@ -102,7 +108,7 @@ def test_interface_has_only_the_current_addresses(headscale: HeadscaleSimulator,
     except OSError as error:
         pytest.skip(f"needs `ip` and CAP_NET_ADMIN: {error}")
     key_file.write_text(headscale.create_key("svc").key)
-    client = VpnClient(headscale, key_file=key_file, hostname="a1", interface="simtest0")
+    client = VpnClient(headscale, key_file=key_file, hostname="grafana", interface="simtest0")
     try:
         client.start()
         client.change_address()
