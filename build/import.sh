@@ -62,14 +62,14 @@ is_pinned() {
     images ls "name==$IMAGE" | grep -qF "$PIN"
 }
 
-# Succeed if $IMAGE is the complete image of the archive. The file $STATE/digest contains the digest of the archive's
-# image. The file does not exist before import_if_missing has read the archive.
+# Succeed if $IMAGE is the complete image of the archive. import_if_missing writes the digest of the archive's image to
+# $STATE/digest.
 is_imported() {
     [ -f "$STATE/digest" ] && [ "$(digest_of "$IMAGE")" = "$(cat "$STATE/digest")" ] && is_complete "$IMAGE"
 }
 
-# Import the archive under the name $NEXT first, and then as $IMAGE. containerd gives the name to an image before it
-# unpacks the image, and an image that cannot be unpacked must not replace the image that pods use.
+# Import the archive under the name $NEXT first, and then as $IMAGE. containerd names an image before it unpacks the
+# image, and an image that cannot be unpacked must not replace the image that pods use.
 import_archive() {
     # Without --local, containerd 2 removes the labels of an existing image with this name. The pin is such a label.
     local_flag=''
@@ -151,6 +151,7 @@ report "reading $ARCHIVE"
 trap 'exit 0' INT TERM
 while :; do
     if reconcile; then
+        # Only for "check". The log does not repeat this message.
         printf 'the next check is in %ss\n' "$CHECK_INTERVAL" >"$STATE/report"
     else
         log "retrying in ${CHECK_INTERVAL}s"

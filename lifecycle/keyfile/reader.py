@@ -29,7 +29,7 @@ class KeyFileReader:
     node. A method raises KeyFileError if a file is malformed or cannot be read.
 
     Attributes:
-        mode: the permission bits of the key file.
+        mode: the permission bits with which `KeyFileWriter` writes the key file.
     """
 
     path: Path
@@ -57,10 +57,9 @@ class KeyFileReader:
             raise KeyFileError(f"{self.metadata_path} is malformed. Run cleanup again to replace it") from error
 
     def contains_key_of(self, metadata: KeyMetadata) -> bool:
-        """Return True if the key file contains the key that the metadata describes.
+        """Return True if the key file exists, and has the digest in the metadata if there is one.
 
-        The key file contains another key if a process was killed after it wrote the metadata, and before it wrote the
-        key.
+        The digest differs if a process was killed after it wrote the metadata, and before it wrote the key.
         """
         try:
             return metadata.key_sha256 in (None, digest_of(read_file(self.path)))

@@ -13,11 +13,10 @@ from types import FrameType
 
 from lifecycle.runtime.termination import write_termination_message
 
-# The time from the signal until the process is terminated. The whole stop may take two seconds, and Python needs the
-# rest of them to exit.
+# The time from the signal until the process is terminated. The rest of the two seconds is for a slow machine.
 GRACE_S = 1.5
 
-# The longest time that `finish` waits until the stop is logged.
+# The longest time that `finish` waits for `on_stop`, which logs the stop.
 REPORT_S = 0.5
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -26,9 +25,10 @@ STOPPED_EARLY = "stopped by {} before the work was done; no manual cleanup is ne
 
 
 def exit_on_stop_signals(exit_status: int) -> None:
-    """End the process when a stop signal arrives, or immediately if one is pending.
+    """End the process when a stop signal arrives, or immediately if one arrived while the signals were blocked.
 
-    Call this before slow imports. A `Stop` that is created later handles the signals instead.
+    Unless the exit status is 0, write a termination message. Call this before slow imports. A `Stop` that is created
+    later handles the signals instead.
     """
 
     def end(number: int, _frame: FrameType | None) -> None:
@@ -64,8 +64,8 @@ class StopEvent(Event):
 class Stop(StopEvent):
     """An event that the first stop signal sets.
 
-    Create it before any other thread. If the process still runs `GRACE_S` after the signal, the process is terminated.
-    This is safe, because every command can be interrupted at any point.
+    Create it before any other thread, because threads inherit the blocked signals. If the process still runs `GRACE_S`
+    after the signal, it is terminated. This is safe, because every command can be interrupted at any point.
 
     Args:
         exit_status: the exit status if the process is terminated.
@@ -77,14 +77,14 @@ class Stop(StopEvent):
         self._exit_status = exit_status
         self._on_stop = on_stop
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        # Two threads are used instead of a signal handler. A handler would run in the main thread, where Event.set()
-        # inside of Event.wait() can deadlock. The threads start now, because the system may refuse a new thread later.
+        # A signal handler would run in the main thread, where Event.set() inside of Event.wait() can deadlock. Two
+        # threads are used instead. They start now, because the system may refuse a new thread later.
         self._reporter = Thread(target=self._wait_for_signal, name="stop", daemon=True)
         self._reporter.start()
         Thread(target=self._end_process, name="stop-deadline", daemon=True).start()
 
     def finish(self) -> None:
-        """If the event is set, wait briefly until the stop is logged. Call this before the process ends."""
+        """If the event is set, wait up to `REPORT_S` until the stop is logged. Call this before the process ends."""
         if self.is_set():
             self._reporter.join(REPORT_S)
 
