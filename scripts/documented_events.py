@@ -55,7 +55,7 @@ EVENTS = {
         "warning", "attempt wait_s error", "`cleanup` or `prune --yes` retries a request to Headscale or Kubernetes"
     ),
     "request.delayed": _event(
-        "info", "wait_s reason", "`cleanup` or `prune --yes` pauses, because a response of an upstream took long"
+        "info", "wait_s reason", "`cleanup` or `prune --yes` pauses, because an upstream took long to respond"
     ),
     "user.assumed": _event("warning", "user reason", "`HEADSCALE_USER` is not set, and Headscale has only one user"),
     "headscale.untested": _event(
@@ -78,7 +78,7 @@ EVENTS = {
     ),
     # Nodes
     "node.registered": _event(
-        "info", "node_id hostname addresses", "the pod's node was found, or the pod has another node now"
+        "info", "node_id hostname addresses", "the pod's node was found, or the pod has a different node now"
     ),
     "node.identification_failed": _event(
         "error",
@@ -115,13 +115,13 @@ EVENTS = {
     "node.kept": _event("info", "node_id hostname reason", "`NODE_POLICY=keep`: the node in the state Secret is kept"),
     "node.not_kept": _event("warning", "secret reason advice", "`NODE_POLICY=keep`: no node can be kept"),
     "node.deleted": _event("info", "node_id hostname reason", "a node was deleted"),
-    # The key
+    # Pre-auth keys
     "pre_auth_key.created": _event("info", "key_id user expires_at reason", "a key was created"),
     "pre_auth_key.expired": _event("info", "key_id reason", "an unused key was expired in Headscale"),
     "pre_auth_key.create_unconfirmed": _event(
         "warning",
         "user expires_at",
-        "the response to the creation of a key was lost; the key may exist until it expires",
+        "the response to the creation of a key was lost; if the key was created, it exists until it expires",
     ),
     "pre_auth_key.expire_failed": _event(
         "warning", "key_id expires_at error", "an unused key could not be expired; it expires at `expires_at`"
@@ -144,7 +144,9 @@ EVENTS = {
     ),
     # Records
     "record.created": _event("info", "record type content reason", "a record was created"),
-    "record.updated": _event("info", "record type content was reason", "a record was changed"),
+    "record.updated": _event(
+        "info", "record type content was reason", "a record was changed; `was` is its former content"
+    ),
     "record.deleted": _event("info", "record type was reason", "a record was deleted"),
     "record.gone": _event("info", "record type was", "a record that should be deleted no longer existed"),
     "record.delete_failed": _event("warning", "error reason", "`cleanup` could not delete a stale record"),
@@ -161,7 +163,9 @@ EVENTS = {
     "zone.unreadable": _event("warning", "error", "`cleanup` could not read the zone; no record is changed"),
     # Passes
     "plan.made": _event(
-        "info", "headscale nodes deletions", "`cleanup` has read everything and decided what to delete"
+        "info",
+        "headscale nodes deletions",
+        "`cleanup` has decided what to delete; `headscale` is the version of Headscale",
     ),
     "pass.finished": _event(
         "info",
@@ -181,8 +185,12 @@ EVENTS = {
         "error", "address port error advice", "the health port is in use; `dns-watch` continues without it"
     ),
     # Prune
-    "prune.waiting": _event("info", "workloads wait_s", "`prune` observes again before it removes anything"),
+    "prune.waiting": _event(
+        "info", "workloads wait_s", "`prune` reads everything again after `wait_s`, before it removes anything"
+    ),
     "workload.skipped": _event(
-        "info warning", "workload reason", "a workload's nodes and records stay, because they have changed"
+        "info warning",
+        "workload reason",
+        "a workload's nodes and records stay, because they have changed since `prune` listed them",
     ),
 }
