@@ -13,7 +13,8 @@ from types import FrameType
 
 from lifecycle.runtime.termination import write_termination_message
 
-# The time from the signal until the process is terminated. The rest of the two seconds is for a slow machine.
+# The time from the signal until the process is terminated. A stop may take two seconds. The difference is a margin for
+# slow machines.
 GRACE_S = 1.5
 
 # The longest time that `finish` waits for `on_stop`, which logs the stop.
