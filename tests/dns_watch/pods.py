@@ -65,7 +65,7 @@ class Pod:
         """Run the init container."""
         self.world.cleanup(**self.settings).run()
 
-    def join(self) -> None:
+    def start_tailscale(self) -> None:
         """Start or restart the tailscale client, which registers a node unless it has one."""
         registered = self.client.start()
         if self._has_interface:
@@ -74,7 +74,7 @@ class Pod:
     def start(self) -> None:
         """Run cleanup and start the tailscale client. dns-watch does not run yet."""
         self.cleanup()
-        self.join()
+        self.start_tailscale()
 
     def run(self, seconds: float) -> None:
         """Run dns-watch for this many simulated seconds."""
@@ -129,5 +129,5 @@ def start_two_pods(world: World, folder: Path, *, has_interface: bool = True) ->
     for pod in pods:
         pod.cleanup()
     for pod in pods:
-        pod.join()
+        pod.start_tailscale()
     return pods

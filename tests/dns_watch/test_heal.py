@@ -104,7 +104,7 @@ def test_a_deleted_node_registers_again(
     # The record stays as it is, and no request is sent to Cloudflare.
     assert (published_addresses(world), len(world.cloudflare.writes)) == ([old_address], writes)
 
-    pod.join()
+    pod.start_tailscale()
     pod.run(60)
     assert pod.node_id != old_id
     assert (pod.nodez, published_addresses(world)) == (REGISTERED, [pod.address])
@@ -139,7 +139,7 @@ def test_the_only_node_of_a_tailnet_registers_again(
     assert [event["node_id"] for event in named(events, "node.lost")] == [str(old_id)]
     assert world.usable_keys() == [pod.key]
 
-    pod.join()
+    pod.start_tailscale()
     pod.run(60)
     assert pod.nodez == REGISTERED
     assert (published_addresses(world), key_count(world)) == ([pod.address], 2)
@@ -161,7 +161,7 @@ def test_a_node_whose_id_belongs_to_another_machine_registers_again(
     assert pod.nodez == GONE_WITH_FRESH_KEY
     assert [event["node_id"] for event in named(events, "node.lost")] == [str(old_id)]
     assert pod.key != old_key
-    pod.join()
+    pod.start_tailscale()
     pod.run(60)
     assert pod.nodez == REGISTERED
     assert published_addresses(world) == [pod.address] != [other.address]
@@ -209,7 +209,7 @@ def test_an_expired_node_keeps_its_id_when_it_registers_again(
     assert pod.key != old_key
     assert json.loads(pod.key_file.with_name("authkey.id").read_text())["kept_node_id"] == str(old_id)
 
-    pod.join()
+    pod.start_tailscale()
     assert (pod.node_id, pod.address) == (old_id, old_address)
     pod.run(60)
     assert (pod.nodez, published_addresses(world)) == (REGISTERED, [pod.address])
@@ -252,7 +252,7 @@ def test_a_fresh_key_that_is_not_in_the_file_is_replaced(world: World, tmp_path:
     pod.run_until(GONE_WITH_FRESH_KEY, within_s=200)
     assert pod.key != old_key
     assert world.usable_keys() == [pod.key]
-    pod.join()
+    pod.start_tailscale()
     pod.run_until(REGISTERED, within_s=60)
 
 
@@ -279,7 +279,7 @@ def test_a_used_key_of_an_unregistered_pod_is_replaced(world: World, tmp_path: P
     pod.run(130)
     assert pod.key != old_key
     assert pod.nodez == WAITING
-    pod.join()
+    pod.start_tailscale()
     pod.run(5)
     assert pod.nodez == REGISTERED
 
@@ -293,7 +293,7 @@ def test_an_expired_key_of_an_unregistered_pod_is_replaced(world: World, tmp_pat
     assert pod.key == old_key
     pod.run(HOUR_S)
     assert pod.key != old_key
-    pod.join()
+    pod.start_tailscale()
     pod.run(5)
     assert (pod.nodez, published_addresses(world)) == (REGISTERED, [pod.address])
 
@@ -308,7 +308,7 @@ INCOMPLETE_LIST = omit_items(NAME)
 OTHER_USERS = answer(200, json.dumps({"users": [{"id": "1", "name": "admin"}]}))
 
 
-def fail(world: World, faults: Mapping[str | None, Fault]) -> None:
+def make_headscale_fail(world: World, faults: Mapping[str | None, Fault]) -> None:
     """Make the requests to each path fail in the given way. The path None stands for all paths."""
     for path, fault in faults.items():
         world.headscale.faults.add(fault, path=path, times=None)
@@ -345,7 +345,7 @@ def test_a_headscale_failure_is_not_a_lost_node(
     """No key is created, no restart is requested, and the record is not changed."""
     pod = a_pod(world, tmp_path / "pod", has_interface=has_interface, HEADSCALE_USER="svc")
     key, writes, count = pod.key, len(world.cloudflare.writes), key_count(world)
-    fail(world, faults)
+    make_headscale_fail(world, faults)
     pod.run(duration_s)
     assert pod.nodez.restart_helps is False
     world.headscale.faults.clear()

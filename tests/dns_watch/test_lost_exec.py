@@ -13,7 +13,7 @@ import pytest
 
 from tests.dns_watch import test_heal, test_standing_down
 from tests.dns_watch.pods import GONE_WITH_FRESH_KEY, REGISTERED, Nodez, published_addresses, start_two_pods
-from tests.dns_watch.test_heal import INCOMPLETE_LIST, NODE, NODES, NOT_FOUND, a_pod, delete_node, fail
+from tests.dns_watch.test_heal import INCOMPLETE_LIST, NODE, NODES, NOT_FOUND, a_pod, delete_node, make_headscale_fail
 from tests.in_cluster import ClusterWorld
 from tests.simulators.faults import stale
 from tests.simulators.headscale_cli import Finished
@@ -60,7 +60,7 @@ def test_a_lost_node_registers_again_with_exec(
         world.headscale.expire_node(pod.node_id)
     pod.run_until(Nodez(loss, restart_helps=True), within_s=600)
     assert pod.key != old_key
-    pod.join()
+    pod.start_tailscale()
     pod.run_until(REGISTERED, within_s=180)
     pod.run(600)
     assert published_addresses(world) == [pod.address]
@@ -95,7 +95,7 @@ def test_incomplete_lists_cost_at_most_one_key(world: ClusterWorld, tmp_path: Pa
     """The pod's node exists, but the list does not contain it. The list is the only evidence with exec."""
     pod = a_pod(world, tmp_path / "pod")
     writes = len(world.cloudflare.writes)
-    fail(world, {NODE: NOT_FOUND, NODES: INCOMPLETE_LIST})
+    make_headscale_fail(world, {NODE: NOT_FOUND, NODES: INCOMPLETE_LIST})
     pod.run_until(GONE_WITH_FRESH_KEY, within_s=600)
     assert (published_addresses(world), len(world.cloudflare.writes)) == ([pod.address], writes)
     world.headscale.faults.clear()

@@ -64,7 +64,7 @@ def test_an_old_pod_that_still_runs_stands_down_for_a_new_pod(
     new.cleanup()
     # Until the new pod's image is pulled, the old pod can only detect that its node was deleted.
     world.run_together(old.watch, seconds=45)
-    new.join()
+    new.start_tailscale()
     world.run_together(new.watch, old.watch, seconds=10)
     assert published_addresses(world) == [new.address]
     writes = len(world.cloudflare.writes)
@@ -184,7 +184,7 @@ def pods_with_a_late_successor(world: World, folder: Path) -> tuple[Pod, Pod]:
     new.cleanup()
     old.run(120)
     assert old.nodez == GONE_WITH_FRESH_KEY
-    new.join()
+    new.start_tailscale()
     old.run(60)
     return old, new
 
