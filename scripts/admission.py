@@ -26,9 +26,9 @@ from lifecycle.inject.rules import (
 from lifecycle.inject.template import (
     CONTAINERS,
     DEFAULTS,
-    DOMAIN,
     KEY_VOLUME,
     PORTS,
+    PROJECT,
     VOLUMES,
     added_containers,
     added_volumes,
@@ -39,7 +39,7 @@ from lifecycle.settings.models import site_variables
 
 Document = dict[str, Any]
 
-NAMESPACE = f"{DOMAIN}-inject"
+NAMESPACE = f"{PROJECT}-inject"
 """The namespace of the ConfigMap with the settings."""
 
 API = "admissionregistration.k8s.io/v1"
@@ -87,7 +87,7 @@ def mutating_policy(images: dict[str, str]) -> Iterator[Document]:
     yield {
         "apiVersion": API,
         "kind": "MutatingAdmissionPolicy",
-        "metadata": {"name": DOMAIN},
+        "metadata": {"name": PROJECT},
         "spec": {
             "failurePolicy": "Fail",
             "reinvocationPolicy": "IfNeeded",
@@ -126,7 +126,7 @@ def validating_policy() -> Iterator[Document]:
     yield {
         "apiVersion": API,
         "kind": "ValidatingAdmissionPolicy",
-        "metadata": {"name": DOMAIN},
+        "metadata": {"name": PROJECT},
         "spec": {
             "failurePolicy": "Fail",
             "paramKind": {"apiVersion": "v1", "kind": "ConfigMap"},
@@ -141,8 +141,8 @@ def validating_policy() -> Iterator[Document]:
                 {
                     "name": "has-label-or-annotation",
                     "expression": f"[{_POD_TEMPLATE}, dyn(object)].exists(t, "
-                    f"t.?metadata.?labels.orValue({{}}).exists(k, k.startsWith('{DOMAIN}/')) || "
-                    f"t.?metadata.?annotations.orValue({{}}).exists(k, k.startsWith('{DOMAIN}/')))",
+                    f"t.?metadata.?labels.orValue({{}}).exists(k, k.startsWith('{PROJECT}/')) || "
+                    f"t.?metadata.?annotations.orValue({{}}).exists(k, k.startsWith('{PROJECT}/')))",
                 },
                 # A workload that exists and has become invalid can still be deleted, annotated and scaled (by kubectl
                 # scale, whose subresource matches none of the rules above).
@@ -340,7 +340,7 @@ def _containers(spec: str) -> str:
 
 def _unknown_keys(labels: str, known: tuple[str, ...]) -> str:
     """Return an expression for the labels or annotations with the project's prefix that are not known."""
-    return f"{labels}.map(k, k).filter(k, k.startsWith('{DOMAIN}/') && !(k in {_literal(known)}))"
+    return f"{labels}.map(k, k).filter(k, k.startsWith('{PROJECT}/') && !(k in {_literal(known)}))"
 
 
 def _resource_rule(group: str, resources: list[str], operations: list[str]) -> Document:
@@ -353,15 +353,15 @@ def _binding(kind: str) -> Document:
     return {
         "apiVersion": API,
         "kind": kind,
-        "metadata": {"name": DOMAIN},
+        "metadata": {"name": PROJECT},
         "spec": {
-            "policyName": DOMAIN,
+            "policyName": PROJECT,
             **actions,
             "matchResources": {"namespaceSelector": {"matchLabels": {LABEL: "enabled"}}},
             # Without the ConfigMap, the mutating policy refuses pods with the label. In the validating policy, "Deny"
             # would refuse every pod of the namespace, because that policy has no object selector.
             "paramRef": {
-                "name": DOMAIN,
+                "name": PROJECT,
                 "namespace": NAMESPACE,
                 "parameterNotFoundAction": "Allow" if kind.startswith("Validating") else "Deny",
             },
@@ -469,7 +469,7 @@ def _pod_validations() -> Iterator[Document]:
 
 def _site_validations() -> Iterator[Document]:
     """Yield the validations of the ConfigMap with the settings."""
-    config_map = f"ConfigMap {DOMAIN} in the namespace {NAMESPACE}"
+    config_map = f"ConfigMap {PROJECT} in the namespace {NAMESPACE}"
     unknown = "variables.unknownSettings"
     yield _with_message(
         _if_requested(f"{unknown}.size() == 0"),

@@ -57,7 +57,7 @@ def observe(
             return tuple(cloudflare.records(settings.record_name, comment=settings.workload_mark))
 
     # The Cloudflare token can be in a file. Reading a file can block without a time limit, so a thread does it.
-    reading = in_background(read_records, name="zone")
+    reading = in_background(read_records, name="records")
     detection = in_background(headscale.detect_version, name="version")
     try:
         user = choose_user(headscale.users(), settings.headscale_user)

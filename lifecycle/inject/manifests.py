@@ -21,7 +21,7 @@ from lifecycle.inject.rules import (
     refusals,
 )
 from lifecycle.inject.state import state_objects
-from lifecycle.inject.template import DOMAIN, added_volumes, filled_containers
+from lifecycle.inject.template import PROJECT, added_volumes, filled_containers
 
 # The path of the pod template in each kind of object. A Pod is its own template.
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -108,7 +108,7 @@ def _separated(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
 def _objects(root: yaml.Node, document: str) -> Iterator[_Object]:
     """Yield the objects of a document and its lists, if the document contains this program's label or annotations."""
     # In the text of the document, an escape can stand for any character of the prefix.
-    if (DOMAIN not in document and "\\" not in document) or f"{DOMAIN}/" not in scalar_text(root):
+    if (PROJECT not in document and "\\" not in document) or f"{PROJECT}/" not in scalar_text(root):
         return
     resolve_aliases(root)
     yield from _members(root)

@@ -15,18 +15,18 @@ from lifecycle.domain.ownership import is_in_domain
 from lifecycle.inject.template import (
     CONTAINERS,
     DEFAULTS,
-    DOMAIN,
     KEY_VOLUME,
     PORTS,
+    PROJECT,
     VOLUMES,
     template,
 )
 
-LABEL = f"{DOMAIN}/inject"
-HOSTNAME = f"{DOMAIN}/hostname"
-STATE_SECRET = f"{DOMAIN}/state-secret"
-TAILSCALE_ARGS = f"{DOMAIN}/tailscale-args"
-INIT_CONTAINERS = f"{DOMAIN}/init-containers"
+LABEL = f"{PROJECT}/inject"
+HOSTNAME = f"{PROJECT}/hostname"
+STATE_SECRET = f"{PROJECT}/state-secret"
+TAILSCALE_ARGS = f"{PROJECT}/tailscale-args"
+INIT_CONTAINERS = f"{PROJECT}/init-containers"
 MAX_HOSTNAME_LENGTH = 63
 
 REFERENCES = ("POD_NAME", "POD_NAMESPACE", "NODE_NAME")
@@ -65,11 +65,11 @@ ANNOTATIONS = {
         'lower-case letters and digits, with hyphens and dots between them, such as "wiki"; $(POD_NAME), '
         "$(POD_NAMESPACE) and $(NODE_NAME) are replaced",
     ),
-    f"{DOMAIN}/dns-aliases": Annotation(_DNS_NAMES, "names separated by commas, such as docs,*.wiki", "DNS_ALIASES"),
-    f"{DOMAIN}/dns-shared-names": Annotation(
+    f"{PROJECT}/dns-aliases": Annotation(_DNS_NAMES, "names separated by commas, such as docs,*.wiki", "DNS_ALIASES"),
+    f"{PROJECT}/dns-shared-names": Annotation(
         _DNS_NAMES, "names separated by commas, such as *.apps,ingress", "DNS_SHARED_NAMES"
     ),
-    f"{DOMAIN}/tags": Annotation(
+    f"{PROJECT}/tags": Annotation(
         r"tag:[a-z0-9._-]+(,tag:[a-z0-9._-]+)*",
         "tags separated by commas, such as tag:web,tag:prod",
         "AUTHKEY_TAGS",
@@ -77,8 +77,8 @@ ANNOTATIONS = {
     STATE_SECRET: Annotation(
         _NAME_WITH_REFERENCES, "the name of a Secret; $(POD_NAME), $(POD_NAMESPACE) and $(NODE_NAME) are replaced"
     ),
-    f"{DOMAIN}/self-heal": Annotation("true|false", '"true" or "false"', "SELF_HEAL"),
-    f"{DOMAIN}/log-level": Annotation("debug|info|warning|error", "debug, info, warning or error", "LOG_LEVEL"),
+    f"{PROJECT}/self-heal": Annotation("true|false", '"true" or "false"', "SELF_HEAL"),
+    f"{PROJECT}/log-level": Annotation("debug|info|warning|error", "debug, info, warning or error", "LOG_LEVEL"),
     TAILSCALE_ARGS: Annotation(
         r"[^\x00-\x1f\x7f]*", 'flags of `tailscale up`, such as "--advertise-routes=10.0.0.0/24"'
     ),
@@ -108,9 +108,9 @@ REFUSALS = {
     f"hostNetwork, or the label {LABEL}.",
     "container": 'The pod already has a container named "{value}". Rename this container. If it is your '
     f"own tailscale container, remove the label {LABEL} and use deploy/components/lifecycle.",
-    "partial": f"The pod has only a part of the containers and volumes of {DOMAIN}: {{value}}. Remove "
+    "partial": f"The pod has only a part of the containers and volumes of {PROJECT}: {{value}}. Remove "
     "these from the manifest. The injection adds all of them.",
-    "missing": f"The containers were not added to this pod. Check that the MutatingAdmissionPolicy {DOMAIN} exists, "
+    "missing": f"The containers were not added to this pod. Check that the MutatingAdmissionPolicy {PROJECT} exists, "
     "and that the API server applies objects of this kind. Kubernetes 1.36 and newer do so by default, 1.34 and 1.35 "
     "with a feature gate.",
     "port": "The container {name} declares the port {value}, which tailscale (9002) or dns-watch (9003) uses. Choose "
@@ -216,7 +216,7 @@ def _name_refusals(workload: Workload) -> Iterator[str]:
         ("annotation", workload.annotations, ANNOTATIONS),
     ):
         for name in names:
-            if name.startswith(f"{DOMAIN}/") and name not in known:
+            if name.startswith(f"{PROJECT}/") and name not in known:
                 near = difflib.get_close_matches(name, (*ANNOTATIONS, LABEL), n=1)
                 hint = f" (did you mean {near[0]}?)" if near and near[0] != name else ""
                 yield _message("unknown", value=f"The {place} {name}{hint}")

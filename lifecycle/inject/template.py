@@ -12,8 +12,8 @@ import yaml
 
 from lifecycle.settings.models import SECRET_FOLDER
 
-DOMAIN = "tailscale-lifecycle"
-"""Prefix of the label and annotations, and of the names of volumes."""
+PROJECT = "tailscale-lifecycle"
+"""The project's name, with which the names of the label, annotations and volumes begin."""
 
 CONTAINERS = ("cleanup", "tailscale", "dns-watch")
 """The containers that are added, in the order in which they start."""
@@ -21,7 +21,7 @@ CONTAINERS = ("cleanup", "tailscale", "dns-watch")
 PORTS = (9002, 9003)
 """The ports of the pod on which tailscale and dns-watch serve their state."""
 
-KEY_VOLUME = f"{DOMAIN}-auth"
+KEY_VOLUME = f"{PROJECT}-auth"
 """The volume with the key file, which every pod with the containers has."""
 
 DEFAULTS = {

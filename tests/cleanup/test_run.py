@@ -394,9 +394,9 @@ def test_zone_read_that_outlasts_the_run_logs_no_traceback(
         with pytest.raises(AuthError, match="HEADSCALE_API_KEY"):
             cleanup.run()
         stack.close()
-        (zone,) = [thread for thread in threading.enumerate() if thread.name == "zone"]
+        (reading,) = [thread for thread in threading.enumerate() if thread.name == "records"]
         token.write_text(world.cloudflare.token)
-        zone.join()
+        reading.join()
     assert world.cloudflare.requests == []
     assert errors == []
 

@@ -130,7 +130,7 @@ def _wait_for_earlier_threads() -> None:
 
     Otherwise, two runs with the same seed would differ.
     """
-    names = ("zone", "version", threading.main_thread().name)
+    names = ("records", "version", threading.main_thread().name)
     position = names.index(threading.current_thread().name)
     for thread in threading.enumerate():
         if thread.name in names[:position]:

@@ -8,7 +8,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
-from lifecycle.inject.template import DOMAIN, template
+from lifecycle.inject.template import PROJECT, template
 from tests.inject.refused import deployment, stateful_set, template_of
 from tests.inject.samples import SITE, with_component
 from tests.inject.with_tailscale import (
@@ -188,7 +188,7 @@ def test_rest_of_the_workload_is_unchanged(name: str, variant: str) -> None:
     own, result = workloads_with_tailscale()[name], rendered_workload(name, variant)
     added = [volume["name"] for volume in template()["volumes"]]
     assert [volume for volume in spec_of(result)["volumes"] if volume["name"] in added] == template()["volumes"]
-    assert all(volume.startswith(f"{DOMAIN}-") for volume in added)
+    assert all(volume.startswith(f"{PROJECT}-") for volume in added)
     for document in (own, result):
         spec = spec_of(document)
         for group in ("initContainers", "containers"):
