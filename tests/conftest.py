@@ -177,7 +177,7 @@ def pytest_testnodedown(node: Any) -> None:
     """Add the counts of a worker. A worker that crashed has none."""
     output = getattr(node, "workeroutput", {})
     if "tally" in output:
-        tally.add(*output["tally"])
+        tally.merge(*output["tally"])
     node.config.stash[DESELECTED] = [SimpleNamespace(nodeid=nodeid) for nodeid in output.get("deselected", ())]
 
 

@@ -26,7 +26,7 @@ def snapshot() -> tuple[dict[str, int], list[str]]:
     return dict(COUNTS), MEASUREMENTS
 
 
-def add(counts: dict[str, int], measurements: list[str]) -> None:
+def merge(counts: dict[str, int], measurements: list[str]) -> None:
     """Add the counts and measurements of another process."""
     COUNTS.update(counts)
     MEASUREMENTS.extend(measurements)

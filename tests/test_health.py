@@ -147,7 +147,7 @@ def test_a_new_process_is_alive_and_not_ready(port: int) -> None:
 def test_readyz_fails_if_the_record_is_wrong_or_was_read_too_long_ago(clock: Clock, status: Status, port: int) -> None:
     """The body of the response contains the reason. A failed request has no effect at first."""
     set_in_sync(status)
-    status.failed("Cloudflare", throttled_s=0)
+    status.count_retry("Cloudflare", throttled_s=0)
     assert (get(port, "/readyz").status_code, get(port, "/readyz").json()) == (
         200,
         {"ready": True, "reason": "", "addresses": ["100.64.0.1"]},
@@ -224,7 +224,7 @@ class TestLivez:
         for _ in range(20):
             status.pass_began()
             clock.sleep(10)
-            status.failed("Cloudflare", throttled_s=0)
+            status.count_retry("Cloudflare", throttled_s=0)
             status.pass_ended(300, duration_s=10, failed=True)
             clock.sleep(300)
             assert get(port, "/livez").status_code == 200
@@ -349,9 +349,9 @@ def test_counters_start_at_zero(status: Status, port: int) -> None:
 
 def test_metrics_have_the_values_of_the_status(clock: Clock, status: Status, port: int) -> None:
     status.count_request("Headscale", "ok")
-    status.succeeded("Headscale")
+    status.record_success("Headscale")
     status.count_request("Cloudflare", "throttled")
-    status.failed("Cloudflare", throttled_s=12.5)
+    status.count_retry("Cloudflare", throttled_s=12.5)
     status.pass_ended(30, duration_s=0.25, failed=True)
     set_status(
         status,

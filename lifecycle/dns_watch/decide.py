@@ -59,7 +59,7 @@ def decide(state: State, observation: Observation, *, config: WatchConfig, now: 
     state = with_load(with_interface(state, observation.interface, now), observation, now)
     if isinstance(observation.node, ApiError):
         return _after_headscale_failure(state, observation.node, config, now)
-    state, events = _with_identity(state, observation, config)
+    state, events = _with_version_and_ownership(state, observation, config)
     state, expiring = _with_api_key_expiry(state, observation, now)
     if isinstance(observation.node, Node):
         decision = _decide_registered(state, observation.node, observation, config, now)
@@ -120,7 +120,9 @@ def _after_headscale_failure(state: State, failure: ApiError, config: WatchConfi
     return Decision(state, wait_s=wait_s, failures=(Failure(failure, failures, wait_s),))
 
 
-def _with_identity(state: State, observation: Observation, config: WatchConfig) -> tuple[State, list[Event]]:
+def _with_version_and_ownership(
+    state: State, observation: Observation, config: WatchConfig
+) -> tuple[State, list[Event]]:
     """Remember Headscale's version and the criteria for owning a node, and log each problem once."""
     events: list[Event] = []
     if observation.version and observation.version != state.headscale_version:
@@ -151,7 +153,7 @@ def _with_api_key_expiry(state: State, observation: Observation, now: Moment) ->
             state = replace(state, api_key_expires_at=observation.api_key.expires_at)
             # If the API key expires soon, an operator may replace it. Then the warnings should end within an hour.
             wait_s = _HOUR_S if expires_soon(observation.api_key.expires_at, now.utc) else _DAY_S
-        state = replace(state, api_keys_due_s=now.monotonic_s + add_jitter(wait_s, now.jitter))
+        state = replace(state, api_key_read_due_s=now.monotonic_s + add_jitter(wait_s, now.jitter))
     expiring = api_key_warning(state.api_key_expires_at, now.utc)
     if expiring is not None and _is_warning_due(state.api_key_warned_at_s, now):
         events.append(expiring)
@@ -233,7 +235,7 @@ def _decide_registered(
         is_registered=True,
         node_expires_at=node.expires_at,
         lookups=0,
-        lookups_at_change=0,
+        lookups_at_interface_change=0,
         failures=0,
         heal=HealState(),
         records=records_for(state, node),

@@ -95,9 +95,9 @@ class DnsWatch:
         config = self._config
         observation = observe(self.state, self._writers, self._interface(), config=config, clock=self._moment)
         if not isinstance(observation.node, ApiError):
-            self.status.succeeded("Headscale")
+            self.status.record_success("Headscale")
         if isinstance(observation.records, RecordsRead):
-            self.status.succeeded("Cloudflare")
+            self.status.record_success("Cloudflare")
         decision = decide(self.state, observation, config=config, now=self._moment())
         self._report(decision)
         applied = self._apply(decision.changes)
@@ -180,7 +180,7 @@ class DnsWatch:
         for failure in decision.failures:
             error = failure.error
             throttled = isinstance(error, TransientError) and error.throttled
-            self.status.failed(error.upstream, throttled_s=failure.wait_s if throttled else 0.0)
+            self.status.count_retry(error.upstream, throttled_s=failure.wait_s if throttled else 0.0)
 
     def _interface(self) -> Interface:
         addresses = self._read_interface()

@@ -98,7 +98,7 @@ def observe(
         # delay the record.
         with suppress(ApiError):
             observation = replace(observation, version=sources.headscale.version())
-        if now.monotonic_s >= state.api_keys_due_s:
+        if now.monotonic_s >= state.api_key_read_due_s:
             observation = replace(observation, api_key=_read_api_key(sources.headscale))
     node_ownership = observation.node_ownership or state.node_ownership
     if node_ownership is None:

@@ -49,7 +49,7 @@ def with_interface(state: State, interface: Interface, now: Moment) -> State:
         idle_polls=0,
         interface=interface,
         interface_changed_s=now.monotonic_s,
-        lookups_at_change=state.lookups,
+        lookups_at_interface_change=state.lookups,
     )
 
 
@@ -81,7 +81,7 @@ def lookup_wait_s(state: State, config: WatchConfig, now: Moment) -> float:
 
     The wait grows because each lookup lists all nodes, which is expensive, and a cluster that boots starts many pods.
     """
-    growing_s = doubled(1.0, (state.lookups - state.lookups_at_change - 1) // 2, max_s=_DAY_S)
+    growing_s = doubled(1.0, (state.lookups - state.lookups_at_interface_change - 1) // 2, max_s=_DAY_S)
     max_s = max_wait_s(config) if state.node is not None else config.retry_interval.total_seconds()
     if fresh_key_id(state, now) is not None:
         # The liveness probe of the tailscale container fails until dns-watch finds the node again, so poll often.

@@ -280,13 +280,13 @@ class State:
         node: this pod's node when it was last found; None = never yet.
         is_registered: the last lookup found the node. Lookups whose request failed are not counted.
         node_warned_at_s: time of the last warning that the node expires soon.
-        api_keys_due_s: time when the list of API keys is read next.
+        api_key_read_due_s: time when the list of API keys is read next.
         node_ownership: criteria for owning a node; None until the users were read.
         superseded_by: the id of the successor that has the name, so that this pod changes no record; None if there is
             none.
         interface_seen_s: time when the pod last had a VPN interface, or when dns-watch started if it never had one.
         lookups: consecutive lookups that did not find the node. Lookups whose request failed are not counted.
-        lookups_at_change: the value of `lookups` when the interface last changed.
+        lookups_at_interface_change: the value of `lookups` when the interface last changed.
         failures: consecutive failures of Headscale.
         idle_polls: consecutive polls after which nothing was changed or reported.
         response_s: duration of a read of the node by its id, as a moving average.
@@ -303,14 +303,14 @@ class State:
     node_warned_at_s: float | None = None
     api_key_expires_at: datetime | None = None
     api_key_warned_at_s: float | None = None
-    api_keys_due_s: float = 0.0
+    api_key_read_due_s: float = 0.0
     node_ownership: NodeOwnership | None = None
     superseded_by: str | None = None
     interface: Interface = None
     interface_seen_s: float = 0.0
     interface_changed_s: float = 0.0
     lookups: int = 0
-    lookups_at_change: int = 0
+    lookups_at_interface_change: int = 0
     failures: int = 0
     idle_polls: int = 0
     response_s: float = 0.0

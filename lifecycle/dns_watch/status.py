@@ -73,11 +73,11 @@ class Status:
         """Count a completed request."""
         self.requests[upstream, outcome] += 1
 
-    def succeeded(self, upstream: str) -> None:
+    def record_success(self, upstream: str) -> None:
         """Record that an upstream returned what was requested, and not only some response."""
         self.succeeded_at[upstream] = self.clock()
 
-    def failed(self, upstream: str, *, throttled_s: float) -> None:
+    def count_retry(self, upstream: str, *, throttled_s: float) -> None:
         """Count a retry after a failure, and the seconds of backoff if the cause was rate limiting."""
         self.retries[upstream] += 1
         self.throttled_s[upstream] = self.throttled_s.get(upstream, 0.0) + throttled_s

@@ -727,7 +727,7 @@ def test_an_api_key_that_expires_soon_is_reported_once_a_day() -> None:
     decision = after(REGISTERED_STATE, (0, expiring))
     assert "api_key.expiring" in event_names(decision)
     # The next read shows within an hour whether an operator has replaced the API key.
-    assert decision.state.api_keys_due_s == 3600
+    assert decision.state.api_key_read_due_s == 3600
     assert "api_key.expiring" not in event_names(after(decision.state, (86_000, registered(records=None))))
     assert "api_key.expiring" in event_names(after(decision.state, (86_400, registered(records=None))))
 
@@ -735,7 +735,7 @@ def test_an_api_key_that_expires_soon_is_reported_once_a_day() -> None:
 def test_an_api_key_that_stays_valid_is_read_once_a_day() -> None:
     valid = replace(registered(records=None), api_key=ApiKeyRead(NOW + timedelta(days=60)))
     decision = after(REGISTERED_STATE, (0, valid))
-    assert decision.state.api_keys_due_s == 86_400
+    assert decision.state.api_key_read_due_s == 86_400
     assert decision.events == ()
 
 
@@ -743,7 +743,7 @@ def test_the_known_expiry_is_kept_if_the_api_keys_cannot_be_listed() -> None:
     state = replace(REGISTERED_STATE, api_key_expires_at=NOW + timedelta(days=60))
     decision = after(state, (0, replace(registered(records=None), api_key=OUTAGE)))
     assert decision.state.api_key_expires_at == NOW + timedelta(days=60)
-    assert decision.state.api_keys_due_s == 3600
+    assert decision.state.api_key_read_due_s == 3600
 
 
 def test_an_expired_node_stays_known_but_is_not_registered() -> None:

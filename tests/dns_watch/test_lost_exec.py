@@ -23,8 +23,8 @@ from tests.world import names
 # These tests of test_standing_down.py also run with exec. The other ones depend on the poll interval of the HTTP API.
 SCENARIOS = (
     "test_an_old_pod_that_still_runs_stands_down_for_a_new_pod",
-    "test_the_earlier_pod_does_not_change_the_record_after_a_restart",
-    "test_the_earlier_pod_takes_over_again_when_the_later_one_is_gone",
+    "test_restarted_dns_watch_of_the_earlier_pod_changes_no_record",
+    "test_the_earlier_pod_takes_over_again_when_the_later_node_is_unusable",
     "test_a_restart_of_headscale_changes_no_record",
     "test_standing_down_continues_while_headscale_fails",
     "test_an_incomplete_list_does_not_create_a_key_for_a_superseded_pod",

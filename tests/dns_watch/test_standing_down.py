@@ -114,7 +114,7 @@ def superseded_and_later_pod(world: World, tmp_path: Path) -> tuple[Pod, Pod]:
     return earlier, later
 
 
-def test_the_earlier_pod_does_not_change_the_record_after_a_restart(world: World, tmp_path: Path) -> None:
+def test_restarted_dns_watch_of_the_earlier_pod_changes_no_record(world: World, tmp_path: Path) -> None:
     earlier, later = superseded_and_later_pod(world, tmp_path)
     writes = len(world.cloudflare.writes)
     earlier.new_watch()
@@ -123,7 +123,7 @@ def test_the_earlier_pod_does_not_change_the_record_after_a_restart(world: World
 
 
 @pytest.mark.parametrize("change", ["delete_node", "expire_node", "disconnect"])
-def test_the_earlier_pod_takes_over_again_when_the_later_one_is_gone(
+def test_the_earlier_pod_takes_over_again_when_the_later_node_is_unusable(
     world: World, tmp_path: Path, events: list[Any], change: str
 ) -> None:
     earlier, later = superseded_and_later_pod(world, tmp_path)
@@ -198,9 +198,9 @@ def test_a_successor_that_registers_late_ends_self_healing(world: World, tmp_pat
     assert published_addresses(world) == [new.address]
 
 
-@pytest.mark.parametrize("list_count", [1, 2])
+@pytest.mark.parametrize("incomplete_lists", [1, 2])
 def test_an_incomplete_list_does_not_create_a_key_for_a_superseded_pod(
-    world: World, tmp_path: Path, list_count: int
+    world: World, tmp_path: Path, incomplete_lists: int
 ) -> None:
     """Several lists must lack the successor before dns-watch concludes that the successor was deleted."""
     old = an_old_pod(world, tmp_path / "old", SELF_HEAL="true")
@@ -208,8 +208,8 @@ def test_an_incomplete_list_does_not_create_a_key_for_a_superseded_pod(
     new.start()
     world.run_together(new.watch, old.watch, seconds=600)
     key = old.key
-    world.headscale.faults.add(omit_items(NAME), method="GET", path=r"/api/v1/node(\?|$)", times=list_count)
-    for _ in range(list_count):
+    world.headscale.faults.add(omit_items(NAME), method="GET", path=r"/api/v1/node(\?|$)", times=incomplete_lists)
+    for _ in range(incomplete_lists):
         world.clock.sleep(600)
         old.watch.run_pass()
         assert (old.nodez.restart_helps, old.key) == (False, key)
@@ -233,7 +233,7 @@ def test_an_incomplete_list_does_not_restart_a_superseded_pod(world: World, tmp_
     assert old.nodez == GONE_WITH_FRESH_KEY
 
 
-def test_a_restarted_superseded_pod_stays_superseded(world: World, tmp_path: Path) -> None:
+def test_dns_watch_that_restarts_after_the_later_pod_registered_stands_down(world: World, tmp_path: Path) -> None:
     """After the restart, dns-watch reads the id of its node from the key metadata, and finds the later node."""
     old = an_old_pod(world, tmp_path / "old", SELF_HEAL="true", MAX_RETRIES="0")
     key = old.key

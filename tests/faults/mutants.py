@@ -444,7 +444,7 @@ DECISION_MUTANTS: Final = (
         guarantee="Backoff",
         name="polls for its node every second",
         file=SCHEDULE_FILE,
-        old="doubled(1.0, (state.lookups - state.lookups_at_change - 1) // 2, max_s=_DAY_S)",
+        old="doubled(1.0, (state.lookups - state.lookups_at_interface_change - 1) // 2, max_s=_DAY_S)",
         new="1.0",
     ),
     Mutant(
