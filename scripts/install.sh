@@ -18,11 +18,11 @@ pip_install() {
 # Install a requirements file into a venv of its own, unless the venv already has the same requirements.
 # Usage: install_once VENV REQUIREMENTS
 install_once() {
-    if ! cmp -s "$2" "$1/locked"; then
+    if ! cmp -s "$2" "$1/requirements.txt"; then
         rm -rf "$1"
         echo "$0: installing $2 into $1" >&2
         .venv/bin/python -m venv "$1"
         pip_install "$1" --compile --require-hashes --requirement "$2"
-        cp "$2" "$1/locked"
+        cp "$2" "$1/requirements.txt"
     fi
 }

@@ -1,5 +1,6 @@
 # Builds the image on every cluster node, and runs Grafana as in deploy/services/grafana, with the provider
-# hashicorp/kubernetes. Create the Secret for tailscale's state first: see docs/move-from-terraform.md.
+# hashicorp/kubernetes. Create the Secret for tailscale's state first: see docs/move-from-terraform.md. The Secret
+# grafana-admin must exist, too: see deploy/services/grafana.
 
 terraform {
   required_version = ">= 1.7"
@@ -30,6 +31,7 @@ resource "kubernetes_manifest" "image_build" {
   manifest   = each.value
   depends_on = [kubernetes_manifest.image_build_namespace]
 
+  # A changed ConfigMap has a new name. Create it before the old one is deleted.
   lifecycle {
     create_before_destroy = true
   }
@@ -67,7 +69,6 @@ resource "kubernetes_manifest" "grafana" {
   for_each = module.grafana.manifests
   manifest = each.value
 
-  # A changed ConfigMap has a new name. Create it before the old one is deleted.
   lifecycle {
     create_before_destroy = true
   }
