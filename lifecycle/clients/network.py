@@ -58,7 +58,7 @@ class UnreachableTimeoutError(UnreachableError, TimeoutError):
 class Network(httpcore.NetworkBackend):
     """Opens connections within the caller's time budget, which replaces the time-outs of httpcore.
 
-    Only httpcore's connect time-out still applies. It limits the TCP connection and the TLS handshake, each separately.
+    Only httpcore's connect time-out still applies. It limits the TCP connection, and separately the TLS handshake.
 
     Args:
         tls_server_name: the host name that a certificate has to contain; None = the host of the URL.
@@ -155,7 +155,7 @@ def resolve(host: str, port: int) -> Sequence[Address]:
 
 
 def connect(addresses: Sequence[Address]) -> socket.socket:
-    """Connect to the first of several addresses that accepts a connection.
+    """Connect to the first of one or more addresses that accepts a connection.
 
     Each attempt starts a short time after the previous one, even if the previous ones are not finished. Otherwise, one
     address that drops packets would use up the time budget.
@@ -165,7 +165,7 @@ def connect(addresses: Sequence[Address]) -> socket.socket:
     """
     untried = deque(addresses)
     delay_s = min(_ATTEMPT_DELAY_S, _SHARE_FOR_ATTEMPTS * remaining_s() / len(addresses))
-    failure = UnreachableError("no address")
+    failure = UnreachableError()
     with selectors.DefaultSelector() as selector:
         try:
             next_attempt_at = monotonic()
@@ -218,11 +218,11 @@ def _is_address(host: str) -> bool:
 
 
 @contextmanager
-def _httpcore_errors(timed_out: type[Exception], failed: type[Exception]) -> Iterator[None]:
-    """Turn an OSError into an error of httpcore. The OSError is its argument, because httpcore resets `__cause__`."""
+def _httpcore_errors(on_timeout: type[Exception], otherwise: type[Exception]) -> Iterator[None]:
+    """Turn an OSError into an error of httpcore with this OSError as argument, because httpcore resets `__cause__`."""
     try:
         yield
     except TimeoutError as error:
-        raise timed_out(error) from error
+        raise on_timeout(error) from error
     except OSError as error:
-        raise failed(error) from error
+        raise otherwise(error) from error

@@ -67,7 +67,7 @@ def inject(text: str | Sequence[str], site: Site, *, with_state_secrets: bool = 
     are lost.
 
     Args:
-        text: YAML documents or one JSON document, from one file or several files.
+        text: the content of one file or of several files: YAML documents, or one JSON document.
         with_state_secrets: append each missing Secret for tailscale's state, with the Role that permits its use.
 
     Raises:
@@ -101,13 +101,14 @@ def _separated(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
     for index, text in enumerate(texts):
         for position, document in enumerate(split_documents(text)):
             needs_separator = index > 0 and position == 0 and not document.startswith("---")
+            # Before a directive, such as %YAML, the previous document must end with "...".
             separator = "...\n" if document.startswith("%") else "---\n"
             yield document, separator if needs_separator else ""
 
 
 def _objects(root: yaml.Node, document: str) -> Iterator[_Object]:
     """Yield the objects of a document and its lists, if the document contains this program's label or annotations."""
-    # In the text of the document, an escape can stand for any character of the prefix.
+    # The text can contain PROJECT with escapes, such as "\u002d" for "-".
     if (PROJECT not in document and "\\" not in document) or f"{PROJECT}/" not in scalar_text(root):
         return
     resolve_aliases(root)

@@ -48,7 +48,7 @@ class Annotation:
     Attributes:
         pattern: a regular expression for the whole value, in a syntax that Python and RE2 (in CEL) share.
         valid_values: a description of the valid values, for messages.
-        setting: the variable of cleanup and dns-watch that gets the value; None if the value is used otherwise.
+        setting: the variable of cleanup and dns-watch that gets the value; None if no variable gets it.
     """
 
     pattern: str
@@ -88,7 +88,7 @@ ANNOTATIONS = {
 }
 
 RESERVED_ARGS = r"(^|\s)--?(auth-?key|hostname|login-server)(=|\s|$)"
-"""Flags that an annotation must not set: cleanup, the hostname and LOGIN_SERVER define their values."""
+"""Flags that the annotation TAILSCALE_ARGS must not contain, because the containers set them."""
 
 REFUSALS = {
     "label": f'The label {LABEL} is "{{value}}". Set it to "true" or "false", in quotes.',
@@ -129,7 +129,7 @@ REFUSALS = {
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The configuration that all workloads share: settings of `inject`, and variables of cleanup and dns-watch."""
+    """The configuration that all workloads share. `settings` contains variables of cleanup and dns-watch."""
 
     domain: str
     login_server: str
@@ -171,7 +171,7 @@ class Workload:
         return self.labels.get(LABEL) == "true"
 
     @property
-    def containers(self) -> list[str]:
+    def container_names(self) -> list[str]:
         """The names of all containers and init containers."""
         return [
             container.get("name", "")
@@ -187,11 +187,11 @@ class Workload:
     @property
     def is_injected(self) -> bool:
         """Whether the pod already contains the added containers."""
-        return KEY_VOLUME in self.reserved_volumes and set(CONTAINERS) <= set(self.containers)
+        return KEY_VOLUME in self.reserved_volumes and set(CONTAINERS) <= set(self.container_names)
 
 
 def _texts(values: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return labels or annotations with an empty text for null, as Kubernetes reads null."""
+    """Return labels or annotations, with an empty text in place of null. Kubernetes reads null in the same way."""
     return {name: "" if value is None else value for name, value in (values or {}).items()}
 
 
@@ -200,7 +200,7 @@ def refusals(workload: Workload, site: Site) -> Iterator[str]:
     yield from _name_refusals(workload)
     if not workload.requests_injection:
         return
-    yield from _hostname_refusals(workload, site)
+    yield from _annotation_refusals(workload, site)
     yield from _pod_refusals(workload)
     yield from _count_refusals(workload)
 
@@ -222,7 +222,7 @@ def _name_refusals(workload: Workload) -> Iterator[str]:
                 yield _message("unknown", value=f"The {place} {name}{hint}")
 
 
-def _hostname_refusals(workload: Workload, site: Site) -> Iterator[str]:
+def _annotation_refusals(workload: Workload, site: Site) -> Iterator[str]:
     annotations = workload.annotations
     for name, annotation in ANNOTATIONS.items():
         value = annotations.get(name)
@@ -246,7 +246,7 @@ def _hostname_refusals(workload: Workload, site: Site) -> Iterator[str]:
 def _pod_refusals(workload: Workload) -> Iterator[str]:
     if workload.spec.get("hostNetwork"):
         yield _message("host-network")
-    reserved = [name for name in CONTAINERS if name in workload.containers]
+    reserved = [name for name in CONTAINERS if name in workload.container_names]
     if workload.reserved_volumes and not workload.is_injected:
         yield _message("partial", value=", ".join([*workload.reserved_volumes, *reserved]))
     elif not workload.is_injected:
@@ -290,7 +290,7 @@ def placeholder_values(workload: Workload, site: Site) -> dict[str, Any]:
     secret: str = annotations.get(STATE_SECRET, "")
     args: str = annotations.get(TAILSCALE_ARGS, "").strip(" ")
     uses_exec = site.settings.get("HEADSCALE_ACCESS") == "exec"
-    # With exec, no API key is needed. With HEADSCALE_API_KEY_SECRET, it is read from this Secret. Neither needs a file.
+    # With exec, no API key is needed. With HEADSCALE_API_KEY_SECRET, the key is read from this Secret, not from a file.
     needs_kubernetes_api = uses_exec or bool(site.settings.get("HEADSCALE_API_KEY_SECRET"))
     settings = {
         name: value for name, value in DEFAULTS.items() if name != "HEADSCALE_API_KEY_FILE" or not needs_kubernetes_api
@@ -314,6 +314,7 @@ def placeholder_values(workload: Workload, site: Site) -> dict[str, Any]:
         # An empty value counts as unset.
         "settings": [{"name": name, "value": value} for name, value in sorted(settings.items()) if value],
         "node_name": [template()["node-name"]] if "$(NODE_NAME)" in f"{hostname} {secret}" else [],
+        # cleanup reads the state Secret.
         "cleanup_token": token if needs_token or secret else [],
         "dns_watch_token": token if needs_token else [],
         "lifecycle_image": site.lifecycle_image,
