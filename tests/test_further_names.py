@@ -3,8 +3,8 @@
 There are two kinds of them. An alias (setting DNS_ALIASES) has a CNAME record that points to the main name. A shared
 name (setting DNS_SHARED_NAMES) has an address record of each pod that is configured with it.
 
-The comment of a record shows who owns the record. OUR_COMMENT contains the owner (setting DNS_OWNER). It is the comment
-at main names. COMMENT_AT_FURTHER_NAMES also contains the main name. It is the comment at aliases and shared names.
+The comment of a record shows who owns the record. At main names, it is OUR_COMMENT, which contains the owner (setting
+DNS_OWNER). At aliases and shared names, it is COMMENT_AT_FURTHER_NAMES, which also contains the main name.
 
 The tests run the real commands with simulators of Headscale and Cloudflare.
 """
@@ -76,7 +76,7 @@ def test_aliases_point_to_the_main_name(world: World, node: Node) -> None:
     assert world.records() == {f"A {node.address}": OUR_COMMENT}
     for name in ("docs.example.com", "www.example.com", "*.wiki.example.com"):
         assert world.records(name) == CNAME_TO_MAIN_NAME
-    assert all((record.ttl, record.proxied) == (60, False) for record in world.cloudflare.records(world.zone_id))
+    assert all(record.ttl == 60 and not record.proxied for record in world.cloudflare.records(world.zone_id))
     assert watch.state.records.in_sync
 
 
@@ -202,7 +202,7 @@ def test_refused_alias_does_not_block_other_names(world: World, node: Node) -> N
 
 
 def test_aliases_are_not_created_before_the_main_record(world: World, node: Node) -> None:
-    """Cloudflare refuses a record at the main name with the error code 81053 if another owner has just created one."""
+    """Error code 81053: another owner created a record at the main name after dns-watch had read the zone."""
     world.cloudflare.faults.add(refusal(400, 81053), method="POST")
     watch = world.watch(Interface(*node.addresses), **WITH_ALIASES, DNS_SHARED_NAMES="ingress")
     watch.run_pass()

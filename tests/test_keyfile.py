@@ -106,7 +106,7 @@ class TestWrite:
     """Tests in which a key is written."""
 
     def test_file_contains_exactly_the_key(self, key_file: KeyFileWriter) -> None:
-        """There is no line break at the end, because tailscale uses every byte as the key."""
+        """There is no line break at the end, because tailscale would treat it as a part of the key."""
         key_file.write(KEY, METADATA)
 
         assert key_file.path.read_bytes() == KEY_TEXT.encode()
@@ -114,7 +114,7 @@ class TestWrite:
     @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077, 0o777])
     @pytest.mark.parametrize("mode", [0o640, 0o600, 0o400, 0o644, 0o440])
     def test_modes_do_not_depend_on_the_umask_or_an_existing_file(self, tmp_path: Path, mode: int, mask: int) -> None:
-        """The mode of the key file can allow a tailscale container that runs as another user to read the key."""
+        """A tailscale container that runs as another user may need a mode such as 0644 to read the key."""
         key_file = KeyFileWriter(tmp_path / "authkey", mode)
         key_file.path.touch(0o666)
 
@@ -191,16 +191,15 @@ class TestLeftovers:
         elsewhere = tmp_path / "elsewhere"
         elsewhere.write_bytes(b"precious")
 
-        link(elsewhere, key_file.path.with_name(TEMPORARY))
-        key_file.check_writable()
-        link(elsewhere, key_file.path.with_name(TEMPORARY))
-        key_file.write(KEY, METADATA)
+        for write in (key_file.check_writable, lambda: key_file.write(KEY, METADATA)):
+            link(elsewhere, key_file.path.with_name(TEMPORARY))
+            write()
 
         assert elsewhere.read_bytes() == b"precious"
         assert not key_file.path.is_symlink()
         assert key_file.path.read_text() == KEY_TEXT
 
-    def test_folder_at_the_temporary_name_is_detected_by_the_check(self, key_file: KeyFileWriter) -> None:
+    def test_folder_at_the_temporary_name_is_detected_by_check_writable(self, key_file: KeyFileWriter) -> None:
         key_file.path.with_name(TEMPORARY).mkdir()
 
         with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
@@ -228,7 +227,7 @@ class TestCannotBeWritten:
             pytest.param("x" * 300 + "/authkey", id="folder-name-too-long"),
         ],
     )
-    def test_impossible_path_is_detected_by_the_check(self, tmp_path: Path, path: str) -> None:
+    def test_impossible_path_is_detected_by_check_writable(self, tmp_path: Path, path: str) -> None:
         (tmp_path / "file").touch()
 
         with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
@@ -258,7 +257,7 @@ class TestCannotBeWritten:
 
         unprivileged_folder.chmod(0o700)
 
-    def test_full_disk_is_detected_by_the_check(self, old_key_file: KeyFileWriter) -> None:
+    def test_full_disk_is_detected_by_check_writable(self, old_key_file: KeyFileWriter) -> None:
         with max_file_size(0), pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
             old_key_file.check_writable()
 
@@ -390,7 +389,7 @@ class TestMounts:
     """A file that Kubernetes has mounted by subPath cannot be replaced."""
 
     @pytest.mark.parametrize("name", ["authkey", "authkey.id"])
-    def test_mounted_file_is_detected_by_the_check(
+    def test_mounted_file_is_detected_by_check_writable(
         self, tmp_path: Path, repository: Path, clean_environment: dict[str, str], name: str
     ) -> None:
         namespace = ["unshare", "--user", "--map-root-user", "--mount", "--propagation", "private"]
@@ -432,6 +431,7 @@ class TestRestartMarker:
     """The restart marker, a file that makes the liveness probe of the tailscale container fail."""
 
     def test_marker_is_written_and_removed(self, key_file: KeyFileWriter) -> None:
+        """The argument is the id of the new key, or None to remove the marker. True means that the file was changed."""
         assert not key_file.write_restart_marker(None)
         assert key_file.write_restart_marker("8")
         assert key_file.restart_marker_path.read_text() == "8"
@@ -439,7 +439,7 @@ class TestRestartMarker:
         assert not key_file.restart_marker_path.exists()
 
     def test_marker_is_replaced_only_for_another_key(self, key_file: KeyFileWriter) -> None:
-        """The probe compares the modification time of the marker with the time of the last start of tailscaled."""
+        """A newer modification time would make the probe fail again, so tailscale would be restarted again."""
         key_file.write_restart_marker("8")
         inode = key_file.restart_marker_path.stat().st_ino
         assert not key_file.write_restart_marker("8")
@@ -486,6 +486,7 @@ class TestReadMetadata:
         assert not key_file.contains_key_of(metadata)
 
     def test_metadata_without_a_digest_matches_every_key(self, key_file: KeyFileWriter) -> None:
+        """Without a digest, nothing shows that the key is another one."""
         key_file.write(KEY, METADATA)
         key_file.metadata_path.write_text('{"pre_auth_key_id": "7", "kept_node_id": null}')
 
@@ -545,11 +546,11 @@ class TestReadMetadata:
                 )
 
 
-# The keys that a killed process replaces and writes. The second one is longer than a buffer of a file.
+# The old key, and the new key that a killed process writes. The new key is longer than the buffer of a Python file.
 KEYS = ["hskey-auth-old-" + "A" * 40, "hskey-auth-new-" + "B" * 10_000]
 
-# A program that forks a child for each line on standard input, `[folder, step]`. The child writes the last of KEYS, and
-# kills itself before the instruction with the number `step`.
+# A program that reads KEYS from the first line of standard input, and forks a child for each further line,
+# `[folder, step]`. The child writes the new key, and kills itself before the instruction with the number `step`.
 WRITER = """
     import json, os, signal, sys
     from pathlib import Path
@@ -658,4 +659,5 @@ def test_kill_before_each_instruction(
     else:
         pytest.fail("the writer does not end")
     assert keys == {old or "", KEYS[-1]}
+    # Fewer steps would mean that the instructions were not traced.
     assert step > 100

@@ -22,7 +22,7 @@ ADDED_LABELS = {
     "app.kubernetes.io/version",
     "helm.sh/chart",
 }
-"""The recommended labels, which the chart adds to all objects."""
+"""The labels that Kubernetes recommends, which the chart adds to all objects."""
 
 WITHOUT_BUILD: Values = {"build": {"enabled": False}}
 WITHOUT_INJECTION: Values = {"inject": {"enabled": False}}
@@ -57,8 +57,8 @@ NAMESPACES = {
     "deploy/monitoring": "monitoring",
 }
 """By folder: the namespace of the release, if the objects depend on this namespace."""
-KUBERNETES = {"deploy/inject": "1.36.0", "deploy/inject-v1beta1": "1.35.9-gke.1"}
-"""By folder: the version of Kubernetes, if the objects depend on this version."""
+KUBERNETES_VERSIONS = {"deploy/inject": "1.36.0", "deploy/inject-v1beta1": "1.35.9-gke.1"}
+"""By folder: the version of Kubernetes, if the objects depend on it. Providers append suffixes such as `-gke.1`."""
 
 
 def by_name(documents: list[Document]) -> dict[str, Document]:
@@ -83,10 +83,10 @@ def render_folder(folder: str, chart: Path, copy_of_build: Path) -> list[Documen
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_chart_renders_the_objects_of_the_kustomize_folder(folder: str, chart: Path, tmp_path: Path) -> None:
     namespace = NAMESPACES.get(folder, "any")
-    options = (f"--namespace={namespace}", f"--kube-version={KUBERNETES.get(folder, '1.36.0')}")
+    options = (f"--namespace={namespace}", f"--kube-version={KUBERNETES_VERSIONS.get(folder, '1.36.0')}")
     from_chart = by_name(template(chart, {"settings": SITE, **FOLDERS[folder]}, *options))
     from_kustomize = by_name(render_folder(folder, chart, tmp_path / "copy"))
-    # A chart does not contain the namespace of its release.
+    # Helm itself creates the namespace of a release, so the chart does not contain it.
     from_kustomize.pop(f"Namespace/{namespace}", None)
     for name, expected in from_kustomize.items():
         expected_labels: dict[str, Any] = expected["metadata"].pop("labels", {})

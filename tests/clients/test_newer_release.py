@@ -25,8 +25,8 @@ TEN_MINUTES_S = 600.0
 Change = Callable[[Any], Any]
 
 
-def changed(value: Any, change: Callable[[str, str, Any], tuple[str, Any]], kind: str = "") -> Any:
-    """Return a JSON value in which each member of an object was changed.
+def change_members(value: Any, change: Callable[[str, str, Any], tuple[str, Any]], kind: str = "") -> Any:
+    """Return a copy of a JSON value in which `change` has replaced each member of each object.
 
     Args:
         change: called with the kind of the object, such as "node", and with the member's name and value. It returns the
@@ -34,23 +34,23 @@ def changed(value: Any, change: Callable[[str, str, Any], tuple[str, Any]], kind
     """
     match value:
         case dict():
-            return dict(change(kind, name, changed(member, change, name)) for name, member in value.items())
+            return dict(change(kind, name, change_members(member, change, name)) for name, member in value.items())
         case list():
             # The list "nodes" contains objects of the kind "node".
-            return [changed(item, change, kind.removesuffix("s")) for item in value]
+            return [change_members(item, change, kind.removesuffix("s")) for item in value]
     return value
 
 
 def renamed(field: str, *, within: str) -> Change:
-    """Return a function that renames a member in each object of a kind of a JSON response."""
-    return lambda response: changed(
+    """Return a function that renames a member of all objects of one kind in a JSON response."""
+    return lambda response: change_members(
         response, lambda kind, name, value: (f"{name}X" if (name, kind) == (field, within) else name, value)
     )
 
 
 def replaced(old: Any, new: Any, *, field: str) -> Change:
     """Return a function that replaces the old value of a member by the new value in a JSON response."""
-    return lambda response: changed(
+    return lambda response: change_members(
         response, lambda _kind, name, value: (name, new if (name, value) == (field, old) else value)
     )
 
@@ -64,7 +64,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
 
 
 def change_responses(world: World, change: Change) -> None:
-    """Change every JSON response of Headscale to the clients that are created after this call."""
+    """Change every JSON response of Headscale. Clients that already exist still get unchanged responses."""
 
     def changing_handler(upstream: Upstream) -> Handler:
         def handle(request: Request) -> Response:
@@ -188,6 +188,7 @@ def test_supported_release_causes_no_warning(
         ("0.31.0-beta.1", True),
         ("0.100.0", True),
         ("1.0.0", True),
+        # Ranges, if the detection of the version finds no exact version.
         ("0.30 or newer", False),
         ("0.28 or 0.29", False),
         ("", False),

@@ -12,7 +12,7 @@ affect other tests:
         assert "ok" in cluster.exec("wiki-0", "application", "cat", "/data/state")
 
 `Cluster.node` is the cluster node. It can be rebooted, and can run commands. `Cluster.load` adds images to it, such as
-`images.application(cluster.layers, 3000)`; `images.py` has the names of the images that exist already.
+`images.application(cluster.layers, 3000)`; `images.py` has the names of the images that the node always has.
 
 The tests build the image of this project, which takes minutes. With `IMAGE_ARCHIVE=<file>`, they use an archive that
 `scripts/image --archive` has saved.
@@ -51,9 +51,9 @@ class Cluster:
     """A running cluster.
 
     Args:
-        folder: an empty folder with a short path.
+        folder: an empty folder with a short path, because the path of a Unix socket is limited to 107 bytes.
         host: an empty network namespace.
-        layers: the layers that all images of `images.stand_ins` share.
+        layers: the lowest layers of all images, from `images.base_layers`. Tests use them for further images.
         archives: archives of images, which the node imports before the kubelet starts.
 
     Attributes:
@@ -207,7 +207,7 @@ class Cluster:
         Args:
             name: the name of the pod.
             namespace: the namespace of the pod.
-            not_uid: the uid of an earlier pod with the same name, which is ignored.
+            not_uid: the uid of an earlier pod with the same name. The function waits until another pod has replaced it.
         """
 
         def find() -> Document | None:

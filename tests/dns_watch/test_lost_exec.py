@@ -1,7 +1,8 @@
-"""Test dns-watch with HEADSCALE_ACCESS=exec when two pods have one name, and when the pod's node is lost.
+"""Test dns-watch with HEADSCALE_ACCESS=exec when two pods have the same hostname, and when a node is lost.
 
 A node is lost if it was deleted or has expired. With the HTTP API, two responses show that a node was deleted: the
-response about this node, and the list of all nodes. With exec, the list is the only evidence, and polls are rarer.
+response about this node, and the list of all nodes. With exec, the list is the only evidence, and dns-watch polls less
+often.
 """
 
 from __future__ import annotations
@@ -13,7 +14,16 @@ import pytest
 
 from tests.dns_watch import test_heal, test_standing_down
 from tests.dns_watch.pods import GONE_WITH_FRESH_KEY, REGISTERED, Nodez, published_addresses, start_two_pods
-from tests.dns_watch.test_heal import INCOMPLETE_LIST, NODE, NODES, NOT_FOUND, a_pod, delete_node, make_headscale_fail
+from tests.dns_watch.test_heal import (
+    INCOMPLETE_LIST,
+    NODE,
+    NODES,
+    NOT_FOUND,
+    a_pod,
+    delete_node,
+    key_count,
+    make_headscale_fail,
+)
 from tests.in_cluster import ClusterWorld
 from tests.simulators.faults import stale
 from tests.simulators.headscale_cli import Finished
@@ -39,7 +49,7 @@ globals().update({name: getattr(test_standing_down, name) for name in SCENARIOS}
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterWorld:
-    """Simulators of Headscale (with a node of a laptop), Cloudflare and Kubernetes, and a simulated clock."""
+    """Simulators and a simulated clock. Headscale has a node of a laptop, so that its list of nodes is never empty."""
     world = ClusterWorld(monkeypatch, tmp_path)
     world.headscale.add_node("laptop", user="svc", registered_by="cli")
     return world
@@ -91,20 +101,21 @@ def test_an_inconclusive_list_changes_nothing(
     assert "node.lost" not in names(events)
 
 
-def test_incomplete_lists_cost_at_most_one_key(world: ClusterWorld, tmp_path: Path) -> None:
-    """The pod's node exists, but the list does not contain it. The list is the only evidence with exec."""
+def test_incomplete_lists_create_one_key(world: ClusterWorld, tmp_path: Path) -> None:
+    """The pod's node exists, but the list does not contain it. With exec, the list is the only evidence."""
     pod = a_pod(world, tmp_path / "pod")
-    writes = len(world.cloudflare.writes)
+    keys, writes = key_count(world), len(world.cloudflare.writes)
     make_headscale_fail(world, {NODE: NOT_FOUND, NODES: INCOMPLETE_LIST})
     pod.run_until(GONE_WITH_FRESH_KEY, within_s=600)
     assert (published_addresses(world), len(world.cloudflare.writes)) == ([pod.address], writes)
     world.headscale.faults.clear()
     pod.run(600)
     assert pod.nodez == REGISTERED
+    assert key_count(world) == keys + 1
     assert len(world.headscale.nodes) == 2
 
 
-def test_the_record_of_the_later_pod_stays_if_two_are_created_together(world: ClusterWorld, tmp_path: Path) -> None:
+def test_the_later_pod_owns_the_name_if_both_pods_create_a_record(world: ClusterWorld, tmp_path: Path) -> None:
     earlier, later = start_two_pods(world, tmp_path)
     # The second pod reads the zone as it was before the first pod created its record.
     world.cloudflare.faults.add(stale(), method="GET", path="dns_records", after=1)

@@ -51,12 +51,12 @@ def terraform(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]
     )
 
 
-def root_module(folder: Path, uses: dict[str, dict[str, Any]], module: str = "service") -> Path:
+def root_module(folder: Path, inputs_of_blocks: dict[str, dict[str, Any]], module: str = "service") -> Path:
     """Create and initialize a root module (a Terraform configuration), and return its folder.
 
     Args:
         folder: the folder in which the root module is created.
-        uses: the inputs of each `module` block, by the name of the block.
+        inputs_of_blocks: the inputs of each `module` block, by the name of the block.
         module: the module in deploy/terraform that all blocks use.
     """
     copy_modules(folder)
@@ -64,8 +64,8 @@ def root_module(folder: Path, uses: dict[str, dict[str, Any]], module: str = "se
     (folder / "main.tf.json").write_text(
         json.dumps(
             {
-                "module": {name: {"source": source} | inputs for name, inputs in uses.items()},
-                "output": {name: {"value": f"${{module.{name}.manifests}}"} for name in uses},
+                "module": {name: {"source": source} | inputs for name, inputs in inputs_of_blocks.items()},
+                "output": {name: {"value": f"${{module.{name}.manifests}}"} for name in inputs_of_blocks},
             }
         )
     )
@@ -73,7 +73,7 @@ def root_module(folder: Path, uses: dict[str, dict[str, Any]], module: str = "se
 
 
 def copy_modules(folder: Path) -> None:
-    """Copy the modules, and build/, from which they read files. Terraform writes into the folder in which it runs."""
+    """Copy the modules and the folder build, which they read. Terraform writes into the folder in which it runs."""
     shutil.copytree(MODULES, folder / "deploy" / "terraform")
     shutil.copytree(ROOT / "build", folder / "build", ignore=shutil.ignore_patterns("sources.tar.gz"))
 
@@ -114,9 +114,10 @@ def by_name(documents: list[Document]) -> Manifests:
 
 
 def normalized(manifests: Manifests, workload: str) -> Manifests:
-    """Return manifests without generated suffixes of names and empty variables, and with sorted lists.
+    """Return manifests without what depends on the tool that created them.
 
-    The order of variables, mounts and volumes depends on the tool that created the manifests.
+    These are the prefix and suffix of a ConfigMap's name, empty variables, and the order of variables, mounts and
+    volumes.
     """
     text = json.dumps(manifests)
     for manifest in manifests.values():
@@ -146,6 +147,6 @@ def with_terraform_data(configuration: str) -> str:
 
 
 def manifests_in_state(state: dict[str, Any], name: str) -> Manifests:
-    """Return the manifests of the instances of a resource that `with_terraform_data` has replaced."""
+    """Return the manifests of a resource that `with_terraform_data` has replaced."""
     (resource,) = (resource for resource in state["resources"] if resource["name"] == name)
     return {instance["index_key"]: instance["attributes"]["input"]["value"] for instance in resource["instances"]}
