@@ -100,7 +100,7 @@ def prune(settings: PruneSettings, stop: Event, *, name: str | None) -> None:
 
 def inject(settings: InjectSettings, files: Sequence[str], with_state_secrets: bool) -> str:  # noqa: FBT001 - an option
     """Return manifests with the containers added to the labelled workloads, optionally with their state Secrets."""
+    from lifecycle.inject.input import read, site_from_settings  # noqa: PLC0415
     from lifecycle.inject.manifests import inject as add_containers  # noqa: PLC0415 - only inject needs these
-    from lifecycle.inject.run import read, site_from_settings  # noqa: PLC0415
 
     return add_containers(read(files), site_from_settings(settings), with_state_secrets=with_state_secrets)

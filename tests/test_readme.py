@@ -12,8 +12,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from lifecycle.inject.input import site_from_settings
 from lifecycle.inject.manifests import inject
-from lifecycle.inject.run import site_from_settings
 from lifecycle.settings.load import load
 from lifecycle.settings.models import (
     CleanupSettings,

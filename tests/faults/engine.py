@@ -29,7 +29,6 @@ from structlog.testing import LogCapture
 from lifecycle.domain.errors import KeyFileError, LifecycleError, NameTakenError, NotRegisteredError, StoppedError
 from lifecycle.keyfile import writer as key_file_writer
 from tests.builders import COMMENT_AT_FURTHER_NAMES, NAME, OUR_COMMENT
-from tests.faults.attacks import compressed_response, failing_output
 from tests.faults.events import Events
 from tests.faults.invariants import BrokenError, Invariants
 from tests.faults.schedule import (
@@ -42,6 +41,7 @@ from tests.faults.schedule import (
     Schedule,
     Step,
 )
+from tests.faults.special_faults import compressed_response, failing_output
 from tests.faults.tap import SECOND_PAGE, Interruption, KilledError, Tap
 from tests.faults.workload import APEX, SHARED, SIBLING_COMMENT, FaultWorld, Pass, Pod, Workload
 from tests.simulators import faults

@@ -16,8 +16,8 @@ from urllib.parse import parse_qs
 from lifecycle.dns_watch.loop import DnsWatch
 from lifecycle.health.metrics import render_metrics
 from tests.builders import NAME
-from tests.faults.attacks import DECODED_BYTES
 from tests.faults.schedule import COMPRESSED, HIDDEN_NODES, UNDETECTABLE
+from tests.faults.special_faults import DECODED_BYTES
 from tests.faults.workload import MISLED_S, Pass, Pod, Workload
 from tests.simulators.cloudflare import Record
 from tests.simulators.headscale import Node

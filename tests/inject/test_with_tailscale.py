@@ -199,7 +199,7 @@ def test_rest_of_the_workload_is_unchanged(name: str, variant: str) -> None:
 
 def with_container_named(name: str) -> Document:
     """Return a Deployment whose tailscale container has this name."""
-    document = workloads_with_tailscale()["documented-sidecar"]
+    document = workloads_with_tailscale()["from-tailscale-docs"]
     containers(spec_of(document))["tailscale"]["name"] = name
     return document
 
@@ -209,7 +209,7 @@ UNSUITABLE = {
     "no-container": deployment(),
     "no-container-in-a-statefulset": stateful_set(),
 }
-SUITABLE = {"plain": "documented-sidecar", "native": "documented-sidecar", "sidecar": "native"}
+SUITABLE = {"plain": "from-tailscale-docs", "native": "from-tailscale-docs", "sidecar": "native-sidecar"}
 """A suitable workload for each variant."""
 
 
@@ -221,7 +221,9 @@ def test_workload_without_a_tailscale_container_fails_the_build(
     assert_not_rendered(document, tmp_path, variant)
 
 
-@pytest.mark.parametrize(("name", "variant"), [("native", "plain"), ("native", "native"), ("key-as-value", "sidecar")])
+@pytest.mark.parametrize(
+    ("name", "variant"), [("native-sidecar", "plain"), ("native-sidecar", "native"), ("key-as-value", "sidecar")]
+)
 def test_unsuitable_variant_fails_the_build(name: str, variant: str, tmp_path: Path) -> None:
     assert_not_rendered(workloads_with_tailscale()[name], tmp_path, variant)
 

@@ -103,7 +103,8 @@ class LoginTags(Enum):
 class KeyFormat(Enum):
     """The format of new API keys and pre-auth keys."""
 
-    HEX = auto()
+    OLD = auto()
+    """Without the prefix `hskey-`."""
     PREFIXED_BASE64 = auto()
     PREFIXED_HEX = auto()
 
@@ -202,7 +203,7 @@ class Dialect:
     # Keys
     key_user: KeyUser = KeyUser.NAME
     key_user_format: KeyUserFormat = KeyUserFormat.NAME
-    key_format: KeyFormat = KeyFormat.HEX
+    key_format: KeyFormat = KeyFormat.OLD
     api_key_lengths: tuple[int, int] = (7, 32)
     """The lengths of the prefix and of the secret of a new API key in the old format."""
     api_key_prefix_lengths: frozenset[int] = frozenset({7, 10})
@@ -352,7 +353,7 @@ V0_27_0 = replace(
     deleted_session_stays=True,
 )
 
-V0_27 = replace(
+V0_27_1 = replace(
     V0_27_0,
     version="0.27.1",
     expiry_survives_restart=False,
@@ -360,7 +361,7 @@ V0_27 = replace(
 )
 
 V0_28 = replace(
-    V0_27,
+    V0_27_1,
     version="0.28.0",
     unknown_path=UnknownPath.BLANK_PAGE_200,
     user_name_falls_back=True,
@@ -421,7 +422,7 @@ V0_30 = replace(
 DIALECTS: Final[Mapping[str, Dialect]] = MappingProxyType(
     {
         dialect.version: dialect
-        for dialect in (V0_22, V0_23, V0_24, V0_25, V0_26, V0_27_0, V0_27, V0_28, V0_29_2, V0_29_3, V0_30)
+        for dialect in (V0_22, V0_23, V0_24, V0_25, V0_26, V0_27_0, V0_27_1, V0_28, V0_29_2, V0_29_3, V0_30)
     }
 )
 

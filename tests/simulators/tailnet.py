@@ -576,7 +576,7 @@ class Tailnet(Upstream):
         raise ValueError(f"a key or node of {self.version} needs a user")
 
     def _add_api_key(self, key: str | None) -> ApiKey:
-        if key is None and self.dialect.key_format is KeyFormat.HEX:
+        if key is None and self.dialect.key_format is KeyFormat.OLD:
             prefix, secret = self.dialect.api_key_lengths
             key = f"{self._random_text(BASE64URL, prefix)}.{self._random_text(BASE64URL, secret)}"
         elif key is None:
@@ -596,7 +596,7 @@ class Tailnet(Upstream):
 
     def _new_pre_auth_secret(self) -> str:
         match self.dialect.key_format:
-            case KeyFormat.HEX:
+            case KeyFormat.OLD:
                 return self._random_text(HEX, 48)
             case KeyFormat.PREFIXED_BASE64:
                 return f"hskey-auth-{self._random_text(BASE64URL, 12)}-{self._random_text(BASE64URL, 64)}"
