@@ -37,9 +37,9 @@ def node_warning(node: Node, now: datetime) -> Event | None:
         node_id=node.id,
         expires_at=node.expires_at,
         days_left=_days_left(node.expires_at, now),
-        advice="Delete the pod before the node expires (with NODE_POLICY=keep, delete the node in Headscale first), or "
-        "set SELF_HEAL=true, with which the pod registers again after its node has expired. `node.expiry` in "
-        "Headscale's configuration sets how long a node stays valid.",
+        advice="Delete the pod before the node expires (with NODE_POLICY=keep, delete the node in Headscale first). Or "
+        "set SELF_HEAL=true, so that the pod registers again after its node has expired. `node.expiry` in Headscale's "
+        "configuration sets the lifetime of nodes.",
     )
 
 

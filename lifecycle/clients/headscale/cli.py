@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-from lifecycle.clients.headscale.errors import AMBIGUOUS_USER, CHECK_NAMES, MISSING, UPSTREAM
+from lifecycle.clients.headscale.errors import AMBIGUOUS_USER_ADVICE, AMBIGUOUS_USER_TEXT, MISSING_OBJECT, UPSTREAM
 from lifecycle.clients.headscale.pod import CHECK_SETTINGS, Target
 from lifecycle.clients.kubernetes.exec import Output
 from lifecycle.clients.response import excerpt
@@ -84,11 +84,11 @@ def explain_cli_failure(arguments: Sequence[str], target: Target, output: Output
 
 def _meaning(text: str) -> tuple[type[ApiError], str]:
     """Return the type of the error, and advice. Either the server refused the request, or the command itself failed."""
-    if AMBIGUOUS_USER in text:
-        return ResponseError, CHECK_NAMES
+    if AMBIGUOUS_USER_TEXT in text:
+        return ResponseError, AMBIGUOUS_USER_ADVICE
     if refusal := _REFUSAL.search(text):
         code, message = refusal.groups()
-        is_missing = code in _NOT_FOUND and MISSING.search(message)
+        is_missing = code in _NOT_FOUND and MISSING_OBJECT.search(message)
         return NotFoundError if is_missing else _KINDS.get(code, TransientError), ""
     for pattern, kind, advice in _LOCAL_FAILURES:
         if re.search(pattern, text, re.IGNORECASE):

@@ -17,11 +17,11 @@ UPSTREAM: Final = "Headscale"
 
 
 class _Grpc(IntEnum):
-    """Codes in the body of a refusal by 0.29 and older."""
+    """Codes of gRPC, which the body of an error response of 0.29 and older contains."""
 
     UNKNOWN = 2
     NOT_FOUND = 5
-    RESOURCE_EXHAUSTED = 8
+    RESOURCE_EXHAUSTED = 8  # the response exceeds the size limit of a gRPC message
 
 
 _GRPC_CODES = range(1, 17)
@@ -31,22 +31,22 @@ _UNAUTHORIZED_TEXT = "Unauthorized"
 
 # The text of an error about a missing object. An error with another text has another cause, such as a database that is
 # down.
-MISSING: Final = re.compile(r"\b(record|node|user|authkey) not found", re.IGNORECASE)
+MISSING_OBJECT: Final = re.compile(r"\b(record|node|user|authkey) not found", re.IGNORECASE)
 
 # The texts of the server errors with which 0.23 and 0.24 refuse to expire an expired or used key.
 _UNUSABLE_KEY = frozenset({"AuthKey expired", "AuthKey has already been used"})
 
-# 0.24 and 0.25 find users only by name. If two users have the same name, both requests for their keys fail with this
-# text: listing and creating.
-AMBIGUOUS_USER: Final = "expected exactly one user"
-CHECK_NAMES: Final = (
+# 0.24 and 0.25 find users only by name. If two users have the same name, requests that list or create their keys fail
+# with this text.
+AMBIGUOUS_USER_TEXT: Final = "expected exactly one user"
+AMBIGUOUS_USER_ADVICE: Final = (
     "Another user has the same name. Up to 0.25, Headscale finds users by name, even with HEADSCALE_USER=id:N. "
     "List the users with `headscale users list` and rename one with `headscale users rename`, or upgrade to 0.26."
 )
 
 
 def explain(what: str, response: Response) -> ApiError | None:
-    """Return the error for a refused request; None to choose it by the HTTP status alone; see `Upstream.explain`.
+    """Return the error for a refused request; None if the HTTP status alone shows the cause; see `Upstream.explain`.
 
     In releases up to 0.29, the HTTP status alone is often ambiguous.
     """
@@ -56,12 +56,12 @@ def explain(what: str, response: Response) -> ApiError | None:
     match status, code:
         case _ if _is_unauthorized(response):
             kind, message = AuthError, _explain_unauthorized(what, response)
-        case httpx.codes.INTERNAL_SERVER_ERROR, _Grpc.UNKNOWN if MISSING.search(text):
+        case httpx.codes.INTERNAL_SERVER_ERROR, _Grpc.UNKNOWN if MISSING_OBJECT.search(text):
             kind, message = NotFoundError, f"Headscale: {what}: not found"
         case httpx.codes.INTERNAL_SERVER_ERROR, _Grpc.UNKNOWN if text in _UNUSABLE_KEY:
             kind, message = ConflictError, f"Headscale: {what}: the key is already used or expired"
-        case httpx.codes.INTERNAL_SERVER_ERROR, _Grpc.UNKNOWN if AMBIGUOUS_USER in text:
-            kind, message = ResponseError, f"Headscale refused {what} ({text}). {CHECK_NAMES}"
+        case httpx.codes.INTERNAL_SERVER_ERROR, _Grpc.UNKNOWN if AMBIGUOUS_USER_TEXT in text:
+            kind, message = ResponseError, f"Headscale refused {what} ({text}). {AMBIGUOUS_USER_ADVICE}"
         case httpx.codes.NOT_FOUND, _ if code == _Grpc.NOT_FOUND or _is_problem(response):
             kind, message = NotFoundError, f"Headscale: {what}: not found"
         case httpx.codes.NOT_FOUND, _:
@@ -83,7 +83,7 @@ def explain(what: str, response: Response) -> ApiError | None:
 
 def _is_unauthorized(response: Response) -> bool:
     return response.status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN) or (
-        # Up to 0.26, a wrong API key gets a server error with this word as its body.
+        # Up to 0.26, the response to a wrong API key is a server error with this body.
         response.status == httpx.codes.INTERNAL_SERVER_ERROR and response.text.strip() == _UNAUTHORIZED_TEXT
     )
 
@@ -152,9 +152,8 @@ HEADSCALE: Final = Upstream(
     explain=explain,
     is_from_upstream=is_from_upstream,
     # With the default HTTP_TIMEOUT of 10 s, a request can take 40 s. This is longer than the 30 s after which
-    # Headscale's HTTP server ends a request (its `WriteTimeout`). To end and repeat a request earlier would make an
-    # overload worse, because Headscale also does the expensive check of the API key for a request whose client no
-    # longer waits.
+    # Headscale's HTTP server ends a request (its `WriteTimeout`). Repeating a request earlier would make an overload
+    # worse, because Headscale also does the expensive check of the API key for a client that has disconnected.
     response_timeouts=4,
     health_path="/health",
 )
