@@ -2,8 +2,8 @@
 # Functions and variables that build.sh and import.sh share: the image's name, messages, and the verification of an
 # archive.
 
-# A container runtime does not pull an image whose name starts with "localhost/". The manifests of pods contain this
-# name.
+# The name of the image in the manifests of pods. It starts with "localhost/", so that a container runtime does not pull
+# the image from a registry.
 IMAGE=localhost/tailscale-lifecycle:latest
 : "${ARCHIVE:=/var/lib/tailscale-lifecycle-image.tar}"
 : "${TERMINATION_LOG:=/dev/termination-log}"
@@ -28,9 +28,9 @@ digests() {
 }
 
 # Unpack and verify an archive: open_archive FILE FOLDER
-# FILE must contain exactly one image, which is named $IMAGE, and all its parts must match their digests. Then this sets
-# the variables $manifest_digest and $config_digest. Otherwise the status is 1 and the variable $invalid contains the
-# reason. The digests are verified here, because a container runtime can give the name to a damaged image before it
+# FILE must contain exactly one image, which is named $IMAGE, and all its parts must match their digests. In this case,
+# the function sets $manifest_digest and $config_digest. Otherwise, it sets $invalid to the reason and returns 1.
+# The function verifies the digests, because a container runtime can move the image's name to a damaged image before it
 # detects the damage.
 # shellcheck disable=SC2034 # build.sh and import.sh use $config_digest and $invalid
 open_archive() {
@@ -41,8 +41,8 @@ open_archive() {
         invalid="$1 is truncated or is not an image archive"
         return 1
     fi
-    # The name of the image is in an annotation of containerd, or in an annotation of OCI. If both exist, use that of
-    # containerd: docker writes the full name into it, but only the tag into that of OCI.
+    # The name of the image is in an annotation of containerd, or in an annotation of OCI. If both exist, use the one of
+    # containerd, because docker writes only the tag into the other one.
     names=$(grep -o '"io.containerd.image.name":"[^"]*"' "$2/index.json" ||
         grep -o '"org.opencontainers.image.ref.name":"[^"]*"' "$2/index.json" || true)
     names=$(printf %s "$names" | cut -d '"' -f 4)

@@ -9,7 +9,7 @@ terraform {
 locals {
   state_secret = coalesce(var.state_secret, "${var.name}-tailscale")
 
-  # The inputs are validated, so no value contains a quote, which would end a string in the templates.
+  # The validation of the inputs refuses quotes, which would end strings in the templates.
   values = {
     name                = var.name
     namespace           = var.namespace
@@ -37,8 +37,8 @@ locals {
     name => merge(manifest, { data = merge(manifest.data, name == "lifecycle" ? var.settings : {}) })
   }
 
-  # The names contain a hash of the content, so Kubernetes replaces the pod when a setting changes. The new pod starts
-  # when the new ConfigMap exists, also if Terraform changes the StatefulSet before it creates the ConfigMap.
+  # The names contain a hash of the content, so Kubernetes replaces the pod when a setting changes. If Terraform changes
+  # the StatefulSet before it creates the ConfigMap, the new pod starts as soon as the ConfigMap exists.
   config_map_names = {
     for name, manifest in local.config_maps :
     name => "${manifest.metadata.name}-${substr(sha256(jsonencode(manifest.data)), 0, 10)}"
@@ -59,7 +59,7 @@ locals {
   workload = one([for manifest in local.template : manifest.spec if manifest.kind == "StatefulSet"])
   pod      = local.workload.template.spec
 
-  # The containers and the kinds of objects that exist only with tailscale_enabled.
+  # The names of containers and the kinds of objects that exist only with tailscale_enabled.
   only_with_tailscale = ["cleanup", "tailscale", "dns-watch", "Role", "RoleBinding"]
 
   template_application = one([for container in local.pod.containers : container if container.name == "application"])
@@ -77,6 +77,7 @@ locals {
       try(var.application.securityContext, {}),
     )
     volumeMounts = concat(
+      # Without data_path, the mount of the data volume has an empty path.
       [for mount in local.template_application.volumeMounts : mount if mount.mountPath != ""],
       try(var.application.volumeMounts, []),
     )
@@ -97,7 +98,7 @@ locals {
     )
   })
 
-  # The changed spec of each kind of object whose spec depends on inputs that the templates do not contain.
+  # The specs that depend on inputs which the templates do not contain, by kind of object.
   specs = {
     for manifest in local.template : manifest.kind => merge(manifest.spec, {
       StatefulSet = {
@@ -106,7 +107,7 @@ locals {
         })
         volumeClaimTemplates = [for claim in local.workload.volumeClaimTemplates : claim if var.data_path != null]
       }
-      # Both rules of the template are for tailscale and dns-watch. Without a rule, all ingress is denied.
+      # The rules of the template allow connections to tailscale and dns-watch. An empty list denies all ingress.
       NetworkPolicy = { ingress = [for rule in try(manifest.spec.ingress, []) : rule if var.tailscale_enabled] }
     }[manifest.kind]) if contains(["StatefulSet", "NetworkPolicy"], manifest.kind)
   }
