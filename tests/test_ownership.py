@@ -1,4 +1,4 @@
-"""Test the ownership criteria: which nodes and records are ours, and which Headscale user owns our nodes."""
+"""Test which nodes and records the program may change ("ours"), and which Headscale user owns our nodes."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ OUR_TAGS = ["tag:svc"]
 PUBLIC_ADDRESS = "203.0.113.7"
 VPN_IPV6_ADDRESS = "fd7a:115c:a1e0::1"
 
+# The last one is a name that Headscale assigns instead of an invalid hostname.
 OTHER_HOSTNAMES = (
     *(f"{NAME}.evil", f"x-{NAME}", f"{NAME}-1", f"{NAME}.", f" {NAME}", "grafana", "grafana-example-com"),
     *("grafanaxexample.com", "", "invalid-abcd1234"),
@@ -50,8 +51,8 @@ OTHER_COMMENTS = (
         pytest.param(a_node(addresses=()), id="without-an-address"),
         pytest.param(a_node(user=User("1", "renamed")), id="our-user-with-a-new-name"),
         pytest.param(a_node(user=User(None, "svc")), id="our-user-without-an-id"),
-        pytest.param(a_node(key_user=ANN), id="ours-with-another-user's-key"),
-        pytest.param(a_node(key_user=None), id="ours-with-a-key-that-has-only-tags"),
+        pytest.param(a_node(key_user=ANN), id="our-user's-with-another-user's-key"),
+        pytest.param(a_node(key_user=None), id="our-user's-with-a-key-that-has-only-tags"),
         pytest.param(a_node(user=None, tags=["tag:other"]), id="tagged-and-registered-with-our-user's-key"),
         pytest.param(
             a_node(user=None, key_user=User(None, "svc")), id="tagged-and-registered-with-our-user's-key-by-name"
@@ -63,7 +64,10 @@ OTHER_COMMENTS = (
     ],
 )
 def test_node_that_meets_all_criteria_is_ours(node: Node) -> None:
-    """Such a node has our hostname, was registered with a pre-auth key, and belongs to our user or has our tag."""
+    """Such a node has our hostname and was registered with a pre-auth key. Its owner is our user, or it has our tag.
+
+    The owner is the node's user. For a node without a user, it is the user of its key.
+    """
     assert NODE_OWNERSHIP.is_owned(node)
 
 
@@ -90,19 +94,19 @@ def test_node_that_meets_all_criteria_is_ours(node: Node) -> None:
         ),
     ],
 )
-def test_node_that_misses_one_criterion_is_not_ours(node: Node) -> None:
+def test_node_that_misses_a_criterion_is_not_ours(node: Node) -> None:
     assert not NODE_OWNERSHIP.is_owned(node)
 
 
 def test_tags_count_only_if_our_keys_have_tags() -> None:
-    untagged = NodeOwnership(NAME, SVC)
+    without_tags = NodeOwnership(NAME, SVC)
 
-    assert not untagged.is_owned(a_node(user=None, key_user=None, tags=OUR_TAGS))
-    assert not untagged.is_owned(a_node(user=None, key_user=None))
+    assert not without_tags.is_owned(a_node(user=None, key_user=None, tags=OUR_TAGS))
+    assert not without_tags.is_owned(a_node(user=None, key_user=None))
 
 
 def test_tagged_node_whose_key_was_deleted_is_ours() -> None:
-    """From Headscale 0.28 on, a node has no key after its key was deleted."""
+    """From Headscale 0.28 on, the API returns such a node without a key."""
     node = a_node(user=None, tags=OUR_TAGS)
     without_key = replace(node, pre_auth_key=None)
 
@@ -110,15 +114,15 @@ def test_tagged_node_whose_key_was_deleted_is_ours() -> None:
 
 
 @pytest.mark.parametrize(
-    ("node", "has_name"),
+    ("node", "has_our_hostname"),
     [
         pytest.param(a_node(user=ANN, hostname=NAME.upper()), True, id="another-user's-node"),
         pytest.param(a_node(registered_by=RegisterMethod.OIDC), True, id="registered-by-OIDC"),
         pytest.param(a_node(hostname=f"{NAME}.evil"), False, id="longer"),
     ],
 )
-def test_foreign_node_with_our_hostname_is_detected(node: Node, has_name: bool) -> None:
-    assert NODE_OWNERSHIP.has_our_hostname(node) is has_name
+def test_hostname_of_another_node_is_compared_with_ours(node: Node, has_our_hostname: bool) -> None:
+    assert NODE_OWNERSHIP.has_our_hostname(node) is has_our_hostname
 
 
 USERS = st.one_of(st.none(), st.builds(User, st.sampled_from([None, "1", "2"]), st.sampled_from(["svc", "ann"])))
@@ -161,7 +165,7 @@ def test_any_node_of_ours_meets_every_criterion(
     ],
 )
 def test_record_with_our_comment_or_with_a_vpn_address_and_no_comment_is_ours(record: Record) -> None:
-    """Records without a comment were created by an older script."""
+    """Before this program existed, a script may have created records without a comment."""
     assert RECORD_OWNERSHIP.is_owned(record)
 
 
@@ -186,10 +190,10 @@ def test_other_record_is_not_ours(record: Record) -> None:
 
 
 @given(comment=st.text(max_size=40), content=st.sampled_from(["100.64.0.1", PUBLIC_ADDRESS]))
-def test_record_with_any_other_comment_is_not_ours(comment: str, content: str) -> None:
-    owned = RECORD_OWNERSHIP.is_owned(a_record(comment=comment, content=content))
+def test_record_is_ours_only_with_our_comment_or_none(comment: str, content: str) -> None:
+    is_ours = RECORD_OWNERSHIP.is_owned(a_record(comment=comment, content=content))
 
-    assert owned is (comment == OUR_COMMENT or (comment == "" and content == "100.64.0.1"))
+    assert is_ours is (comment == OUR_COMMENT or (comment == "" and content == "100.64.0.1"))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +230,7 @@ def test_comment_does_not_change_between_releases() -> None:
     assert mark_of("default") == "tailscale-lifecycle/1 default"
 
 
-def test_vpn_addresses_are_selected_by_prefix_in_their_order() -> None:
+def test_vpn_addresses_are_returned_in_the_given_order() -> None:
     all_addresses = addresses(VPN_IPV6_ADDRESS, "192.0.2.1", "100.64.0.2", "::1", "100.64.0.1", "fe80::1")
     ipv4_only = RecordOwnership(NAME, OUR_COMMENT, VPN_PREFIXES[:1])
 
@@ -237,7 +241,7 @@ def test_vpn_addresses_are_selected_by_prefix_in_their_order() -> None:
 LOCAL = User("1", "svc")
 FROM_OIDC = User("5", "svc", email="svc@example.com", provider="oidc")
 NAMED_LIKE_AN_EMAIL = User("6", "ann@example.com")
-WITH_THAT_EMAIL = User("7", "ann", email="ann@example.com")
+WITH_THE_SAME_EMAIL = User("7", "ann", email="ann@example.com")
 
 
 class TestChooseUser:
@@ -261,7 +265,7 @@ class TestChooseUser:
         ],
     )
     def test_user_can_be_chosen_by_id_or_email(self, selector: str, chosen: User) -> None:
-        users = [LOCAL, FROM_OIDC, NAMED_LIKE_AN_EMAIL, WITH_THAT_EMAIL]
+        users = [LOCAL, FROM_OIDC, NAMED_LIKE_AN_EMAIL, WITH_THE_SAME_EMAIL]
         assert choose_user(users, selector) == chosen
         assert choose_user(users[::-1], selector) == chosen
 
@@ -282,6 +286,7 @@ class TestChooseUser:
         [
             pytest.param([], None, ["headscale users create"], id="no-users"),
             pytest.param([], "svc", ["headscale users create svc"], id="no-users-and-a-name"),
+            # An id is not a name, so the advice contains the user's name in README.md.
             pytest.param([], "id:3", ["headscale users create services"], id="no-users-and-an-id"),
             pytest.param([SVC, ANN], None, ["ann", "svc", "HEADSCALE_USER"], id="several-users-and-no-name"),
             pytest.param([SVC, ANN], "bob", ["bob", "ann", "svc", "HEADSCALE_USER"], id="unknown-name"),
@@ -302,10 +307,10 @@ class TestChooseUser:
 
     @given(st.permutations([SVC, ANN, User("3", "bob"), User("4", "")]), st.sampled_from(["svc", "ann", "eve", None]))
     def test_order_of_users_does_not_matter(self, users: list[User], selector: str | None) -> None:
-        def outcome(some: list[User]) -> str:
+        def user_or_error(ordered: list[User]) -> str:
             try:
-                return str(choose_user(some, selector))
+                return str(choose_user(ordered, selector))
             except UserError as error:
                 return str(error)
 
-        assert outcome(users) == outcome(sorted(users, key=lambda user: user.name))
+        assert user_or_error(users) == user_or_error(sorted(users, key=lambda user: user.name))

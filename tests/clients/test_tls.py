@@ -1,4 +1,7 @@
-"""Test with TLS servers which certificates are trusted, and which settings the errors name."""
+"""Test with TLS servers which certificates are trusted, and which settings the errors name.
+
+The settings of `tests.clients.servers.API`, the upstream of most requests, are API_URL and API_CA_FILE.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def authority(tmp_path: Path) -> PrivateAuthority:
 
 @pytest.fixture
 def _strict_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Verify certificates strictly by default, as Python 3.13 and newer do, on older versions, too."""
+    """Verify certificates strictly by default on each version of Python, as Python 3.13 and newer do."""
     create = ssl.create_default_context
 
     def strict(*args: object, **options: object) -> ssl.SSLContext:
@@ -52,14 +55,12 @@ def test_private_authority_is_trusted_even_without_the_key_usage_extension(tmp_p
         assert send(url, trust=extended) == {"ok": True}
         assert send(url, trust=private_trust(authority.certificate)) == {"ok": True}
         if not has_key_usage:
-            # Strict verification refuses this authority.
+            # Without the functions above, the request fails.
             failure(url, trust=ssl.create_default_context(cafile=authority.certificate))
 
 
-def test_every_authority_of_a_bundle_is_trusted_in_a_hashed_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """OpenSSL finds a file in such a folder by a hash of the subject. Here, both subjects are the same."""
+def test_every_authority_in_the_folder_of_the_image_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenSSL finds an authority in this folder by the hash of its subject. Here, both have the same subject."""
     folder = tmp_path / "certificates"
     authorities = []
     for name in ("first", "second"):
@@ -140,13 +141,13 @@ def test_https_on_an_http_port_advises_http() -> None:
     assert "http://" in str(error)
 
 
-# What servers send if they receive plain HTTP on a port for HTTPS.
+# The responses of servers that receive plain HTTP on a port for HTTPS.
 GO_RESPONSE = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
 NGINX_RESPONSE = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/html\r\nConnection: close\r\n\r\n"
     b"<html><head><title>400 The plain HTTP request was sent to HTTPS port</title></head></html>"
 )
-TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x50"
+TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x50"  # internal_error
 
 
 @pytest.mark.parametrize("raw", [GO_RESPONSE, NGINX_RESPONSE, TLS_ALERT], ids=["go", "nginx", "tls-alert"])

@@ -1,7 +1,7 @@
 """Test `dns-watch` for simulated days.
 
-After every event, the record must be in sync within the time that the documentation promises. The memory and the
-numbers of open files and threads must not grow.
+After every event, the record must be in sync within a time limit. The memory and the numbers of open files and threads
+must not grow.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from tests.world import MIN_WAIT_S, USER, Interface, World
 HOUR_S = 3600.0
 DAY_S = 24 * HOUR_S
 
-# The promised times until the record is in sync. `dns-watch` polls the interface every second, the record every
-# VERIFY_INTERVAL, and the node every POLL_INTERVAL. Both intervals are 5 minutes, plus jitter of at most a quarter.
-# After an outage, the backoff is not longer than VERIFY_INTERVAL.
+# The time limits until the record is in sync. `dns-watch` reads the addresses of the interface every second, the record
+# every VERIFY_INTERVAL, and the node every POLL_INTERVAL. Both intervals are 5 minutes, plus jitter of at most a
+# quarter. If Headscale restarts, the next request can fail, and the retry follows within another VERIFY_INTERVAL.
 AFTER_ADDRESS_CHANGE_S = 2.0
 AFTER_RECORD_CHANGE_S = 300.0 * 1.25 + AFTER_ADDRESS_CHANGE_S
 AFTER_HEADSCALE_RESTART_S = 2 * AFTER_RECORD_CHANGE_S
@@ -52,7 +52,7 @@ def open_files() -> int:
 
 
 def allocated_bytes() -> int:
-    # Ignore pathlib: it interns strings, and the interpreter sometimes enlarges the table of interned strings.
+    # Ignore what pathlib allocates: it interns strings, and the interpreter sometimes enlarges the table of these.
     traces = tracemalloc.take_snapshot().filter_traces(
         [tracemalloc.Filter(inclusive=False, filename_pattern="*pathlib*")]
     )
@@ -75,15 +75,16 @@ class Sidecar:
         self.node = world.headscale.add_node(NAME, user=USER)
         self.interface = Interface(*self.node.addresses)
         self.watch = world.watch(self.interface)
-        self.due_s = 0.0
+        self.next_pass_s = 0.0
 
     def run(self, seconds: float) -> None:
-        """Run the passes that are due within this many seconds."""
+        """Advance the clock by this many seconds, and run the passes that begin in this time."""
         clock = self.world.clock
         until = clock.elapsed_s + seconds
-        while self.due_s <= until:
-            clock.sleep(max(0.0, self.due_s - clock.elapsed_s))
-            self.due_s = clock.elapsed_s + max(self.watch.run_pass(), MIN_WAIT_S)
+        while self.next_pass_s <= until:
+            clock.sleep(max(0.0, self.next_pass_s - clock.elapsed_s))
+            wait_s = max(self.watch.run_pass(), MIN_WAIT_S)
+            self.next_pass_s = clock.elapsed_s + wait_s
         clock.sleep(until - clock.elapsed_s)
 
     def run_until(self, hour: float) -> None:
@@ -98,9 +99,9 @@ class Sidecar:
         assert self.watch.state.records.in_sync, self.watch.state.records.reason
 
     def change_address(self) -> None:
-        """Give the node another address. The next pass begins within a second, because the loop polls the interface."""
+        """Give the node another address. `dns-watch` detects this within a second, and begins a pass."""
         self.interface.set_addresses(*self.world.headscale.readdress(self.node.id).addresses)
-        self.due_s = min(self.due_s, self.world.clock.elapsed_s + 1.0)
+        self.next_pass_s = min(self.next_pass_s, self.world.clock.elapsed_s + 1.0)
 
     def edit_record(self) -> None:
         """Change the address in the record, as a person could do in Cloudflare's dashboard."""
@@ -108,7 +109,7 @@ class Sidecar:
         self.world.cloudflare.change_record(record.id, content="100.64.99.99")
 
     def restart_headscale(self) -> None:
-        """Let Headscale refuse two connections, and restart it. Only this sidecar's node connects again."""
+        """Restart Headscale, which disconnects all nodes, and connect this pod's node. Two connections are refused."""
         self.world.headscale.faults.add(faults.refuse(), times=2)
         self.world.headscale.restart()
         self.world.headscale.connect(self.node.id)
@@ -131,7 +132,7 @@ class Sidecar:
         self.run_until(12.5)
         self.change_address()
         self.run_until(13.0)
-        assert not self.watch.status.ready
+        assert not self.watch.status.ready, "Cloudflare still has the old address"
         world.cloudflare.faults.clear()
         self.run(AFTER_RECORD_CHANGE_S)
         self.assert_in_sync()
@@ -144,6 +145,7 @@ class Sidecar:
         self.assert_in_sync()
         self.run_until(23.0)
         self.assert_in_sync()
+        # A request for the metrics must not use memory permanently either.
         render_metrics(self.watch.status, accept="")
         self.run(HOUR_S)
         # Free the memory of the simulators, so that only the program's memory can grow.
@@ -154,6 +156,7 @@ class Sidecar:
 
 @pytest.fixture
 def sidecar(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Sidecar]:
+    # Log events are not printed.
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), cache_logger_on_first_use=False)
     yield Sidecar(monkeypatch, tmp_path)
     structlog.reset_defaults()
@@ -204,7 +207,7 @@ def test_failed_requests_do_not_leave_connections_open(monkeypatch: pytest.Monke
         )
         client.send("GET", "/api/v1/node")
         files = open_files()
-        # A large response takes long, so send it only twice.
+        # Repeat each fault, so that a leak exceeds the limit below. A large response takes long, so send it only twice.
         for fault in [TOO_LARGE, TOO_LARGE, *FAILURES * 28]:
             world.headscale.faults.add(fault)
             # With some of these faults, the client raises no error.

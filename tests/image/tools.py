@@ -170,7 +170,7 @@ class ImageBuild:
     Attributes:
         folder: the folder of the archive and the termination log.
         sources: the packed sources.
-        environment: the environment for Buildah, without the variables that only build.sh reads.
+        environment: the environment of build.sh and Buildah, without the variables in `variables`.
     """
 
     folder: Path
@@ -183,7 +183,7 @@ class ImageBuild:
         self.termination_log.touch()
 
     def run(self, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run build.sh. The given variables are added to `self.variables`."""
+        """Run build.sh with these variables in addition to `self.variables`."""
         return run(["/bin/sh", BUILD / "build.sh"], env={**self.variables, **variables})
 
     def run_checked(self, **variables: str) -> None:
@@ -199,7 +199,7 @@ class ImageBuild:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment for build.sh: `environment`, and the paths of the files that it uses."""
+        """The environment of build.sh: `environment`, and the paths that build.sh reads and writes."""
         return {
             **self.environment,
             "SOURCES": str(self.sources),
@@ -268,17 +268,17 @@ class Containerd:
         }
 
     def delete_image(self) -> None:
-        """Delete IMAGE, and the content that no other image needs."""
+        """Delete IMAGE, and the content that only this image needs."""
         run_checked([*self.ctr, "images", "rm", "--sync", IMAGE])
 
     def delete_snapshots(self) -> None:
-        """Delete the snapshots of the image, from the top layer down. The image's name and content are kept."""
+        """Delete all snapshots, from the top layer down. The names and the content of images are kept."""
         snapshots = [*self.ctr, "snapshots"]
 
         def are_deleted() -> bool:
             parents = {row[0]: row[1] for row in map(str.split, run_checked([*snapshots, "ls"]).splitlines()[1:])}
             for leaf in set(parents) - set(parents.values()):
-                # This can fail, because containerd also deletes the parents of deleted snapshots.
+                # This fails if containerd has already deleted the snapshot with its child.
                 run([*snapshots, "rm", leaf])
             return not parents
 

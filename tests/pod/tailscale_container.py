@@ -1,4 +1,4 @@
-"""A stand-in for the tailscale container, with the same variables, key file and health endpoint."""
+"""A simulated tailscale container, with the variables, key file, socket and health endpoint of the real one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from threading import Thread
 from tests.simulators.vpn_client import VpnClient
 
 STATE = Path("/tmp")
-"""An emptyDir: its files remain when the container restarts, but not when the pod is replaced."""
+"""The folder of the state, an emptyDir, so the state is kept if the container restarts, and lost with the pod."""
 
 
 class Health(BaseHTTPRequestHandler):
@@ -57,7 +57,7 @@ REQUIRED_VALUES = {
 
 
 def health_address(variables: Mapping[str, str]) -> tuple[str, int]:
-    """Return the address and port of the health endpoint. Like tailscale, accept an IP address with a port only.
+    """Return the address and port of the health endpoint. Like tailscale, accept no hostname, and require an address.
 
     Raises:
         ValueError: the host is missing or is not an IP address.
@@ -66,8 +66,8 @@ def health_address(variables: Mapping[str, str]) -> tuple[str, int]:
     return str(ip_address(address.removeprefix("[").removesuffix("]"))), int(port)
 
 
-def listen(path: Path) -> socket.socket:
-    """Replace the socket, as tailscaled does when it starts."""
+def create_socket(path: Path) -> socket.socket:
+    """Create the socket anew, as tailscaled does when it starts. The liveness probe reads its modification time."""
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
@@ -86,7 +86,7 @@ def main() -> None:
     Thread(target=server.serve_forever, daemon=True).start()
     key_file = Path(os.environ["TS_AUTHKEY"].removeprefix("file:"))
     login_server = os.environ["TS_EXTRA_ARGS"].removeprefix("--login-server=")
-    with listen(Path(os.environ["TS_SOCKET"])):
+    with create_socket(Path(os.environ["TS_SOCKET"])):
         stay_connected(login_server, key_file)
 
 

@@ -27,6 +27,7 @@ def invalid_settings(result: CompletedRun) -> list[str]:
         pytest.param({"CLOUDFLARE_API_TOKEN": ""}, ["CLOUDFLARE_API_TOKEN"], id="no token"),
         pytest.param({"CLOUDFLARE_ZONE_ID": "example.com"}, ["CLOUDFLARE_ZONE_ID"], id="invalid zone id"),
         pytest.param({"HOSTNAME": f"{'a' * 58}-0"}, ["TS_HOSTNAME"], id="too long name from the pod"),
+        # Only the first pod has a default hostname: the name of the StatefulSet.
         pytest.param({"HOSTNAME": "grafana-1"}, ["TS_HOSTNAME"], id="second pod of a StatefulSet"),
         pytest.param({"AUTHKEY_OUTPUT_PATH": "/volume/auth\nkey"}, ["AUTHKEY_OUTPUT_PATH"], id="line break in a path"),
         pytest.param(
@@ -44,7 +45,7 @@ def test_invalid_settings_exit_with_2(pod: Pod, variables: dict[str, str], inval
     assert {event["level"] for event in result.events} == {"error"}
     assert pod.headscale.requests == pod.cloudflare.requests == []
     assert pod.has_no_writes
-    # A shorter value could be part of a message by chance.
+    # A message can contain a shorter value by chance.
     values = [value for value in variables.values() if len(value) > 8]
     assert [value for value in values if value in result.stdout] == [], "the message contains the value of a setting"
 
@@ -70,7 +71,7 @@ def test_each_invalid_setting_is_one_line_in_the_console_format(pod: Pod) -> Non
 Variables = dict[str, str]
 
 Failure = Variables | Callable[[Pod], Variables]
-"""Settings with which a command fails, or a function that causes a failure and returns such settings."""
+"""Settings with which a command fails, or a function that makes it fail and returns additional settings."""
 
 
 def settings_of(failure: Failure, pod: Pod) -> Variables:
@@ -78,7 +79,7 @@ def settings_of(failure: Failure, pod: Pod) -> Variables:
 
 
 OTHER_OWNER = COMMENT_OF_OTHER_OWNER.split()[1]
-"""The DNS_OWNER that the comment of another owner's record names."""
+"""The DNS_OWNER of a record that belongs to another owner. The record's comment contains it."""
 
 WRONG_USER = {"HEADSCALE_USER": "bob"}
 WRONG_KEY = {"HEADSCALE_API_KEY": "hskey-api-wrong"}
@@ -170,6 +171,7 @@ def test_dns_watch_once_exits_with_1_if_the_record_is_out_of_sync(
     # The second hostname is for the case in which DOMAIN_NAME is example.org.
     for hostname in (NAME, "grafana.example.org"):
         pod.headscale.add_node(hostname, user="svc")
+    # Without an interface, dns-watch reads the node's address from Headscale.
     result = pod.run("dns-watch", "--once", TAILSCALE_INTERFACE="", **variables)
     assert (result.status, result.stderr) == (1, "")
     assert result.last_event["event"] == "command.failed"

@@ -16,13 +16,13 @@ _ROLE: Final = "postgres"
 
 _AS_POSTGRES: Final = ("setpriv", f"--reuid={_ROLE}", f"--regid={_ROLE}", "--clear-groups")
 
-_VERSIONS: Final = Path("/usr/lib/postgresql")
+_VERSIONS_FOLDER: Final = Path("/usr/lib/postgresql")
 
 
 def postgres_programs() -> Path | str:
     """Return the folder with the programs of the newest installed version, or a message that says what to install."""
-    servers = sorted(_VERSIONS.glob("*/bin/postgres"), key=lambda program: int(program.parts[-3]))
-    if not servers or os.getuid() or shutil.which("setpriv") is None:
+    servers = sorted(_VERSIONS_FOLDER.glob("*/bin/postgres"), key=lambda program: int(program.parts[-3]))
+    if not servers or os.getuid() != 0 or shutil.which("setpriv") is None:
         return "needs root, setpriv and postgres: install the packages postgresql and util-linux"
     return servers[-1].parent
 
@@ -32,7 +32,7 @@ class PostgresCluster:
 
     Args:
         programs: the folder with the programs of PostgreSQL.
-        folder: an empty folder with a short path.
+        folder: an empty folder. PostgreSQL creates its socket there, so the path must be short.
     """
 
     def __init__(self, programs: Path, folder: Path) -> None:
@@ -42,7 +42,7 @@ class PostgresCluster:
         (self._port,) = free_ports(1)
         self._process: BackgroundProcess | None = None
         shutil.chown(folder, _ROLE)
-        self._run("initdb", "--pgdata", self._data, "--auth=trust", "--no-sync")
+        self._run_checked("initdb", "--pgdata", self._data, "--auth=trust", "--no-sync")
 
     def __enter__(self) -> Self:
         """Start the cluster."""
@@ -74,27 +74,27 @@ class PostgresCluster:
         assert process.exit_status is None, process.output()
 
     def stop(self) -> None:
-        """Stop the cluster and disconnect its clients."""
+        """Stop the cluster without waiting for its clients, which are disconnected."""
         if self._process is not None:
             self._process.stop(signal.SIGINT)
 
     def create_database(self, name: str) -> dict[str, Any]:
         """Create a database, and return the section of Headscale's configuration for this database."""
-        self._run("createdb", *self._connection(), name)
+        self._run_checked("createdb", *self._connection_options(), name)
         connection = {"host": "127.0.0.1", "port": self._port, "name": name, "user": _ROLE, "pass": "", "ssl": False}
         return {"database": {"type": "postgres", "postgres": connection}}
 
     def _accepts_connections(self) -> bool:
-        return self._ended("pg_isready", *self._connection()).returncode == 0
+        return self._run("pg_isready", *self._connection_options()).returncode == 0
 
-    def _connection(self) -> tuple[str, ...]:
+    def _connection_options(self) -> tuple[str, ...]:
         return ("-h", "127.0.0.1", "-p", str(self._port))
 
-    def _run(self, program: str, *arguments: str | Path) -> None:
-        done = self._ended(program, *arguments)
+    def _run_checked(self, program: str, *arguments: str | Path) -> None:
+        done = self._run(program, *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def _ended(self, program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    def _run(self, program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return run_program(self._command(program, *arguments), environment=self._environment(), folder=self._folder)
 
     def _command(self, program: str, *arguments: str | Path) -> list[str | Path]:

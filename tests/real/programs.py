@@ -27,10 +27,10 @@ CLIENTS_VARIABLE: Final = "TAILSCALE_BINARIES"
 """The environment variable with a folder that has a subfolder for each version of the Tailscale client."""
 
 TIMEOUT_S: Final = 45.0
-"""The time limit of each step, for a machine under load."""
+"""The time limit of each step. It is long enough for a machine under load."""
 
 POLL_INTERVAL_S: Final = 0.05
-"""The interval of `eventually` after the first poll. Later intervals are longer.
+"""The first interval between two polls of `eventually`. Later intervals are longer.
 
 Headscale computes a bcrypt hash for each API request, so many short intervals would load the machine.
 """
@@ -93,7 +93,7 @@ class Release:
 def installed_releases() -> list[Release] | str:
     """Return the installed releases, oldest first, or a message that says what to install.
 
-    Each release has the newest Tailscale client.
+    All of them use the newest Tailscale client.
     """
     folder = os.environ.get(SERVERS_VARIABLE)
     path = os.pathsep.join(filter(None, [*map(str, _client_folders()[:1]), folder, os.environ.get("PATH")]))
@@ -148,8 +148,8 @@ def _minor(name: str, headscale: Path) -> int:
     newest = int(VERSIONS[-1].split(".")[1])
     if match is not None:
         return min(int(match[1]), newest)
-    # This program is `head`. A version without a suffix counts as it is. Otherwise, the program is a build of the main
-    # branch, to which the newest version of the simulator corresponds.
+    # The program is named `head`. If it prints the version of a release, such as 0.29.3, it is this release. Otherwise,
+    # it is a build of the main branch, and the simulator's newest version behaves like it.
     match = re.match(r"0\.(\d+)\.\d+$", _version(headscale))
     return int(match[1]) if match else newest
 
@@ -158,8 +158,8 @@ def free_ports(count: int) -> list[int]:
     """Return loopback ports that are free for TCP and UDP."""
     ports: list[int] = []
     while len(ports) < count:
-        # tests/conftest.py sets the seed of the default generator, so parallel tests would choose the same ports.
-        # SystemRandom has no seed.
+        # SystemRandom, because tests/conftest.py gives the default generator the same seed in parallel tests, which
+        # would then choose the same ports.
         port = random.SystemRandom().choice(_PORTS)
         with suppress(OSError):
             for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
@@ -258,7 +258,7 @@ class BackgroundProcess:
             os.killpg(self._process.pid, signal_number)
 
     def stop(self, signal_number: signal.Signals = signal.SIGTERM) -> int:
-        """Send a signal, kill the process after the timeout, and return the exit status."""
+        """Send a signal, kill the process if it runs longer than TIMEOUT_S, and return the exit status."""
         if self._process.poll() is None:
             self.send(signal_number)
         try:

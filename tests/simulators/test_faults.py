@@ -1,6 +1,6 @@
 """Test that each fault has the same effect on a client in this process as on a client that uses HTTP.
 
-Only the fault `drip`, which sends a body slowly, is a time-out for a client in this process.
+The exception is `drip`, which sends the body slowly over HTTP, but is a time-out for a client in this process.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def _nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
+        # Over HTTP, the connection is already open and is reset.
         pytest.param(faults.refuse(), (httpx.ConnectError, httpx.ReadError), id="refuse"),
         pytest.param(faults.drop(), httpx.ReadError, id="drop"),
         pytest.param(faults.drop(after_execution=True), httpx.ReadError, id="drop-after-execution"),
@@ -70,8 +71,9 @@ def test_fault_breaks_the_connection(
     counter.faults.add(fault)
     with pytest.raises(error):
         client.post("/", timeout=httpx.Timeout(None, read=0.2 if fault.kind is faults.Kind.HANG else None))
+    # End the request that hangs in the server.
     counter.faults.release()
-    assert counter.count == fault.after_execution
+    assert counter.count == int(fault.after_execution)
     assert client.get("/").status_code == 200
     assert counter.faults.pending == 0
 
@@ -103,7 +105,7 @@ def test_stale_response_has_the_state_before_the_last_change(counter: Counter, c
     assert [client.get("/").json()["count"] for _ in range(2)] == [0, 1]
 
 
-def test_slow_body_arrives_over_http_and_is_a_time_out_in_one_process(counter: Counter) -> None:
+def test_slow_body_arrives_over_http_and_is_a_time_out_in_this_process(counter: Counter) -> None:
     counter.faults.add(faults.drip(interval_s=0.001, limit_s=0.02), times=2)
     with serve(counter) as url:
         assert httpx.get(url, trust_env=False).json()["count"] == 0

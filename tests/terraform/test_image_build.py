@@ -21,33 +21,31 @@ SOURCES = b"\x1f\x8bnot text"
 def test_module_creates_the_objects_of_kustomize(tmp_path: Path) -> None:
     sources = tmp_path / "sources.tar.gz"
     sources.write_bytes(SOURCES)
-    uses: dict[str, dict[str, Any]] = {
+    inputs: dict[str, dict[str, Any]] = {
         "default": {"sources": str(sources)},
-        "changed": {"sources": str(sources), "environment": {"BASE_IMAGE": "localhost/debian:stable"}},
-        "off": {"sources": str(sources), "enabled": False},
+        "other_base": {"sources": str(sources), "environment": {"BASE_IMAGE": "localhost/debian:stable"}},
+        "disabled": {"sources": str(sources), "enabled": False},
     }
-    outputs = apply(root_module(tmp_path / "root", uses, "image-build"))["outputs"]
+    outputs = apply(root_module(tmp_path / "root", inputs, "image-build"))["outputs"]
     shutil.copytree(ROOT / "build", tmp_path / "build")
     shutil.copy(sources, tmp_path / "build")
     kustomized = by_name(render(tmp_path / "build"))
     manifests: Manifests = outputs["default"]["value"]
+    # The names of these objects do not start with the name of a workload.
     assert normalized(manifests, workload="") == normalized(kustomized, workload="")
-    assert outputs["off"]["value"] == {}
+    assert outputs["disabled"]["value"] == {}
     assert base64.b64decode(manifests["ConfigMap/tailscale-lifecycle-build"]["binaryData"]["sources.tar.gz"]) == SOURCES
-    pods = [
-        outputs[name]["value"]["DaemonSet/tailscale-lifecycle-image"]["spec"]["template"]["spec"]
-        for name in uses
-        if name != "off"
-    ]
-    default, changed = (
-        {variable["name"]: variable.get("value") for variable in pod["initContainers"][0]["env"]} for pod in pods
-    )
-    assert changed == default | {"BASE_IMAGE": "localhost/debian:stable"}
+
+    def build_environment(name: str) -> dict[str, str | None]:
+        pod = outputs[name]["value"]["DaemonSet/tailscale-lifecycle-image"]["spec"]["template"]["spec"]
+        return {variable["name"]: variable.get("value") for variable in pod["initContainers"][0]["env"]}
+
+    assert build_environment("other_base") == build_environment("default") | {"BASE_IMAGE": "localhost/debian:stable"}
 
 
 @needs_terraform
 def test_error_about_missing_sources_names_the_command_that_creates_them(tmp_path: Path) -> None:
-    uses: dict[str, dict[str, Any]] = {"default": {}, "configured": {"sources": "/nonexistent"}}
-    messages = [text for _, text in planning_errors(root_module(tmp_path / "root", uses, "image-build"))]
+    inputs: dict[str, dict[str, Any]] = {"default_path": {}, "given_path": {"sources": "/nonexistent"}}
+    messages = [text for _, text in planning_errors(root_module(tmp_path / "root", inputs, "image-build"))]
     assert len(messages) == 2
     assert all("scripts/image --sources build/sources.tar.gz" in text for text in messages)
