@@ -22,14 +22,14 @@ COMMENT_OF_OTHER_OWNER = "tailscale-lifecycle/1 staging"
 COMMENT_AT_FURTHER_NAMES = f"{OUR_COMMENT} {NAME}"
 """The comment of our records at the names in DNS_ALIASES and DNS_SHARED_NAMES. It contains the main name."""
 
-SVC = User("1", "svc")
+OUR_USER = User("1", "svc")
 """The user that owns our nodes and keys."""
 ANN = User("2", "ann")
 """Another user."""
 VPN_PREFIXES = (ip_network("100.64.0.0/10"), ip_network("fd7a:115c:a1e0::/48"))
 
 # The criteria for owning a node, and for owning a record at the main name.
-NODE_OWNERSHIP = NodeOwnership(NAME, SVC, frozenset({"tag:svc"}))
+NODE_OWNERSHIP = NodeOwnership(NAME, OUR_USER, frozenset({"tag:svc"}))
 RECORD_OWNERSHIP = RecordOwnership(NAME, OUR_COMMENT, VPN_PREFIXES)
 
 ALIAS = "docs.example.com"
@@ -47,10 +47,10 @@ def a_node(
     node_id: int = 1,
     *,
     hostname: str = NAME,
-    user: User | None = SVC,
+    user: User | None = OUR_USER,
     tags: Iterable[str] = (),
     registered_by: RegisterMethod = RegisterMethod.AUTH_KEY,
-    key_user: User | None = SVC,
+    key_user: User | None = OUR_USER,
     key_id: str = "7",
     key_created_at: datetime | None = None,
     online: bool = True,

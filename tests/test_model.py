@@ -9,12 +9,14 @@ import pytest
 from pydantic import SecretStr
 
 from lifecycle.domain.model import PreAuthKey, Record, User
-from tests.builders import EXPIRED, NOW, OUR_COMMENT, SVC, a_node, a_record, a_spec
+from tests.builders import EXPIRED, NOW, OUR_COMMENT, OUR_USER, a_node, a_record, a_spec
 
 LATER = NOW + timedelta(seconds=1)
 V6 = "fd7a:115c:a1e0::1"
 
-KEY = PreAuthKey("7", SVC, frozenset(), reusable=False, ephemeral=False, used=False, created_at=NOW, expires_at=LATER)
+KEY = PreAuthKey(
+    "7", OUR_USER, frozenset(), reusable=False, ephemeral=False, used=False, created_at=NOW, expires_at=LATER
+)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +95,13 @@ def test_addresses_are_compared_by_value(spelling: str) -> None:
 
 
 def test_values_are_immutable() -> None:
-    for value, name in ((a_node(), "id"), (a_record(), "content"), (a_spec(), "ttl_s"), (SVC, "name"), (KEY, "used")):
+    for value, name in (
+        (a_node(), "id"),
+        (a_record(), "content"),
+        (a_spec(), "ttl_s"),
+        (OUR_USER, "name"),
+        (KEY, "used"),
+    ):
         with pytest.raises(FrozenInstanceError):
             setattr(value, name, "x")
 

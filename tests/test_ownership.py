@@ -17,8 +17,8 @@ from tests.builders import (
     NAME,
     NODE_OWNERSHIP,
     OUR_COMMENT,
+    OUR_USER,
     RECORD_OWNERSHIP,
-    SVC,
     VPN_PREFIXES,
     a_node,
     a_record,
@@ -99,7 +99,7 @@ def test_node_that_misses_a_criterion_is_not_ours(node: Node) -> None:
 
 
 def test_tags_count_only_if_our_keys_have_tags() -> None:
-    without_tags = NodeOwnership(NAME, SVC)
+    without_tags = NodeOwnership(NAME, OUR_USER)
 
     assert not without_tags.is_owned(a_node(user=None, key_user=None, tags=OUR_TAGS))
     assert not without_tags.is_owned(a_node(user=None, key_user=None))
@@ -148,7 +148,7 @@ def test_any_node_of_ours_meets_every_criterion(
         assert hostname.lower() == NAME
         assert registered_by is RegisterMethod.AUTH_KEY
         owner = user or (key.user if key else None)
-        assert owner.is_same(SVC) if owner else "tag:svc" in tags
+        assert owner.is_same(OUR_USER) if owner else "tag:svc" in tags
 
 
 @pytest.mark.parametrize(
@@ -248,8 +248,8 @@ class TestChooseUser:
     """The choice of the Headscale user that owns our nodes."""
 
     def test_configured_name_is_chosen(self) -> None:
-        assert choose_user([ANN, SVC], "svc") == SVC
-        assert choose_user([SVC, ANN], "ann") == ANN
+        assert choose_user([ANN, OUR_USER], "svc") == OUR_USER
+        assert choose_user([OUR_USER, ANN], "ann") == ANN
 
     def test_only_user_is_chosen_by_default(self) -> None:
         assert choose_user([ANN], None) == ANN
@@ -288,12 +288,14 @@ class TestChooseUser:
             pytest.param([], "svc", ["headscale users create svc"], id="no-users-and-a-name"),
             # An id is not a name, so the advice contains the user's name in README.md.
             pytest.param([], "id:3", ["headscale users create services"], id="no-users-and-an-id"),
-            pytest.param([SVC, ANN], None, ["ann", "svc", "HEADSCALE_USER"], id="several-users-and-no-name"),
-            pytest.param([SVC, ANN], "bob", ["bob", "ann", "svc", "HEADSCALE_USER"], id="unknown-name"),
-            pytest.param([SVC], "ann", ["ann", "svc", "HEADSCALE_USER"], id="other-than-the-only-user"),
-            pytest.param([SVC], "SVC", ["SVC", "svc", "HEADSCALE_USER"], id="other-case"),
-            pytest.param([SVC], "sv", ["sv", "HEADSCALE_USER"], id="shorter-name"),
-            pytest.param([SVC, User("3", "svc")], None, ["HEADSCALE_USER"], id="two-users-of-one-name-and-no-selector"),
+            pytest.param([OUR_USER, ANN], None, ["ann", "svc", "HEADSCALE_USER"], id="several-users-and-no-name"),
+            pytest.param([OUR_USER, ANN], "bob", ["bob", "ann", "svc", "HEADSCALE_USER"], id="unknown-name"),
+            pytest.param([OUR_USER], "ann", ["ann", "svc", "HEADSCALE_USER"], id="other-than-the-only-user"),
+            pytest.param([OUR_USER], "SVC", ["SVC", "svc", "HEADSCALE_USER"], id="other-case"),
+            pytest.param([OUR_USER], "sv", ["sv", "HEADSCALE_USER"], id="shorter-name"),
+            pytest.param(
+                [OUR_USER, User("3", "svc")], None, ["HEADSCALE_USER"], id="two-users-of-one-name-and-no-selector"
+            ),
         ],
     )
     def test_unknown_or_ambiguous_user_is_an_error_with_advice(
@@ -305,7 +307,9 @@ class TestChooseUser:
         for word in words:
             assert word in str(raised.value)
 
-    @given(st.permutations([SVC, ANN, User("3", "bob"), User("4", "")]), st.sampled_from(["svc", "ann", "eve", None]))
+    @given(
+        st.permutations([OUR_USER, ANN, User("3", "bob"), User("4", "")]), st.sampled_from(["svc", "ann", "eve", None])
+    )
     def test_order_of_users_does_not_matter(self, users: list[User], selector: str | None) -> None:
         def user_or_error(ordered: list[User]) -> str:
             try:

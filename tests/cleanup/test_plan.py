@@ -33,8 +33,8 @@ from tests.builders import (
     NAME,
     NODE_OWNERSHIP,
     OUR_COMMENT,
+    OUR_USER,
     RECORD_OWNERSHIP,
-    SVC,
     a_node,
     a_record,
     addresses,
@@ -103,7 +103,7 @@ def record_deletions(
         a_node(1, addresses=map(str, our_addresses)),
         a_node(2, user=ANN, addresses=map(str, other_addresses)),
     ]
-    return plan_records(records, nodes, config=replace(CONFIG, leave_one_record=leave_one), user=SVC)
+    return plan_records(records, nodes, config=replace(CONFIG, leave_one_record=leave_one), user=OUR_USER)
 
 
 def deleted_records(*records: Record, **options: Any) -> list[str]:

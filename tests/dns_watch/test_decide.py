@@ -60,9 +60,9 @@ from tests.builders import (
     NODE_OWNERSHIP,
     NOW,
     OUR_COMMENT,
+    OUR_USER,
     RECORD_OWNERSHIP,
     SHARED_NAME,
-    SVC,
     a_node,
     a_record,
     addresses,
@@ -117,7 +117,7 @@ def a_key(key_id: str = "7", *, used: bool = False, expires_in_s: float = 3600) 
     """Return a key as Headscale lists it."""
     expires_at = NOW + timedelta(seconds=expires_in_s)
     return PreAuthKey(
-        key_id, SVC, frozenset(), reusable=False, ephemeral=False, used=used, created_at=NOW, expires_at=expires_at
+        key_id, OUR_USER, frozenset(), reusable=False, ephemeral=False, used=used, created_at=NOW, expires_at=expires_at
     )
 
 

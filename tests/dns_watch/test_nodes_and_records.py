@@ -42,9 +42,9 @@ from tests.builders import (
     NODE_OWNERSHIP,
     NOW,
     OUR_COMMENT,
+    OUR_USER,
     RECORD_OWNERSHIP,
     SHARED_NAME,
-    SVC,
     a_node,
     a_record,
     a_spec,
@@ -603,7 +603,7 @@ class TestRecords:
 
 
 # Generated nodes. They share ids, keys and addresses in many combinations.
-USERS = st.one_of(st.none(), st.sampled_from([SVC, SVC, User(None, "svc"), ANN]))
+USERS = st.one_of(st.none(), st.sampled_from([OUR_USER, OUR_USER, User(None, "svc"), ANN]))
 
 SOME_V4 = [f"100.64.0.{number}" for number in range(1, 5)]
 SOME_V6 = [f"fd7a:115c:a1e0::{number}" for number in range(1, 4)]

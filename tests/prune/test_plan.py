@@ -21,8 +21,8 @@ from tests.builders import (
     NAME,
     NOW,
     OUR_COMMENT,
+    OUR_USER,
     SHARED_NAME,
-    SVC,
     a_node,
     a_record,
 )
@@ -41,7 +41,7 @@ OFFLINE_NODE = a_node(online=False, last_seen=LONG_AGO)
 
 def plan(nodes: list[Node], records: list[Record], config: PruneConfig = CONFIG) -> list[Leftovers]:
     """Return the workloads that `prune` would remove."""
-    return plan_prune(Observation(SVC, tuple(nodes), tuple(records)), config=config, now=NOW)
+    return plan_prune(Observation(OUR_USER, tuple(nodes), tuple(records)), config=config, now=NOW)
 
 
 def removed(nodes: list[Node], records: list[Record] | None = None) -> list[tuple[str, list[str]]]:
@@ -159,8 +159,8 @@ NODES = st.builds(
     a_node,
     st.integers(1, 40),
     hostname=st.sampled_from([NAME, "grafana", "redmine.example.com", "laptop"]),
-    user=st.sampled_from([SVC, ANN]),
-    key_user=st.sampled_from([SVC, ANN]),
+    user=st.sampled_from([OUR_USER, ANN]),
+    key_user=st.sampled_from([OUR_USER, ANN]),
     online=st.booleans(),
     last_seen=st.sampled_from([None, AT_THE_LIMIT, LONG_AGO]),
     registered_by=st.sampled_from(list(RegisterMethod)),
@@ -180,7 +180,7 @@ def test_only_our_nodes_that_are_long_offline_are_removed(nodes: list[Node]) -> 
             assert not node.online
             assert node.last_seen == LONG_AGO
             assert node.registered_by is RegisterMethod.AUTH_KEY
-            assert node.user == SVC
+            assert node.user == OUR_USER
 
 
 @given(LISTS_OF_NODES, st.randoms())

@@ -18,7 +18,7 @@ from lifecycle.settings.fields import parse_duration
 from lifecycle.settings.load import load
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, DryRunSettings, command_variables
 from lifecycle.settings.reference import default_text
-from tests.builders import SVC
+from tests.builders import OUR_USER
 from tests.settings.environment import ZONE_ID, Environment
 
 
@@ -229,6 +229,6 @@ def test_key_has_the_properties_of_the_settings(env: Environment) -> None:
         AUTHKEY_EXPIRATION="2h", AUTHKEY_REUSABLE="true", AUTHKEY_EPHEMERAL="true", AUTHKEY_TAGS="tag:a"
     )
 
-    assert settings.key_spec(SVC) == KeySpec(
-        SVC, timedelta(hours=2), reusable=True, ephemeral=True, tags=frozenset({"tag:a"})
+    assert settings.key_spec(OUR_USER) == KeySpec(
+        OUR_USER, timedelta(hours=2), reusable=True, ephemeral=True, tags=frozenset({"tag:a"})
     )

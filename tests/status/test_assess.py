@@ -18,8 +18,8 @@ from tests.builders import (
     NAME,
     NOW,
     OUR_COMMENT,
+    OUR_USER,
     SHARED_NAME,
-    SVC,
     VPN_PREFIXES,
     a_node,
     a_record,
@@ -36,7 +36,7 @@ UNRELATED_NODE = a_node(99, hostname="x.example.org")
 
 def observed(nodes: Sequence[Node], records: Sequence[Record]) -> Observation:
     """Return what `status` has read: two users, a node that belongs to no workload, and these nodes and records."""
-    return Observation((SVC, ANN), SVC, (UNRELATED_NODE, *nodes), records, "example.com")
+    return Observation((OUR_USER, ANN), OUR_USER, (UNRELATED_NODE, *nodes), records, "example.com")
 
 
 def states(
@@ -151,8 +151,8 @@ def test_state_with_ipv6(nodes: list[Node], records: list[Record], state: str) -
     "observation",
     [
         pytest.param(Observation(records=(a_record(),), problems=("x",)), id="Headscale cannot be read"),
-        pytest.param(Observation((SVC,), SVC, (a_node(),), problems=("x",)), id="Cloudflare cannot be read"),
-        pytest.param(Observation((SVC,), SVC, (), (a_record(),)), id="empty list of nodes"),
+        pytest.param(Observation((OUR_USER,), OUR_USER, (a_node(),), problems=("x",)), id="Cloudflare cannot be read"),
+        pytest.param(Observation((OUR_USER,), OUR_USER, (), (a_record(),)), id="empty list of nodes"),
     ],
 )
 def test_row_has_advice_if_its_state_is_unknown(observation: Observation) -> None:
