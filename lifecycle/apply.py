@@ -36,16 +36,16 @@ from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.logs import log_event
 
 if TYPE_CHECKING:
-    # At run time, this module is imported only with KUBERNETES_EVENTS=true.
+    # At run time, the program imports this client only with KUBERNETES_EVENTS=true.
     from lifecycle.clients.kubernetes.events import EventWriter
 
 log = structlog.get_logger()
 
-# The largest numbers of Kubernetes Events that wait to be written, and that are remembered to count repetitions.
+# How many Kubernetes Events may wait to be written, and how many are remembered to count their repetitions.
 _MAX_WAITING_EVENTS = 32
 _MAX_REMEMBERED_EVENTS = 64
 
-# An Event that occurs again within this time is only counted. After this time, its new count is written.
+# If an Event occurs again within this time, it is only counted. The first repetition after this time writes the count.
 _EVENT_INTERVAL = timedelta(minutes=5)
 
 _EVENT_ATTEMPTS = 5
@@ -110,6 +110,7 @@ def change_records(changes: Sequence[RecordChange], cloudflare: CloudflareWriter
             record = change.record
             log.info("record.deleted", record=record.name, type=record.type, was=record.content, reason=change.reason)
             continue
+        # Unlike log.info, log_event can lead to a Kubernetes Event.
         spec, content, reason = change.spec, str(change.spec.content), change.reason
         if isinstance(change, CreateRecord):
             log_event(info("record.created", record=spec.name, type=spec.type, content=content, reason=reason))
@@ -221,7 +222,7 @@ class EventRecorder:
         self._logged_failures: set[tuple[type[Exception], int | None]] = set()
 
     def record(self, event: Event) -> None:
-        """Queue the Kubernetes Event for a log event, if there is one. It is dropped if too many Events are waiting."""
+        """Queue the Kubernetes Event of a log event that has one, or drop it if too many Events are waiting."""
         kubernetes_event = pod_event(event)
         if kubernetes_event is None:
             return
@@ -274,7 +275,7 @@ class EventRecorder:
             return
         if written is not None:
             with suppress(NotFoundError):
-                # By default, the API server deletes an Event after an hour. The Event is then created again.
+                # By default, the API server deletes an Event after an hour. It is then created again below.
                 writer.repeat_event(written.name, written.count + 1, now)
                 written.count, written.written_at = written.count + 1, now
                 return

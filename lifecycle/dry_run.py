@@ -141,11 +141,10 @@ def cleanup_section(
 
 
 def watch_section(settings: DnsWatchSettings, sources: Sources, interface: Interface, *, now: datetime) -> Section:
-    """Return what one pass of dns-watch would change, if it no longer waited for the pod's VPN interface."""
+    """Return what one pass of dns-watch would change after the limited time in which it waits for a VPN interface."""
     section = Section("dns-watch")
     config = watch_config(settings)
-    # dns-watch waits for the pod's VPN interface only for a limited time. This state makes it assume that the time is
-    # over.
+    # With this state, the time is over.
     state = State(interface_seen_s=float("-inf"), records=RecordState(reason=""))
 
     def clock() -> Moment:

@@ -56,7 +56,7 @@ def observe(
         with time_budget(timeout_s):
             return tuple(cloudflare.records(settings.record_name, comment=settings.workload_mark))
 
-    # The Cloudflare token can be in a file. Reading a file can block without a time limit, so a thread does it.
+    # The Cloudflare token can be in a file. Reading a file can block without a time limit, so a thread does.
     reading = in_background(read_records, name="records")
     detection = in_background(headscale.detect_version, name="version")
     try:
@@ -84,6 +84,6 @@ def saved_state(values: Mapping[str, bytes] | None) -> SavedState | None:
     """Parse the values of tailscale's state Secret; None if the Secret does not exist."""
     if values is None:
         return None
-    # `device_id` is the node's id in Headscale. `device_ips` is not used: they may be addresses of an earlier pod.
+    # `device_id` is the node's id in Headscale. `device_ips` is not used, because it may be of an earlier pod.
     node_id = values.get("device_id", b"").decode(errors="replace")
     return SavedState(node_id, public_machine_key(values.get("_machinekey", b"")))

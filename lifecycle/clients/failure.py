@@ -1,7 +1,4 @@
-"""Explain why a request got no response. The message names the setting to check.
-
-The reasons are failures of name resolution, connections, proxies and TLS.
-"""
+"""Explain failures of name resolution, connections, proxies and TLS, with messages that name the setting to check."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, ResponseError, TransientError
 from lifecycle.domain.proxy import Proxy
 
-# The names of the error that the peer does not speak TLS. They differ between OpenSSL's versions.
+# What different versions of OpenSSL call the error that the peer does not speak TLS.
 _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"})
 
 # OpenSSL's codes for a certificate without a trusted issuer, and for a certificate of another host name or address.
@@ -109,8 +106,8 @@ def _explain_connection(error: OSError, *, what: str, endpoint: Endpoint, timeou
     name = f"The proxy {proxy.address}" if proxy else f"{upstream.name} at {endpoint.url}"
     setting = proxy.setting if proxy else upstream.url_setting
     match error:
-        case ResolutionTimeoutError():
-            return f"Resolving {error} took longer than {timeout_s:g} s ({what}). Check DNS in the pod."
+        case ResolutionTimeoutError(args=(host,)):
+            return f"Resolving {host} took longer than {timeout_s:g} s ({what}). Check DNS in the pod."
         case ResolutionError():
             return f"{error}, for {what}. Check {setting} and DNS in the pod."
         case TimeoutError():

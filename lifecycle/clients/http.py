@@ -82,7 +82,7 @@ class HttpClient:
 
         Raises:
             TransientError: there was no complete response.
-            ResponseError: the response is too large, or something else than the upstream seems to have responded.
+            ResponseError: the response is too large or compressed, or does not seem to come from the upstream.
         """
         what = f"{method} {path}"
         with self.stream(method, path, what=what, **request) as streamed:

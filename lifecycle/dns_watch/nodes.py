@@ -1,7 +1,7 @@
 """Pure functions that find this pod's node among the nodes of Headscale, or the reason why it is missing.
 
-A node is ours if this workload owns it (`NodeOwnership.is_owned`). The key metadata is the file beside the key file
-that identifies the key of this pod and, once known, its node.
+A node is ours if this workload owns it (`NodeOwnership.is_owned`). The key metadata is a file beside the key file. It
+identifies the key of this pod and, once known, the node of this pod.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Hints:
     """What distinguishes this pod's node from other nodes, at a time of Headscale's clock.
 
     Attributes:
-        has_waited: dns-watch has waited long enough for a VPN interface.
+        has_waited: the time for which dns-watch waits for a VPN interface is over.
         known: this pod's node when it was last found; None = never.
     """
 
@@ -44,9 +44,9 @@ class Hints:
 
     def metadata_identifies(self, node: Node) -> bool:
         """Return True if this pod's key metadata names the node, or names the key that the node registered with."""
-        return (self.named_node is not None and self.named_node.is_same(node)) or self.used_our_key(node)
+        return (self.named_node is not None and self.named_node.is_same(node)) or self.used_pod_key(node)
 
-    def used_our_key(self, node: Node) -> bool:
+    def used_pod_key(self, node: Node) -> bool:
         """Return True if the node registered with the key that was written for this pod."""
         return node.pre_auth_key is not None and self.metadata.identifies_key(node.pre_auth_key)
 
@@ -55,7 +55,7 @@ def choose_node(nodes: Iterable[Node], hints: Hints) -> Node | Unregistered:
     """Find this pod's node by its VPN address.
 
     If the pod has no VPN interface, find the node by the key metadata. If the metadata names neither a node nor a
-    key, and exactly one of our nodes is online, this node is chosen.
+    key, choose the only one of our nodes that is online, after the wait for the interface.
     """
     ordered = sorted(nodes, key=lambda node: node.sequence)
     ours = [node for node in ordered if hints.node_ownership.is_owned(node) and not node.is_expired(hints.now)]
@@ -73,10 +73,10 @@ def find_loss(nodes: Sequence[Node], hints: Hints, *, is_gone: bool, is_supersed
 
     Args:
         is_gone: Headscale itself reports that the node `hints.own` does not exist, or another machine has its id.
-        is_superseded: a later pod of this workload had the name when nodes were last listed.
+        is_superseded: dns-watch had left the record to a later pod of this workload.
     """
-    # An empty list can be wrong, so it counts only if Headscale also reports that this pod's node does not exist. If a
-    # later pod had the name, an empty list never counts, because Headscale was not asked about the later pod's node.
+    # An empty list can be wrong, so it counts only if Headscale also reports that this pod's node does not exist. With
+    # a later pod, an empty list never counts, because Headscale was not asked about the later pod's node.
     if not nodes and (not is_gone or is_superseded):
         return None
     own, interface = hints.own, set(hints.interface or ())
@@ -90,12 +90,14 @@ def find_loss(nodes: Sequence[Node], hints: Hints, *, is_gone: bool, is_supersed
         # The list alone does not prove the loss, because it can be incomplete for a moment.
         return Loss(LossKind.GONE, own.id, is_list_empty=not nodes) if is_gone else None
     if is_gone:
+        # The list contains the node, so the two responses of Headscale contradict each other.
         return None
     valid = [node for node in ours if not node.is_expired(hints.now)]
     if interface:
-        # One of our unexpired nodes that has another address may belong to a later pod.
+        # Our unexpired nodes may belong to later pods. If a foreign node has the address, the settings are wrong.
         is_taken = any(interface & set(node.addresses) for node in nodes)
         return None if valid or is_taken else Loss(LossKind.STRANDED)
+    # An unexpired node that the key metadata does not identify may be this pod's.
     return Loss(LossKind.UNREGISTERED) if all(hints.metadata_identifies(node) for node in valid) else None
 
 
@@ -144,7 +146,7 @@ def _only_node_online(ours: Sequence[Node], known: KnownNode | None) -> Node | U
 
 def _by_metadata(ours: Sequence[Node], hints: Hints) -> Node | Unregistered:
     # A node that used this pod's key takes precedence over the named node, which may be lost by now.
-    with_key = [node for node in ours if hints.used_our_key(node)]
+    with_key = [node for node in ours if hints.used_pod_key(node)]
     known = hints.named_node
     named = [node for node in ours if known is not None and known.is_same(node)]
     match with_key or named:

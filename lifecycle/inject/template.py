@@ -53,10 +53,10 @@ def added_containers() -> list[Json]:
 
 def added_tailscale() -> dict[str, Json]:
     """Return the tailscale container with placeholders, for a pod that has none."""
-    required, added = template()["tailscale"], template()["added-tailscale"]
-    lists = {name: [*added[name], *required[name]] for name in ("env", "volumeMounts")}
-    context = {"securityContext": added["securityContext"] | required["securityContext"]}
-    container: dict[str, Json] = required | added | lists | context
+    required_fields, other_fields = template()["tailscale"], template()["added-tailscale"]
+    lists = {name: [*other_fields[name], *required_fields[name]] for name in ("env", "volumeMounts")}
+    context = {"securityContext": other_fields["securityContext"] | required_fields["securityContext"]}
+    container: dict[str, Json] = required_fields | other_fields | lists | context
     return container
 
 
@@ -85,15 +85,15 @@ def _fill(part: Json, values: Mapping[str, Json]) -> Json:
         case list():
             filled_items: list[Json] = []
             for item in part:
-                reference = placeholder_name(item)
-                if reference and isinstance(values[reference], list):
-                    filled_items += values[reference]
+                name = placeholder_name(item)
+                if name and isinstance(values[name], list):
+                    filled_items += values[name]
                 else:
                     filled_items.append(_fill(item, values))
             return filled_items
         case str():
-            reference = placeholder_name(part)
-            return values[reference] if reference else part
+            name = placeholder_name(part)
+            return values[name] if name else part
         case _:
             return part
 

@@ -1,1 +1,1 @@
-"""Show every workload of DNS_OWNER, and what needs manual action. Nothing is changed."""
+"""Show the workloads of one DNS_OWNER, and what needs manual action. Nothing is changed."""
