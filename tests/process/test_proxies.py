@@ -18,7 +18,7 @@ CLOUDFLARE_URL = "http://cloudflare.example.net"
 
 @pytest.fixture
 def proxy(pod: Pod) -> Iterator[ProxySimulator]:
-    """A proxy that knows the addresses of the simulators. DNS does not resolve their hostnames."""
+    """A proxy that connects to the simulators by hostnames that DNS does not resolve."""
     headscale = pod.environment["HEADSCALE_URL"].removeprefix("http://")
     cloudflare = pod.environment["CLOUDFLARE_API_URL"].removeprefix("http://").partition("/")[0]
     proxy = ProxySimulator(
@@ -102,11 +102,11 @@ INVALID_SETTINGS = [
 @pytest.mark.parametrize(("name", "value"), INVALID_SETTINGS)
 @pytest.mark.parametrize("arguments", [["cleanup"], ["dns-watch"], ["--dry-run"], ["prune", "--yes"]], ids=" ".join)
 def test_invalid_setting_is_reported(pod: Pod, name: str, value: str, arguments: list[str]) -> None:
-    # The proxy is an error although NO_PROXY excludes all requests.
+    # A SOCKS proxy is an error, although NO_PROXY excludes all requests. `prune` requires DNS_OWNER.
     result = pod.run(*arguments, **{name: value}, NO_PROXY="127.0.0.1", DNS_OWNER="services")
 
     assert result.status == 2
-    events = [json.loads(line) for line in (result.output).splitlines()]
+    events = [json.loads(line) for line in result.output.splitlines()]
     invalid = [event["error"].partition(":")[0] for event in events if event["event"] == "settings.invalid"]
     assert invalid == [name]
     assert PASSWORD not in result.output
@@ -123,5 +123,6 @@ def test_invalid_setting_is_reported(pod: Pod, name: str, value: str, arguments:
     ],
 )
 def test_setting_without_effect_is_accepted(pod: Pod, variables: dict[str, str]) -> None:
+    """NO_PROXY has no effect without a proxy, and the program ignores SSLKEYLOGFILE."""
     assert pod.run("cleanup", **variables).status == 0
     assert not (pod.working_directory / "keys").exists()

@@ -90,20 +90,22 @@ def test_workload_that_is_gone_is_removed_and_others_stay(world: World, events: 
 
 def test_further_names_of_a_workload_that_is_gone_are_removed(world: World) -> None:
     online, gone = add_workload(world, "grafana"), add_workload(world, "redmine")
-    for label in ("grafana", "redmine"):
+    for label, address in (("grafana", "100.64.0.8"), ("redmine", "100.64.0.9")):
         comment = f"{OUR_COMMENT} {label}.example.com"
         world.add_record(f"{label}.example.com", name=f"{label}-docs.example.com", type_="CNAME", comment=comment)
-        world.add_record("100.64.0.9" if label == "redmine" else "100.64.0.8", name="in.example.com", comment=comment)
-    world.add_record("100.64.0.7", name="in.example.com", comment=f"{OUR_COMMENT}2 redmine.example.com")
+        world.add_record(address, name="shared.example.com", comment=comment)
+    # The owner of this record is "monitoring2".
+    world.add_record("100.64.0.7", name="shared.example.com", comment=f"{OUR_COMMENT}2 redmine.example.com")
     world.headscale.disconnect(gone)
     world.clock.sleep(A_MONTH_S)
     prune(world).run()
     assert record_names(world) == [
         "grafana-docs.example.com",
         "grafana.example.com",
-        "in.example.com",
-        "in.example.com",
+        "shared.example.com",
+        "shared.example.com",
     ]
+    assert world.records("shared.example.com").keys() == {"A 100.64.0.7", "A 100.64.0.8"}
     assert [node.id for node in world.headscale.nodes] == [online]
 
 
@@ -117,7 +119,7 @@ def test_workload_that_is_online_again_during_the_wait_stays(world: World) -> No
     assert world.cloudflare.writes == []
 
 
-def test_run_waits_once(world: World) -> None:
+def test_run_waits_once_before_it_removes_anything(world: World) -> None:
     node_id = add_online_and_gone_workload(world)
     started = world.clock.elapsed_s
     prune(world).run()
@@ -175,7 +177,7 @@ USERS, NODES, ONE_NODE, RECORDS = "/api/v1/user", r"/api/v1/node(\?|$)", "/api/v
 FAULTS = [
     pytest.param(faults.html(502), id="502 of a proxy"),
     pytest.param(faults.html(404), id="404 of a proxy"),
-    pytest.param(refusal(403, 9109), id="403"),
+    pytest.param(refusal(403, 9109), id="403 for an invalid Cloudflare token"),
     pytest.param(faults.hang(), id="no response"),
     pytest.param(faults.truncate(), id="incomplete response"),
     pytest.param(faults.answer(200, "{}"), id="empty object"),
@@ -196,32 +198,32 @@ READS = [
 ]
 
 
-def add_gone_and_foreign_objects(world: World) -> Callable[[], tuple[list[int], list[str]]]:
-    """Add a workload that is gone, and foreign objects. Return a function that lists the remaining foreign objects."""
+def add_gone_workload_and_objects_to_keep(world: World) -> Callable[[], tuple[list[int], list[str]]]:
+    """Add a workload that is gone, and objects that stay. Return a function that lists the latter while they exist."""
     add_online_and_gone_workload(world)
     world.headscale.add_user("ann")
-    others = [
+    nodes = [
         world.headscale.add_node("laptop", user="ann").id,
         world.headscale.add_node("vault.example.com", user="ann").id,
-        world.headscale.add_node("bare.example.com", user="svc").id,
+        world.headscale.add_node("no-record.example.com", user="svc").id,
         add_workload(world, "wiki", comment="tailscale-lifecycle/1 other"),
-        add_workload(world, "shop", comment=OUR_COMMENT.upper()),
-        add_workload(world, "shadow", comment=""),
+        add_workload(world, "upper-case", comment=OUR_COMMENT.upper()),
+        add_workload(world, "no-comment", comment=""),
     ]
     records = [
         world.add_record("100.64.0.99", name="vault.example.com", comment=OUR_COMMENT),
-        world.add_record("100.64.0.98", name="someone.example.com", comment="tailscale-lifecycle/1 other"),
+        world.add_record("100.64.0.98", name="no-node.example.com", comment="tailscale-lifecycle/1 other"),
         world.add_record("192.0.2.1", name="www.example.com"),
-        world.add_record("ours", name="text.example.com", type_="TXT", comment=OUR_COMMENT),
+        world.add_record("a note", name="text.example.com", type_="TXT", comment=OUR_COMMENT),
     ]
     records += [record.id for record in world.cloudflare.records(world.zone_id) if record.comment != OUR_COMMENT]
-    for node_id in others:
+    for node_id in nodes:
         world.headscale.disconnect(node_id)
     world.clock.sleep(A_MONTH_S)
 
     def remaining() -> tuple[list[int], list[str]]:
         return (
-            [node_id for node_id in others if world.headscale.node(node_id)],
+            [node_id for node_id in nodes if world.headscale.node(node_id)],
             [record.id for record in world.cloudflare.records(world.zone_id) if record.id in records],
         )
 
@@ -236,9 +238,9 @@ def writes(world: World) -> list[str]:
 @pytest.mark.parametrize(("path", "after"), READS)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_failed_read_removes_nothing(world: World, fault: Fault, path: str, after: int) -> None:
-    """The next run, which can read everything, removes only our objects."""
-    remaining_foreign_objects = add_gone_and_foreign_objects(world)
-    before = remaining_foreign_objects()
+    """The next run, which can read everything, removes only the workload that is gone."""
+    kept_objects = add_gone_workload_and_objects_to_keep(world)
+    before = kept_objects()
     upstream = world.cloudflare if path is RECORDS else world.headscale
     upstream.faults.add(fault, path=path, after=after, times=None)
     with pytest.raises(ApiError):
@@ -247,7 +249,7 @@ def test_failed_read_removes_nothing(world: World, fault: Fault, path: str, afte
     upstream.faults.clear()
     prune(world).run()
     assert "redmine.example.com" not in record_names(world)
-    assert remaining_foreign_objects() == before
+    assert kept_objects() == before
     # One node and one record were deleted.
     assert len(writes(world)) == 2
 
@@ -267,7 +269,7 @@ def test_failed_read_removes_nothing(world: World, fault: Fault, path: str, afte
 )
 def test_empty_list_removes_nothing(world: World, path: str, response: dict[str, Any], after: int) -> None:
     """A Headscale with a new database has no nodes. A token for another zone sees no records."""
-    add_gone_and_foreign_objects(world)
+    add_gone_workload_and_objects_to_keep(world)
     upstream = world.cloudflare if path is RECORDS else world.headscale
     upstream.faults.add(faults.answer(200, json.dumps(response)), path=path, after=after, times=None)
     if path is USERS:
@@ -291,22 +293,23 @@ def test_temporary_failure_after_the_wait_is_retried(
     world: World, events: list[dict[str, Any]], method: str, path: str, after: int
 ) -> None:
     """The wait is longer than the retry budget, so a new retry budget starts after the wait."""
-    remaining_foreign_objects = add_gone_and_foreign_objects(world)
-    before = remaining_foreign_objects()
+    kept_objects = add_gone_workload_and_objects_to_keep(world)
+    before = kept_objects()
     world.headscale.faults.add(faults.html(502), method=method, path=path, after=after)
     prune(world).run()
     assert len(named(events, "retry.scheduled")) == 1
     assert "redmine.example.com" not in record_names(world)
-    assert remaining_foreign_objects() == before
+    assert kept_objects() == before
 
 
 def test_permanent_failure_after_the_wait_ends_the_run(world: World) -> None:
-    add_gone_and_foreign_objects(world)
+    add_gone_workload_and_objects_to_keep(world)
     started = world.clock.elapsed_s
     world.headscale.faults.add(faults.html(502), path=NODES, after=1, times=None)
     with pytest.raises(ApiError):
         prune(world).run()
     waited_s = world.clock.elapsed_s - started - CONFIRMATION_DELAY_S
+    # The run ends when the next delay, of at most 19 s, would exceed the budget.
     assert PRUNE_RETRY_BUDGET.total_seconds() / 2 < waited_s < PRUNE_RETRY_BUDGET.total_seconds()
 
 
@@ -417,14 +420,14 @@ def test_record_that_changes_while_nodes_are_deleted_stays(
 @pytest.mark.parametrize("change", [give_to_another_owner, publish_a_later_pod])
 def test_workload_that_changes_while_another_is_removed_stays(world: World, change: Callable[[World], None]) -> None:
     add_workload(world, "grafana")
-    first, second = add_workload(world, "gitea"), add_workload(world, "redmine")
-    for node_id in (first, second):
+    gitea, redmine = add_workload(world, "gitea"), add_workload(world, "redmine")
+    for node_id in (gitea, redmine):
         world.headscale.disconnect(node_id)
     world.clock.sleep(A_MONTH_S)
-    run_before_request(world, f"/api/v1/node/{first}", lambda: change(world))
+    run_before_request(world, f"/api/v1/node/{gitea}", lambda: change(world))
     prune(world).run()
-    assert world.headscale.node(first) is None
-    assert world.headscale.node(second) is not None
+    assert world.headscale.node(gitea) is None
+    assert world.headscale.node(redmine) is not None
     assert record_names(world) == ["grafana.example.com", "redmine.example.com"]
 
 
@@ -452,5 +455,6 @@ def test_dns_owner_is_required(world: World) -> None:
 
 
 def test_settings_need_no_pod_name(world: World) -> None:
+    """The pod of a CronJob has a random name, which is no hostname of a workload."""
     settings = world.settings(PruneSettings, DNS_OWNER=OWNER, HOSTNAME="prune-28391-x7k2p")
     assert settings.mark == OUR_COMMENT

@@ -43,41 +43,41 @@ class ConnectionsThatLoseTheFirstKey(PooledTransport):
 
 
 @pytest.fixture
-def losing_client(server: HeadscaleServer) -> Iterator[HeadscaleWriter]:
+def client(server: HeadscaleServer) -> Iterator[HeadscaleWriter]:
     """A client that does not receive the response to its first request for a pre-auth key, and retries the request."""
     with httpx.Client(transport=ConnectionsThatLoseTheFirstKey(), base_url=server.url) as http:
-        client = JsonClient(
+        json_client = JsonClient(
             HttpClient(http, upstream=HEADSCALE, timeout=timedelta(seconds=10)),
             read_token=lambda: server.api_key,
         )
-        yield HeadscaleWriter(HttpTransport(client), RetryPolicy(timedelta(minutes=1), FakeStop()))
+        yield HeadscaleWriter(HttpTransport(json_client), RetryPolicy(timedelta(minutes=1), FakeStop()))
 
 
 @pytest.fixture
-def user(losing_client: HeadscaleWriter) -> User:
-    return choose_user(losing_client.users(), USER)
+def user(client: HeadscaleWriter) -> User:
+    return choose_user(client.users(), USER)
 
 
 @pytest.mark.parametrize("tags", [frozenset[str](), frozenset({"tag:web"})], ids=["no tags", "tags"])
-def test_lost_key_is_expired_and_replaced(losing_client: HeadscaleWriter, user: User, tags: frozenset[str]) -> None:
-    before = {key.id for key in losing_client.pre_auth_keys(user)}
-    created = losing_client.create_pre_auth_key(KeySpec(user, HOUR, tags=tags), now=datetime.now(UTC))
-    new_keys = [key for key in losing_client.pre_auth_keys(user) if key.id not in before]
+def test_lost_key_is_expired_and_replaced(client: HeadscaleWriter, user: User, tags: frozenset[str]) -> None:
+    before = {key.id for key in client.pre_auth_keys(user)}
+    created = client.create_pre_auth_key(KeySpec(user, HOUR, tags=tags), now=datetime.now(UTC))
+    new_keys = [key for key in client.pre_auth_keys(user) if key.id not in before]
     lost, replacement = sorted(new_keys, key=lambda key: int(key.id))
     assert replacement.id == created.id
     assert (lost.is_usable(datetime.now(UTC)), replacement.is_usable(datetime.now(UTC))) == (False, True)
     assert (lost.tags, replacement.tags) == (tags, tags)
 
 
-def test_key_can_be_expired_twice(losing_client: HeadscaleWriter, user: User) -> None:
-    created = losing_client.create_pre_auth_key(KeySpec(user, HOUR), now=datetime.now(UTC))
+def test_key_can_be_expired_twice(client: HeadscaleWriter, user: User) -> None:
+    created = client.create_pre_auth_key(KeySpec(user, HOUR), now=datetime.now(UTC))
     for _ in range(2):
-        losing_client.expire_pre_auth_key(created, user)
-    (listed,) = (key for key in losing_client.pre_auth_keys(user) if key.id == created.id)
+        client.expire_pre_auth_key(created, user)
+    (listed,) = (key for key in client.pre_auth_keys(user) if key.id == created.id)
     assert not listed.is_usable(datetime.now(UTC))
 
 
-def test_missing_node_is_not_found(losing_client: HeadscaleWriter) -> None:
+def test_missing_node_is_not_found(client: HeadscaleWriter) -> None:
     """Releases of Headscale return different responses for an unknown node."""
     with pytest.raises(NotFoundError):
-        losing_client.node("424242")
+        client.node("424242")

@@ -61,9 +61,9 @@ class SimulatedPod:
     """A pod.
 
     Attributes:
-        containers: the programs of each container, by container name and program name.
+        containers: maps the name of each container to the programs in it by name.
         owner: the kind of the pod's controller, such as `StatefulSet`; None = the pod has no controller.
-        labels: the labels. By default, the pod has the label by which the program finds Headscale's pod.
+        labels: by default, the label by which `lifecycle` finds Headscale's pod.
         is_terminating: True if the pod has been deleted, and its containers are being stopped.
     """
 
@@ -79,7 +79,7 @@ class SimulatedPod:
     is_terminating: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Return the part of the pod's JSON that the program reads."""
+        """Return the part of the pod's JSON that `lifecycle` reads."""
         metadata: dict[str, Any] = {
             "name": self.name,
             "namespace": self.namespace,
@@ -416,6 +416,7 @@ class KubernetesSimulator(Upstream):
         try:
             fault = self.faults.take(request.method, request.target)
             if fault is not None:
+                # The command is not run. A fault that changes a response changes the response of status 500.
                 response = apply_fault(fault, self.faults, request, lambda _from_previous_state: Response(status=500))
                 status = response.status
                 return response
