@@ -821,8 +821,8 @@ def test_no_error_contains_a_secret(field: str, value: object, clock: Clock) -> 
     server.add_node(NAME, user="svc")
     headscale = client_of(server)
     headscale.nodes()
-    payload = json.loads(server.requests[-1].response)
-    assert any(secret in server.requests[-1].response.decode() for secret in server.secrets())
+    payload = json.loads(server.requests[-1].response_body)
+    assert any(secret in server.requests[-1].response_body.decode() for secret in server.secrets())
     payload["nodes"][0][field] = value
     server.faults.add(faults.answer(200, json.dumps(payload)), path="/api/v1/node")
     with pytest.raises(ResponseError) as raised:

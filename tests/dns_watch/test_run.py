@@ -557,7 +557,7 @@ def test_a_poll_without_changes_needs_one_request_and_no_write(
     # Jitter lengthens the intervals, and each read of the record follows a poll of the node.
     assert HOUR_S / poll_s / MAX_JITTER_FACTOR - 1 <= len(requests) <= HOUR_S / poll_s + 1
     assert {exchange.path for exchange in requests} == {"/api/v1/node/1"}
-    assert max(len(exchange.response) for exchange in requests) <= 4096
+    assert max(len(exchange.response_body) for exchange in requests) <= 4096
     reads = world.cloudflare.requests[cloudflare:]
     assert HOUR_S / VERIFY_INTERVAL_S / MAX_JITTER_FACTOR - 1 <= len(reads) <= HOUR_S / VERIFY_INTERVAL_S
     assert [exchange for exchange in reads if exchange.is_write] == []

@@ -137,11 +137,11 @@ def test_requests_are_recorded(counter: Counter, client: httpx.Client) -> None:
         client.post("/", content=b"text")
     read, write = counter.requests
     assert (read.method, read.path, read.query, read.status) == ("GET", "/a b", "name=a", 200)
-    assert json.loads(read.response) == {"count": 0, "path": "/a b"}
+    assert json.loads(read.response_body) == {"count": 0, "path": "/a b"}
     assert (write.is_write, write.body, write.status) == (True, b"text", None)
-    assert json.loads(write.response)["count"] == 1
+    assert json.loads(write.response_body)["count"] == 1
     assert counter.writes == [write]
     counter.keep_bodies = False
     response = client.get("/")
     last = counter.requests[-1]
-    assert (last.body, last.response, last.size) == (b"", b"", len(response.content))
+    assert (last.body, last.response_body, last.size) == (b"", b"", len(response.content))

@@ -28,8 +28,8 @@ class Exchange:
     Attributes:
         query: the query without the question mark; empty if there is none.
         status: the status of the response; None if the connection was broken.
-        response: the body of the response before a fault changed it; empty if the request was not executed.
-        size: the length of the body in `response`, even if this body is not recorded.
+        response_body: the body of the response before a fault changed it; empty if the request was not executed.
+        size: the length of `response_body`, even if it is not recorded.
         fault: the injected fault; None = there was none.
     """
 
@@ -38,7 +38,7 @@ class Exchange:
     query: str
     body: bytes
     status: int | None
-    response: bytes = field(repr=False)
+    response_body: bytes = field(repr=False)
     size: int
     fault: Fault | None
 
@@ -81,7 +81,7 @@ class Upstream(ABC):
         """
 
     def handle(self, request: Request) -> Response:
-        """Execute a request or inject a fault, and record the request.
+        """Execute a request, unless a fault prevents this, and record it.
 
         Raises:
             httpx.TransportError: a fault broke the connection.
@@ -116,7 +116,7 @@ class Upstream(ABC):
                     query=request.query,
                     body=request.body if self.keep_bodies else b"",
                     status=status,
-                    response=response_body if self.keep_bodies else b"",
+                    response_body=response_body if self.keep_bodies else b"",
                     size=len(response_body),
                     fault=fault,
                 )
@@ -128,6 +128,7 @@ class Upstream(ABC):
         try:
             response = self.handle(request)
         except httpx.TransportError as error:
+            # Without an HTTP server, the caller gets the exception.
             if request.connection is None:
                 raise
             reset(request.connection)
