@@ -10,7 +10,8 @@ from lifecycle.domain.errors import TransientError
 _FIRST_DELAY_S = 0.5
 _MAX_JITTER = 0.25
 
-# If one client exceeds Cloudflare's rate limit, Cloudflare blocks all clients of the account for several minutes.
+# If one client exceeds Cloudflare's rate limit, Cloudflare blocks all clients of the account for several minutes, so
+# dns-watch then retries at most once a minute.
 _RATE_LIMIT_DELAY_S = 60.0
 
 # During a long outage, there can be more than a thousand failures in a row, and 2.0 ** 1024 raises OverflowError.
@@ -33,7 +34,10 @@ def doubled(seconds: float, times: int, *, max_s: float) -> float:
 
 
 def retry_delay_s(failures: int, *, max_s: float, jitter: float, error: BaseException | None = None) -> float:
-    """Return the delay after this many consecutive failures, or the `Retry-After` of the error if that is longer."""
+    """Return the delay after this many consecutive failures, or the `Retry-After` of the error if that is longer.
+
+    The delay doubles with each failure, up to `max_s`. Jitter is added to the result.
+    """
     delay_s = doubled(_FIRST_DELAY_S, failures - 1, max_s=max_s)
     if isinstance(error, TransientError) and error.retry_after is not None:
         delay_s = max(delay_s, error.retry_after.total_seconds())

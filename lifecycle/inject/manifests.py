@@ -234,7 +234,7 @@ def _state_documents(objects: Sequence[_Object], roots: Sequence[yaml.Node], pro
         if workload is None or not workload.requests_injection or not workload.annotations.get(STATE_SECRET):
             continue
         try:
-            contents = list(state_objects(workload, name=obj.name, owner=obj.data))
+            contents = list(state_objects(workload, name=obj.name, manifest=obj.data))
             for content in contents:
                 secret = (content["metadata"]["namespace"], content["metadata"]["name"])
                 if content["kind"] == "Secret" and owners.setdefault(secret, obj.name) != obj.name:

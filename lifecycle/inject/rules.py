@@ -103,7 +103,7 @@ REFUSALS = {
     "hostname-domain": f'The annotation {HOSTNAME} is "{{value}}", which is outside the domain {{domain}}. Use a name '
     "without dots, or a name that ends in .{domain}.",
     "args": f'The annotation {TAILSCALE_ARGS} is "{{value}}". Remove --login-server, --hostname and --auth-key. '
-    f"Their values come from the setting LOGIN_SERVER, the annotation {HOSTNAME} and cleanup.",
+    f"Their values come from the setting LOGIN_SERVER, the annotation {HOSTNAME} and the key that cleanup creates.",
     "host-network": "The pod uses hostNetwork, so tailscale would change the routes of the cluster node. Remove "
     f"hostNetwork, or the label {LABEL}.",
     "container": 'The pod already has a container named "{value}". Rename this container. If it is your '
@@ -111,8 +111,8 @@ REFUSALS = {
     "partial": f"The pod has only a part of the containers and volumes of {PROJECT}: {{value}}. Remove "
     "these from the manifest. The injection adds all of them.",
     "missing": f"The containers were not added to this pod. Check that the MutatingAdmissionPolicy {PROJECT} exists, "
-    "and that the API server applies objects of this kind. Kubernetes 1.36 and newer do so by default, 1.34 and 1.35 "
-    "with a feature gate.",
+    "and that the API server applies such policies. Kubernetes 1.36 and newer do so by default, 1.34 and 1.35 with a "
+    "feature gate.",
     "port": "The container {name} declares the port {value}, which tailscale (9002) or dns-watch (9003) uses. Choose "
     "another port.",
     "replicas": "{value} pods would share one hostname. Use one replica, or a StatefulSet with $(POD_NAME) in the "

@@ -1,4 +1,4 @@
-"""Create the Secret in which tailscale stores its state, and the Role that permits the pod to use it."""
+"""Generate the Secret in which tailscale stores its state, and the Role that permits the pod to use it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from lifecycle.domain.errors import ManifestError
 from lifecycle.inject.rules import STATE_SECRET, Workload
 
 
-def state_objects(workload: Workload, *, name: str, owner: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the Secrets, Role and RoleBinding of the object `owner` with this name, which has the pod template.
+def state_objects(workload: Workload, *, name: str, manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the Secrets, Role and RoleBinding of the workload that has this name and manifest.
 
     Raises:
         ManifestError: the namespace is missing, or the names of the Secrets are known only when the pods run.
     """
-    metadata = owner.get("metadata")
+    metadata = manifest.get("metadata")
     if not isinstance(metadata, dict) or not metadata.get("namespace"):
         raise ManifestError(
             "It has no metadata.namespace, which its RoleBinding needs. Set it, or omit --state-secret."
         )
     namespace, rbac = metadata["namespace"], "rbac.authorization.k8s.io"
-    secrets = list(_secret_names(workload, name=name, owner=owner))
+    secrets = list(_secret_names(workload, name=name, manifest=manifest))
     role = secrets[0] if len(secrets) == 1 else f"{name}-tailscale"
 
     def new(version: str, kind: str, name: str, **fields: Any) -> dict[str, Any]:
@@ -29,13 +29,14 @@ def state_objects(workload: Workload, *, name: str, owner: dict[str, Any]) -> It
 
     for secret in secrets:
         yield new("v1", "Secret", secret, type="Opaque")
-    # RBAC cannot limit "create" to a name, so the pod may not create the Secret. It is in the manifests, empty.
+    # RBAC cannot limit "create" to a name, so the pod may not create the Secret. The manifests contain it, empty.
     use_secrets = {
         "apiGroups": [""],
         "resources": ["secrets"],
         "resourceNames": secrets,
         "verbs": ["get", "update", "patch"],
     }
+    # tailscale reports in Events whether it could read and update the Secret.
     write_events = {"apiGroups": [""], "resources": ["events"], "verbs": ["get", "create", "patch"]}
     yield new(f"{rbac}/v1", "Role", role, rules=[use_secrets, write_events])
     account = workload.spec.get("serviceAccountName") or "default"
@@ -48,7 +49,7 @@ def state_objects(workload: Workload, *, name: str, owner: dict[str, Any]) -> It
     )
 
 
-def _secret_names(workload: Workload, *, name: str, owner: dict[str, Any]) -> Iterator[str]:
+def _secret_names(workload: Workload, *, name: str, manifest: dict[str, Any]) -> Iterator[str]:
     secret = str(workload.annotations[STATE_SECRET])
     if "$(" not in secret:
         yield secret
@@ -58,7 +59,7 @@ def _secret_names(workload: Workload, *, name: str, owner: dict[str, Any]) -> It
             f"The annotation {STATE_SECRET} is {secret}, so the names of its Secrets are known only when the pods run. "
             "Create the Secrets yourself, without --state-secret."
         )
-    ordinals = owner["spec"].get("ordinals")
+    ordinals = manifest["spec"].get("ordinals")
     start = ordinals.get("start") if isinstance(ordinals, dict) else None
     first = start if isinstance(start, int) else 0
     for number in range(first, first + workload.pod_count):

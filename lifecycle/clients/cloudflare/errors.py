@@ -95,16 +95,16 @@ _BY_STATUS_WITHOUT_CODE: dict[int, Meaning] = {
 }
 
 
-def explain(what: str, response: Response) -> ApiError | None:
-    """Return the error for a refusal, by its codes; see `Upstream.explain`."""
+def explain(request: str, response: Response) -> ApiError | None:
+    """Return the error for a refusal, by its codes and status; see `Upstream.explain`."""
     status = response.status
     if status == httpx.codes.TOO_MANY_REQUESTS or not httpx.codes.is_client_error(status):
         return None
     codes = sorted(set(_codes(response.json)))
     # The path /zones contains no id, so if the API does not know this path, its URL is wrong.
-    is_wrong_url = what == "GET /zones" and not _NO_ROUTE.isdisjoint(codes)
+    is_wrong_url = request == "GET /zones" and not _NO_ROUTE.isdisjoint(codes)
     kind, meaning = _WRONG_API_URL if is_wrong_url else _meaning(status, codes)
-    details = f"{what}: {status}, code {', '.join(map(str, codes)) or 'none'}"
+    details = f"{request}: {status}, code {', '.join(map(str, codes)) or 'none'}"
     if ray := response.headers.get("cf-ray"):
         details += f", cf-ray {ray}"
     return kind(f"Cloudflare: {meaning} ({details}){response.reason}", upstream=UPSTREAM, status=status)
