@@ -25,7 +25,7 @@ from lifecycle.domain.errors import ApiError, AuthError, ResponseError, Transien
 from lifecycle.domain.proxy import Proxy
 from tests.clients import servers
 from tests.clients.certificates import PrivateAuthority
-from tests.clients.servers import StaticApi, all_texts_of, respond, serve_connection
+from tests.clients.servers import API, StaticApi, all_texts_of, respond, serve_connection
 from tests.in_cluster import HEADSCALE_NAMESPACE, HEADSCALE_POD, MAY_EXEC, access_to
 from tests.simulators.headscale_cli import Finished
 from tests.simulators.kubernetes import KubernetesSimulator
@@ -76,6 +76,7 @@ def test_plain_http_is_forwarded(stack: ExitStack) -> None:
     proxy, url = serve_proxy(stack, stack.enter_context(serve(api)), "api.example:80")
     assert send("http://api.example", url) == {"ok": True}
     assert proxy.requested == ["api.example:80"]
+    # The API does not receive the proxy's credentials.
     assert api.proxy_authorizations == [None]
 
 
@@ -96,7 +97,7 @@ def test_https_is_tunnelled_and_verified_end_to_end(stack: ExitStack, tmp_path: 
     proxy, url = serve_proxy(stack, stack.enter_context(serve(StaticApi(), tls=server)), "api.example:443")
     assert send("https://api.example", url, trust=private_trust(authority.certificate)) == {"ok": True}
     assert proxy.requested == ["api.example:443"]
-    with pytest.raises(TransientError, match="API_CA_FILE"):
+    with pytest.raises(TransientError, match=API.ca_setting):
         send("https://api.example", url)
 
 
@@ -128,9 +129,7 @@ def unknown_name(host: str, *_args: Any, **_options: Any) -> list[Any]:
 
 
 @SCHEMES
-def test_proxy_without_a_connection_is_named_instead_of_the_upstream(
-    scheme: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreachable_proxy_is_named_instead_of_the_upstream(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
     unreachable = failure(f"{scheme}://api.example", f"http://{ENCODED_CREDENTIALS}@{address}")
@@ -139,7 +138,7 @@ def test_proxy_without_a_connection_is_named_instead_of_the_upstream(
     for error, reason in ((unreachable, f"http://{address}"), (unknown, "proxy.example is unknown")):
         assert type(error) is TransientError
         assert reason in str(error)
-        assert "API_URL" not in str(error)
+        assert API.url_setting not in str(error)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +153,7 @@ def test_proxy_without_a_connection_is_named_instead_of_the_upstream(
 def test_refusal_by_the_proxy_is_permanent(
     stack: ExitStack, scheme: str, accepted_name: str, accepted_credentials: str
 ) -> None:
+    """A `ResponseError` is not retried, unlike a `TransientError`."""
     proxy, url = serve_proxy(stack, "http://127.0.0.1:1", accepted_name)
     proxy.user = accepted_credentials
     error = failure(f"{scheme}://api.example", url)
@@ -184,6 +184,7 @@ def test_refusal_that_does_not_come_from_the_upstream_names_the_proxy(
     error = failure("http://api.example", proxy_that_sends(stack, raw.encode()), upstream=upstream)
     assert type(error) is ResponseError
     assert "denied" in str(error)
+    # The credentials for the upstream are not the cause.
     assert not re.search("API key|token|TOKEN", str(error))
 
 
@@ -197,7 +198,7 @@ def test_outage_behind_the_proxy_is_transient(stack: ExitStack, scheme: str, sta
 
 
 @SCHEMES
-@pytest.mark.parametrize("raw", [b"", b"SSH-2.0-OpenSSH_10.0\r\n"], ids=["silent", "other-protocol"])
+@pytest.mark.parametrize("raw", [b"", b"SSH-2.0-OpenSSH_10.0\r\n"], ids=["no-response", "other-protocol"])
 def test_malfunctioning_proxy_is_named(stack: ExitStack, scheme: str, raw: bytes) -> None:
     error = failure(f"{scheme}://api.example", proxy_that_sends(stack, raw), timeout_s=0.5)
     assert type(error) is TransientError

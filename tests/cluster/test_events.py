@@ -20,14 +20,14 @@ from tests.pod.rendering import DEPLOY
 from tests.world import Clock, named
 
 FLUSH_TIMEOUT_S = 60.0
-"""The time limit to send the recorded Events. A test never reaches this limit."""
+"""The longest time that a test waits until the recorded Events are written."""
 
 NODE_LOST = error("node.lost", node_id="7", reason="it is gone", advice="Restart the pod.")
 
 
 @pytest.fixture
 def pod(api_server: ApiServer) -> str:
-    """The name of a pod with the service account of the Role."""
+    """The name of a pod with the service account of the Role. An earlier test can have created both."""
     with suppress(RefusedError):
         api_server.kubectl("create", "serviceaccount", "grafana", "-n", "services")
     api_server.kubectl("apply", "-k", DEPLOY / "rbac/events")
@@ -47,6 +47,7 @@ def recorder(api_server: ApiServer, clock: Clock, *options: str) -> EventRecorde
 
 
 def test_role_is_sufficient_and_kubectl_shows_the_count(api_server: ApiServer, pod: str, events: list[Any]) -> None:
+    """The program updates an Event at most every five minutes, and shortens long notes, which the API would refuse."""
     clock = Clock()
     event_recorder = recorder(api_server, clock, "--bound-object-kind=Pod", f"--bound-object-name={pod}")
     for _ in range(3):
@@ -69,7 +70,7 @@ def test_token_without_a_pod_is_reported(api_server: ApiServer, pod: str, events
     event_recorder.record(NODE_LOST)
     event_recorder.flush(FLUSH_TIMEOUT_S)
     [line] = named(events, "kubernetes_event.failed")
-    assert "KUBERNETES_EVENTS" in line["error"]
+    assert "KUBERNETES_EVENTS" in line["error"]  # the setting that requires such a token
 
 
 def test_missing_role_is_reported_with_the_required_rule(api_server: ApiServer, pod: str, events: list[Any]) -> None:

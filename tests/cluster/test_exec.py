@@ -24,7 +24,7 @@ DISTROLESS_IMAGE: Final = "docker.io/headscale/headscale:distroless"
 LIFECYCLE_IMAGE: Final = "localhost/tailscale-lifecycle:latest"
 SERVICE_ACCOUNT: Final = "cleanup"
 """The service account of the pods that run `cleanup`."""
-CONFIG: Final = "/elsewhere/headscale.yaml"
+CONFIG_PATH: Final = "/elsewhere/headscale.yaml"
 DATA_FOLDER: Final = "/data"
 
 _numbers = count(1)
@@ -66,7 +66,7 @@ class Server:
         self.run(self.pod, "users", "create", USER)
 
     def _manifests(self, kind: str, image: str) -> Iterator[Document]:
-        ports = (8080, 9090, 50443, 3478)
+        ports = (8080, 9090, 50443, 3478)  # the API, the metrics, gRPC and STUN
         config, relays = configuration(LOGIN_URL, DATA_FOLDER, ports=ports, relay=LOGIN_URL, listen="0.0.0.0")
         config["derp"]["paths"] = ["/elsewhere/derp.yaml"]
         files = {"headscale.yaml": yaml.safe_dump(config), "derp.yaml": yaml.safe_dump(relays), "headscale": WRAPPER}
@@ -76,8 +76,9 @@ class Server:
             "name": self._container,
             "image": image,
             "args": ["serve"],
+            # The distroless image has no shell, which the wrapper needs.
             "env": [
-                {"name": "HEADSCALE_CONFIG", "value": CONFIG},
+                {"name": "HEADSCALE_CONFIG", "value": CONFIG_PATH},
                 *([{"name": "PATH", "value": f"/wrapper:{PATH}"}] if image == HEADSCALE else []),
             ],
             "readinessProbe": {"httpGet": {"path": "/health", "port": 8080}, "periodSeconds": 1},
@@ -296,6 +297,7 @@ def test_command_is_repeated_when_the_pod_of_headscale_is_replaced(
         cluster, pod = exec_tailnet.cluster, server.pod
         script = f"echo {command} >/tmp/hang" + ("; touch /tmp/after" if hangs_after else "")
         cluster.exec(pod, "headscale", "sh", "-c", script, namespace=server.namespace)
+        # The command must not time out before the pod is deleted.
         cleanup = server.start_cleanup(HTTP_TIMEOUT="30s")
 
         def hangs() -> bool:

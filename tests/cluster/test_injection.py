@@ -52,7 +52,11 @@ def pod_of(workload: Document) -> Document:
 
 
 def admitted(server: ApiServer, document: Document, config: dict[str, str] | None = None) -> Document:
-    """Return the spec of a pod as the API server admits it, in a form that is the same for equivalent pods."""
+    """Return the spec of a pod as the API server admits it, in a form that is the same for equivalent pods.
+
+    Args:
+        config: the content of the ConfigMap `lifecycle`, to which the pods of the Kustomize component refer.
+    """
     spec = server.create_dry_run(document)["spec"]
     # The API server adds a volume with a random name, for the service account's token.
     for container in [*spec["initContainers"], *spec["containers"]]:
@@ -65,14 +69,14 @@ def admitted(server: ApiServer, document: Document, config: dict[str, str] | Non
 
 @pytest.mark.parametrize("name", NAMES)
 def test_policy_command_and_component_create_the_same_pod(api_server: ApiServer, name: str, tmp_path: Path) -> None:
-    workload, literals = workloads()[name], literals_of(workloads()[name])
+    workload, config = workloads()[name], literals_of(workloads()[name])
     by_policy = admitted(api_server, pod_of(workload))
     by_inject = admitted(api_server, pod_of(injected(workload)))
-    rendered = with_component(prepared_for_component(workloads()[name]), tmp_path, "with-tailscale", literals)
+    rendered = with_component(prepared_for_component(workloads()[name]), tmp_path, "with-tailscale", config)
     (result,) = [document for document in rendered if document["kind"] == workload["kind"]]
-    # The component ignores the annotation for the order of init containers, so the order is changed here.
+    # The component ignores the annotation init-containers, so put the containers into the order that it requires.
     in_required_order(workload, template_of(result)["spec"])
-    by_component = admitted(api_server, pod_of(result), literals)
+    by_component = admitted(api_server, pod_of(result), config)
 
     names = [container["name"] for container in by_policy["initContainers"]]
     assert [name for name in names if name in CONTAINERS] == list(CONTAINERS)
@@ -107,12 +111,12 @@ def test_policy_and_command_create_the_same_pod_for_each_kind(api_server: ApiSer
 
 
 def test_pod_of_an_invalid_workload_is_refused(api_server: ApiServer) -> None:
-    """Such a workload can exist if it was created before the policies."""
+    """The workload itself can be older than the policies."""
     assert "Web" in api_server.refusal(pod_of(annotated(deployment(), hostname="Web")))
 
 
-def test_invalid_workload_can_be_scaled_annotated_and_deleted(api_server: ApiServer) -> None:
-    """The policies do not check scaling. With several replicas, they refuse changes of the pod template."""
+def test_scaled_deployment_can_be_annotated_and_deleted(api_server: ApiServer) -> None:
+    """The policies do not check `kubectl scale`. They refuse to change the pod template of the scaled Deployment."""
     document = deployment()
     document["metadata"]["name"] = "scaled"
     api_server.create(document)
@@ -121,6 +125,7 @@ def test_invalid_workload_can_be_scaled_annotated_and_deleted(api_server: ApiSer
     with pytest.raises(RefusedError, match="3 pods"):
         api_server.kubectl("-n", "services", "set", "image", "deployment/scaled", "web=docker.io/library/web:2")
     api_server.kubectl("-n", "services", "delete", "deployment", "scaled", "--cascade=foreground", "--wait=false")
+    # The garbage collector, which removes this finalizer, does not run.
     api_server.kubectl("-n", "services", "patch", "deployment", "scaled", "-p", '{"metadata":{"finalizers":null}}')
     assert api_server.kubectl("-n", "services", "get", "deployment", "scaled", "--ignore-not-found") == ""
 
@@ -159,22 +164,30 @@ def restore_settings(server: ApiServer) -> None:
     )
 
 
-EMPTY = ("SELF_HEAL", "HEADSCALE_API_KEY_SECRET", "HEADSCALE_API_KEY_FILE", "TAILSCALE_IMAGE", "LIFECYCLE_IMAGE")
+EMPTY_SETTINGS = (
+    "SELF_HEAL",
+    "HEADSCALE_API_KEY_SECRET",
+    "HEADSCALE_API_KEY_FILE",
+    "TAILSCALE_IMAGE",
+    "LIFECYCLE_IMAGE",
+)
 
 
 @pytest.mark.parametrize(
-    ("settings", "unset"),
+    ("settings", "without_effect"),
     [
         ({"HEADSCALE_ACCESS": "exec", "AUTHKEY_TAGS": "tag:all"}, {}),
         ({"KUBERNETES_EVENTS": "true"}, {}),
-        # An empty setting counts as unset.
-        ({"AUTHKEY_TAGS": "tag:now"}, {**dict.fromkeys(EMPTY, ""), "LOGIN_SERVER": f"{LOGIN_SERVER}/"}),
+        # An empty setting counts as unset. The slash at the end of the URL is removed.
+        ({"AUTHKEY_TAGS": "tag:now"}, {**dict.fromkeys(EMPTY_SETTINGS, ""), "LOGIN_SERVER": f"{LOGIN_SERVER}/"}),
     ],
     ids=["exec", "events", "empty"],
 )
-def test_settings_reach_the_containers(api_server: ApiServer, settings: dict[str, str], unset: dict[str, str]) -> None:
-    image = "" if unset else "registry.example.com/l:1"
-    set_settings(api_server, **{"LIFECYCLE_IMAGE": image, **settings, **unset})
+def test_settings_reach_the_containers(
+    api_server: ApiServer, settings: dict[str, str], without_effect: dict[str, str]
+) -> None:
+    image = "" if without_effect else "registry.example.com/lifecycle:1"
+    set_settings(api_server, **{"LIFECYCLE_IMAGE": image, **settings, **without_effect})
     try:
         site = replace(SITE, settings=SETTINGS | settings, **({"lifecycle_image": image} if image else {}))
         expected = admitted(api_server, pod_of(injected(deployment(), site)))

@@ -45,6 +45,7 @@ def test_external_controller_publishes_neither_the_api_nor_the_metrics() -> None
     (rule,) = ingress["spec"]["rules"]
     published = {path["path"]: path["pathType"] for path in rule["http"]["paths"]}
     assert published["/ts2021"] == "Exact"
+    # A path can also match the paths below it.
     assert not [path for path in published if "/api/v1/node".startswith(path) or "/metrics".startswith(path)]
 
 
@@ -146,6 +147,7 @@ def test_every_served_certificate_is_requested_for_its_host_name() -> None:
     }
     served = {each for name in (*FOLDERS, *WORKLOADS) for each in served_certificates(manifests_of(name))}
     assert {(namespace, secret) for namespace, secret, _ in served} == set(requested)
+    # A certificate contains the host name itself, or a wildcard for the domain.
     for namespace, secret, host in served:
         assert {host, f"*.{host.partition('.')[2]}"} & requested[namespace, secret], host
     controller = containers(pod_spec(manifests_of("ingress/internal")))["nginx-ingress"]
@@ -223,6 +225,7 @@ def test_health_port_of_the_internal_controller_is_not_on_the_vpn() -> None:
     (address,) = [variable for variable in containers(spec)["dns-watch"]["env"] if variable["name"] == "HEALTH_ADDRESS"]
     assert address["valueFrom"] == {"fieldRef": {"fieldPath": "status.podIP"}}
     assert spec["hostNetwork"]
+    # Without the field `host`, the kubelet connects to the pod's address.
     assert "host" not in containers(spec)["dns-watch"]["livenessProbe"]["httpGet"]
 
 
@@ -246,7 +249,7 @@ def test_internal_controller_can_create_a_state_secret_for_each_cluster_node() -
 
 
 def test_prune_of_the_internal_controller_owns_the_records_of_its_pods(set_variables: SetVariables) -> None:
-    """The owner is part of the comment of each record. The owner is the pod's namespace, unless DNS_OWNER is set."""
+    """The comment (`mark`) of each record contains the owner: the pod's namespace, unless DNS_OWNER is set."""
     documents = manifests_of("ingress/internal")
     (job,) = of_kind(documents, "CronJob")
     namespace = job["metadata"]["namespace"]

@@ -95,6 +95,9 @@ class ClusterPod(Pod):
         headscale: the simulator that runs in the namespace `headscale` of the cluster.
         authority: the issuer of the Kubernetes API's certificate.
         other_arguments: the other arguments of `Pod`.
+
+    Attributes:
+        headscale_url: the URL of Headscale's HTTP API, for tests that set HEADSCALE_URL.
     """
 
     def __init__(

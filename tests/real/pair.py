@@ -17,7 +17,7 @@ class ServerPair:
     """A real server and a simulator, both with the users USER and OTHER_USER.
 
     Args:
-        folder: an existing folder with a short path.
+        folder: an existing folder with a short path, because Unix sockets are created in it.
         stack: stops the server and the clients when it is closed.
 
     Attributes:

@@ -37,7 +37,7 @@ class Pod:
 
     @classmethod
     def start(cls, workload: Workload) -> Pod:
-        """Start a pod, and wait until it is published."""
+        """Start a pod, and wait until its address is published."""
         client, watch = workload.start_pod(ipv6="DNS_IPV6" in workload.environment)
         return cls(workload, client, watch, workload.state())
 
@@ -75,7 +75,7 @@ def test_upgrades_of_the_server_do_not_affect_pods(releases: list[Release], temp
                 assert pod.workload.state() == pod.before, (release.name, pod.workload.name)
                 assert pod.watch.events_named("node.lost") == []
 
-        # The newest release accepts the pre-auth key of the oldest release, and `cleanup` can delete the node.
+        # The newest release accepts a pre-auth key that the oldest release created, and `cleanup` can delete the node.
         for pod in pods:
             workload, client = pod.workload, pod.client
             client.restart_and_wait_for_login()

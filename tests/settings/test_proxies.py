@@ -46,7 +46,7 @@ def test_proxy_is_accepted_and_gets_a_port(env: Environment, name: str, text: st
     proxy = getattr(env.load(**{name: text}), name.lower())
 
     assert proxy.get_secret_value() == url
-    assert httpx.Proxy(url).url.host
+    assert httpx.Proxy(url).url.host  # httpx accepts the URL
 
 
 @pytest.mark.parametrize("name", PROXY_VARIABLES)
@@ -160,7 +160,7 @@ def test_every_value_of_no_proxy_is_accepted(no_proxy: str) -> None:
 @pytest.mark.parametrize(
     ("url", "is_direct"),
     [
-        (None, True),
+        (None, True),  # The default is the next URL.
         ("http://headscale.headscale.svc.cluster.local:8080", True),
         ("http://headscale.headscale.svc:8080", True),
         ("http://headscale.headscale.svc.cluster.local.:8080", True),
@@ -210,10 +210,11 @@ def test_file_without_a_certificate_is_refused(env: Environment, tmp_path: Path,
 
 
 def test_folder_of_hashed_certificates_is_accepted(env: Environment, tmp_path: Path) -> None:
+    # The name has the form of the hashes of `openssl rehash`.
     (tmp_path / "4042bcee.0").write_bytes(Path(certifi.where()).read_bytes())
 
     assert env.load(SSL_CERT_DIR=str(tmp_path)).ssl_cert_dir == str(tmp_path)
-    assert env.load(SSL_CERT_DIR=f"{tmp_path}:{tmp_path}")
+    assert env.load(SSL_CERT_DIR=f"{tmp_path}:{tmp_path}").ssl_cert_dir == f"{tmp_path}:{tmp_path}"
 
 
 @pytest.mark.parametrize("value", ["no-such-folder", "file", "folder", "hashed:no-such-folder"])
