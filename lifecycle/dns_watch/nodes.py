@@ -132,6 +132,7 @@ def _by_interface(ordered: Sequence[Node], ours: Sequence[Node], interface: Sequ
 def _only_node_online(ours: Sequence[Node], known: KnownNode | None) -> Node | Unregistered:
     match [node for node in ours if node.online]:
         case [node]:
+            # The node of a later pod would have a higher id.
             if known is None or known.is_same(node) or node.sequence < int(known.id):
                 return node
             return Unregistered(f"this pod's node was {known.id}, and the later node {node.id} may be another pod's")

@@ -296,7 +296,7 @@ class KubernetesSimulator(Upstream):
         return self._serve_exec(request) if request.path.endswith("/exec") else super().handle(request)
 
     def answer(self, request: Request, *, from_previous_state: bool) -> Response:
-        """Execute one request. The caller holds the lock."""
+        """Execute one request, always in the current state. The caller holds the lock."""
         try:
             response = self._answer(request)
         except InvalidEventError as error:
