@@ -14,9 +14,9 @@ EXPIRED = NOW - timedelta(seconds=1)
 """An expiry time that has passed."""
 
 NAME = "grafana.example.com"
-"""The hostname of the workload's node, which is also the name of its record (the main name)."""
+"""The workload's main name: the hostname of its node, which is also the name of its record."""
 OUR_COMMENT = "tailscale-lifecycle/1 default"
-"""The comment of our records at the main name (the hostname of the node). `default` is the default DNS_OWNER."""
+"""The comment of our records at the main name. `default` is the default DNS_OWNER."""
 COMMENT_OF_OTHER_OWNER = "tailscale-lifecycle/1 staging"
 """The comment of records that were created with another DNS_OWNER."""
 COMMENT_AT_FURTHER_NAMES = f"{OUR_COMMENT} {NAME}"

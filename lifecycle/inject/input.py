@@ -35,7 +35,7 @@ def read(files: Sequence[str]) -> list[str]:
 
 
 def site_from_settings(settings: InjectSettings) -> Site:
-    """Return the values that are the same for all workloads."""
+    """Return the values of the settings that are the same for all workloads."""
     return Site(
         domain=settings.domain_name,
         login_server=settings.login_server,

@@ -25,7 +25,7 @@ class PruneConfig:
         domain: DOMAIN_NAME, which is appended to a hostname without a dot.
         mark: the text with which the comment of every record of DNS_OWNER starts.
         tags: AUTHKEY_TAGS.
-        prune_after: a workload no longer runs if its nodes have been offline for longer than PRUNE_AFTER.
+        prune_after: PRUNE_AFTER. A workload whose nodes have all been offline for longer than this no longer runs.
         prune_max: PRUNE_MAX, the largest number of workloads that one run may delete.
     """
 
@@ -93,7 +93,7 @@ def plan_prune(observation: Observation, *, config: PruneConfig, now: datetime) 
         named = [node for node in observation.nodes if record_name(node.hostname, config.domain) == full_name]
         nodes = tuple(node for node in named if _is_owned(node, user, config))
         return [Leftovers(full_name, tuple(records_by_name[full_name]), nodes, "the option --name selects it")]
-    # After a restart of Headscale, every node is offline until its client reconnects.
+    # If every node is offline, Headscale may have restarted, and the clients have not reconnected yet.
     if not any(node.online for node in observation.nodes):
         return []
     plan = []

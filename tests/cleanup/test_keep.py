@@ -1,6 +1,6 @@
 """Tests of `cleanup` with NODE_POLICY=keep.
 
-Tailscale stores the id of its node in a Secret, the state Secret. `cleanup` keeps this node: it does not delete it.
+Tailscale stores the id of its node in a Secret, the state Secret. `cleanup` does not delete this node.
 If the Secret cannot be read, `cleanup` deletes nothing.
 """
 
@@ -126,7 +126,7 @@ def add_kept_node(world: ClusterWorld) -> SimulatedNode:
 
 
 def metadata(world: ClusterWorld) -> dict[str, Any]:
-    """Return the content of the file beside the key file."""
+    """Return the content of authkey.id, the metadata of the key file."""
     values: dict[str, Any] = json.loads(world.key_file.with_name("authkey.id").read_text())
     return values
 
@@ -150,8 +150,9 @@ def test_kept_node_and_its_record_stay_and_others_are_deleted(
     assert [node.id for node in world.headscale.nodes] == [kept.id]
     assert world.records() == {f"A {kept.address}": OUR_COMMENT}
     assert world.cloudflare.writes == []
-    assert (metadata(world)["kept_node_id"], metadata(world)["pre_auth_key_id"]) == (str(kept.id), "3")
-    # The new key works if the kept node is deleted in Headscale later.
+    new_key = world.headscale.keys[-1]
+    assert (metadata(world)["kept_node_id"], metadata(world)["pre_auth_key_id"]) == (str(kept.id), str(new_key.id))
+    # The kept node does not need the new key. If it is deleted in Headscale, its pod registers with the new key.
     assert world.headscale.register(key=world.key, hostname=NAME).name == NAME
     [event] = named(events, "node.kept")
     assert event["node_id"] == str(kept.id)
@@ -187,7 +188,7 @@ def test_first_start_keeps_no_node(world: ClusterWorld, events: Events) -> None:
 
 def test_node_policy_replace_does_not_read_the_secret(world: ClusterWorld) -> None:
     add_kept_node(world)
-    world.cleanup(TS_KUBE_SECRET=STATE_SECRET).run()
+    world.cleanup(NODE_POLICY="replace", TS_KUBE_SECRET=STATE_SECRET).run()
     assert world.hostnames == []
     assert not [exchange.path for exchange in world.kubernetes.requests if "/secrets/" in exchange.path]
 
@@ -236,7 +237,7 @@ def test_permanent_failure_to_read_the_secret_deletes_nothing(fault: Fault, worl
     assert (world.headscale.writes, world.cloudflare.writes, world.key) == ([], [], None)
 
 
-def test_missing_permission_is_reported_with_its_rule(world: ClusterWorld) -> None:
+def test_missing_permission_is_reported_with_the_rbac_rule_to_add(world: ClusterWorld) -> None:
     add_kept_node(world)
     world.kubernetes.allow_nothing()
     with pytest.raises(TransientError) as raised:
@@ -302,7 +303,7 @@ def test_node_of_another_machine_is_not_kept(machine_key: str, is_kept: bool) ->
     assert (kept == "3") is is_kept
 
 
-def test_node_is_kept_if_its_machine_key_is_unknown() -> None:
+def test_node_is_kept_if_the_machine_key_in_the_secret_is_invalid() -> None:
     assert kept_id_or_reason(a_node(3), _machinekey="privkey:00") == "3"
 
 

@@ -54,7 +54,7 @@ class ApiServer:
     Args:
         folder: an empty folder for the data of the server.
         host: the network namespace of the server; None = the network namespace of the tests.
-        address: the address in this namespace to which pods connect; "" = there are no pods.
+        address: the server's address for pods, in this network namespace; "" = there are no pods.
 
     Attributes:
         version: the major and minor version of the program.
@@ -66,7 +66,7 @@ class ApiServer:
         self._address = address
         self._binary = Path(os.environ[PROGRAMS_VARIABLE]) / "kube-apiserver"
         self._processes: list[BackgroundProcess] = []
-        self._etcd, self._peer, self._port = free_ports(3)
+        self._etcd_port, self._peer_port, self._port = free_ports(3)
         self.version = (0, 0)
 
     def __enter__(self) -> Self:
@@ -78,8 +78,8 @@ class ApiServer:
         return self
 
     def _start_all(self) -> None:
-        etcd = f"http://127.0.0.1:{self._etcd}"
-        peer = f"http://127.0.0.1:{self._peer}"
+        etcd = f"http://127.0.0.1:{self._etcd_port}"
+        peer = f"http://127.0.0.1:{self._peer_port}"
         self._start(
             [
                 "etcd",
@@ -110,7 +110,7 @@ class ApiServer:
                 f"--service-account-signing-key-file={key}",
                 f"--service-cluster-ip-range={SERVICE_NETWORK}",
                 "--allow-privileged",
-                *self._addresses(),
+                *self._address_options(),
                 *self._beta_options(),
             ]
         )
@@ -130,7 +130,7 @@ class ApiServer:
         """The API version of MutatingAdmissionPolicy."""
         return f"admissionregistration.k8s.io/{'v1' if self.version >= (1, 36) else 'v1beta1'}"
 
-    def _addresses(self) -> list[str]:
+    def _address_options(self) -> list[str]:
         if self._address:
             # The API server connects to the kubelet by address, because DNS does not contain the name of the node.
             kubelet = "--kubelet-preferred-address-types=InternalIP"
@@ -168,7 +168,7 @@ class ApiServer:
     def _log(self) -> str:
         return self._processes[-1].log.read_text(errors="replace")[-4000:]
 
-    def request(self, method: str, path: str, body: Document | None = None, *, kind: str = "application/json") -> Any:
+    def request(self, method: str, path: str, body: Document | None = None) -> Any:
         """Send a request as the administrator, and return the object or text of the response.
 
         Raises:
@@ -180,7 +180,7 @@ class ApiServer:
         request = urllib.request.Request(
             f"{self.url}{path}",
             data=json.dumps(body).encode() if body is not None else None,
-            headers={"Authorization": f"Bearer {_ADMIN_TOKEN}", "Content-Type": kind},
+            headers={"Authorization": f"Bearer {_ADMIN_TOKEN}", "Content-Type": "application/json"},
             method=method,
         )
         opener = urllib.request.build_opener(
@@ -280,9 +280,9 @@ class ApiServer:
         return ""
 
     def injection_state(self, pod: Document) -> str:
-        """Return "on" if a pod with the label of injection gets the containers, "off" if not, or "refused".
+        """Return "on" if the API server adds the containers to a labelled pod, "off" if not, or "refused".
 
-        The API server refuses the pod while only one of the two admission policies is in force.
+        It refuses the pod while only one of the two admission policies is in force.
         """
         try:
             return "on" if "initContainers" in self.create_dry_run(pod)["spec"] else "off"

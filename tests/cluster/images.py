@@ -1,7 +1,7 @@
 """Build stand-ins for the images in the manifests from local programs, because tests have no registry.
 
-Each stand-in has the programs of the real image in the same places: Debian's busybox in place of Alpine's, and the real
-tailscale, Headscale and nginx. `write_archive` writes several `Image`s into an archive for `ctr images import`.
+Each stand-in has the programs of the real image in the same places: the real tailscale, Headscale and nginx, but
+Debian's busybox instead of Alpine's. `write_archive` writes several `Image`s into an archive for `ctr images import`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def write_archive(images: Mapping[str, Image], archive: Path) -> None:
     with tarfile.open(archive, "w") as file:
         written: set[str] = set()
 
-        def add(kind: str, data: bytes | Path) -> dict[str, Any]:
+        def add(media_type: str, data: bytes | Path) -> dict[str, Any]:
             """Add a blob once, and return its descriptor."""
             if isinstance(data, Path):
                 with data.open("rb") as content:
@@ -79,7 +79,7 @@ def write_archive(images: Mapping[str, Image], archive: Path) -> None:
                 member.size = size
                 with data.open("rb") if isinstance(data, Path) else io.BytesIO(data) as content:
                     file.addfile(member, content)
-            return {"mediaType": kind, "digest": f"sha256:{digest}", "size": size}
+            return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": size}
 
         for name, image in images.items():
             layers = [add(_LAYER, layer) for layer in image.layers]
@@ -161,8 +161,8 @@ def write_root_layer(archive: Path) -> Path:
 def newest_headscale() -> Path | None:
     """Return the newest installed release of Headscale."""
     folder = Path(os.environ.get(SERVERS_VARIABLE, "/nonexistent"))
-    programs = {re.fullmatch(r"headscale-(\d+)\.(\d+)\.(\d+)", file.name): file for file in folder.glob("headscale-*")}
-    releases = {tuple(map(int, match.groups())): file for match, file in programs.items() if match}
+    matches = [(re.fullmatch(r"headscale-(\d+)\.(\d+)\.(\d+)", file.name), file) for file in folder.glob("headscale-*")]
+    releases = {tuple(map(int, match.groups())): file for match, file in matches if match}
     return releases[max(releases)] if releases else None
 
 
@@ -187,7 +187,7 @@ def base_layers(folder: Path, *, authority: str) -> list[Path]:
 
     Args:
         folder: an empty folder.
-        authority: the certificate of the only authority that the images trust.
+        authority: the certificate of the only certificate authority that the images trust.
     """
     files = {
         "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnginx:x:101:101:nginx:/nonexistent:/bin/false\n",

@@ -25,7 +25,7 @@ def compressed_response(*, twice: bool) -> Fault:
     """Return a fault that sends a small compressed body. Decoded, it is an empty list followed by many spaces.
 
     Args:
-        twice: True if the body is compressed two times.
+        twice: True if the compressed body is compressed again.
     """
     body = gzip.compress(b'{"success":true,"result":[],"nodes":[],"users":[]}'.ljust(DECODED_BYTES), compresslevel=1)
     if twice:

@@ -1,4 +1,7 @@
-"""Test that the other tests detect every mutant. A mutant is a change to the program that breaks one guarantee."""
+"""Test that the other tests detect every mutant. A mutant is a change to the program that breaks one guarantee.
+
+A schedule is a random sequence of faults. A storm is the start of many pods at the same time.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,7 @@ def test_schedules_detect_the_mutant(runner: MutantRunner, mutant: Mutant) -> No
     assert mutant.seed is not None
     detected = runner.run_schedules(mutant, range(mutant.seed, mutant.seed + 1))
     assert detected
+    # The message about a broken guarantee without a number does not start with the guarantee.
     if mutant.guarantee.startswith("Never"):
         assert detected.startswith(f"{mutant.seed} {mutant.guarantee}: ")
     count("mutants detected")
@@ -46,8 +50,9 @@ def test_schedules_detect_the_mutant(runner: MutantRunner, mutant: Mutant) -> No
         *(pytest.param(mutant, STORM_TEST, id=id_of(mutant), marks=pytest.mark.full) for mutant in STORM_MUTANTS),
     ],
 )
-def test_tests_detect_the_mutant(runner: MutantRunner, mutant: Mutant, tests: str) -> None:
-    assert runner.run_tests(mutant, tests)
+def test_other_tests_detect_the_mutant(runner: MutantRunner, mutant: Mutant, tests: str) -> None:
+    output_of_failed_test = runner.run_tests(mutant, tests)
+    assert output_of_failed_test
     count("mutants detected")
 
 

@@ -81,7 +81,7 @@ def test_sbom_and_image_have_the_same_packages(document: Any, root: Path) -> Non
     assert len(listed) == len(installed_packages(root))
 
 
-def test_sbom_lists_the_interpreter(document: Any, root: Path) -> None:
+def test_sbom_lists_the_python_interpreter(document: Any, root: Path) -> None:
     venv = dict(line.split(" = ", 1) for line in (root / "opt/lifecycle/pyvenv.cfg").read_text().splitlines())
     minor = ".".join(venv["version"].split(".")[:2])
     [interpreter] = [part for part in document["components"] if part["name"] == f"python{minor}-minimal"]

@@ -41,7 +41,7 @@ def inject_files(capfd: pytest.CaptureFixture[str], *arguments: str) -> list[Doc
     return list(yaml.safe_load_all(capfd.readouterr().out))
 
 
-def test_files_are_written_one_after_the_other(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_documents_are_printed_in_the_order_of_the_files(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (folder / "other.yaml").write_text("kind: ConfigMap")
     first, second, third = inject_files(capfd, "web.yaml", "other.yaml", "web.yaml")
     assert [item["name"] for item in template_of(first)["spec"]["initContainers"]] == list(CONTAINERS)
@@ -86,6 +86,7 @@ def test_secrets_and_proxies_of_this_machine_are_not_written_into_the_manifest(
     (document,) = inject_files(capfd, "web.yaml")
     assert not {"CLOUDFLARE_API_TOKEN", "HEADSCALE_API_KEY", "HTTPS_PROXY"} & variables(document, "cleanup").keys()
     assert variables(document, "cleanup")["TS_HOSTNAME"] == "web.example.com"
+    # A proxy in .env is for the pods.
     (folder / ".env").write_text(f"{ENV_FILE}HTTPS_PROXY=http://cluster:3128\n")
     (document,) = inject_files(capfd, "web.yaml")
     assert variables(document, "cleanup")["HTTPS_PROXY"] == "http://cluster:3128"
@@ -163,7 +164,7 @@ def test_dry_run_is_a_usage_error(capfd: pytest.CaptureFixture[str]) -> None:
     assert "inject" in capfd.readouterr().err
 
 
-def test_process_reads_and_writes_pipes(folder: Path) -> None:
+def test_process_leaves_its_own_output_unchanged(folder: Path) -> None:
     command = [sys.executable, "-m", "lifecycle", "inject"]
     text = (folder / "web.yaml").read_text()
     once = subprocess.run(command, input=text, capture_output=True, text=True, check=True, cwd=folder).stdout

@@ -28,8 +28,9 @@ Document = dict[str, Any]
 PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
 PROBE_HANDLERS = {"exec", "grpc", "httpGet", "tcpSocket"}
 VARIANTS = ("native", "plain", "sidecar")
-"""The variants of the Kustomize component, named after their folders in deploy/components/lifecycle. `native` and
-`plain` are for a tailscale container in `containers`. `sidecar` is for one in `initContainers`."""
+"""The variants of the Kustomize component, named after their folders in deploy/components/lifecycle. `sidecar` is
+for a tailscale container in `initContainers`. The others are for one in `containers`. Only `native` moves it to
+`initContainers`."""
 TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 REQUIRED = template()["tailscale"]
@@ -80,7 +81,7 @@ def test_result_matches_the_schema(name: str, variant: str) -> None:
 
 
 @each_case
-def test_names_and_paths_are_unique(name: str, variant: str) -> None:
+def test_names_and_mount_paths_are_unique_and_each_mount_has_a_volume(name: str, variant: str) -> None:
     spec = spec_of(rendered_workload(name, variant))
     all_containers = [*spec["initContainers"], *spec["containers"]]
     assert len(by_field("name", all_containers)) == len(containers(spec))
@@ -97,7 +98,7 @@ def test_names_and_paths_are_unique(name: str, variant: str) -> None:
 
 @each_case
 def test_tailscale_keeps_its_fields(name: str, variant: str) -> None:
-    """These fields include the image, command, arguments, ports and lifecycle handlers."""
+    """The kept fields include the image, command, arguments, ports and lifecycle handlers."""
     own, result = own_and_result(name, variant)
     unchanged = {field: value for field, value in result.items() if field not in CHANGED}
     expected = {field: value for field, value in own.items() if field not in CHANGED}
@@ -122,8 +123,8 @@ def test_probes_are_replaced(name: str, variant: str) -> None:
     """The component keeps those fields of a probe that it does not set itself, such as initialDelaySeconds."""
     own, result = own_and_result(name, variant)
     for probe in ("livenessProbe", "startupProbe"):
-        times = {field: value for field, value in (own.get(probe) or {}).items() if field not in PROBE_HANDLERS}
-        assert result[probe] == times | REQUIRED[probe]
+        kept = {field: value for field, value in (own.get(probe) or {}).items() if field not in PROBE_HANDLERS}
+        assert result[probe] == kept | REQUIRED[probe]
     # A readiness probe would never succeed, because the health endpoint listens only on loopback.
     assert "readinessProbe" not in result
 
@@ -159,15 +160,16 @@ def test_containers_start_in_order(name: str, variant: str) -> None:
 def test_cleanup_and_dns_watch_have_every_field_of_the_template(name: str, variant: str) -> None:
     all_containers = containers(spec_of(rendered_workload(name, variant)))
     for command in ("cleanup", "dns-watch"):
-        ours, expected = all_containers[command], template()[command]
-        assert ours["image"] == SITE.lifecycle_image
-        assert ours["envFrom"] == [{"configMapRef": {"name": "lifecycle"}}]
-        assert ours["env"] == [variable for variable in expected["env"] if isinstance(variable, dict)]
-        assert ours["volumeMounts"] == [mount for mount in expected["volumeMounts"] if isinstance(mount, dict)]
+        container, expected = all_containers[command], template()[command]
+        assert container["image"] == SITE.lifecycle_image
+        assert container["envFrom"] == [{"configMapRef": {"name": "lifecycle"}}]
+        # Other items of the template are placeholders, which the component does not contain.
+        assert container["env"] == [variable for variable in expected["env"] if isinstance(variable, dict)]
+        assert container["volumeMounts"] == [mount for mount in expected["volumeMounts"] if isinstance(mount, dict)]
         is_sidecar = command == "dns-watch" and variant != "plain"
-        assert ours.get("restartPolicy") == ("Always" if is_sidecar else None)
+        assert container.get("restartPolicy") == ("Always" if is_sidecar else None)
         fields = expected.keys() - {"image", "env", "volumeMounts"}
-        assert {field: ours[field] for field in fields} == {field: expected[field] for field in fields}
+        assert {field: container[field] for field in fields} == {field: expected[field] for field in fields}
 
 
 @each_case

@@ -17,7 +17,7 @@ OWNER_SETTING = {"DNS_OWNER": "default"}
 
 @pytest.fixture
 def pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[Pod]:
-    """A pod that can reach simulators of Headscale and Cloudflare, in which one workload has a node and a record."""
+    """A pod with simulators of Headscale and Cloudflare, which have the node and the record of one workload."""
     with served_pod(clean_environment, tmp_path, HeadscaleSimulator()) as pod:
         pod.headscale.add_user("svc")
         node = pod.headscale.add_node(NAME, user="svc")

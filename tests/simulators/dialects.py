@@ -61,7 +61,7 @@ class NoExpiry(Enum):
 
 
 class LoginMatch(Enum):
-    """Which node of the server belongs to a machine that logs in with a pre-auth key."""
+    """Which node a machine gets when it logs in with a pre-auth key. If no node matches, the machine gets a new one."""
 
     MACHINE_OR_NODE_KEY = auto()
     """The node that has the machine's machine key or node key. The node keeps its id, and moves to the key's user."""
@@ -70,23 +70,24 @@ class LoginMatch(Enum):
     MACHINE_AND_USER = auto()
     """The machine's node that belongs to the key's user. A key without a user matches no node."""
     MACHINE_AND_OWNERSHIP = auto()
-    """The machine's node that belongs to the key's user. If there is none, the machine's tagged node.
+    """The machine's untagged node that belongs to the key's user. If there is none, the machine's tagged node.
 
-    A key with tags and without a user matches the only node of the machine, which becomes a tagged node."""
+    For a key without a user, the tagged node, or else the machine's only node. Tags of the key make the node tagged."""
 
 
 class KeyCheck(Enum):
-    """When the pre-auth key must be valid if a machine logs in with an unchanged node key."""
+    """Whether the pre-auth key must be valid when a machine logs in with an unchanged node key."""
 
     ALWAYS = auto()
     UNLESS_SAME_KEY = auto()
-    """The key must be valid if it is not the key with which the node registered."""
+    """The key must be valid, unless the node registered with it."""
     UNLESS_KNOWN = auto()
-    """The key never has to be valid, because the server knows the machine."""
+    """The key need not be valid, because the server knows the machine."""
     UNLESS_LIVE = auto()
     """The key must be valid if the node has expired, or if the key would make it a tagged node."""
     UNLESS_LIVE_OR_TAGGED = auto()
-    """The key must be valid if the node has expired and is not tagged, or if another key would set the node's tags."""
+    """The key must be valid if the node has expired and is not tagged. A key with tags must also be valid if the node
+    is not tagged or registered with another key."""
 
 
 class LoginTags(Enum):
@@ -95,6 +96,7 @@ class LoginTags(Enum):
     IF_ANY = auto()
     """If the key has tags."""
     ALWAYS = auto()
+    """If the key has no tags, the node loses its tags."""
     NEVER = auto()
     IF_ANOTHER_KEY = auto()
     """If the key has tags, and is not the key with which the node registered."""
@@ -180,7 +182,7 @@ class Dialect:
     """The API is described at /swagger/v1/openapiv2.json instead of /api/v1/openapi.json."""
     unknown_path: UnknownPath = UnknownPath.EMPTY_404
     all_of_api_needs_key: bool = False
-    """Every unknown path below /api requires the API key, not only unknown paths below /api/v1/."""
+    """All unknown paths below /api/ require the API key. Otherwise, only those below /api/v1/ do."""
     strict_json: bool = False
     """The server uses the library Huma instead of the gRPC gateway. Huma refuses unknown fields, ids that are numbers,
     and content types other than JSON. The formats of errors and times also differ."""
@@ -209,7 +211,7 @@ class Dialect:
     api_key_prefix_lengths: frozenset[int] = frozenset({7, 10})
     """The lengths that the prefix of an API key in the old format may have. Other keys are refused."""
     key_tags_everywhere: bool = True
-    """All responses contain the tags of a pre-auth key, not only lists."""
+    """Every response with a pre-auth key contains its tags. Otherwise, only lists do."""
     keys_masked: bool = False
     """Lists do not contain the secrets of keys."""
     keys_without_user: bool = False
@@ -224,7 +226,7 @@ class Dialect:
     key_snapshot_in_node: bool = False
     """Until the server restarts, responses show the pre-auth key of a node as it was at registration."""
     second_key_until_restart: bool = False
-    """After a login with another pre-auth key, the node has this key only until the server restarts."""
+    """A login with another pre-auth key changes the node's key only until the server restarts."""
     unknown_key_text: str = "AuthKey not found"
     expired_key_text: str = "AuthKey expired"
     used_key_text: str = "AuthKey has already been used"
@@ -233,7 +235,7 @@ class Dialect:
     forced_tags: bool = True
     """A node has the fields forcedTags, validTags and invalidTags instead of tags."""
     valid_tags_in_list: bool = False
-    """In lists, the field validTags contains the tags, too."""
+    """In lists, validTags contains the same tags as forcedTags. Otherwise, it is empty."""
     routes_in_node: bool = False
     """Nodes have fields for routes."""
     tagged_pseudo_user: bool = False
@@ -260,7 +262,7 @@ class Dialect:
 
     # Registration and sessions
     live_needs_no_key: bool = True
-    """The login of a live node is accepted before the pre-auth key is checked."""
+    """With an unchanged node key, the login of a live node needs no valid pre-auth key, whatever `key_check` is."""
     login_match: LoginMatch = LoginMatch.MACHINE_OR_NODE_KEY
     key_check: KeyCheck = KeyCheck.ALWAYS
     login_tags: LoginTags = LoginTags.IF_ANY
@@ -273,7 +275,7 @@ class Dialect:
     login_takes_an_address: bool = False
     """A login uses up a free address, although the node keeps its old address."""
     login_keeps_first_key: bool = True
-    """After a login with another pre-auth key, the node still has its first key."""
+    """A login with another pre-auth key does not change the node's key."""
     frees_addresses: bool = False
     """The address of a deleted node can be assigned again before the next restart of the server."""
     login_loses_created_at: bool = False
@@ -436,7 +438,7 @@ VERSIONS: Final = tuple(version for version, dialect in DIALECTS.items() if not 
 def swagger(dialect: Dialect) -> dict[str, Any]:
     """Return the document at /swagger/v1/openapiv2.json, with the parts by which the program detects the release.
 
-    The real document does not contain the release in `info.version` either.
+    As in the real document, `info.version` does not contain the release.
     """
     operation: dict[str, Any] = {"responses": {"200": {"description": "A successful response."}}}
     methods = ("get", "post", "delete") if dialect.keys_without_user else ("get", "post")

@@ -39,27 +39,28 @@ class _QuietHandler(WSGIRequestHandler):
 class _Server(ThreadedWSGIServer):
     """A server that can close its open connections."""
 
+    # The server waits for the threads of its requests when it closes.
     daemon_threads = False
 
     def __init__(self, host: str, port: int, app: WSGIApplication, tls: ssl.SSLContext | None) -> None:
-        self._open: set[socket.socket] = set()
+        self._open_connections: set[socket.socket] = set()
         self._guard = threading.Lock()
         super().__init__(host, port, app, handler=_QuietHandler, ssl_context=tls)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._guard:
-            self._open.add(request)
+            self._open_connections.add(request)
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
         with self._guard:
-            self._open.discard(request)
+            self._open_connections.discard(request)
         super().shutdown_request(request)
 
     def close_connections(self) -> None:
         """Close the open connections."""
         with self._guard:
-            for connection in self._open:
+            for connection in self._open_connections:
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
 
@@ -71,7 +72,7 @@ def serve(
     """Serve an application until the block ends.
 
     Args:
-        app: any WSGI application. If it is a simulator, requests with the fault `hang` end at the end of the block.
+        app: any WSGI application. If it is a simulator, its requests with the fault `hang` end with the block.
         host: the address to listen on.
         port: the port to listen on; 0 = a free one.
         tls: a context with the server's certificate; None = no TLS.

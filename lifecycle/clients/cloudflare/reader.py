@@ -35,7 +35,8 @@ class CloudflareReader:
 
     Args:
         client: its base address ends in `/client/v4`.
-        domain: a domain such as apps.example.com. The zone is the longest suffix of it that is a zone at Cloudflare.
+        domain: a domain such as apps.example.com. Its zone has the same name or, if Cloudflare has no such zone, the
+            name of its nearest parent domain that is a zone.
         zone_id: the id of the zone; None = find the zone by the domain.
     """
 
@@ -151,7 +152,7 @@ class CloudflareReader:
         return items
 
     def _one(self, method: str, path: str, parse: Callable[[Any], Parsed], *, body: Any = None) -> Parsed:
-        """Send one request, parse the `result` in the response, and return it."""
+        """Send a request, and return the parsed `result` of the response."""
         response = self._client.send(method, path, body=body)
         with well_formed(malformed_response(f"{method} {path}")):
             match response.json:
@@ -169,7 +170,7 @@ def parse_record(payload: Any) -> Record:
         name=_plain_name(payload["name"]),
         type=_text(payload["type"]),
         content=_text(payload.get("content") or ""),
-        ttl_s=ttl if isinstance(ttl, int) else 1,
+        ttl_s=ttl if isinstance(ttl, int) else 1,  # 1 = automatic
         proxied=payload.get("proxied") is True,
         comment=_text(payload.get("comment") or ""),
         read_only=isinstance(meta, dict) and meta.get("read_only") is True,
