@@ -1,4 +1,4 @@
-"""Counts of the failures that the tests simulated, and measurements. pytest prints them at the end of a run."""
+"""Counts of what the tests simulated and checked, and measurements. pytest prints them at the end of a run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def merge(counts: dict[str, int], measurements: list[str]) -> None:
 
 
 def lines() -> list[str]:
-    """Return the report: a line per category with its total and kinds, and the measurements."""
+    """Return the report: a line per category with its total and any kinds, and the measurements."""
     totals: Counter[str] = Counter()
     kinds: dict[str, list[str]] = {}
     for name, number in sorted(COUNTS.items(), key=lambda item: (-item[1], item[0])):

@@ -86,7 +86,7 @@ def status(clock: Clock) -> Status:
 
 
 def set_status(status: Status, **changes: Any) -> None:
-    """Change fields of the status that the health port reports. Fields of the nested values are accepted, too."""
+    """Change what the health port reports: fields of `Status`, of `State` and of the values in `State`."""
     state = status.state
     if "lost" in changes:
         changes["heal"] = replace(state.heal, lost=LossKind(changes.pop("lost")))
@@ -145,7 +145,7 @@ def test_a_new_process_is_alive_and_not_ready(port: int) -> None:
 
 
 def test_readyz_fails_if_the_record_is_wrong_or_was_read_too_long_ago(clock: Clock, status: Status, port: int) -> None:
-    """The body of the response contains the reason. A failed request has no effect at first."""
+    """The body of the response contains the reason. A failed request alone changes nothing."""
     set_in_sync(status)
     status.count_retry("Cloudflare", throttled_s=0)
     assert (get(port, "/readyz").status_code, get(port, "/readyz").json()) == (
@@ -192,7 +192,7 @@ class TestLivez:
     """
 
     @pytest.mark.parametrize(
-        ("wait_s", "interrupted_after_s", "allowed_s"),
+        ("wait_s", "pass_began_after_s", "allowed_s"),
         [
             pytest.param(None, 0, 3 * VERIFY_INTERVAL_S, id="endless pass"),
             # Headscale or Cloudflare requested a wait of a day.
@@ -201,26 +201,26 @@ class TestLivez:
             pytest.param(86_400, 5, 3 * VERIFY_INTERVAL_S, id="endless pass after an interrupted wait"),
         ],
     )
-    def test_no_progress_is_alive_for_a_limited_time(
+    def test_livez_fails_after_too_long_without_progress(
         self,
         clock: Clock,
         status: Status,
         port: int,
         wait_s: float | None,
-        interrupted_after_s: float | None,
+        pass_began_after_s: float | None,
         allowed_s: float,
     ) -> None:
         if wait_s is not None:
             status.pass_ended(wait_s, duration_s=0, failed=False)
-        if interrupted_after_s is not None:
-            clock.sleep(interrupted_after_s)
+        if pass_began_after_s is not None:
+            clock.sleep(pass_began_after_s)
             status.pass_began()
         clock.sleep(allowed_s)
         assert get(port, "/livez").status_code == 200
         clock.sleep(1)
         assert (get(port, "/livez").status_code, get(port, "/livez").json()) == (503, {"alive": False})
 
-    def test_failed_passes_are_alive(self, clock: Clock, status: Status, port: int) -> None:
+    def test_failed_passes_are_progress(self, clock: Clock, status: Status, port: int) -> None:
         for _ in range(20):
             status.pass_began()
             clock.sleep(10)
@@ -249,7 +249,9 @@ class TestLivez:
             world.clock.sleep(0.5)
         assert silent_since_s == [0.0, 0.5, 1.0]
 
-    def test_outage_of_headscale_is_alive(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_livez_succeeds_during_an_outage_of_headscale(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
         world = World(monkeypatch, tmp_path)
         pod = Pod(world, tmp_path / "pod")
         world.headscale.faults.add(html(502), times=None)
@@ -322,7 +324,7 @@ def test_format_of_the_metrics_depends_on_the_accept_header(port: int, accept: s
     assert "tailscale_lifecycle_node_registered" in {family.name for family in parse(answer.text)}
 
 
-def test_every_metric_has_a_name_and_a_help_text(status: Status, port: int) -> None:
+def test_metrics_are_known_and_have_a_type_and_a_help_text(status: Status, port: int) -> None:
     set_status(status, node_expires_at=NOW, api_key_expires_at=NOW)
     metrics = families(get(port, "/metrics").text)
     # In the plain text format, an info metric is a gauge with this suffix.

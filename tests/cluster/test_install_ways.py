@@ -43,6 +43,7 @@ INPUTS: dict[str, Any] = {
     "headscale_user": SITE["HEADSCALE_USER"],
     "vpn_prefixes": SITE["VPN_PREFIXES"].split(","),
 }
+"""The inputs of the Terraform module."""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def installed(chart_server: ApiServer, chart: Path) -> Iterator[ApiServer]:
     helm(chart_server, "uninstall", "tailscale-lifecycle")
 
 
-def by_kustomize(folder: Path) -> list[Document]:
+def kustomize_manifests(folder: Path) -> list[Document]:
     """Create the workload as deploy/README.md describes, and render it."""
     cluster = create_site(folder)
     deploy = os.path.relpath(DEPLOY, cluster / NAME)
@@ -66,19 +67,18 @@ def by_kustomize(folder: Path) -> list[Document]:
     return render(cluster / NAME)
 
 
-def by_terraform(folder: Path) -> tuple[list[Document], list[Document]]:
+def terraform_manifests(folder: Path) -> tuple[list[Document], list[Document]]:
     """Apply the module, and return its manifests with and without the VPN containers."""
     folder.mkdir()
     outputs = apply(root_module(folder, {"on": INPUTS, "off": INPUTS | {"tailscale_enabled": False}}))["outputs"]
     return list(outputs["on"]["value"].values()), list(outputs["off"]["value"].values())
 
 
-def labelled(workload: Document) -> Document:
-    """Add the label and the annotations of injection to a workload, and return it."""
+def request_injection(workload: Document) -> None:
+    """Add the label and the annotations of injection to a workload."""
     metadata = template_of(workload)["metadata"]
     metadata["labels"][LABEL] = "true"
     metadata["annotations"] = {HOSTNAME: NAME, STATE_SECRET: f"{NAME}-tailscale"}
-    return workload
 
 
 def without_hashes(documents: list[Document]) -> list[Document]:
@@ -95,18 +95,19 @@ def admitted_pod(way: str, documents: list[Document], server: ApiServer) -> Docu
     documents = without_hashes(documents)
     (workload,) = of_kind(documents, "StatefulSet")
     # With Helm, the API server adds the settings to the containers, so the documents have no ConfigMap with settings.
-    spec = admitted(server, pod_of(workload), None if way == "helm" else config_map_data(documents, "lifecycle"))
-    # The order of the application's containers has no meaning.
+    settings = None if way == "helm" else config_map_data(documents, "lifecycle")
+    spec = admitted(server, pod_of(workload), settings)
+    # Kubernetes starts these containers at the same time, so their order has no meaning.
     return spec | {"containers": sorted(spec["containers"], key=itemgetter("name"))}
 
 
 def test_kustomize_terraform_and_helm_create_the_same_pod(installed: ApiServer, tmp_path: Path) -> None:
     if BINARY is None:
         pytest.skip("install Terraform or OpenTofu")
-    kustomize = by_kustomize(tmp_path / "cluster")
-    terraform, without_vpn = by_terraform(tmp_path / "terraform")
+    kustomize = kustomize_manifests(tmp_path / "cluster")
+    terraform, without_vpn = terraform_manifests(tmp_path / "terraform")
     (workload,) = of_kind(without_vpn, "StatefulSet")
-    labelled(workload)
+    request_injection(workload)
     # With Helm, the policy of the chart adds the VPN containers.
     ways = {"kustomize": kustomize, "terraform": terraform, "helm": without_vpn}
     pods = {way: admitted_pod(way, documents, installed) for way, documents in ways.items()}

@@ -28,7 +28,7 @@ from tests.world import Interface, World, named
 
 HOUR_S = 3600.0
 
-# The default tier runs only one release, because other tests cover the dialects of the API.
+# By default, the tests run with one release only, because other tests cover the differences between releases.
 VERSIONS = ("0.28.0", pytest.param("0.23.0", marks=pytest.mark.full), pytest.param("0.30.0", marks=pytest.mark.full))
 
 
@@ -62,7 +62,7 @@ def test_an_old_pod_that_still_runs_stands_down_for_a_new_pod(
 
     new = Pod(world, tmp_path / "new", {"SELF_HEAL": self_heal})
     new.cleanup()
-    # Until the new pod's image is pulled, the old pod can only detect that its node was deleted.
+    # The new pod has deleted the old pod's node, but has not registered yet, as while its image is pulled.
     world.run_together(old.watch, seconds=45)
     new.start_tailscale()
     world.run_together(new.watch, old.watch, seconds=10)
@@ -227,6 +227,7 @@ def test_an_incomplete_list_does_not_restart_a_superseded_pod(world: World, tmp_
     old.watch.run_pass()
     assert world.headscale.faults.pending == 0
     assert old.nodez == GONE
+    # After the successor was deleted, a restart helps.
     new.client.stop()
     world.headscale.delete_node(new.node_id)
     old.run(120)
@@ -283,10 +284,10 @@ def test_a_pod_that_cannot_identify_its_node_does_not_publish_the_later_node(
     node = world.headscale.add_node(NAME, user="svc")
     interface = Interface(None) if settings else Interface(*node.addresses)
     no_metadata = {"AUTHKEY_OUTPUT_PATH": str(tmp_path / "none" / "authkey")}
-    old = world.watch(interface, **settings, **no_metadata, DNS_TTL="60")
-    world.run(old, 100)
+    old_watch = world.watch(interface, **settings, **no_metadata, DNS_TTL="60")
+    world.run(old_watch, 100)
     interface.set_addresses(None)
-    world.run(old, 100)
+    world.run(old_watch, 100)
     assert published_addresses(world) == [node.addresses[0]]
 
     if own_node == "deleted":
@@ -294,19 +295,19 @@ def test_a_pod_that_cannot_identify_its_node_does_not_publish_the_later_node(
     else:
         world.headscale.expire_node(node.id)
     later = world.headscale.add_node(NAME, user="svc")
-    new = world.watch(Interface(*later.addresses), DNS_TTL="300")
-    world.run_together(new, old, seconds=60)
+    new_watch = world.watch(Interface(*later.addresses), DNS_TTL="300")
+    world.run_together(new_watch, old_watch, seconds=60)
     writes = len(world.cloudflare.writes)
-    world.run_together(old, new, seconds=HOUR_S)
+    world.run_together(old_watch, new_watch, seconds=HOUR_S)
     assert published_addresses(world) == [later.addresses[0]]
     assert len(world.cloudflare.writes) == writes
-    assert not old.state.is_registered
+    assert not old_watch.state.is_registered
 
 
 def test_a_node_that_was_moved_to_another_user_is_not_published(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The id and the address of the node are unchanged."""
+    """Headscale 0.27 and older can move nodes. The id and the address of the node stay the same."""
     world = World(monkeypatch, tmp_path, "0.27.1")
     node = world.headscale.add_node(NAME, user="svc")
     watch = world.watch(Interface(*node.addresses))

@@ -1,4 +1,4 @@
-"""Fixtures for a single test: a copy of the built image, and a containerd."""
+"""Fixtures that each test gets anew: a copy of the built image, and a containerd."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.image.tools import Containerd, ImageBuild
 
 @pytest.fixture
 def image_build(shared_build: ImageBuild, scratch_dir: Path, request: pytest.FixtureRequest) -> Iterator[ImageBuild]:
-    """The sources of the image and a copy of the built archive. The test may change them."""
+    """The shared build with a copy of its archive. The test may change the copy and use other sources."""
     folder = scratch_dir / request.node.name.replace("/", "-")
     folder.mkdir()
     shutil.copy(shared_build.archive.path, folder / "image.tar")

@@ -18,7 +18,7 @@ CONFIG_MAP_LIMIT_BYTES = 1024 * 1024
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of this repository with one commit."""
+    """A Git repository with one commit, which contains the files that the tests need."""
     folder = tmp_path / "checkout"
     ignored = shutil.ignore_patterns("__pycache__", "*.tar.gz")
     for name in ("lifecycle", "build", "scripts"):
@@ -71,14 +71,14 @@ def build_packages(folder: Path) -> dict[str, bytes]:
 
 def test_same_sources_give_the_same_bytes(checkout: Path) -> None:
     """The bytes do not depend on the times and modes of files, or on byte code."""
-    before = pack_sources(checkout), build_packages(checkout)
+    sources, packages = pack_sources(checkout), build_packages(checkout)
     for path in checkout.rglob("*.py"):
         os.utime(path, (1, 1))
         path.chmod(0o600)
     (checkout / "lifecycle/__pycache__").mkdir()
     (checkout / "lifecycle/__pycache__/cli.cpython-313.pyc").touch()
-    assert (pack_sources(checkout), build_packages(checkout)) == before
-    assert sorted(Path(name).suffix for name in before[1]) == [".gz", ".whl"]
+    assert (pack_sources(checkout), build_packages(checkout)) == (sources, packages)
+    assert sorted(Path(name).suffix for name in packages) == [".gz", ".whl"]
 
 
 def test_commit_of_a_file_that_is_not_packed_changes_nothing(checkout: Path) -> None:
@@ -116,6 +116,7 @@ def test_revision_without_a_git_repository_is_unknown(checkout: Path) -> None:
 
 
 def test_revision_of_a_shallow_clone_is_unknown(checkout: Path, tmp_path: Path) -> None:
+    """The clone lacks the last commit of the sources, because a later commit changes only another file."""
     (checkout / "README.md").write_text("more\n")
     commit(checkout)
     shallow = tmp_path / "shallow"
@@ -134,9 +135,11 @@ def test_only_needed_files_are_packed(checkout: Path) -> None:
         "REVISION",
         "build/bytecode.py",
         "build/certificates.py",
+        "pyproject.toml",
+        "requirements-build.txt",
+        "requirements.txt",
     }
-    locked = {"pyproject.toml", "requirements-build.txt", "requirements.txt"}
-    assert set(pack_and_read(checkout)) == modules | others | locked
+    assert set(pack_and_read(checkout)) == modules | others
 
 
 def test_archive_has_no_times_and_owners(sources: Path) -> None:

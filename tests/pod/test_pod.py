@@ -49,7 +49,7 @@ STAND_IN_COMMANDS = {
     "application": [*_PYTHON, "/opt/tests/pod/application.py", "11434"],
     "tailscale": [*_PYTHON, "-m", "tests.pod.tailscale_container"],
 }
-"""The commands of the programs that replace the application and tailscale, by container."""
+"""The commands of the stand-ins for the application and tailscale, by container."""
 
 TEST_SETTINGS = {
     # The default "keep" reads the Secret with the state of tailscale, and these tests have no Kubernetes API.
@@ -102,7 +102,7 @@ class Setup:
 
 @contextmanager
 def set_up(runtime: Podman, folder: Path) -> Iterator[Setup]:
-    """Prepare everything, without starting a pod."""
+    """Prepare the cluster and the simulators, without starting a pod."""
     headscale = HeadscaleSimulator()
     headscale.add_user(USER)
     cloudflare = CloudflareSimulator()
@@ -161,16 +161,20 @@ def running(runtime: Podman, scratch_dir: Path) -> Iterator[tuple[Setup, Pod]]:
 def test_vpn_client_reaches_the_application_by_name(running: tuple[Setup, Pod]) -> None:
     """The client connects to the address in the DNS record. The application receives the client's address.
 
-    When Ollama listens on localhost, it rejects other Host headers than localhost.
+    nginx sets the Host header to localhost, because Ollama rejects other values if it listens on localhost.
     """
-    setup, pod = running
+    setup, _ = running
     eventually(lambda: setup.request().status == 200, "the application behind nginx")
     response = setup.request("/api/tags")
     forwarded = dict(response.forwarded["headers"])
     assert response.status == 200
     assert (forwarded["x-real-ip"], forwarded["x-forwarded-proto"]) == (VPN_CLIENT_ADDRESSES[0], "https")
     assert forwarded["host"] == "localhost"
-    assert [event["event"] for event in pod.events("cleanup")][-1] == "pass.finished"
+
+
+def test_last_event_of_cleanup_is_a_finished_pass(running: tuple[Setup, Pod]) -> None:
+    _, pod = running
+    assert pod.events("cleanup")[-1]["event"] == "pass.finished"
 
 
 def test_requests_from_the_cluster_are_refused(running: tuple[Setup, Pod]) -> None:
@@ -203,10 +207,10 @@ def test_process_has_the_privileges_of_the_manifest(name: str, running: tuple[Se
     assert status["Uid"].split() == [str(context["runAsUser"])] * 4
     assert str(setup.kubelet.group) in status["Groups"].split()
     assert status["NoNewPrivs"] == "1"
-    assert status["Seccomp"] == "2"
+    assert status["Seccomp"] == "2"  # SECCOMP_MODE_FILTER
 
 
-def test_only_tailscale_can_read_the_key(running: tuple[Setup, Pod]) -> None:
+def test_application_and_nginx_cannot_read_the_key(running: tuple[Setup, Pod]) -> None:
     setup, pod = running
     read = ["cat", "/tailscale-auth/authkey"]
     done = setup.kubelet.podman.try_to("exec", pod.container("tailscale"), *read)
@@ -274,6 +278,7 @@ def test_liveness_probe_of_tailscale_fails_while_dns_watch_has_a_restart_marker(
         change_marker("touch()")
         return not pod.probe("tailscale", "livenessProbe")
 
+    # The probe compares the times of the marker and this socket.
     podman.run("exec", pod.container("tailscale"), "test", "-S", "/tmp/tailscaled.sock")
     eventually(probe_fails, "the probe to fail")
     change_marker("unlink(missing_ok=True)")

@@ -1,4 +1,4 @@
-"""Test the lifecycle of a pod with servers whose configuration differs from the default of these tests.
+"""Test the lifecycle of a pod with Headscale servers that have an unusual configuration.
 
 The servers have other IP prefixes or a policy, use PostgreSQL, or run behind nginx.
 """
@@ -124,8 +124,8 @@ def test_record_stays_when_an_administrator_changes_the_tags(
     workload = start_workload({"policy": {"mode": "file", "path": str(path)}}, AUTHKEY_TAGS=key_tag)
     _, watch = workload.start_pod()
     before = workload.state()
-    # The last change restores the configured tag, because `cleanup` deletes a node without a user only if the node has
-    # this tag.
+    # A node that registered with a tagged key can lack a user. `cleanup` deletes such a node only if it has the tag of
+    # the key, so the last change restores this tag.
     for tags in ((TAG, "tag:db"), ("tag:db",), (TAG,)):
         Administrator(workload.server).tag_node(before.node_ids[0], *tags)
         watch.wait_for_next("pass.finished", changes=0, in_sync=True)

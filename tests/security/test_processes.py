@@ -17,7 +17,6 @@ from tests.simulators.headscale_cli import Finished
 from tests.simulators.kubernetes import ExecFault
 from tests.tally import count
 
-# The commands for a pod.
 POD_COMMANDS = [("cleanup",), ("dns-watch", "--once"), ("--dry-run",)]
 COMMANDS = [*POD_COMMANDS, ("prune",), ("prune", "--name", NAME, "--yes")]
 
@@ -50,6 +49,7 @@ def children_of(pid: int) -> list[str]:
 def test_command_line_contains_no_secret_and_no_child_is_started(pod: Pod, command: tuple[str, ...]) -> None:
     """All users of a machine can read the command lines of a process and its children."""
     pod.add_leftovers()
+    # The command waits for Headscale's response while /proc is read.
     pod.headscale.faults.add(faults.hang())
     running = pod.start_command(PROGRAM, *command, **SETTINGS)
     assert pod.headscale_requested.wait(HANG_TIMEOUT_S)
@@ -80,19 +80,20 @@ def cluster_pod(authority: Authority, clean_environment: Mapping[str, str], tmp_
 
 
 @pytest.mark.parametrize("kind", EXEC_FAULTS)
-def test_output_and_urls_of_failed_exec_contain_no_secret(cluster_pod: ClusterPod, kind: str) -> None:
-    """URLs are checked too: they contain the arguments of executed commands, and Kubernetes audit logs contain URLs."""
+def test_output_and_urls_of_exec_requests_contain_no_secret(cluster_pod: ClusterPod, kind: str) -> None:
+    """The URLs contain the arguments of the `headscale` command, and Kubernetes audit logs contain the URLs."""
     pod, fault = cluster_pod, EXEC_FAULTS[kind]
     pod.add_leftovers()
     for command in POD_COMMANDS:
         if fault is not None:
             pod.kubernetes.add_exec_fault(fault, "nodes list")
             pod.kubernetes.add_exec_fault(fault, "preauthkeys create")
+            count("runs of commands during failures", f"exec: {kind}")
         result = pod.run(*command, **SETTINGS)
-        count("runs of commands during failures", f"exec: {kind}")
         urls = [f"{request.path}?{request.query}" for request in pod.kubernetes.requests]
-        metadata = [file.read_text() for file in pod.volume.iterdir() if file.name != "authkey"]
+        other_files = [file.read_text() for file in pod.volume.iterdir() if file.name != "authkey"]
         assert result.stdout
         assert "Traceback" not in result.output
+        # These secrets, and the token of the service account.
         count("secrets searched", by=len(pod.headscale.secrets()) + len(pod.cloudflare.secrets()) + 1)
-        assert pod.secrets_in(result.output, *urls, *metadata) == []
+        assert pod.secrets_in(result.output, *urls, *other_files) == []
