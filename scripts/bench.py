@@ -24,9 +24,9 @@ from bench_world import (
     TIMEOUT_S,
     Cost,
     World,
-    cluster_with_headscale,
     measure,
     memory_of_passes,
+    running_over_exec,
     wait_until,
 )
 
@@ -246,7 +246,7 @@ class Bench:
         with (
             tempfile.TemporaryDirectory(prefix="lifecycle-bench-") as folder,
             world.served(),
-            cluster_with_headscale(world, Path(folder)) as run,
+            running_over_exec(world, Path(folder)) as run,
         ):
             costs = self._alternate(
                 {"HTTP": lambda: world.run("cleanup"), "exec": lambda: run("cleanup")}, max(3, self._runs // 3)

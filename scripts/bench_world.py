@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS
-from tests.process.cluster import Authority, with_service_account
+from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, NAMESPACE, add_headscale
+from tests.process.cluster import Authority, serve_to_pod, with_service_account
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.headscale_cli import HeadscaleCli
@@ -35,8 +35,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # The interpreter of the venv without development tools, which scripts/bench creates.
 PYTHON = str(REPOSITORY / ".venv" / "runtime" / "bin" / "python")
 
-# The code of a small Python process that runs the measured command and prints its cost. If this process started the
-# command directly, Linux would count the memory of this process at the time of the fork as peak memory of the command.
+# The code of a small Python process that runs the measured command and prints its cost. If the benchmark started the
+# command directly, Linux would count the benchmark's memory at the time of the fork as peak memory of the command.
 _LAUNCH = """
 import json, os, sys, time
 started = time.monotonic()
@@ -146,7 +146,7 @@ class World:
             yield headscale, cloudflare
 
     def add_leftovers(self) -> None:
-        """Add the node and the record of an earlier pod."""
+        """Add the node of an earlier pod, and replace the workload's record by that of this pod."""
         node = self.headscale.add_node(NAME, user="services", online=False)
         for record in self.cloudflare.records(self.zone, NAME):
             self.cloudflare.remove_record(record.id)
@@ -183,36 +183,24 @@ class World:
 
 
 @contextmanager
-def cluster_with_headscale(world: World, folder: Path) -> Iterator[Callable[[str], Cost]]:
-    """Serve a simulated Kubernetes API with a pod in which the `headscale` command can be executed.
+def running_over_exec(world: World, folder: Path) -> Iterator[Callable[[str], Cost]]:
+    """Serve a simulated Kubernetes API with Headscale's pod. The simulators of `world` must be served already.
 
     Yields:
-        A function that runs a command of the program as in a pod, without Headscale's URL, and returns its cost.
+        A function that runs a command with HEADSCALE_ACCESS=exec in a pod, and returns its cost.
     """
-    authority = Authority(folder)
     kubernetes = KubernetesSimulator()
-    cli = HeadscaleCli(world.headscale)
-    kubernetes.add_pod("headscale-0", {"headscale": {"headscale": cli}}, namespace=HEADSCALE_NAMESPACE)
+    add_headscale(kubernetes, HeadscaleCli(world.headscale))
     kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
     account = folder / "serviceaccount"
-    account.mkdir()
-    (account / "ca.crt").write_bytes(authority.certificate.read_bytes())
-    (account / "namespace").write_text("default")
-    (account / "token").write_text(kubernetes.token)
-    with serve(kubernetes, tls=authority.server) as url:
-        host, _, port = url.removeprefix("https://").partition(":")
-        environment = world.environment | {
-            "HEADSCALE_URL": "",
-            "HEADSCALE_API_KEY": "",
-            "KUBERNETES_SERVICE_HOST": host,
-            "KUBERNETES_SERVICE_PORT": port,
-        }
+    with serve_to_pod(kubernetes, Authority(folder), account=account, namespace=NAMESPACE) as variables:
+        environment = world.environment | variables | {"HEADSCALE_URL": "", "HEADSCALE_API_KEY": ""}
         wrapper = [str(word) for word in with_service_account(account)]
         yield lambda command: measure(["-m", "lifecycle", *command.split()], wrapper=wrapper, **environment)
 
 
 def memory_of_passes(world: World, number: int) -> list[float]:
-    """Run this number of passes of `dns-watch`. Return its memory in MiB after a tenth of them and after all."""
+    """Run this number of passes of `dns-watch`. Return its memory in MiB after a tenth of the passes and after all."""
     done = subprocess.run(
         [PYTHON, str(REPOSITORY / "scripts" / "bench_passes.py"), str(number)],
         env=world.environment,

@@ -26,8 +26,9 @@ from cyclonedx.model.license import License, LicenseAcknowledgement
 from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
-LOCKED = Path(__file__).parent.parent / "requirements.txt"
+LOCK_FILE = Path(__file__).parent.parent / "requirements.txt"
 
+# Distroless images have one status file for each Debian package.
 DEBIAN_PACKAGE = re.compile(r"var/lib/dpkg/status\.d/[^/]+(?<!\.md5sums)")
 DISTRIBUTION = re.compile(r"(.+\.dist-info)/METADATA")
 PACKAGE_FILE = re.compile(
@@ -124,9 +125,10 @@ def debian_packages(image: Image) -> Iterator[Component]:
             # Debian's security advisories name source packages.
             "upstream": required_field(path, fields, "Source", "Package").split()[0],
         }
-        documentation = f"usr/share/doc/{name}"
-        documentation = f"usr/share/doc/{image.links.get(documentation, name)}/copyright"
-        names = re.findall(r"^License: *(\S.*)$", image.files.get(documentation, ""), flags=re.MULTILINE)
+        # The folder of a package can be a link to the folder of another package.
+        folder = image.links.get(f"usr/share/doc/{name}", name)
+        copyright_file = f"usr/share/doc/{folder}/copyright"
+        names = re.findall(r"^License: *(\S.*)$", image.files.get(copyright_file, ""), flags=re.MULTILINE)
         yield Component(
             name=name,
             version=version,
@@ -134,7 +136,7 @@ def debian_packages(image: Image) -> Iterator[Component]:
             supplier=OrganizationalEntity(name=required_field(path, fields, "Maintainer")),
             hashes=[HashType(alg=HashAlgorithm.SHA_256, content=required_field(path, fields, "SHA256"))],
             # If the file has no license fields, use the path of the file as the name of the license.
-            licenses=declared_licenses(*sorted(set(names) or {f"/{documentation}"})),
+            licenses=declared_licenses(*sorted(set(names) or {f"/{copyright_file}"})),
         )
 
 
@@ -144,8 +146,8 @@ def normalized(name: str) -> str:
 
 
 def distributions(image: Image) -> Iterator[Component]:
-    """Yield a component for each Python distribution. Exit with an error if its wheel is not locked."""
-    locked = LOCKED.read_text()
+    """Yield a component for each Python distribution. Exit with an error if the wheel of a dependency is not locked."""
+    locked = LOCK_FILE.read_text()
     project = normalized(image.config["config"]["Labels"]["org.opencontainers.image.title"])
     for path, text in image.files.items():
         if (match := DISTRIBUTION.fullmatch(path)) is None:
@@ -159,7 +161,7 @@ def distributions(image: Image) -> Iterator[Component]:
         sha256 = json.loads(source)["archive_info"]["hashes"]["sha256"]
         if name != project and f"sha256:{sha256}" not in locked:
             sys.exit(
-                f"{path}: the wheel {sha256} is not in {LOCKED.name}. Use the sources that the image was built from."
+                f"{path}: the wheel {sha256} is not in {LOCK_FILE.name}. Use the sources that the image was built from."
             )
         yield Component(
             name=name,

@@ -1,7 +1,8 @@
 """Pure functions that decide what dns-watch does next.
 
-`decide` returns the changes to make, from the state after the last pass and a new observation. `conclude` returns the
-next state, from the result of these changes. Neither function reads a clock, sends a request or logs.
+From the state after the last pass and a new observation, `decide` returns the changes to make. From the result of these
+changes, `conclude` returns the next state and wait, without further changes. Neither function reads a clock, sends a
+request or logs.
 
 A successor is the node of a later pod of the same workload. A node is lost if it was deleted or has expired.
 """
@@ -75,7 +76,7 @@ def conclude(decision: Decision, applied: ApplyResult, *, config: WatchConfig, n
         return _after_headscale_failure(state, applied.key, config, now)
     done = replace(decision, changes=(), events=(), failures=())
     if not decision.changes or decision.failures:
-        # There is no result to consider: `decide` has already chosen the next state and the wait.
+        # Without changes, or after a failed read, `decide` has already chosen the next state and the wait.
         return done
     if isinstance(applied.key, KeyFileError):
         done = replace(done, events=(error("key_file.unwritable", error=str(applied.key)),))
@@ -112,7 +113,7 @@ def _after_headscale_failure(state: State, failure: ApiError, config: WatchConfi
     state = replace(
         state,
         failures=failures,
-        # If `idle_polls` were reset, pods would poll an overloaded server more often.
+        # The poll interval grows with `idle_polls`. An overload must not shorten this interval.
         idle_polls=state.idle_polls if is_overloaded(failure) else 0,
         heal=replace(state.heal, loss_count=None),
         records=with_failure_reason(state.records, failure),
@@ -123,7 +124,7 @@ def _after_headscale_failure(state: State, failure: ApiError, config: WatchConfi
 def _with_version_and_ownership(
     state: State, observation: Observation, config: WatchConfig
 ) -> tuple[State, list[Event]]:
-    """Remember Headscale's version and the criteria for owning a node, and log each problem once."""
+    """Remember Headscale's version and the criteria for owning a node, and log each identification problem once."""
     events: list[Event] = []
     if observation.version and observation.version != state.headscale_version:
         untested = untested_warning(observation.version)
@@ -255,7 +256,7 @@ def _decide_registered(
 
 
 def _metadata_change(node: Node, metadata: KeyMetadata) -> tuple[Change, ...]:
-    """Store the node in the key metadata, so that dns-watch also detects the loss of the node after a restart."""
+    """Store the node in existing key metadata, so that dns-watch also detects the loss of the node after a restart."""
     if metadata.pre_auth_key_id is None:
         return ()
     updated = replace(metadata, kept_node_id=node.id, kept_machine_key=node.machine_key)

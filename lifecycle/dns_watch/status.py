@@ -12,11 +12,11 @@ from typing import Any
 
 from lifecycle.dns_watch.state import State
 
-UPSTREAMS = ("Headscale", "Cloudflare")
-"""The upstreams that dns-watch sends requests to."""
+_UPSTREAMS = ("Headscale", "Cloudflare")
 
 # With HEADSCALE_ACCESS=exec, requests to Headscale go through the Kubernetes API, which can fail while Headscale works.
-_ALL_UPSTREAMS = (*UPSTREAMS, "Kubernetes")
+# Its failures are counted separately, and its requests as requests to Headscale.
+_FAILING_UPSTREAMS = (*_UPSTREAMS, "Kubernetes")
 
 _OUTCOMES = ("ok", "no_answer", "throttled", "server_error", "refused")
 
@@ -33,15 +33,15 @@ class Status:
         longest_interval: the longest wait between two passes.
         monotonic: returns seconds that never go back.
         clock: returns seconds since 1970.
-        restart_helps: a restart of the tailscale container brings the node back.
+        restart_helps: True if a restart of the tailscale container would bring the node back.
         poll_interval_s: the current interval between polls of a registered node.
         silent_since_s: monotonic time of the last progress; during a planned wait, the time when the wait ends.
         requests: completed requests by upstream and outcome.
         succeeded_at: when each upstream last returned what was requested, in seconds since 1970.
         throttled_s: total seconds of backoff after rate limiting, by upstream.
         retries: retries after a failure, by upstream.
-        passes: completed passes, by "finished" and "failed".
-        passes_s: the total duration of all passes in seconds.
+        passes: the number of passes that "finished" and "failed".
+        passes_s: the total duration of these passes in seconds.
     """
 
     longest_interval: timedelta
@@ -62,12 +62,11 @@ class Status:
     def __post_init__(self) -> None:
         self.silent_since_s = self.monotonic()
         # Prometheus' `increase()` does not count the first event if the counter did not exist before it.
-        self.requests.update({(upstream, outcome): 0 for upstream in UPSTREAMS for outcome in _OUTCOMES})
-        self.throttled_s.update(dict.fromkeys(_ALL_UPSTREAMS, 0.0))
-        self.retries.update(dict.fromkeys(_ALL_UPSTREAMS, 0))
+        self.requests.update({(upstream, outcome): 0 for upstream in _UPSTREAMS for outcome in _OUTCOMES})
+        self.throttled_s.update(dict.fromkeys(_FAILING_UPSTREAMS, 0.0))
+        self.retries.update(dict.fromkeys(_FAILING_UPSTREAMS, 0))
         self.passes.update(finished=0, failed=0)
-        for upstream in UPSTREAMS:
-            self.succeeded_at.setdefault(upstream, 0.0)
+        self.succeeded_at.update(dict.fromkeys(_UPSTREAMS, 0.0))
 
     def count_request(self, upstream: str, outcome: str) -> None:
         """Count a completed request."""
@@ -87,7 +86,7 @@ class Status:
         self.silent_since_s = min(self.silent_since_s, self.monotonic())
 
     def pass_ended(self, wait_s: float, *, duration_s: float, failed: bool) -> None:
-        """Record progress, and how long the loop waits now."""
+        """Record progress, and that the loop now waits for this many seconds."""
         self.passes["failed" if failed else "finished"] += 1
         self.passes_s += duration_s
         self.silent_since_s = self.monotonic() + wait_s
@@ -100,7 +99,7 @@ class Status:
 
     @property
     def reason(self) -> str:
-        """Why the record is not right, or not known to be right; "" if it is ready."""
+        """Why the record is not right, or not known to be right; "" if it is right."""
         records = self.state.records
         age_s = self.monotonic() - records.verified_at_s
         if records.in_sync and age_s > _TOLERATED_INTERVALS * self.verify_interval.total_seconds():
@@ -119,7 +118,7 @@ class Status:
 
     @property
     def node_state(self) -> str:
-        """One word: waiting, registered, superseded (a later pod has the name), gone, expired or stranded."""
+        """One word: waiting, registered, superseded, gone, expired or stranded. docs/operations.md explains them."""
         if self.state.superseded_by is not None:
             return "superseded"
         return "registered" if self.state.is_registered else self.state.heal.lost or "waiting"
