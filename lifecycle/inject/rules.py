@@ -119,8 +119,8 @@ REFUSALS = {
     f"annotation {HOSTNAME}.",
     "state-shared": f"{{value}} pods would share one state Secret. Use $(POD_NAME) in the annotation "
     f"{STATE_SECRET}, too.",
-    "daemon-set": f"A DaemonSet has one pod on each cluster node. Use $(NODE_NAME) in the annotations {HOSTNAME} and "
-    f"{STATE_SECRET}.",
+    "daemon-set": f"A DaemonSet has one pod on each cluster node. Use $(NODE_NAME) in the annotation {HOSTNAME}, and "
+    f"in {STATE_SECRET} if it is set.",
     "pod-name": f"The annotation {HOSTNAME} contains $(POD_NAME), but each new pod of this workload has a new name. "
     "Remove $(POD_NAME), or use a StatefulSet, whose pods keep their names.",
 }
