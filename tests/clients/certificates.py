@@ -1,4 +1,4 @@
-"""Create certificates for servers on loopback, which a private certificate authority issues."""
+"""Create a private certificate authority, and certificates of servers on loopback."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PrivateAuthority:
 
     Args:
         folder: an existing folder for the keys and certificates.
-        has_key_usage: whether the authority's certificate has the key usage extension, which RFC 5280 requires.
+        has_key_usage: whether the authority's certificate has the key usage extension. RFC 5280 requires it.
     """
 
     def __init__(self, folder: Path, *, has_key_usage: bool = True) -> None:
@@ -31,8 +31,8 @@ class PrivateAuthority:
             *("-keyout", folder / "ca.key", "-out", self.certificate),
         )
 
-    def server(self, *, name: str = "IP:127.0.0.1", days: int = 2) -> ssl.SSLContext:
-        """Return the TLS context of a server.
+    def server_context(self, *, name: str = "IP:127.0.0.1", days: int = 2) -> ssl.SSLContext:
+        """Issue a certificate for a server, and return the TLS context of the server.
 
         Args:
             name: the host name or address that the certificate is for, after its type: `DNS:` or `IP:`.
@@ -41,7 +41,7 @@ class PrivateAuthority:
         key, request, certificate = (self._folder / f"server.{suffix}" for suffix in ("key", "csr", "crt"))
         openssl("req", *_KEY, "-subj", "/CN=server", "-keyout", key, "-out", request)
         extensions = self._folder / "extensions"
-        # The strict verification of OpenSSL requires the two key identifiers.
+        # Clients that verify strictly, as Python 3.13 does by default, require the two key identifiers.
         extensions.write_text(f"subjectAltName={name}\nauthorityKeyIdentifier=keyid\nsubjectKeyIdentifier=hash\n")
         openssl(
             *("x509", "-req", "-in", request, "-CA", self.certificate, "-CAkey", self._folder / "ca.key"),

@@ -93,7 +93,7 @@ def test_credentials_are_decoded_once(stack: ExitStack, encoded: str, user: str)
 
 def test_https_is_tunnelled_and_verified_end_to_end(stack: ExitStack, tmp_path: Path) -> None:
     authority = PrivateAuthority(tmp_path)
-    server = authority.server(name="DNS:api.example")
+    server = authority.server_context(name="DNS:api.example")
     proxy, url = serve_proxy(stack, stack.enter_context(serve(StaticApi(), tls=server)), "api.example:443")
     assert send("https://api.example", url, trust=private_trust(authority.certificate)) == {"ok": True}
     assert proxy.requested == ["api.example:443"]
@@ -107,7 +107,7 @@ def test_command_in_a_pod_runs_through_the_proxy(stack: ExitStack, tmp_path: Pat
     kubernetes = KubernetesSimulator()
     kubernetes.add_pod("headscale-0", {"headscale": {"echo": lambda _arguments: Finished(stdout=b"out")}})
     kubernetes.allow(HEADSCALE_NAMESPACE, MAY_EXEC)
-    server = stack.enter_context(serve(kubernetes, tls=authority.server(name="DNS:kubernetes")))
+    server = stack.enter_context(serve(kubernetes, tls=authority.server_context(name="DNS:kubernetes")))
     proxy, url = serve_proxy(stack, server, "10.0.0.1:443")
     access = replace(
         access_to("https://10.0.0.1", kubernetes.token, trust=private_trust(authority.certificate)),

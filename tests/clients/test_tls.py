@@ -51,7 +51,7 @@ def test_private_authority_is_trusted_even_without_the_key_usage_extension(tmp_p
     authority = PrivateAuthority(tmp_path, has_key_usage=has_key_usage)
     extended = public_trust()
     add_authorities(extended, authority.certificate)
-    with serve(StaticApi(), tls=authority.server()) as url:
+    with serve(StaticApi(), tls=authority.server_context()) as url:
         assert send(url, trust=extended) == {"ok": True}
         assert send(url, trust=private_trust(authority.certificate)) == {"ok": True}
         if not has_key_usage:
@@ -70,7 +70,7 @@ def test_every_authority_in_the_folder_of_the_image_is_trusted(tmp_path: Path, m
     write_hashed("".join(f"# a comment\n{authority.certificate.read_text()}" for authority in authorities), folder)
     monkeypatch.setattr("lifecycle.clients.trust.AUTHORITIES_OF_THE_IMAGE", folder)
     for authority in authorities:
-        with serve(StaticApi(), tls=authority.server()) as url:
+        with serve(StaticApi(), tls=authority.server_context()) as url:
             assert send(url) == {"ok": True}
 
 
@@ -89,10 +89,10 @@ def test_invalid_certificates_are_refused_with_a_private_authority(
         add_authorities(trust, authority.certificate)
     (tmp_path / "other").mkdir()
     for invalid, advice in (
-        (authority.server(name="IP:127.0.0.2"), "API_URL"),
-        (authority.server(name="DNS:localhost"), "API_URL"),
-        (authority.server(days=-1), "expired"),
-        (PrivateAuthority(tmp_path / "other").server(), "API_CA_FILE"),
+        (authority.server_context(name="IP:127.0.0.2"), "API_URL"),
+        (authority.server_context(name="DNS:localhost"), "API_URL"),
+        (authority.server_context(days=-1), "expired"),
+        (PrivateAuthority(tmp_path / "other").server_context(), "API_CA_FILE"),
     ):
         api = StaticApi()
         with serve(api, tls=invalid) as url:
@@ -127,7 +127,7 @@ def test_file_without_certificates_is_an_os_error(tmp_path: Path, content: str |
 def test_errors_name_the_settings_of_the_upstream(
     authority: PrivateAuthority, upstream: Upstream, url_setting: str, ca_setting: str
 ) -> None:
-    with serve(StaticApi(), tls=authority.server()) as url:
+    with serve(StaticApi(), tls=authority.server_context()) as url:
         assert ca_setting in str(failure(url, upstream=upstream))
         # A server with OpenSSL sends no response to plain HTTP, so the error cannot say that the scheme is wrong.
         assert url_setting in str(failure(url.replace("https:", "http:"), upstream=upstream))

@@ -29,8 +29,8 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterWorld:
     return ClusterWorld(monkeypatch, tmp_path)
 
 
-def times_of_node_lists(world: ClusterWorld) -> list[float]:
-    """Return an empty list. From now on, the time of each request for the list of nodes is added to it."""
+def record_node_lists(world: ClusterWorld) -> list[float]:
+    """Return a list to which the time of each later request for the list of nodes is added."""
     times: list[float] = []
 
     def cli_with_times(argv: Sequence[str]) -> Finished:
@@ -55,13 +55,12 @@ def registered_interface(world: ClusterWorld) -> Interface:
     ("setting", "minimum_s"), [("", 60), ("1s", 60), ("90s", 90), ("10m", 600)], ids=["default", "1s", "90s", "10m"]
 )
 def test_polls_are_at_least_a_minute_apart(setting: str, minimum_s: float, world: ClusterWorld) -> None:
-    times = times_of_node_lists(world)
+    times = record_node_lists(world)
     watch = world.watch(registered_interface(world), POLL_INTERVAL=setting, VERIFY_INTERVAL="1h")
     world.run(watch, HOUR_S)
-    # The new record is read again early, so the first intervals are shorter.
-    assert shortest_interval(times) >= 60
-    assert shortest_interval(times[2:]) >= minimum_s
-    assert len(times) >= 0.75 * HOUR_S / minimum_s
+    assert shortest_interval(times) >= minimum_s
+    # dns-watch adds up to a quarter to each interval.
+    assert len(times) >= HOUR_S / (1.25 * minimum_s)
     assert watch.state.records.in_sync
 
 
@@ -82,33 +81,34 @@ def test_a_disruption_does_not_shorten_the_interval(
 ) -> None:
     watch = world.watch(registered_interface(world))
     world.run(watch, 10)
-    times = times_of_node_lists(world)
+    times = record_node_lists(world)
     disrupt(world)
     world.run(watch, HOUR_S)
-    # If dns-watch does not find its node in the list, it reads the list again at the same time.
+    # If the node is not in the list, dns-watch immediately requests the list again, so two requests have the same time.
     assert shortest_interval(sorted(set(times))) >= 60
 
 
 def test_lookups_before_registration_are_frequent(world: ClusterWorld) -> None:
-    times = times_of_node_lists(world)
+    registered_at_s = 20
+    times = record_node_lists(world)
     watch = world.watch(Interface("100.64.0.1"), MAX_RETRIES="0")
-    world.clock.schedule(20, lambda: world.headscale.add_node(NAME, user=USER))
+    world.clock.schedule(registered_at_s, lambda: world.headscale.add_node(NAME, user=USER))
     world.run(watch, 100)
     assert watch.state.records.in_sync
-    assert sum(time_s <= 20 for time_s in times) >= 5
+    assert sum(time_s <= registered_at_s for time_s in times) >= 5
 
 
-def test_a_changed_address_is_detected_within_a_second_or_two(world: ClusterWorld) -> None:
+def test_a_changed_address_is_published_within_three_seconds(world: ClusterWorld) -> None:
     interface = registered_interface(world)
     watch = world.watch(interface)
     world.run(watch, 100)
-    times = times_of_node_lists(world)
+    times = record_node_lists(world)
 
     def change_address() -> None:
         interface.set_addresses(*world.headscale.readdress(1).addresses)
 
     world.clock.schedule(world.clock.elapsed_s + 5, change_address)
-    world.run(watch, 8)
+    world.run(watch, 5 + 3)
     assert times
     assert list(world.records()) == [f"A {world.headscale.nodes[0].address}"]
 

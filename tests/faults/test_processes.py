@@ -149,7 +149,7 @@ class PodWithPredecessor(Pod):
 @pytest.fixture
 def pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[PodWithPredecessor]:
     with ExitStack() as stack:
-        yield PodWithPredecessor(base=clean_environment, working_directory=tmp_path, stack=stack)
+        yield PodWithPredecessor(environment=clean_environment, working_directory=tmp_path, stack=stack)
 
 
 # --- Signals ------------------------------------------------------------------------------------------

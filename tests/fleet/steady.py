@@ -54,12 +54,12 @@ def steady_state(pods: int, *, simulated_pods: int = 5) -> Steady:
             for node in random.sample(nodes, simulated_pods)
         ]
         world.run_together(*watches, seconds=HOUR_S)
-        earlier_checks = cores.checks
+        earlier_key_checks = cores.checks
         world.run_together(*watches, seconds=HOUR_S)
-        checks = cores.checks - earlier_checks
+        key_checks = cores.checks - earlier_key_checks
         return Steady(
             pods,
-            cores=checks * BCRYPT_S / HOUR_S * pods / simulated_pods,
+            cores=key_checks * BCRYPT_S / HOUR_S * pods / simulated_pods,
             interval_s=max(watch.status.poll_interval_s for watch in watches),
             ready=all(watch.status.ready for watch in watches),
         )

@@ -38,9 +38,9 @@ runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 """
-"""The runtime is runc, because crun (podman's default) needs features that some kernels lack.
+"""podman's configuration, with ulimits that can be set without privileges.
 
-These ulimits can be set without privileges.
+The runtime is runc, because crun (podman's default) needs features that some kernels lack.
 """
 
 
@@ -55,11 +55,11 @@ class Podman:
 
     folder: Path
     init_pid: int
-    _pods: Iterator[int] = field(default_factory=count)
+    _numbers: Iterator[int] = field(default_factory=count)
 
     def new_name(self, pod: str) -> str:
         """Return a unique name for a pod, because several tests run the same pod."""
-        return f"{pod}-{next(self._pods)}"
+        return f"{pod}-{next(self._numbers)}"
 
     def command(self, *words: str | Path) -> list[str]:
         """Return a podman command line that runs in the namespaces."""
@@ -127,7 +127,7 @@ class Kubelet:
     images: Mapping[str, str]
     commands: Mapping[str, list[str]]
     secrets: Mapping[str, Mapping[str, str]]
-    _pods: int = 0
+    _pod_count: int = 0
 
     @property
     def name(self) -> str:
@@ -148,8 +148,8 @@ class Kubelet:
     @contextmanager
     def pod(self) -> Iterator[Pod]:
         """Run a new pod for the duration of the block. Its network is set up before its containers start."""
-        self._pods += 1
-        folder = self.folder / str(self._pods)
+        self._pod_count += 1
+        folder = self.folder / str(self._pod_count)
         folder.mkdir()
         manifest = folder / "pod.yaml"
         name = self.podman.new_name(self.name)
@@ -175,7 +175,7 @@ class Kubelet:
             {"name": volume["name"], "hostPath": {"path": str(path), "type": "Directory"}}
             for volume, path in self._volumes(folder)
         ]
-        created = {volume["name"] for volume in spec["volumes"]}
+        volume_names = {volume["name"] for volume in spec["volumes"]}
         context = spec["securityContext"]
         # The kubelet adds fsGroup to the supplemental groups of every process. podman 4.3 does not implement it.
         context["supplementalGroups"] = [context.pop("fsGroup")]
@@ -189,7 +189,7 @@ class Kubelet:
             container["image"] = self.images.get(container_name, container["image"])
             if container_name in self.commands:
                 container["command"] = self.commands[container_name]
-            container["volumeMounts"] = [mount for mount in container["volumeMounts"] if mount["name"] in created]
+            container["volumeMounts"] = [mount for mount in container["volumeMounts"] if mount["name"] in volume_names]
             for variable in container.get("env", []):
                 path = variable.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
                 if path is not None:
@@ -206,7 +206,9 @@ class Kubelet:
     def _field(self, path: str) -> str:
         """Return the value of a field of the pod that a variable refers to."""
         namespace: str = workload_resource(self.documents)["metadata"]["namespace"]
-        return {"metadata.name": self.name, "metadata.namespace": namespace, "metadata.uid": f"uid-{self._pods}"}[path]
+        return {"metadata.name": self.name, "metadata.namespace": namespace, "metadata.uid": f"uid-{self._pod_count}"}[
+            path
+        ]
 
     def _volumes(self, folder: Path) -> Iterator[tuple[Document, Path]]:
         """Create and fill all volumes except the service account token. Yield each volume and its folder.

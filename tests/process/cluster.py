@@ -85,7 +85,7 @@ class Authority:
     def __init__(self, folder: Path) -> None:
         authority = PrivateAuthority(folder, has_key_usage=False)
         self.certificate = authority.certificate
-        self.server = authority.server()
+        self.server = authority.server_context()
 
 
 class ClusterPod(Pod):

@@ -26,9 +26,9 @@ from tests.simulators.serve import serve
 
 PROGRAM = str(Path(sys.executable).with_name("lifecycle"))
 
-# How long a test waits for a process, which is then considered to hang.
+# A process that has not ended after this time is considered to hang.
 HANG_TIMEOUT_S = 60.0
-# How many lines of a log are searched for an event. Commands log fewer lines before each event that a test expects.
+# A test does not search more lines than this for an event.
 MAX_LINES = 200
 
 
@@ -66,12 +66,12 @@ class CompletedRun:
 
 
 class Fork:
-    """A process that runs the program, and that was forked from a process that has imported the program.
+    """A process that runs the program. It starts fast, because it is a fork of a process that has imported the program.
 
     Its methods are those of `subprocess.Popen`.
 
     Args:
-        job: the keys that fork_server.py describes.
+        job: the arguments, environment and folders of the process, with the keys that fork_server.py expects.
     """
 
     def __init__(self, **job: Any) -> None:
@@ -159,7 +159,7 @@ class Running:
         return self._process.pid
 
     def find_event(self, *names: str) -> dict[str, Any] | None:
-        """Read the log until one of these events, and return the event. Return None if the process ends without it."""
+        """Read the log until one of these events, and return it; None after MAX_LINES or at the end of the log."""
         assert self._process.stdout is not None
         for _ in range(MAX_LINES):
             line = self._process.stdout.readline()
@@ -199,16 +199,21 @@ class Pod:
 
     Args:
         headscale: the simulator to serve on loopback.
-        base: variables that every process needs, such as PATH.
-        working_directory: the working directory of its processes. The volume with the key file is in it.
+        environment: variables that every process needs, such as PATH.
+        working_directory: the working directory of its processes, which contains the volume with the key file.
         stack: when the stack closes, the processes are killed and the servers stop.
 
     Attributes:
-        headscale_requested: is set when Headscale receives the first request.
+        headscale_requested: set when Headscale receives the first request.
     """
 
     def __init__(
-        self, headscale: HeadscaleSimulator, *, base: Mapping[str, str], working_directory: Path, stack: ExitStack
+        self,
+        headscale: HeadscaleSimulator,
+        *,
+        environment: Mapping[str, str],
+        working_directory: Path,
+        stack: ExitStack,
     ) -> None:
         self.headscale = headscale
         self.cloudflare = CloudflareSimulator()
@@ -226,8 +231,8 @@ class Pod:
         self.key_file = self.volume / "authkey"
         self.termination_log = working_directory / "termination-log"
         self.environment = {
-            **base,
-            # The only settings of older manifests for both containers. Such manifests must keep working.
+            **environment,
+            # Older manifests have only these settings for cleanup and dns-watch, and must keep working.
             "HEADSCALE_NAMESPACE": "headscale",
             "CLOUDFLARE_API_TOKEN": self.cloudflare.token,
             "CLOUDFLARE_ZONE_ID": self.zone_id,
@@ -254,7 +259,7 @@ class Pod:
     # --- Processes ----------------------------------------------------------------------------------------
 
     def start(self, *arguments: str, **variables: str) -> Running:
-        """Start the program. A variable with the value "" is unset."""
+        """Start the program. It treats an empty variable as unset."""
         return self.fork(arguments, variables)
 
     def fork(
@@ -312,11 +317,11 @@ class Pod:
 
     @property
     def volume_files(self) -> list[str]:
-        """The files in the volume that is shared with the tailscale container."""
+        """The names of the files in the volume that is shared with the tailscale container."""
         return sorted(path.name for path in self.volume.iterdir())
 
     def records(self, name: str = NAME) -> dict[str, str]:
-        """Return the comment of each record of a name, by "TYPE CONTENT"."""
+        """Return the records of a name, as a dict from "TYPE CONTENT" to the comment."""
         return {
             f"{record.type} {record.content}": record.comment for record in self.cloudflare.records(self.zone_id, name)
         }
@@ -331,4 +336,4 @@ def served_pod(environment: Mapping[str, str], folder: Path, headscale: Headscal
         folder: the working directory of the processes.
     """
     with ExitStack() as stack:
-        yield Pod(headscale, base=environment, working_directory=folder, stack=stack)
+        yield Pod(headscale, environment=environment, working_directory=folder, stack=stack)

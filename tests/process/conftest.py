@@ -16,13 +16,13 @@ MakePod = Callable[..., Pod]
 
 @pytest.fixture
 def make_pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[MakePod]:
-    """Return a function that creates a pod whose Headscale has this version and the user `svc`."""
+    """Return a function that creates a pod whose Headscale has this version and one user, `svc`."""
     with ExitStack() as stack:
 
         def make(version: str = "0.28.0") -> Pod:
             headscale = HeadscaleSimulator(version)
             headscale.add_user("svc")
-            return Pod(headscale, base=clean_environment, working_directory=tmp_path, stack=stack)
+            return Pod(headscale, environment=clean_environment, working_directory=tmp_path, stack=stack)
 
         yield make
 

@@ -67,7 +67,7 @@ def make_pod(
             return ClusterPod(
                 headscale,
                 authority=authority,
-                base=clean_environment,
+                environment=clean_environment,
                 working_directory=tmp_path_factory.mktemp("pod"),
                 stack=stack,
             )

@@ -92,7 +92,7 @@ class TlsProxy:
         self._folder = folder
         authority = PrivateAuthority(folder)
         # This writes server.crt and server.key.
-        authority.server(name="DNS:localhost")
+        authority.server_context(name="DNS:localhost")
         self.certificate = authority.certificate
         (self._port,) = free_ports(1)
         self.url = f"https://localhost:{self._port}"

@@ -17,7 +17,8 @@ from tests.real.programs import BackgroundProcess, Release, eventually, run_prog
 
 LOGIN_TIMEOUT: Final = "20s"
 
-# tailscaled logs these lines when the server has accepted or refused a login.
+# tailscaled logs these lines when the server has accepted or refused a login. The error "context canceled" means that
+# tailscaled itself has ended a request.
 _AUTHORIZED: Final = re.compile(r"RegisterReq: got response; .* machineAuthorized=true")
 _REFUSED: Final = re.compile(r"Received error: (?!.*context canceled)(.*)")
 
@@ -26,7 +27,7 @@ _REFUSED: Final = re.compile(r"Received error: (?!.*context canceled)(.*)")
 def network_for_tailscale(name: str) -> Iterator[Host]:
     """Move this thread to a new network namespace for the duration of the block."""
     with create_host(name) as namespace:
-        # Without a default route, tailscaled considers the network to be down.
+        # Without a default route, tailscaled considers the network to be down. Nothing answers at the gateway.
         namespace.ip("link", "add", "uplink", "type", "veth", "peer", "name", "beyond")
         for interface in ("beyond", "uplink"):
             namespace.ip("link", "set", interface, "up")
@@ -42,8 +43,8 @@ class TailscaleClient:
     By default, the client uses userspace networking, which needs no privileges and does not change the host's network.
 
     Args:
-        release: has the client programs.
-        folder: a folder with a short path, for its state, socket and log.
+        release: the Tailscale release with the programs to run.
+        folder: a folder for its state, socket and log. The path of a Unix socket has to be short.
         hostname: the hostname of its node.
         url: the URL of the Headscale server.
         interface: the network interface to create; "" = userspace networking.
@@ -102,7 +103,7 @@ class TailscaleClient:
 
     def restart_and_wait_for_login(self) -> None:
         """Restart the client, and wait until it has logged in with its existing state."""
-        log = self._new_log()
+        log = self._log_from_now()
         self.restart()
         eventually(lambda: _AUTHORIZED.search(log()), "the client to log in", details=log)
 
@@ -123,7 +124,7 @@ class TailscaleClient:
         The result is read from the client's log, because `tailscale up` of a client with existing state can succeed
         before the server has responded.
         """
-        log = self._new_log()
+        log = self._log_from_now()
         login = BackgroundProcess(
             [*self._command(*self._up_arguments()), f"--auth-key=file:{key_file}"],
             log=self._folder / "up.log",
@@ -145,15 +146,15 @@ class TailscaleClient:
         finally:
             login.stop()
 
-    def _new_log(self) -> Callable[[], str]:
-        """Return a function that returns what the client has logged since this call."""
+    def _log_from_now(self) -> Callable[[], str]:
+        """Return a function that returns what the client logs from now on."""
         path = self._folder / "tailscaled.log"
         start = path.stat().st_size if path.exists() else 0
         return lambda: path.read_bytes()[start:].decode(errors="replace")
 
     @contextmanager
     def login_link(self) -> Iterator[str]:
-        """Log in without a key. Yield the link for the administrator, and then wait until the node is registered."""
+        """Log in without a key. Yield the link with which the caller registers the node, then wait for the login."""
         waiting = BackgroundProcess(
             self._command(*self._up_arguments()),
             log=self._folder / "up.log",
@@ -173,6 +174,7 @@ class TailscaleClient:
             f"--hostname={self._hostname}",
             f"--login-server={self._url}",
             "--accept-dns=false",
+            # The tests need no firewall rules, and therefore no iptables.
             *(["--netfilter-mode=off"] if self._interface else []),
             f"--timeout={LOGIN_TIMEOUT}",
         ]
@@ -196,7 +198,7 @@ class TailscaleClient:
 
     @property
     def socket(self) -> Path:
-        """The Unix socket for the commands of the client. Its path has to be short."""
+        """The Unix socket for the commands of the client."""
         return self._folder / "s"
 
     def _command(self, *arguments: str) -> list[str | Path]:

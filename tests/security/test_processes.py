@@ -75,7 +75,7 @@ def cluster_pod(authority: Authority, clean_environment: Mapping[str, str], tmp_
     headscale.add_user("svc")
     with ExitStack() as stack:
         yield ClusterPod(
-            headscale, authority=authority, base=clean_environment, working_directory=tmp_path, stack=stack
+            headscale, authority=authority, environment=clean_environment, working_directory=tmp_path, stack=stack
         )
 
 

@@ -48,7 +48,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> PrivateAuthority:
 def test_untrusted_certificate_is_refused(pod: Pod, authority: PrivateAuthority) -> None:
     """No request is sent. Variables that other programs read do not disable the verification."""
     other_variables = {"PYTHONHTTPSVERIFY": "0", "CURL_CA_BUNDLE": "", "REQUESTS_CA_BUNDLE": "", "SSL_VERIFY": "0"}
-    with serve(pod.headscale, tls=authority.server()) as url:
+    with serve(pod.headscale, tls=authority.server_context()) as url:
         for variables in ({}, other_variables):
             result = pod.run("--dry-run", HEADSCALE_URL=url, **variables)
             assert result.status == 1
@@ -60,7 +60,7 @@ def test_authority_for_headscale_is_not_trusted_for_cloudflare(
     pod: Pod, authority: PrivateAuthority, tmp_path: Path
 ) -> None:
     other_authority = PrivateAuthority(tmp_path)
-    with serve(pod.headscale, tls=authority.server()) as url:
+    with serve(pod.headscale, tls=authority.server_context()) as url:
         result = pod.run("--dry-run", HEADSCALE_URL=url, HEADSCALE_CA_FILE=str(other_authority.certificate))
         assert (result.status, pod.headscale.requests) == (1, [])
         pod.environment["HEADSCALE_CA_FILE"] = str(authority.certificate)
