@@ -31,7 +31,7 @@ def open_http(
         base_url=base_url,
         transport=PooledTransport(trust, proxy=proxy, tls_server_name=tls_server_name),
         trust_env=False,
-        timeout=None,  # noqa: S113 - the time budget limits each request
+        timeout=None,  # noqa: S113 - http.py limits the time of each request
         headers={"User-Agent": f"tailscale-lifecycle/{lifecycle.__version__}"},
     )
 

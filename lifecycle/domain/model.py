@@ -111,8 +111,8 @@ class KeyMetadata:
         pre_auth_key_id: the id of the key in the key file.
         kept_node_id: the id of this pod's last known node. With NODE_POLICY=keep, the pod uses this node again.
         kept_machine_key: the machine key of the node `kept_node_id`.
-        key_sha256: the digest of the key; None if unknown. The metadata file is written first, so the digest shows
-            whether the key file was written after it.
+        key_sha256: the digest of the key; None if unknown. The metadata file is written before the key file. If the
+            key in the key file has another digest, the key file was not written afterwards.
         key_created_at: when Headscale created the key; None if unknown.
     """
 
@@ -185,7 +185,7 @@ class Node:
 
 
 def describe(node: Node) -> str:
-    """Return a short description of a node, for messages."""
+    """Return a short description of a node, for messages. A node without a user is owned by its tags."""
     owner = f"user {node.user.label}" if node.user else f"owner {', '.join(sorted(node.tags)) or 'none'}"
     return f"hostname {node.hostname}, {owner}, registered by {node.registered_by}"
 

@@ -66,7 +66,7 @@ SECRET_FOLDER = Path("/run/secrets/lifecycle")
 
 SECRETS = ("CLOUDFLARE_API_TOKEN", "HEADSCALE_API_KEY")
 
-# If a required setting is invalid, the value here replaces it, so that the other settings can still be checked.
+# These values replace invalid values of required settings, so that the other settings can still be checked.
 PLACEHOLDER_DOMAIN = "domain.invalid"
 PLACEHOLDERS = {"DOMAIN_NAME": PLACEHOLDER_DOMAIN, "LOGIN_SERVER": f"https://{PLACEHOLDER_DOMAIN}"}
 
@@ -102,7 +102,7 @@ class Settings(BaseSettings):
         """Use only the variables that `load` passes, because it strips and checks their values first."""
         return (init_settings,)
 
-    # Other commands work on all workloads of an owner (DNS_OWNER), and need no hostname of their own.
+    # False for commands that work on all workloads of an owner (DNS_OWNER) and need no hostname of their own.
     is_for_one_workload: ClassVar[bool] = True
 
     headscale_namespace: Namespace = Field("headscale", description="namespace in which Headscale runs")
@@ -120,7 +120,7 @@ class Settings(BaseSettings):
     ts_hostname: str | None = Field(
         None,
         description="hostname of the node, the same as in the tailscale container; "
-        "unset: in the first pod of a StatefulSet, the name of the StatefulSet and .DOMAIN_NAME",
+        "unset: in the first pod of a StatefulSet, NAME.DOMAIN_NAME with the name of the StatefulSet",
     )
     pod_name: str | None = Field(
         None, description="name of the pod, from the downward API; unset: the variable HOSTNAME"
@@ -132,7 +132,8 @@ class Settings(BaseSettings):
     ordinals_start: int = Field(
         0,
         ge=0,
-        description="spec.ordinals.start of the StatefulSet; only this pod may use a hostname without its ordinal",
+        description="spec.ordinals.start of the StatefulSet; only the pod with this ordinal may have a hostname "
+        "without an ordinal",
     )
     headscale_access: Literal["auto", "api", "exec"] = Field(
         "auto",
@@ -222,7 +223,7 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="json, console (text) or auto (console on a terminal, else json)"
     )
-    # HOSTNAME is not a setting: the kubelet sets this variable, usually to the pod's name.
+    # HOSTNAME is read like a setting, but the kubelet sets it, usually to the pod's name.
     hostname: str | None = Field(None, exclude=True)
 
     def problems(self) -> Iterable[str]:
@@ -286,19 +287,20 @@ class Settings(BaseSettings):
 
     def _hostname_problems(self) -> Iterable[str]:
         name = self.node_hostname.lower()
-        pod = _POD_WITH_ORDINAL.fullmatch(self._pod or "")
+        pod = _POD_WITH_ORDINAL.fullmatch(self._effective_pod_name or "")
         if pod is not None and int(pod[2]) < self.ordinals_start:
             yield "ORDINALS_START: is higher than this pod's ordinal; set it to spec.ordinals.start of the StatefulSet"
-        if pod is not None and self._is_shared(name, stateful_set=pod[1], ordinal=pod[2]):
+        if pod is not None and self._lacks_ordinal(name, stateful_set=pod[1], ordinal=pod[2]):
             yield (
                 "TS_HOSTNAME: lacks the pod's ordinal, so all replicas would share the name. Set it to $(POD_NAME) "
                 "and .DOMAIN_NAME. For one replica with spec.ordinals.start, set ORDINALS_START"
             )
         is_domain_known = self.domain_name != PLACEHOLDER_DOMAIN
-        if len(name) not in _HOSTNAME_LENGTHS and (self.ts_hostname or is_domain_known):
+        is_length_known = self.ts_hostname or is_domain_known
+        if is_length_known and len(name) not in _HOSTNAME_LENGTHS:
             yield f"TS_HOSTNAME: the node's hostname has {len(name)} characters; Headscale accepts 2 to 63"
         elif not is_dns_name(name):
-            yield "TS_HOSTNAME: must have only letters, digits and inner hyphens between its dots"
+            yield "TS_HOSTNAME: must consist of parts with only letters, digits and inner hyphens, separated by dots"
         elif not is_domain_known:
             return
         elif "." in name and not is_in_domain(name, self.domain_name):
@@ -325,13 +327,13 @@ class Settings(BaseSettings):
                 taken.setdefault(full_name, f"is in {setting} already; list it once")
         if len(taken) > 1 and len(self.workload_mark) > COMMENT_LENGTH:
             yield (
-                f"DNS_OWNER: with the workload's name it is too long for DNS_ALIASES and DNS_SHARED_NAMES: the comment "
-                f"of their records would have {len(self.workload_mark)} characters, and Cloudflare accepts "
-                f"{COMMENT_LENGTH}. Set a shorter one, or a shorter TS_HOSTNAME"
+                "DNS_OWNER: is too long for DNS_ALIASES and DNS_SHARED_NAMES: with the workload's name, the comment of "
+                f"their records would have {len(self.workload_mark)} characters, and Cloudflare accepts "
+                f"{COMMENT_LENGTH}. Set a shorter DNS_OWNER or TS_HOSTNAME"
             )
 
     @property
-    def _pod(self) -> str | None:
+    def _effective_pod_name(self) -> str | None:
         return self.pod_name or self.hostname
 
     @property
@@ -345,12 +347,12 @@ class Settings(BaseSettings):
     def _stateful_set(self) -> str:
         """The StatefulSet's name, from the name of its first pod; "" for any other pod."""
         ending = f"-{self.ordinals_start}"
-        if self._pod is None or self._is_renamed or not self._pod.endswith(ending):
+        if self._effective_pod_name is None or self._is_renamed or not self._effective_pod_name.endswith(ending):
             return ""
-        return self._pod.removesuffix(ending)
+        return self._effective_pod_name.removesuffix(ending)
 
-    def _is_shared(self, hostname: str, *, stateful_set: str, ordinal: str) -> bool:
-        """Return True if this is not the first pod and the hostname does not contain this pod's ordinal."""
+    def _lacks_ordinal(self, hostname: str, *, stateful_set: str, ordinal: str) -> bool:
+        """Return True if the hostname lacks this pod's ordinal. Return False for the first pod, which may omit it."""
         if int(ordinal) <= self.ordinals_start:
             return False
         # A number in the domain or in the StatefulSet's name does not distinguish replicas.
@@ -383,8 +385,8 @@ class Settings(BaseSettings):
     @property
     def proxies(self) -> Proxies:
         """The proxies from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY."""
-        of_all = self._proxy("ALL_PROXY")
-        by_scheme = {"http": self._proxy("HTTP_PROXY") or of_all, "https": self._proxy("HTTPS_PROXY") or of_all}
+        default = self._proxy("ALL_PROXY")
+        by_scheme = {"http": self._proxy("HTTP_PROXY") or default, "https": self._proxy("HTTPS_PROXY") or default}
         return Proxies(by_scheme, self.no_proxy)
 
     @property
@@ -408,7 +410,7 @@ class Settings(BaseSettings):
 
     @property
     def mark(self) -> str:
-        """The comment that marks this program's records at main names, which are the names of nodes."""
+        """The comment that marks this program's record at the main name, which is the hostname of the node."""
         return mark_of(self.dns_owner or self.namespace)
 
     def key_spec(self, user: User) -> KeySpec:
@@ -443,12 +445,12 @@ class Settings(BaseSettings):
 
     @property
     def main_name_ownership(self) -> RecordOwnership:
-        """Criteria for owning a record at the main name."""
+        """Decides whether a record at the main name is owned."""
         return RecordOwnership(self.record_name, self.mark, self.vpn_prefixes)
 
     @property
     def further_name_ownerships(self) -> tuple[RecordOwnership, ...]:
-        """Criteria for owning a record at each further name."""
+        """Decide for each further name whether a record is owned."""
         aliases = [record_name(name, self.domain_name) for name in self.dns_aliases]
         kinds = {
             **{name: NameKind.APEX_ALIAS if name == self.domain_name else NameKind.ALIAS for name in aliases},
@@ -465,8 +467,8 @@ class CleanupSettings(Settings):
 
     node_policy: Literal["replace", "keep"] = Field(
         "replace",
-        description="replace: delete every old node of this workload; keep: keep the node whose login is in the Secret "
-        "that TS_KUBE_SECRET names, and its address",
+        description="replace: delete every old node of this workload; keep: keep the node whose state is in the Secret "
+        "TS_KUBE_SECRET, and its address",
     )
     ts_kube_secret: KubernetesName | None = Field(
         None,
@@ -496,7 +498,7 @@ class DnsWatchSettings(Settings):
     max_retries: int = Field(
         30,
         ge=0,
-        description="dns-watch gives up after this number of responses of Headscale without the node; 0 = no limit",
+        description="dns-watch exits if this number of responses of Headscale do not contain the node; 0 = no limit",
     )
     retry_interval: Duration = Field(
         timedelta(seconds=10), description="maximum interval between lookups of a node that is not registered yet"
@@ -525,12 +527,12 @@ class DnsWatchSettings(Settings):
 
     @property
     def min_poll_interval(self) -> timedelta:
-        """The minimum of POLL_INTERVAL."""
+        """The lower limit of the poll interval."""
         return _EXEC_POLL_INTERVAL if self.access == "exec" else timedelta()
 
     @property
     def effective_poll_interval(self) -> timedelta:
-        """POLL_INTERVAL, or the minimum if that is longer."""
+        """POLL_INTERVAL, or the lower limit if that is longer."""
         return max(self.poll_interval, self.min_poll_interval)
 
 
@@ -618,7 +620,7 @@ KUBELET_VARIABLES = frozenset({"HOSTNAME"})
 
 
 def command_variables(command: type[Settings]) -> dict[str, FieldInfo]:
-    """Return a command's settings by the names of their variables, in the order of the documentation."""
+    """Return a command's settings by the names of their variables, in the order of definition."""
     return {
         name.upper(): field for name, field in command.model_fields.items() if name.upper() not in KUBELET_VARIABLES
     }

@@ -1,6 +1,6 @@
 """Describe how requests differ between Headscale's releases, and detect the release.
 
-The differences between responses are in `parsing.py`, and those between refusals in `errors.py`.
+The differences between responses are in `parsing.py`, and those between error responses in `errors.py`.
 
 Sources: the REST API v1 and its generated description in Headscale's repository, at each tag from v0.23.0 to v0.29.2
 and on the main branch that becomes 0.30 (`proto/headscale/v1`, `hscontrol/grpcv1.go`, `hscontrol/api/v1`).
@@ -103,7 +103,7 @@ def dialect_of_openapi(document: Any) -> Dialect | None:
 
 
 def dialect_of_help(text: str) -> Dialect | None:
-    """Detect the dialect from the help text of `headscale preauthkeys list`, by the type of the option `--user`."""
+    """Detect the dialect from the option `--user` in the help text of `headscale preauthkeys list`."""
     if "preauthkeys list" not in text:
         return None
     match re.search(r"--user (string|uint)", text):
