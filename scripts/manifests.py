@@ -15,8 +15,7 @@ import yaml
 from admission import mutating_policy, validating_policy
 from generated_files import ROOT, write_or_check
 
-from lifecycle.inject.template import added_tailscale as tailscale_container
-from lifecycle.inject.template import added_volumes, placeholder_name, template
+from lifecycle.inject.template import added_tailscale, added_volumes, placeholder_name, template
 from lifecycle.settings.models import InjectSettings
 
 DEPLOY = ROOT / "deploy"
@@ -60,7 +59,7 @@ def generated() -> dict[Path, str]:
     components = DEPLOY / "components" / "lifecycle"
     parts = template()
     cleanup, dns_watch = (_for_kustomize(parts[name]) for name in ("cleanup", "dns-watch"))
-    existing_tailscale, added_tailscale = _patch_for_existing(parts["tailscale"]), _for_kustomize(tailscale_container())
+    existing_tailscale, new_tailscale = _patch_for_existing(parts["tailscale"]), _for_kustomize(added_tailscale())
     volumes, all_volumes = _for_kustomize(parts["volumes"]), _for_kustomize(added_volumes())
     sidecar = {"restartPolicy": "Always"}
     return {
@@ -69,10 +68,10 @@ def generated() -> dict[Path, str]:
             [cleanup, existing_tailscale, dns_watch | sidecar], [], volumes
         ),
         components / "with-tailscale" / "lifecycle.yaml": _patch(
-            [cleanup, added_tailscale | sidecar, dns_watch | sidecar], [], all_volumes
+            [cleanup, new_tailscale | sidecar, dns_watch | sidecar], [], all_volumes
         ),
         components / "with-tailscale" / "plain" / "lifecycle.yaml": _patch(
-            [cleanup], [added_tailscale, dns_watch], all_volumes
+            [cleanup], [new_tailscale, dns_watch], all_volumes
         ),
         DEPLOY / "inject" / "mutating.yaml": MUTATING_HEAD + _documents(mutating_policy(IMAGES)),
         DEPLOY / "inject" / "validating.yaml": VALIDATING_HEAD + _documents(validating_policy()),
@@ -115,8 +114,9 @@ def _for_kustomize(part: Any) -> Any:
 
 
 def _patch_for_existing(container: dict[str, Any]) -> dict[str, Any]:
-    """Return a patch for a Tailscale container that exists. It removes the fields that conflict with the patch."""
+    """Return a patch for an existing Tailscale container, which also removes the fields that conflict with it."""
     patched = dict(container)
+    # A variable may not have both a value and valueFrom.
     patched["env"] = [
         *(variable | {"valueFrom": None} for variable in container["env"]),
         *({"name": name, "$patch": "delete"} for name in CONFLICTING_VARIABLES),

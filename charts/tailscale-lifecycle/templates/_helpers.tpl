@@ -53,7 +53,7 @@ The data of a ConfigMap with settings. Settings with an empty value are ignored.
 {{ .Values.settings.HEADSCALE_NAMESPACE | default "headscale" }}
 {{- end }}
 
-{{/* The API version of the mutating policy: v1beta1 on Kubernetes 1.34 and 1.35, otherwise v1. */}}
+{{/* The API version of the mutating policy. With auto: v1beta1 on Kubernetes 1.34 and 1.35, v1 on newer ones. */}}
 {{- define "tailscale-lifecycle.policyVersion" -}}
 {{- $version := .Values.inject.policyVersion -}}
 {{- if and (eq $version "auto") (semverCompare "<1.34-0" .Capabilities.KubeVersion.Version) -}}
@@ -71,7 +71,7 @@ admissionregistration.k8s.io/{{ $version }}
 {{ (.Files.Glob "files/storage.conf").AsConfig }}
 {{- end }}
 
-{{/* The name of the ConfigMap with the scripts and the sources of the build. */}}
+{{/* The name of the ConfigMap with the scripts and sources of the build. If these change, its hash changes. */}}
 {{- define "tailscale-lifecycle.buildName" -}}
 {{- $sources := .Files.Get "files/sources.tar.gz" -}}
 {{- if not $sources -}}
