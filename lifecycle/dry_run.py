@@ -15,7 +15,7 @@ from lifecycle.clients.interface import interface_addresses
 from lifecycle.dns_watch.decide import decide
 from lifecycle.dns_watch.observe import Sources, watch_config
 from lifecycle.dns_watch.observe import observe as observe_watch
-from lifecycle.dns_watch.state import Interface, Moment, RecordState, State
+from lifecycle.dns_watch.state import InterfaceAddresses, Moment, RecordState, State
 from lifecycle.domain.changes import DeleteNode, DeleteRecord
 from lifecycle.domain.errors import ApiError, AuthError, LifecycleError
 from lifecycle.domain.model import Node, describe
@@ -140,7 +140,9 @@ def cleanup_section(
     return section
 
 
-def watch_section(settings: DnsWatchSettings, sources: Sources, interface: Interface, *, now: datetime) -> Section:
+def watch_section(
+    settings: DnsWatchSettings, sources: Sources, interface: InterfaceAddresses, *, now: datetime
+) -> Section:
     """Return what one pass of dns-watch would change after the limited time in which it waits for a VPN interface."""
     section = Section("dns-watch")
     config = watch_config(settings)

@@ -18,7 +18,7 @@ from lifecycle.dns_watch.schedule import SLOWEST_POLL_S, poll_interval_s
 from lifecycle.dns_watch.state import (
     ApplyResult,
     Decision,
-    Interface,
+    InterfaceAddresses,
     Moment,
     RecordsRead,
     State,
@@ -79,7 +79,7 @@ class DnsWatch:
 
     def interface_changed(self) -> bool:
         """Return True if this pod's VPN addresses differ from those at the last pass. No request is sent."""
-        return self._interface() != self.state.interface
+        return self._interface_addresses() != self.state.interface
 
     def run_pass(self) -> float:
         """Make one pass. A failure is logged and retried after a backoff.
@@ -93,7 +93,7 @@ class DnsWatch:
         started_s = self._monotonic()
         self.status.pass_began()
         config = self._config
-        observation = observe(self.state, self._writers, self._interface(), config=config, clock=self._moment)
+        observation = observe(self.state, self._writers, self._interface_addresses(), config=config, clock=self._moment)
         if not isinstance(observation.node, ApiError):
             self.status.record_success("Headscale")
         if isinstance(observation.records, RecordsRead):
@@ -182,7 +182,7 @@ class DnsWatch:
             throttled = isinstance(error, TransientError) and error.throttled
             self.status.count_retry(error.upstream, throttled_s=failure.wait_s if throttled else 0.0)
 
-    def _interface(self) -> Interface:
+    def _interface_addresses(self) -> InterfaceAddresses:
         addresses = self._read_interface()
         if addresses is None:
             return None

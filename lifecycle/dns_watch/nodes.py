@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from lifecycle.dns_watch.state import NO_METADATA, Interface, KnownNode, Loss, LossKind, Unregistered
+from lifecycle.dns_watch.state import NO_METADATA, InterfaceAddresses, KnownNode, Loss, LossKind, Unregistered
 from lifecycle.domain.model import IpAddress, KeyMetadata, Node, describe
 from lifecycle.domain.ownership import NodeOwnership
 
@@ -26,7 +26,7 @@ class Hints:
 
     node_ownership: NodeOwnership
     now: datetime
-    interface: Interface
+    interface: InterfaceAddresses
     metadata: KeyMetadata = NO_METADATA
     has_waited: bool = False
     known: KnownNode | None = None

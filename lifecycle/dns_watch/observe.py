@@ -21,7 +21,7 @@ from lifecycle.dns_watch.schedule import interface_wait_is_over, records_are_due
 from lifecycle.dns_watch.state import (
     NO_METADATA,
     ApiKeyRead,
-    Interface,
+    InterfaceAddresses,
     KeyCheck,
     KnownNode,
     Moment,
@@ -77,7 +77,7 @@ def watch_config(settings: DnsWatchSettings) -> WatchConfig:
 
 
 def observe(
-    state: State, sources: Sources, interface: Interface, *, config: WatchConfig, clock: Callable[[], Moment]
+    state: State, sources: Sources, interface: InterfaceAddresses, *, config: WatchConfig, clock: Callable[[], Moment]
 ) -> Observation:
     """Read everything that is due. A failed read is returned as its error, and never as an empty result.
 
@@ -194,7 +194,7 @@ def _read_known(headscale: HeadscaleReader, known: KnownNode) -> Node | None:
     return node if known.is_same(node) else None
 
 
-def _is_still_owned(node: Node, node_ownership: NodeOwnership, interface: Interface, now: Moment) -> bool:
+def _is_still_owned(node: Node, node_ownership: NodeOwnership, interface: InterfaceAddresses, now: Moment) -> bool:
     has_other_address = bool(interface) and not set(node.addresses) & set(interface or ())
     return node_ownership.is_owned(node) and not has_other_address and not node.is_expired(now.utc)
 

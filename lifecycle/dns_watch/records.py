@@ -15,7 +15,7 @@ from lifecycle.dns_watch.schedule import is_outdated
 from lifecycle.dns_watch.state import (
     Decision,
     Failure,
-    Interface,
+    InterfaceAddresses,
     Moment,
     Observation,
     RecordsRead,
@@ -45,7 +45,7 @@ class RecordPlan:
     in_the_way: tuple[Record, ...] = ()
 
 
-def desired_records(node: Node, interface: Interface, config: WatchConfig) -> tuple[RecordSpec, ...]:
+def desired_records(node: Node, interface: InterfaceAddresses, config: WatchConfig) -> tuple[RecordSpec, ...]:
     """Return the records that should exist; empty if the node has no address that can be published.
 
     An alias has a CNAME record. Every other name has an A record, and with DNS_IPV6 an AAAA record. An address is

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lifecycle.dns_watch.healing import fresh_key_id
-from lifecycle.dns_watch.state import Interface, Moment, Observation, RecordState, State, WatchConfig
+from lifecycle.dns_watch.state import InterfaceAddresses, Moment, Observation, RecordState, State, WatchConfig
 from lifecycle.domain.backoff import add_jitter, doubled, subtract_jitter
 from lifecycle.domain.errors import ApiError, TransientError
 from lifecycle.domain.model import Node, RecordSpec
@@ -38,7 +38,7 @@ _SERVICE_UNAVAILABLE = 503
 _MARGIN_S = 0.001
 
 
-def with_interface(state: State, interface: Interface, now: Moment) -> State:
+def with_interface(state: State, interface: InterfaceAddresses, now: Moment) -> State:
     """Remember the VPN interface. After its addresses have changed, lookups become frequent again."""
     if interface is not None:
         state = replace(state, interface_seen_s=now.monotonic_s)

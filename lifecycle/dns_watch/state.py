@@ -20,7 +20,7 @@ from lifecycle.domain.events import Event
 from lifecycle.domain.model import IpAddress, KeyMetadata, KeySpec, Node, PreAuthKey, Record, RecordSpec, User
 from lifecycle.domain.ownership import NodeOwnership, RecordOwnership
 
-Interface: TypeAlias = tuple[IpAddress, ...] | None
+InterfaceAddresses: TypeAlias = tuple[IpAddress, ...] | None
 """The VPN addresses of this pod's interface, sorted; None if the interface does not exist."""
 
 NO_METADATA = KeyMetadata(None)
@@ -180,7 +180,7 @@ class Observation:
         fleet_size: the number of nodes in Headscale that registered with a pre-auth key.
     """
 
-    interface: Interface
+    interface: InterfaceAddresses
     node: Node | Unregistered | ApiError
     node_ownership: NodeOwnership | None = None
     metadata: KeyMetadata = NO_METADATA
@@ -306,7 +306,7 @@ class State:
     api_key_read_due_s: float = 0.0
     node_ownership: NodeOwnership | None = None
     superseded_by: str | None = None
-    interface: Interface = None
+    interface: InterfaceAddresses = None
     interface_seen_s: float = 0.0
     interface_changed_s: float = 0.0
     lookups: int = 0

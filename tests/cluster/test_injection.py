@@ -22,7 +22,7 @@ from tests.inject.samples import (
     NAMES,
     SETTINGS,
     SITE,
-    effective,
+    comparable,
     in_required_order,
     injected,
     literals_of,
@@ -64,7 +64,7 @@ def admitted(server: ApiServer, document: Document, config: dict[str, str] | Non
             mount for mount in container.get("volumeMounts", []) if not mount["name"].startswith("kube-api-access-")
         ]
     spec["volumes"] = [volume for volume in spec["volumes"] if not volume["name"].startswith("kube-api-access-")]
-    return effective(spec, config)
+    return comparable(spec, config)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -76,7 +76,7 @@ def with_component(document: Document, folder: Path, variant: str, literals: dic
     return render(folder)
 
 
-def effective(spec: Document, config: dict[str, str] | None = None) -> Document:
+def comparable(spec: Document, config: dict[str, str] | None = None) -> Document:
     """Return a pod's spec in a form in which equal pods compare equal.
 
     Variables from a ConfigMap get their values, as the kubelet does it. Variables that no program reads are removed.

@@ -14,7 +14,7 @@ from tests.inject.refused import template_of
 from tests.inject.samples import (
     NAMES,
     SITE,
-    effective,
+    comparable,
     in_required_order,
     injected,
     literals_of,
@@ -35,7 +35,7 @@ def test_component_adds_the_same_containers_as_inject(name: str, tmp_path: Path)
     rendered = with_component(prepared_for_component(workloads()[name]), tmp_path, "with-tailscale", literals)
     (result,) = [document for document in rendered if document["kind"] == workload["kind"]]
     spec = in_required_order(workload, template_of(result)["spec"])
-    assert effective(spec, literals) == effective(template_of(injected(workload))["spec"])
+    assert comparable(spec, literals) == comparable(template_of(injected(workload))["spec"])
 
 
 @pytest.mark.parametrize("name", sorted({*WORKLOADS} - {"freeipa"}))
@@ -44,7 +44,7 @@ def test_inject_creates_the_same_pod_as_the_manifests_in_deploy_services(name: s
     documents = manifests_of(name)
     literals, workload = config_map_data(documents, "lifecycle"), workload_resource(documents)
     settings = {key: value for key, value in literals.items() if key in SETTING_NAMES}
-    expected = effective(template_of(workload)["spec"], literals)
+    expected = comparable(template_of(workload)["spec"], literals)
     template = template_of(workload)
     for field, names in (("initContainers", CONTAINERS), ("volumes", VOLUMES)):
         template["spec"][field] = [item for item in template["spec"][field] if item["name"] not in names]
@@ -56,4 +56,4 @@ def test_inject_creates_the_same_pod_as_the_manifests_in_deploy_services(name: s
         INIT_CONTAINERS: "before",
     }
     added = injected(workload, replace(SITE, settings=settings))
-    assert effective(template_of(added)["spec"]) == expected
+    assert comparable(template_of(added)["spec"]) == expected

@@ -183,7 +183,7 @@ class Dialect:
     unknown_path: UnknownPath = UnknownPath.EMPTY_404
     all_of_api_needs_key: bool = False
     """All unknown paths below /api/ require the API key. Otherwise, only those below /api/v1/ do."""
-    strict_json: bool = False
+    uses_huma: bool = False
     """The server uses the library Huma instead of the gRPC gateway. Huma refuses unknown fields, ids that are numbers,
     and content types other than JSON. The formats of errors and times also differ."""
 
@@ -219,7 +219,7 @@ class Dialect:
     identified by its id."""
     unknown_key_is_404: bool = False
     """A request to expire a pre-auth key that does not exist is an error."""
-    keys_expire_once: bool = True
+    expiring_needs_valid_key: bool = True
     """Expiring a used or expired pre-auth key is an error."""
     reusable_becomes_used: bool = True
     """A reusable key is marked as used."""
@@ -312,7 +312,7 @@ V0_25 = replace(
     V0_24,
     version="0.25.1",
     api_key_lengths=(7, 32),
-    keys_expire_once=False,
+    expiring_needs_valid_key=False,
     reusable_becomes_used=False,
     unknown_key_text="invalid pre auth key",
     expired_key_text="authkey expired",
@@ -416,7 +416,7 @@ V0_30 = replace(
     version="0.30.0",
     swagger=False,
     all_of_api_needs_key=False,
-    strict_json=True,
+    uses_huma=True,
     key_format=KeyFormat.PREFIXED_HEX,
     unknown_key_is_404=True,
 )

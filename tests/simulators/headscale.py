@@ -148,7 +148,7 @@ class HeadscaleSimulator(Tailnet):
                 format of the response, and so which of the errors is raised.
         """
         dialect = self.dialect
-        is_for_gateway = request.path.startswith("/api/v1/") and not dialect.strict_json
+        is_for_gateway = request.path.startswith("/api/v1/") and not dialect.uses_huma
         is_below_api = request.path == "/api" or request.path.startswith("/api/")
         if is_for_gateway or (dialect.all_of_api_needs_key and is_below_api):
             self._check_key(request)
@@ -189,7 +189,7 @@ class HeadscaleSimulator(Tailnet):
                 return
             if known is None:
                 status = self.dialect.wrong_key_status
-        if self.dialect.strict_json:
+        if self.dialect.uses_huma:
             raise RefusedError("Unauthorized", status=401)
         raise _OtherFormatError(text_response("Unauthorized", status))
 
@@ -350,7 +350,7 @@ class HeadscaleSimulator(Tailnet):
 
     def _list_nodes(self, request: Request, _arguments: Mapping[str, str]) -> Response:
         _refuse_filters(request)
-        if len(self.nodes) > TOO_MANY_NODES and not self.dialect.strict_json:
+        if len(self.nodes) > TOO_MANY_NODES and not self.dialect.uses_huma:
             raise RefusedError("grpc: received message larger than max (4200000 vs. 4194304)", code=EXHAUSTED)
         return json_response({"nodes": [self._node_json(node, "list") for node in self.nodes]})
 
@@ -432,7 +432,7 @@ class HeadscaleSimulator(Tailnet):
     def _key_of_user(self, body: Mapping[str, Any]) -> PreAuthKey:
         """Return the pre-auth key that a request identifies by its secret and its user, as releases up to 0.27 do."""
         key = next((key for key in self.keys if key.key == body.get("key")), None)
-        must_be_valid = self.dialect.keys_expire_once
+        must_be_valid = self.dialect.expiring_needs_valid_key
         if key is None:
             raise RefusedError("AuthKey not found" if must_be_valid else "record not found")
         if must_be_valid and key.expires_at <= self._now():

@@ -78,7 +78,7 @@ class RefusedError(Exception):
 
     def response(self, dialect: Dialect) -> Response:
         """Return the response in the format of this release."""
-        if not dialect.strict_json:
+        if not dialect.uses_huma:
             body: dict[str, Any] = {"code": self.code, "message": self.message, "details": []}
             return json_response(body, STATUS_OF_CODE[self.code])
         body = {"title": HTTPStatus(self.status).phrase, "status": self.status}
@@ -100,7 +100,7 @@ def time_text(dialect: Dialect, instant: datetime, *, nanos: int = 0) -> str:
     if instant == ZERO:
         return "0001-01-01T00:00:00Z"
     fraction = f"{instant.microsecond:06d}{nanos:03d}"
-    if dialect.strict_json:
+    if dialect.uses_huma:
         local = instant.astimezone(LOCAL)
         trimmed = fraction.rstrip("0")
         return f"{local:%Y-%m-%dT%H:%M:%S}{'.' if trimmed else ''}{trimmed}+02:00"
@@ -133,7 +133,7 @@ def read_body(request: Request, dialect: Dialect, fields: Mapping[str, Field]) -
         RefusedError: the body is invalid.
     """
     data = request.body
-    if dialect.strict_json:
+    if dialect.uses_huma:
         return _read_huma(request, data, fields)
     if len(data) > GRPC_LIMIT:
         raise RefusedError(f"grpc: received message larger than max ({len(data)} vs. {GRPC_LIMIT})", code=EXHAUSTED)

@@ -17,7 +17,7 @@ import tenacity
 
 from lifecycle.clients.http import HttpClient
 from lifecycle.clients.kubernetes.access import UPSTREAM, Access
-from lifecycle.clients.kubernetes.exec import Output, handshake, run
+from lifecycle.clients.kubernetes.exec import Output, handshake_headers, read_output
 from lifecycle.clients.response import Response, well_formed
 from lifecycle.clients.transport import open_http
 from lifecycle.domain.errors import ApiError, AuthError, NotFoundError, ResponseError, TransientError
@@ -173,12 +173,12 @@ class Cluster:
         what = f"a command in {where or f'container {container} of pod {pod.namespace}/{pod.name}'}"
         path = f"/api/v1/namespaces/{quote(pod.namespace)}/pods/{quote(pod.name)}/exec"
         query = {"container": container, "stdout": "true", "stderr": "true", "command": list(command)}
-        upgrade_headers = handshake()
+        upgrade_headers = handshake_headers()
         authorization = self._access.authorization()
         headers = {**upgrade_headers, **authorization}
         with self._http.stream("GET", path, what=what, params=query, headers=headers) as streamed:
             if streamed.status_code == httpx.codes.SWITCHING_PROTOCOLS:
-                return run(streamed, upgrade_headers, what=what)
+                return read_output(streamed, upgrade_headers, what=what)
             response = self._http.read(streamed, what, secret=_token_of(authorization))
         # Up to Kubernetes 1.34, a websocket needs only the verb `get`. From 1.35 on, it needs `create`, too.
         names = (pod.name,) if pod.keeps_its_name else ()

@@ -24,7 +24,7 @@ from lifecycle.domain.errors import ResponseError, TransientError
 _SUBPROTOCOLS: Final = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 _STDOUT: Final = 1
 _STDERR: Final = 2
-_ERROR: Final = 3
+_STATUS: Final = 3
 
 # Source: RFC 6455, section 1.3.
 _ACCEPT_SUFFIX: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -39,7 +39,7 @@ class Output:
     stderr: bytes = field(repr=False)
 
 
-def handshake() -> dict[str, str]:
+def handshake_headers() -> dict[str, str]:
     """Return the headers of a request that upgrades the connection to a websocket."""
     return {
         "Connection": "Upgrade",
@@ -50,12 +50,12 @@ def handshake() -> dict[str, str]:
     }
 
 
-def run(response: httpx.Response, upgrade: Mapping[str, str], *, what: str) -> Output:
+def read_output(response: httpx.Response, upgrade: Mapping[str, str], *, what: str) -> Output:
     """Read all output of a command, until the server closes the connection.
 
     Args:
         response: the response with status 101. The output is read from its connection.
-        upgrade: the headers of the request, as returned by `handshake`.
+        upgrade: the headers of the request, as returned by `handshake_headers`.
         what: the command, for messages.
 
     Raises:
@@ -76,7 +76,7 @@ def run(response: httpx.Response, upgrade: Mapping[str, str], *, what: str) -> O
         raise TransientError(f"The connection to {what} broke ({excerpt(str(error))}).", upstream=UPSTREAM) from error
     return Output(
         # The exit status is the last message. If it is missing, the connection broke, and the output may be incomplete.
-        exit_status=_exit_status(output[_ERROR], what),
+        exit_status=_exit_status(output[_STATUS], what),
         stdout=bytes(output[_STDOUT]),
         stderr=bytes(output[_STDERR]),
     )
@@ -99,7 +99,7 @@ def _read(connection: Any, what: str) -> Mapping[int, bytearray]:
             )
         return data
 
-    output = {_STDOUT: bytearray(), _STDERR: bytearray(), _ERROR: bytearray()}
+    output = {_STDOUT: bytearray(), _STDERR: bytearray(), _STATUS: bytearray()}
     frames = frame_buffer(receive, skip_utf8_validation=True)
     message = bytearray()
     while True:
