@@ -36,7 +36,7 @@ from tests.simulators.wire import (
     NOT_FOUND,
     UNIMPLEMENTED,
     ZERO,
-    Field,
+    FieldType,
     RefusedError,
     parse_id,
     read_body,
@@ -340,10 +340,10 @@ class HeadscaleSimulator(Tailnet):
             raise RefusedError(f"expected exactly one user, found {len(users)}", status=500)
         return users[0]
 
-    def _user_by_id(self, user_id: int, *, operation: str = "") -> User:
+    def _user_by_id(self, user_id: int, *, detail: str = "") -> User:
         user = self._state.users.get(user_id)
         if user is None:
-            raise RefusedError("user not found", status=404, operation=operation)
+            raise RefusedError("user not found", status=404, detail=detail)
         return user
 
     # --- Nodes --------------------------------------------------------------------------------------
@@ -385,14 +385,14 @@ class HeadscaleSimulator(Tailnet):
 
     def _create_key(self, request: Request, _arguments: Mapping[str, str]) -> Response:
         dialect = self.dialect
-        operation = "creating pre-auth key"
+        detail = "creating pre-auth key"
         by_name = dialect.key_user is KeyUser.NAME
         fields = {
-            "user": Field.TEXT if by_name else Field.ID,
-            "reusable": Field.FLAG,
-            "ephemeral": Field.FLAG,
-            "expiration": Field.TIME,
-            "aclTags": Field.TEXTS,
+            "user": FieldType.STRING if by_name else FieldType.ID,
+            "reusable": FieldType.BOOLEAN,
+            "ephemeral": FieldType.BOOLEAN,
+            "expiration": FieldType.TIME,
+            "aclTags": FieldType.STRINGS,
         }
         body = read_body(request, dialect, fields)
         tags = tuple(body.get("aclTags", ()))
@@ -401,9 +401,9 @@ class HeadscaleSimulator(Tailnet):
         if by_name:
             user = self._user_by_name(body.get("user", ""))
         elif body.get("user") or dialect.key_user is KeyUser.ID:
-            user = self._user_by_id(body.get("user", 0), operation=operation)
+            user = self._user_by_id(body.get("user", 0), detail=detail)
         elif not tags:
-            raise RefusedError("auth-key must be either tagged or owned by user", status=400, operation=operation)
+            raise RefusedError("auth-key must be either tagged or owned by user", status=400, detail=detail)
         self._save_previous_state()
         key = self._add_key(
             None if user is None else user.id,
@@ -419,14 +419,14 @@ class HeadscaleSimulator(Tailnet):
         dialect = self.dialect
         if not dialect.keys_without_user:
             by_name = dialect.key_user is KeyUser.NAME
-            fields = {"user": Field.TEXT if by_name else Field.ID, "key": Field.TEXT}
+            fields = {"user": FieldType.STRING if by_name else FieldType.ID, "key": FieldType.STRING}
             self.expire_key(self._key_of_user(read_body(request, dialect, fields)).id)
             return json_response({})
-        key_id = read_body(request, dialect, {"id": Field.ID}).get("id", 0)
+        key_id = read_body(request, dialect, {"id": FieldType.ID}).get("id", 0)
         if key_id in self._state.keys:
             self.expire_key(key_id)
         elif dialect.unknown_key_is_404:
-            raise RefusedError("record not found", status=404, operation="expiring pre-auth key")
+            raise RefusedError("record not found", status=404, detail="expiring pre-auth key")
         return json_response({})
 
     def _key_of_user(self, body: Mapping[str, Any]) -> PreAuthKey:
@@ -476,4 +476,4 @@ def _check_tags(tags: tuple[str, ...]) -> None:
         elif len(tag.split()) != 1:
             message = "tags must not contain spaces"
         if message:
-            raise RefusedError(message, code=INVALID, status=400, operation="invalid tag")
+            raise RefusedError(message, code=INVALID, status=400, detail="invalid tag")

@@ -1,6 +1,6 @@
 """How the simulated Headscale parses requests and formats responses.
 
-Up to 0.29, Headscale uses the library protojson. From 0.30 on, it uses Huma, which refuses more requests.
+Up to 0.29, Headscale uses the library protojson. From 0.30 on, it uses Huma, which is stricter.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class RefusedError(Exception):
         *,
         code: int = UNKNOWN,
         status: int = 500,
-        operation: str = "",
+        detail: str = "",
         errors: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         """Create an error. The format of its response depends on the release.
@@ -66,14 +66,14 @@ class RefusedError(Exception):
             message: the server's message.
             code: the gRPC code, up to 0.29. The HTTP status follows from this code.
             status: the HTTP status, from 0.30 on.
-            operation: the failed operation, from 0.30 on. If it is empty, the response contains only the message.
+            detail: the field `detail` of the response, from 0.30 on. If it is empty, this field contains the message.
             errors: the message and location of each invalid part of the request, from 0.30 on.
         """
         super().__init__(message)
         self.message = message
         self.code = code
         self.status = status
-        self.operation = operation
+        self.detail = detail
         self.errors = errors
 
     def response(self, dialect: Dialect) -> Response:
@@ -82,8 +82,8 @@ class RefusedError(Exception):
             body: dict[str, Any] = {"code": self.code, "message": self.message, "details": []}
             return json_response(body, STATUS_OF_CODE[self.code])
         body = {"title": HTTPStatus(self.status).phrase, "status": self.status}
-        if self.operation:
-            body |= {"detail": self.operation, "errors": [*self.errors] or [{"message": self.message}]}
+        if self.detail:
+            body |= {"detail": self.detail, "errors": [*self.errors] or [{"message": self.message}]}
         else:
             body |= {"detail": self.message}
         return json_response(body, self.status, content_type="application/problem+json")
@@ -95,7 +95,7 @@ def time_text(dialect: Dialect, instant: datetime, *, nanos: int = 0) -> str:
     Args:
         dialect: the release.
         instant: a timezone-aware datetime.
-        nanos: the nanoseconds, which a datetime cannot contain: 0 to 999.
+        nanos: 0 to 999 nanoseconds in addition, which a datetime cannot contain.
     """
     if instant == ZERO:
         return "0001-01-01T00:00:00Z"
@@ -104,24 +104,23 @@ def time_text(dialect: Dialect, instant: datetime, *, nanos: int = 0) -> str:
         local = instant.astimezone(LOCAL)
         trimmed = fraction.rstrip("0")
         return f"{local:%Y-%m-%dT%H:%M:%S}{'.' if trimmed else ''}{trimmed}+02:00"
+    # protojson writes 0, 3, 6 or 9 digits.
     while fraction.endswith("000"):
         fraction = fraction[:-3]
     return f"{instant.astimezone(UTC):%Y-%m-%dT%H:%M:%S}{'.' if fraction else ''}{fraction}Z"
 
 
-class Field(Enum):
-    """The type of a field in a request."""
+class FieldType(Enum):
+    """The type of a field in a request body."""
 
-    TEXT = auto()
+    STRING = auto()
     ID = auto()
-    FLAG = auto()
-    """A boolean."""
+    BOOLEAN = auto()
     TIME = auto()
-    TEXTS = auto()
-    """A list of strings."""
+    STRINGS = auto()
 
 
-def read_body(request: Request, dialect: Dialect, fields: Mapping[str, Field]) -> dict[str, Any]:
+def read_body(request: Request, dialect: Dialect, fields: Mapping[str, FieldType]) -> dict[str, Any]:
     """Parse a request's JSON as strictly as this release does, and return the fields that it contains.
 
     Args:
@@ -134,7 +133,7 @@ def read_body(request: Request, dialect: Dialect, fields: Mapping[str, Field]) -
     """
     data = request.body
     if dialect.uses_huma:
-        return _read_huma(request, data, fields)
+        return _read_huma_body(request, data, fields)
     if len(data) > GRPC_LIMIT:
         raise RefusedError(f"grpc: received message larger than max ({len(data)} vs. {GRPC_LIMIT})", code=EXHAUSTED)
     if not data.strip():
@@ -153,7 +152,7 @@ def read_body(request: Request, dialect: Dialect, fields: Mapping[str, Field]) -
                 continue
             if name in values:
                 raise RefusedError(f'proto: (line 1:2): duplicate field "{spelling}"', code=INVALID)
-            values[name] = _read_protojson(field, value)
+            values[name] = _protojson_value(field, value)
     return values
 
 
@@ -168,27 +167,32 @@ def _snake_case(name: str) -> str:
     return re.sub(r"[A-Z]", lambda match: "_" + match[0].lower(), name)
 
 
-def _read_protojson(field: Field, value: Any) -> Any:
+def _protojson_value(field: FieldType, value: Any) -> Any:
     match field, value:
-        case Field.TEXT, str():
+        case FieldType.STRING, str():
             return value
-        case Field.FLAG, bool():
+        case FieldType.BOOLEAN, bool():
             return value
-        case Field.TEXTS, list() if all(isinstance(item, str) for item in value):
+        case FieldType.STRINGS, list() if all(isinstance(item, str) for item in value):
             return value
-        case Field.TIME, str() if (instant := parse_time(value)) is not None:
+        case FieldType.TIME, str() if (instant := parse_time(value)) is not None:
             return instant
-        case Field.ID, str() if re.fullmatch(r"\d+", value) and int(value) <= MAX_UINT64:
+        case FieldType.ID, str() if re.fullmatch(r"\d+", value) and int(value) <= MAX_UINT64:
             return int(value)
-        case Field.ID, int() if not isinstance(value, bool) and 0 <= value <= MAX_UINT64:
+        case FieldType.ID, int() if not isinstance(value, bool) and 0 <= value <= MAX_UINT64:
             return value
-    types = {Field.TEXT: "string", Field.FLAG: "bool", Field.ID: "uint64", Field.TIME: "google.protobuf.Timestamp"}
+    types = {
+        FieldType.STRING: "string",
+        FieldType.BOOLEAN: "bool",
+        FieldType.ID: "uint64",
+        FieldType.TIME: "google.protobuf.Timestamp",
+    }
     raise RefusedError(
         f"proto: (line 1:2): invalid value for {types.get(field, 'string')} field: {json.dumps(value)}", code=INVALID
     )
 
 
-def _read_huma(request: Request, data: bytes, fields: Mapping[str, Field]) -> dict[str, Any]:
+def _read_huma_body(request: Request, data: bytes, fields: Mapping[str, FieldType]) -> dict[str, Any]:
     if len(data) > HUMA_LIMIT:
         raise RefusedError(f"request body is too large limit={HUMA_LIMIT} bytes", status=413)
     if not data:
@@ -205,7 +209,7 @@ def _read_huma(request: Request, data: bytes, fields: Mapping[str, Field]) -> di
         raise _invalid(422, _error("expected object", "body", document))
     unknown = [_error("unexpected property", f"body.{name}", document) for name in document if name not in fields]
     mistyped = [
-        _error(f"expected {EXPECTED[fields[name]]}", f"body.{name}", value)
+        _error(f"expected {EXPECTED_TYPES[fields[name]]}", f"body.{name}", value)
         for name, value in document.items()
         if name in fields and not _is_of_type(fields[name], value)
     ]
@@ -214,18 +218,18 @@ def _read_huma(request: Request, data: bytes, fields: Mapping[str, Field]) -> di
     return {name: _huma_value(fields[name], value) for name, value in document.items() if value is not None}
 
 
-EXPECTED: Final = {
-    Field.TEXT: "string",
-    Field.ID: "string",
-    Field.FLAG: "boolean",
-    Field.TIME: "string to be RFC 3339 date-time",
-    Field.TEXTS: "array",
+EXPECTED_TYPES: Final = {
+    FieldType.STRING: "string",
+    FieldType.ID: "string",
+    FieldType.BOOLEAN: "boolean",
+    FieldType.TIME: "string to be RFC 3339 date-time",
+    FieldType.STRINGS: "array",
 }
 
 
 def _invalid(status: int, *errors: Mapping[str, Any]) -> RefusedError:
     """Return the error for an invalid request, from 0.30 on. The error contains the invalid values."""
-    return RefusedError(str(errors[0]["message"]), status=status, operation="validation failed", errors=errors)
+    return RefusedError(str(errors[0]["message"]), status=status, detail="validation failed", errors=errors)
 
 
 def _error(message: str, location: str, value: Any) -> dict[str, Any]:
@@ -233,26 +237,26 @@ def _error(message: str, location: str, value: Any) -> dict[str, Any]:
     return error if value is None else error | {"value": value}
 
 
-def _is_of_type(field: Field, value: Any) -> bool:
+def _is_of_type(field: FieldType, value: Any) -> bool:
     match field, value:
         case _, None:
             return True
-        case ((Field.TEXT | Field.ID), str()):
+        case ((FieldType.STRING | FieldType.ID), str()):
             return True
-        case Field.FLAG, bool():
+        case FieldType.BOOLEAN, bool():
             return True
-        case Field.TEXTS, list():
+        case FieldType.STRINGS, list():
             return all(isinstance(item, str) for item in value)
-        case Field.TIME, str():
+        case FieldType.TIME, str():
             return parse_time(value) is not None
     return False
 
 
-def _huma_value(field: Field, value: Any) -> Any:
+def _huma_value(field: FieldType, value: Any) -> Any:
     match field:
-        case Field.ID:
-            return parse_id(value, operation="invalid id")
-        case Field.TIME:
+        case FieldType.ID:
+            return parse_id(value, detail="invalid id")
+        case FieldType.TIME:
             return parse_time(value)
     return value
 
@@ -267,13 +271,13 @@ def parse_time(text: str) -> datetime | None:
         return None
 
 
-def parse_id(text: str, *, parameter: str = "id", operation: str = "") -> int:
-    """Parse an id in a path, in a query or, from 0.30 on, in a body. An empty text is the id 0.
+def parse_id(text: str, *, parameter: str = "id", detail: str = "") -> int:
+    """Parse an id in a path, in a query or, from 0.30 on, in a body. Headscale reads an empty text as 0.
 
     Args:
         text: the id.
         parameter: the name of the parameter in the path.
-        operation: the failed operation, if the id is not in a path. From 0.30 on, the error message contains it.
+        detail: the field `detail` of the error response, from 0.30 on, if the id is in a body.
 
     Raises:
         RefusedError: the id is not an unsigned 64-bit number.
@@ -282,6 +286,6 @@ def parse_id(text: str, *, parameter: str = "id", operation: str = "") -> int:
         return 0
     if re.fullmatch(r"[0-9]+", text) is None or int(text) > MAX_UINT64:
         cause = f'strconv.ParseUint: parsing "{text}": invalid syntax'
-        message = cause if operation else f"type mismatch, parameter: {parameter}, error: {cause}"
-        raise RefusedError(message, code=INVALID, status=400, operation=operation)
+        message = cause if detail else f"type mismatch, parameter: {parameter}, error: {cause}"
+        raise RefusedError(message, code=INVALID, status=400, detail=detail)
     return int(text)
