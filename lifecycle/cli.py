@@ -28,7 +28,7 @@ from lifecycle.settings.models import (
     PruneSettings,
     StatusSettings,
 )
-from lifecycle.settings.reference import changed_settings, help_text
+from lifecycle.settings.reference import help_text, non_default_settings
 
 log = structlog.get_logger()
 
@@ -163,7 +163,7 @@ def _load_settings(command: type[Command], *, is_logged: bool = True) -> Command
     if is_logged:
         console = settings.log_format == "console" or (settings.log_format == "auto" and _is_terminal())
         configure_logs(level=settings.log_level, console=console)
-        log.info("settings.loaded", version=lifecycle.__version__, **changed_settings(settings))
+        log.info("settings.loaded", version=lifecycle.__version__, **non_default_settings(settings))
     return settings
 
 

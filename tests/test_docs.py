@@ -164,7 +164,7 @@ LIMITS = {
     "Time after which `cleanup` makes no more retries of requests to Headscale": CLEANUP_RETRY_BUDGET,
     "Time after which `prune` makes no more retries of requests to Headscale": PRUNE_RETRY_BUDGET,
     "Largest number of retries of `cleanup` or `prune`": MAX_RETRIES,
-    "Time limit of a whole request to Headscale": HEADSCALE.response_timeouts,
+    "Time limit of a whole request to Headscale": HEADSCALE.timeout_factor,
     "Delay between the two observations of `prune`": timedelta(seconds=CONFIRMATION_DELAY_S),
     "Time between the first warning and the expiration of a key or a node": WARN_BEFORE,
     "Time over which a lost node is confirmed": timedelta(seconds=CONFIRMING_S),

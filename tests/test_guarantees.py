@@ -22,7 +22,7 @@ from lifecycle.domain.errors import ApiError, LifecycleError, NameTakenError
 from lifecycle.health.metrics import render_metrics
 from lifecycle.keyfile import writer as key_file_writer
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings
-from lifecycle.settings.reference import changed_settings
+from lifecycle.settings.reference import non_default_settings
 from tests.builders import COMMENT_OF_OTHER_OWNER, NAME, OUR_COMMENT
 from tests.releases import DEFAULT
 from tests.simulators import faults
@@ -384,7 +384,7 @@ def test_never_5_no_output_contains_a_secret(
     world.run(watch, HEALING_S)
     for command in (CleanupSettings, DnsWatchSettings):
         settings = world.settings(command)
-        texts += [repr(settings), str(changed_settings(settings))]
+        texts += [repr(settings), str(non_default_settings(settings))]
     texts += map(repr, events)
     texts += [f"{exchange.path}?{exchange.query}" for exchange in world.headscale.requests + world.cloudflare.requests]
     status = watch.status

@@ -34,7 +34,7 @@ class HttpClient:
         http: a client of httpx that has the base address and follows no redirects.
         upstream: describes the upstream.
         timeout: the limit for opening a connection. A whole request, from resolving the name to the end of the
-            response, may take this time multiplied by `Upstream.response_timeouts`.
+            response, may take this time multiplied by `Upstream.timeout_factor`.
         proxy: the proxy that `http` uses, for messages.
         now: returns the current time as a timezone-aware datetime in UTC.
 
@@ -58,7 +58,7 @@ class HttpClient:
         self.clock_skew: timedelta | None = None
         self._http = http
         self._connect_timeout_s = timeout.total_seconds()
-        self._timeout_s = self._connect_timeout_s * upstream.response_timeouts
+        self._timeout_s = self._connect_timeout_s * upstream.timeout_factor
         # `network.Network` ignores the other time-outs of httpx.
         self._httpx_timeout = httpx.Timeout(None, connect=self._connect_timeout_s)
         self._now = now

@@ -20,7 +20,7 @@ class Upstream:
         explain: called with a request, such as "GET /zones", and with its response; returns the error for the refusal.
             None means that the error is chosen by the HTTP status alone.
         is_from_upstream: returns True if an error response is from the upstream itself, and not from a proxy.
-        response_timeouts: the time for a whole request, as a multiple of HTTP_TIMEOUT.
+        timeout_factor: the time limit of a whole request, as a multiple of HTTP_TIMEOUT.
         health_path: the path of the health endpoint, which needs no credentials; None if there is none.
     """
 
@@ -29,5 +29,5 @@ class Upstream:
     ca_setting: str
     explain: Callable[[str, Response], ApiError | None] = lambda _what, _response: None
     is_from_upstream: Callable[[Response], bool] = lambda response: response.json is not None
-    response_timeouts: int = 1
+    timeout_factor: int = 1
     health_path: str | None = None

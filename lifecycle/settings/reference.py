@@ -87,7 +87,7 @@ def table(variables: dict[str, FieldInfo]) -> str:
     return "\n".join(lines)
 
 
-def changed_settings(settings: Settings) -> dict[str, Any]:
+def non_default_settings(settings: Settings) -> dict[str, Any]:
     """Return the settings that differ from their defaults, without secrets, for the log."""
     values: dict[str, Any] = {}
     for name, field in command_variables(type(settings)).items():

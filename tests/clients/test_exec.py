@@ -485,8 +485,8 @@ def test_one_incomplete_list_does_not_mean_a_missing_node(
 # --- Lost responses to a new key -----------------------------------------------------------------------
 
 LOST_RESPONSES = [
-    pytest.param(ExecFault(cut_after=1), id="reset-within-the-output"),
-    pytest.param(ExecFault(cut_after=0), id="reset-before-the-output"),
+    pytest.param(ExecFault(sent_bytes=1), id="reset-within-the-output"),
+    pytest.param(ExecFault(sent_bytes=0), id="reset-before-the-output"),
     pytest.param(ExecFault(sends_status=False), id="closed-without-a-status"),
 ]
 
@@ -531,7 +531,7 @@ def test_key_that_cannot_be_expired_by_id_is_logged(
     events: list[dict[str, object]],
 ) -> None:
     """These versions need the secret to expire a key, and the secret was in the lost response."""
-    kubernetes.add_exec_fault(ExecFault(cut_after=1), "preauthkeys create")
+    kubernetes.add_exec_fault(ExecFault(sent_bytes=1), "preauthkeys create")
     key = create_key(headscale, clock)
     lost, created = server.keys
     assert (key.id, key.secret.get_secret_value()) == (str(created.id), created.key)
@@ -552,7 +552,7 @@ def test_lost_key_is_expired_despite_clock_skew(
     transport = connect()
     headscale = HeadscaleWriter(ExecTransport(transport._pod, now=lambda: clock.now() + skew), retrying_on(clock))  # noqa: SLF001
     user = find_user(headscale)
-    kubernetes.add_exec_fault(ExecFault(cut_after=1), "preauthkeys create")
+    kubernetes.add_exec_fault(ExecFault(sent_bytes=1), "preauthkeys create")
     key = headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now() + skew)
     assert unexpired_keys(server, clock) == [key.secret.get_secret_value()]
 
@@ -579,7 +579,7 @@ def test_key_of_another_pod_is_not_expired(
 ) -> None:
     """Our first command is not executed. Then another pod creates a key with almost the same lifetime."""
     user = find_user(headscale)
-    kubernetes.add_exec_fault(ExecFault(instead=Finished(), cut_after=0), "preauthkeys create")
+    kubernetes.add_exec_fault(ExecFault(instead=Finished(), sent_bytes=0), "preauthkeys create")
     lifetimes: list[timedelta] = []
 
     def create_key_of_another_pod() -> None:
@@ -721,7 +721,7 @@ def test_outcome_of_each_command_is_reported(kubernetes: KubernetesSimulator, co
     transport = ExecTransport(connect()._pod, now=clock.now, on_outcome=outcomes.append)  # noqa: SLF001
     transport.nodes()
     for fault in (
-        ExecFault(cut_after=0),
+        ExecFault(sent_bytes=0),
         ExecFault(instead=Finished(1)),
         ExecFault(instead=Finished(1, stderr=grpc_error("InvalidArgument").encode())),
     ):

@@ -313,8 +313,8 @@ def test_output_beyond_the_limit_is_refused(cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     "fault",
     [
-        pytest.param(ExecFault(cut_after=0), id="cut-before-the-output"),
-        pytest.param(ExecFault(cut_after=4), id="cut-in-the-output"),
+        pytest.param(ExecFault(sent_bytes=0), id="cut-before-the-output"),
+        pytest.param(ExecFault(sent_bytes=4), id="cut-in-the-output"),
         pytest.param(ExecFault(sends_status=False), id="closed-without-a-status"),
         pytest.param(ExecFault(start_error="container is not running"), id="container-stopped"),
     ],

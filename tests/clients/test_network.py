@@ -240,8 +240,8 @@ def test_slow_body_over_tls_fails_when_the_budget_ends(tmp_path: Path) -> None:
 
 
 def test_time_for_a_response_can_exceed_the_time_for_a_connection(resolve_to: Callable[[Resolver], None]) -> None:
-    """With `response_timeouts=4`, a response may take four time-outs, but TCP and TLS connections only one each."""
-    options = {"upstream": replace(API, response_timeouts=4), "timeout_s": 0.1}
+    """With `timeout_factor=4`, a response may take four time-outs, but TCP and TLS connections only one each."""
+    options = {"upstream": replace(API, timeout_factor=4), "timeout_s": 0.1}
     for scheme, expected in (("https", "within 0.1 s"), ("http", "within 0.4 s")):
         with serve_connection(send_nothing) as address:
             assert expected in str(failure(f"{scheme}://{address}", **options))

@@ -79,7 +79,7 @@ def test_a_lost_node_registers_again_with_exec(
 @pytest.mark.parametrize(
     "fault",
     [
-        pytest.param(ExecFault(cut_after=3), id="connection lost"),
+        pytest.param(ExecFault(sent_bytes=3), id="connection lost"),
         pytest.param(ExecFault(before=b"garbage\n"), id="garbage before the response"),
         pytest.param(ExecFault(instead=Finished(1)), id="exit status 1"),
         pytest.param(ExecFault(instead=Finished(stdout=b"null")), id="null"),

@@ -483,8 +483,8 @@ STORM_MUTANTS: Final = (
         guarantee="Storm",
         name="does not retry after a response time-out",
         file="clients/headscale/errors.py",
-        old="    response_timeouts=4,\n",
-        new="    response_timeouts=1,\n",
+        old="    timeout_factor=4,\n",
+        new="    timeout_factor=1,\n",
     ),
 )
 

@@ -168,8 +168,8 @@ def test_sidecar_without_the_key_volume_publishes_its_node(make_pod: MakePod) ->
 @pytest.mark.parametrize(
     ("fault", "headscale_command"),
     [
-        pytest.param(ExecFault(cut_after=5), "nodes list", id="truncated list"),
-        pytest.param(ExecFault(cut_after=5), "preauthkeys create", id="truncated new key"),
+        pytest.param(ExecFault(sent_bytes=5), "nodes list", id="truncated list"),
+        pytest.param(ExecFault(sent_bytes=5), "preauthkeys create", id="truncated new key"),
         pytest.param(ExecFault(before=b"warning: garbage\n"), "preauthkeys create", id="garbage before a new key"),
         pytest.param(ExecFault(instead=Finished()), "users list", id="success without output"),
         pytest.param(ExecFault(start_error="container is restarting"), "nodes delete", id="restarting container"),

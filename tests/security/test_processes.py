@@ -24,7 +24,7 @@ SETTINGS = {"LOG_LEVEL": "debug", "DNS_OWNER": "default", "MAX_RETRIES": "1", "H
 
 EXEC_FAULTS = {
     "no fault": None,
-    "truncated output": ExecFault(cut_after=5),
+    "truncated output": ExecFault(sent_bytes=5),
     "malformed output": ExecFault(instead=Finished(stdout=b"garbage")),
     "error": ExecFault(instead=Finished(exit_status=1, stderr=b"Error: rpc error: code = Unavailable")),
     "restarting container": ExecFault(start_error="container is restarting"),

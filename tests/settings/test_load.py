@@ -11,7 +11,7 @@ import pytest
 from lifecycle.domain.errors import ConfigError
 from lifecycle.settings.load import environment, load, near_misses, service_links
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, DryRunSettings, command_variables
-from lifecycle.settings.reference import changed_settings
+from lifecycle.settings.reference import non_default_settings
 from tests.settings.environment import MINIMUM, UNPRIVILEGED_USER_ID, Environment
 
 # --- White space and control characters ------------------------------------------------------------------------------
@@ -241,12 +241,12 @@ def test_near_miss_has_no_effect(env: Environment) -> None:
 # --- The log --------------------------------------------------------------------------------------------
 
 
-def test_log_shows_changed_settings(env: Environment) -> None:
+def test_log_shows_non_default_settings(env: Environment) -> None:
     """The log contains neither secrets nor DNS_TTL, which has its default value."""
     env.set(**MINIMUM | {"AUTHKEY_TAGS": "tag:b,tag:a", "AUTHKEY_FILE_MODE": "0600", "HTTP_TIMEOUT": "500s"})
     env.set(DNS_TTL="60", SELF_HEAL="true", VPN_PREFIXES="10.0.0.0/8,fd00::/8", TAILSCALE_INTERFACE="")
 
-    assert changed_settings(load(DryRunSettings)) == {
+    assert non_default_settings(load(DryRunSettings)) == {
         "domain_name": "example.com",
         "pod_name": "grafana-0",
         "authkey_tags": "tag:a,tag:b",
@@ -261,6 +261,6 @@ def test_log_shows_changed_settings(env: Environment) -> None:
 def test_log_shows_only_settings_of_the_command(env: Environment) -> None:
     env.set(DNS_TTL="300", DNS_CLEANUP="keep")
 
-    watch, cleanup = changed_settings(load(DnsWatchSettings)), changed_settings(load(CleanupSettings))
+    watch, cleanup = non_default_settings(load(DnsWatchSettings)), non_default_settings(load(CleanupSettings))
     assert watch.keys() - cleanup.keys() == {"dns_ttl"}
     assert cleanup.keys() - watch.keys() == {"dns_cleanup"}

@@ -22,7 +22,7 @@ from lifecycle.settings.models import (
     Settings,
     command_variables,
 )
-from lifecycle.settings.reference import changed_settings
+from lifecycle.settings.reference import non_default_settings
 from tests.settings.environment import MINIMUM, UNPRIVILEGED_USER_ID, Environment, problem_of
 
 # --- Required -----------------------------------------------------------------------------------------
@@ -197,9 +197,9 @@ def test_secret_file_is_read_again(env: Environment, tmp_path: Path) -> None:
 def test_secrets_are_never_shown(env: Environment) -> None:
     settings = env.load(HEADSCALE_USER="svc", HTTPS_PROXY="http://me:pr0xy-pass@proxy:3128")
 
-    for text in (repr(settings), str(settings), str(changed_settings(settings)), settings.model_dump_json()):
+    for text in (repr(settings), str(settings), str(non_default_settings(settings)), settings.model_dump_json()):
         assert not re.search("cf-t0ken|hs-k3y|pr0xy-pass", text)
-    assert not {name.lower() for name in SECRETS} & changed_settings(settings).keys()
+    assert not {name.lower() for name in SECRETS} & non_default_settings(settings).keys()
 
 
 def test_validation_error_of_pydantic_shows_no_value(env: Environment) -> None:

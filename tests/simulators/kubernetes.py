@@ -20,7 +20,7 @@ import httpx
 
 from tests.simulators.faults import TIMED_OUT, FaultQueue, apply_fault, reset
 from tests.simulators.headscale_cli import Finished, Program
-from tests.simulators.kubernetes_events import Events, InvalidEventError
+from tests.simulators.kubernetes_events import EventRefusedError, Events
 from tests.simulators.messages import MemoryConnection, Request, Response, json_response, text_response
 from tests.simulators.upstream import Upstream
 from tests.simulators.websocket import CLOSING, PING, close, frame, read_pong, upgrade_headers
@@ -108,7 +108,7 @@ class ExecFault:
     Attributes:
         before: bytes that are sent before the command's standard output.
         instead: the result that is sent without running the command; None = the command is run.
-        cut_after: how many bytes of standard output are sent before the connection is reset; None = it is not reset.
+        sent_bytes: how many bytes of standard output are sent before the connection is reset; None = it is not reset.
         sends_status: True if the exit status is sent.
         hang: True if the command is run, but nothing is sent until the client closes the connection.
         stall: True if only half of a frame is sent, and then nothing until the client closes the connection.
@@ -117,7 +117,7 @@ class ExecFault:
 
     before: bytes = b""
     instead: Finished | None = None
-    cut_after: int | None = None
+    sent_bytes: int | None = None
     sends_status: bool = True
     hang: bool = False
     stall: bool = False
@@ -299,7 +299,7 @@ class KubernetesSimulator(Upstream):
         """Execute one request, always in the current state. The caller holds the lock."""
         try:
             response = self._answer(request)
-        except InvalidEventError as error:
+        except EventRefusedError as error:
             response = _RefusedError(error.status, str(error)).response()
         except _RefusedError as error:
             response = error.response()
@@ -512,8 +512,10 @@ class KubernetesSimulator(Upstream):
         if fault.hang or fault.stall:
             half = frame(bytes([STDOUT]) + stdout)[: len(stdout) // 2]
             return half if fault.stall else b"", httpx.ReadTimeout(TIMED_OUT)
-        if fault.cut_after is not None:
-            return _messages(STDOUT, stdout[: fault.cut_after]), httpx.ReadError("[Errno 104] Connection reset by peer")
+        if fault.sent_bytes is not None:
+            return _messages(STDOUT, stdout[: fault.sent_bytes]), httpx.ReadError(
+                "[Errno 104] Connection reset by peer"
+            )
         # Only the requested streams are sent.
         output = _messages(STDOUT, stdout) if _is_requested(request, "stdout") else b""
         output += _messages(STDERR, finished.stderr) if _is_requested(request, "stderr") else b""

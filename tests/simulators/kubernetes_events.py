@@ -14,7 +14,7 @@ _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _CONTROLLER: Final = re.compile(r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?", re.ASCII)
 
 
-class InvalidEventError(Exception):
+class EventRefusedError(Exception):
     """The Event in a request is invalid, exists already or does not exist. `status` is the response's HTTP status."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -30,9 +30,9 @@ class Events(dict[tuple[str, str], dict[str, Any]]):
         _check_times(event)
         name = event["metadata"].get("name", "")
         if problem := _problem_of_event(event, namespace):
-            raise InvalidEventError(422, f'Event "{name}" is invalid: {problem}')
+            raise EventRefusedError(422, f'Event "{name}" is invalid: {problem}')
         if (namespace, name) in self:
-            raise InvalidEventError(409, f'events "{name}" already exists')
+            raise EventRefusedError(409, f'events "{name}" already exists')
         self[namespace, name] = event
         return event
 
@@ -40,10 +40,10 @@ class Events(dict[tuple[str, str], dict[str, Any]]):
         """Apply a merge patch to an Event."""
         event = self.get((namespace, name))
         if event is None:
-            raise InvalidEventError(404, f'events "{name}" not found')
+            raise EventRefusedError(404, f'events "{name}" not found')
         _check_times(patch)
         if problem := _problem_of_patch(event, patch):
-            raise InvalidEventError(422, f'Event "{name}" is invalid: {problem}')
+            raise EventRefusedError(422, f'Event "{name}" is invalid: {problem}')
         self[namespace, name] = event | {"series": {**(event.get("series") or {}), **patch["series"]}}
         return self[namespace, name]
 
@@ -89,4 +89,4 @@ def _check_times(event: dict[str, Any]) -> None:
     """Refuse a time without microseconds."""
     for value in (event.get("eventTime"), (event.get("series") or {}).get("lastObservedTime")):
         if value is not None and not _MICRO_TIME.fullmatch(value):
-            raise InvalidEventError(400, f"Event in version v1 cannot be handled: cannot parse {value}")
+            raise EventRefusedError(400, f"Event in version v1 cannot be handled: cannot parse {value}")

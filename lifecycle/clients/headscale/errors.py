@@ -154,6 +154,6 @@ HEADSCALE: Final = Upstream(
     # With the default HTTP_TIMEOUT of 10 s, a request can take 40 s. This is longer than the 30 s after which
     # Headscale's HTTP server ends a request (its `WriteTimeout`). Repeating a request earlier would make an overload
     # worse, because Headscale also does the expensive check of the API key for a client that has disconnected.
-    response_timeouts=4,
+    timeout_factor=4,
     health_path="/health",
 )
