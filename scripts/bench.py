@@ -299,12 +299,12 @@ class Bench:
         for pods in (300, 1000):
             # For a quick run, simulate fewer pods with more expensive requests, which gives about the same result.
             result = storm(50, key_check_s=BCRYPT_S * pods / 50) if self._quick else storm(pods)
-            ratio, wasted = result.last_key_s / result.limit_s, result.wasted / result.key_checks
+            ratio, wasted = result.last_key_s / result.shortest_s, result.wasted / result.key_checks
             text = f"{result.last_key_s:.0f} s: {ratio:.2f} x, {result.exits} container exits"
             yield Figure(
                 f"{pods} pods starting together, time until each has its pre-auth key",
                 text,
-                f"the server's limit: {result.limit_s:.0f} s",
+                f"the server's limit: {result.shortest_s:.0f} s",
                 ratio,
             )
             reference = f"{result.key_checks} key checks"

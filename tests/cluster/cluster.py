@@ -8,7 +8,7 @@ affect other tests:
         cluster = tailnet.cluster
         cluster.apply(*manifests)                       # or cluster.kubectl("apply", "-k", tailnet.deploy_folder / "…")
         cluster.wait_for_pod("wiki-0")                  # in the namespace `services`
-        node = tailnet.wait_for_record("wiki.example.com")
+        node = tailnet.wait_for_published_node("wiki.example.com")
         assert "ok" in cluster.exec("wiki-0", "application", "cat", "/data/state")
 
 `Cluster.node` is the cluster node. It can be rebooted, and can run commands. `Cluster.load` adds images to it, such as

@@ -21,7 +21,7 @@ from tests.cluster.cluster import Cluster, manifest
 from tests.cluster.tailnet import Tailnet, tailnet_in
 from tests.cluster.workloads import GRAFANA_POD, WIKI, deploy_clients, deploy_grafana, deploy_wiki
 from tests.image.tools import ImageBuild
-from tests.inject.refused import labelled, pod, template_of
+from tests.inject.labelled_workloads import labelled, pod, template_of
 from tests.inject.samples import LOGIN_SERVER, SETTINGS, workloads
 from tests.pod.certificates import issue
 from tests.pod.network import create_host

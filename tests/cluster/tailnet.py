@@ -84,7 +84,7 @@ class Tailnet:
         """Return the records with this name."""
         return self.cloudflare.records(self.zone_id, name)
 
-    def wait_for_record(self, name: str) -> Document:
+    def wait_for_published_node(self, name: str) -> Document:
         """Wait until a name has exactly one node, and one record with its address. Return the node."""
 
         def find() -> Document | None:

@@ -10,7 +10,7 @@ import yaml
 from tests.chart.helm import SITE, Values, run, template
 from tests.cluster.api_server import ApiServer
 from tests.cluster.conftest import RELEASE_NAMESPACE, helm
-from tests.inject.refused import pod
+from tests.inject.labelled_workloads import pod
 from tests.pod.rendering import render
 from tests.real.programs import eventually
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from tests.cluster.api_server import ApiServer
-from tests.inject.refused import template_of
+from tests.inject.labelled_workloads import template_of
 from tests.inject.with_tailscale import CASES, rendered_workload, workloads_with_tailscale
 from tests.pod.rendering import containers
 

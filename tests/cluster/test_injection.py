@@ -16,7 +16,7 @@ from lifecycle.inject.rules import LABEL
 from lifecycle.inject.template import CONTAINERS
 from tests.cluster.api_server import ApiServer, RefusedError
 from tests.cluster.conftest import set_settings
-from tests.inject.refused import ACCEPTED, REFUSED, annotated, deployment, pod, template_of
+from tests.inject.labelled_workloads import ACCEPTED, REFUSED, annotated, deployment, pod, template_of
 from tests.inject.samples import (
     LOGIN_SERVER,
     NAMES,

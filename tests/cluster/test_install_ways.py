@@ -19,7 +19,7 @@ from tests.chart.helm import Values
 from tests.cluster.api_server import ApiServer
 from tests.cluster.conftest import helm
 from tests.cluster.test_injection import admitted, pod_of
-from tests.inject.refused import pod, template_of
+from tests.inject.labelled_workloads import pod, template_of
 from tests.pod.rendering import DEPLOY, ROOT, Document, config_map_data, of_kind, render
 from tests.pod.test_site import SITE, create_site
 from tests.real.programs import eventually

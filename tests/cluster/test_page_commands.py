@@ -142,16 +142,16 @@ def _responds(cluster: Cluster, url: str) -> bool:
 
 def registers_as_a_new_node(shell: Shell, commands: str) -> None:
     tailnet = shell.tailnet
-    before, pod = tailnet.wait_for_record(GRAFANA_NAME), tailnet.cluster.get("pod", GRAFANA_POD)
+    before, pod = tailnet.wait_for_published_node(GRAFANA_NAME), tailnet.cluster.get("pod", GRAFANA_POD)
     shell.run(commands)
     tailnet.cluster.wait_for_pod(GRAFANA_POD, not_uid=pod["metadata"]["uid"])
-    after = tailnet.wait_for_record(GRAFANA_NAME)
+    after = tailnet.wait_for_published_node(GRAFANA_NAME)
     assert after["id"] != before["id"]
     assert after["ip_addresses"] != before["ip_addresses"]
 
 
 def shows_the_addresses(shell: Shell, command: str) -> None:
-    assert shell.run(command).split() == shell.tailnet.wait_for_record(GRAFANA_NAME)["ip_addresses"]
+    assert shell.run(command).split() == shell.tailnet.wait_for_published_node(GRAFANA_NAME)["ip_addresses"]
 
 
 def shows_states(shell: Shell, command: str) -> None:
@@ -191,10 +191,10 @@ def _is_in_sync(shell: Shell) -> bool:
 
 def leaves_node_record_and_volume(shell: Shell, command: str) -> None:
     tailnet = shell.tailnet
-    node = tailnet.wait_for_record(GRAFANA_NAME)
+    node = tailnet.wait_for_published_node(GRAFANA_NAME)
     shell.run(command)
     eventually(lambda: not tailnet.cluster.pods("app.kubernetes.io/name=grafana"), "no pod", timeout_s=START_TIMEOUT_S)
-    assert tailnet.wait_for_record(GRAFANA_NAME)["id"] == node["id"]
+    assert tailnet.wait_for_published_node(GRAFANA_NAME)["id"] == node["id"]
     tailnet.cluster.get("persistentvolumeclaim", "data-grafana-0")
 
 
@@ -205,7 +205,7 @@ def deletes_the_volume(shell: Shell, command: str) -> None:
         shell.tailnet.cluster.get("persistentvolumeclaim", "data-grafana-0")
     shell.run("kubectl apply -k deploy/services/grafana")
     shell.tailnet.cluster.wait_for_pod(GRAFANA_POD)
-    shell.tailnet.wait_for_record(GRAFANA_NAME)
+    shell.tailnet.wait_for_published_node(GRAFANA_NAME)
 
 
 # --- docs/add-a-service.md ----------------------------------------------------------------------------
@@ -259,7 +259,7 @@ def starts_the_workload(shell: Shell, command: str) -> None:
     cluster.load({WIKI_IMAGE: application(cluster.layers, 3000)})
     shell.run(command)
     cluster.wait_for_pod("wiki-0")
-    shell.tailnet.wait_for_record("wiki.example.com")
+    shell.tailnet.wait_for_published_node("wiki.example.com")
 
 
 def shows_progress(shell: Shell, command: str) -> None:

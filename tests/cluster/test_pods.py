@@ -41,7 +41,7 @@ def _pods(grafana: str, wiki: str, client_pods: None) -> None:
 
 @pytest.mark.parametrize("name", [GRAFANA_NAME, WIKI_NAME])
 def test_pod_has_a_node_and_a_record(tailnet: Tailnet, name: str) -> None:
-    node = tailnet.wait_for_record(name)
+    node = tailnet.wait_for_published_node(name)
     (record,) = tailnet.records(name)
     assert (record.type, record.comment, record.proxied) == ("A", RECORD_COMMENT, False)
     assert (node["user"]["name"], node["given_name"]) == (USER, name.replace(".", "-"))
@@ -68,19 +68,19 @@ def test_tailscale_reports_no_missing_privileges(tailnet: Tailnet) -> None:
 
 def test_replaced_pod_keeps_its_node(tailnet: Tailnet) -> None:
     cluster = tailnet.cluster
-    pod, node = cluster.get("pod", GRAFANA_POD), tailnet.wait_for_record(GRAFANA_NAME)
+    pod, node = cluster.get("pod", GRAFANA_POD), tailnet.wait_for_published_node(GRAFANA_NAME)
     cluster.kubectl("-n", "services", "delete", "pod", GRAFANA_POD)
     cluster.wait_for_pod(GRAFANA_POD, not_uid=pod["metadata"]["uid"])
-    after = tailnet.wait_for_record(GRAFANA_NAME)
+    after = tailnet.wait_for_published_node(GRAFANA_NAME)
     assert (after["id"], after["ip_addresses"]) == (node["id"], node["ip_addresses"])
     wait_for_response(tailnet, f"https://{GRAFANA_NAME}/api/health", "ok")
 
 
 def test_replaced_injected_pod_gets_a_new_node_with_the_same_name(tailnet: Tailnet) -> None:
-    pod, node = ready_pod(tailnet, WIKI), tailnet.wait_for_record(WIKI_NAME)
+    pod, node = ready_pod(tailnet, WIKI), tailnet.wait_for_published_node(WIKI_NAME)
     tailnet.cluster.kubectl("-n", "services", "delete", "pod", pod["metadata"]["name"])
     ready_pod(tailnet, WIKI, not_uid=pod["metadata"]["uid"])
-    after = tailnet.wait_for_record(WIKI_NAME)
+    after = tailnet.wait_for_published_node(WIKI_NAME)
     assert after["id"] != node["id"]
     assert after["given_name"] == node["given_name"]
     wait_for_response(tailnet, f"http://{WIKI_NAME}/", "ok")
@@ -88,7 +88,7 @@ def test_replaced_injected_pod_gets_a_new_node_with_the_same_name(tailnet: Tailn
 
 def test_killed_tailscale_restarts_with_the_same_node(tailnet: Tailnet) -> None:
     cluster = tailnet.cluster
-    node, before = tailnet.wait_for_record(GRAFANA_NAME), restarts(cluster.get("pod", GRAFANA_POD), "tailscale")
+    node, before = tailnet.wait_for_published_node(GRAFANA_NAME), restarts(cluster.get("pod", GRAFANA_POD), "tailscale")
     cluster.exec(GRAFANA_POD, "tailscale", "killall", "-9", "tailscaled")
     eventually(
         lambda: restarts(cluster.get("pod", GRAFANA_POD), "tailscale") > before,
@@ -97,14 +97,14 @@ def test_killed_tailscale_restarts_with_the_same_node(tailnet: Tailnet) -> None:
         timeout_s=RECOVERY_TIMEOUT_S,
     )
     cluster.wait_for_pod(GRAFANA_POD)
-    assert tailnet.wait_for_record(GRAFANA_NAME)["id"] == node["id"]
+    assert tailnet.wait_for_published_node(GRAFANA_NAME)["id"] == node["id"]
     wait_for_response(tailnet, f"https://{GRAFANA_NAME}/api/health", "ok")
 
 
 def test_pods_recover_when_their_nodes_are_deleted_in_headscale(tailnet: Tailnet) -> None:
     """The test deletes both nodes at the same time, because dns-watch needs a minute to confirm a loss."""
     names = (GRAFANA_NAME, WIKI_NAME)
-    deleted = {name: tailnet.wait_for_record(name)["id"] for name in names}
+    deleted = {name: tailnet.wait_for_published_node(name)["id"] for name in names}
     for node_id in deleted.values():
         tailnet.run_headscale("nodes", "delete", "--identifier", str(node_id), "--force")
 
@@ -118,7 +118,7 @@ def test_pods_recover_when_their_nodes_are_deleted_in_headscale(tailnet: Tailnet
         timeout_s=RECOVERY_TIMEOUT_S,
     )
     for name in names:
-        tailnet.wait_for_record(name)
+        tailnet.wait_for_published_node(name)
     wait_for_response(tailnet, f"https://{GRAFANA_NAME}/api/health", "ok")
     events = {event["event"] for event in tailnet.cluster.events(GRAFANA_POD, "dns-watch")}
     assert {"node.lost", "restart.requested"} <= events
@@ -127,7 +127,7 @@ def test_pods_recover_when_their_nodes_are_deleted_in_headscale(tailnet: Tailnet
 def test_pods_recover_after_a_reboot_of_the_cluster_node(tailnet: Tailnet) -> None:
     """All processes end, as after a power failure. The kubelet starts the containers of its pods again."""
     cluster = tailnet.cluster
-    nodes = {name: tailnet.wait_for_record(name) for name in (GRAFANA_NAME, WIKI_NAME)}
+    nodes = {name: tailnet.wait_for_published_node(name) for name in (GRAFANA_NAME, WIKI_NAME)}
     names = (GRAFANA_POD, ready_pod(tailnet, WIKI)["metadata"]["name"])
     before = {name: container_id(cluster.get("pod", name), "dns-watch") for name in names}
     cluster.node.reboot()
@@ -140,9 +140,9 @@ def test_pods_recover_after_a_reboot_of_the_cluster_node(tailnet: Tailnet) -> No
     for name in names:
         cluster.wait_for_pod(name)
     for name, node in nodes.items():
-        after = tailnet.wait_for_record(name)
+        after = tailnet.wait_for_published_node(name)
         assert after["given_name"] == node["given_name"]
-    assert tailnet.wait_for_record(GRAFANA_NAME)["id"] == nodes[GRAFANA_NAME]["id"]
+    assert tailnet.wait_for_published_node(GRAFANA_NAME)["id"] == nodes[GRAFANA_NAME]["id"]
     wait_for_response(tailnet, f"https://{GRAFANA_NAME}/api/health", "ok")
     wait_for_response(tailnet, f"http://{WIKI_NAME}/", "ok")
 
@@ -203,7 +203,7 @@ def test_prune_of_one_workload_deletes_nothing_else(tailnet: Tailnet, orphan: st
         cluster.kubectl("-n", "services", "delete", "job", "prune-one")
     assert tailnet.records(orphan) == []
     for name in (GRAFANA_NAME, WIKI_NAME):
-        tailnet.wait_for_record(name)
+        tailnet.wait_for_published_node(name)
 
 
 def job_events(tailnet: Tailnet, job: str, name: str) -> list[Document]:

@@ -34,7 +34,7 @@ def deploy_grafana(tailnet: Tailnet) -> None:
     cluster.kubectl("-n", "services", "create", "secret", "generic", "grafana-admin", "--from-literal=password=a")
     cluster.kubectl("apply", "-k", tailnet.deploy_folder / "services/grafana")
     cluster.wait_for_pod(GRAFANA_POD)
-    tailnet.wait_for_record(GRAFANA_NAME)
+    tailnet.wait_for_published_node(GRAFANA_NAME)
 
 
 def wiki_manifest() -> Document:
@@ -57,7 +57,7 @@ def deploy_wiki(tailnet: Tailnet) -> None:
     cluster.load({WIKI_IMAGE: application(cluster.layers, 80, address="0.0.0.0")})
     cluster.apply(wiki_manifest())
     ready_pod(tailnet, WIKI)
-    tailnet.wait_for_record(WIKI_NAME)
+    tailnet.wait_for_published_node(WIKI_NAME)
 
 
 def enable_injection(tailnet: Tailnet) -> None:

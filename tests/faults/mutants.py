@@ -48,7 +48,7 @@ sys.exit(pytest.main([*options, "{tests}"]))
 
 DECISION_TESTS: Final = "tests/dns_watch/test_decide.py"
 STORM_TEST: Final = (
-    "tests/fleet/test_storm.py::test_storm_takes_at_most_half_longer_than_the_pods_one_after_another[50-1.2]"
+    "tests/fleet/test_storm.py::test_storm_takes_at_most_half_longer_than_the_shortest_possible_time[50-1.2]"
 )
 
 

@@ -16,7 +16,7 @@ from lifecycle.inject.manifests import inject
 from lifecycle.inject.rules import STATE_SECRET, Site
 from lifecycle.inject.template import CONTAINERS
 from lifecycle.settings.models import DryRunSettings, InjectSettings, command_variables
-from tests.inject.refused import template_of
+from tests.inject.labelled_workloads import template_of
 from tests.pod.rendering import render
 
 Document = dict[str, Any]

@@ -14,7 +14,7 @@ import yaml
 from lifecycle import cli
 from lifecycle.domain.errors import EXIT_USAGE
 from lifecycle.inject.template import CONTAINERS
-from tests.inject.refused import annotated, deployment, template_of
+from tests.inject.labelled_workloads import annotated, deployment, template_of
 from tests.inject.samples import LOGIN_SERVER, Document
 
 ENV_FILE = f"DOMAIN_NAME=example.com\nLOGIN_SERVER={LOGIN_SERVER}\nHEADSCALE_USER=services\n"

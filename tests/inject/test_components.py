@@ -10,7 +10,7 @@ import pytest
 from lifecycle.inject.rules import HOSTNAME, INIT_CONTAINERS, LABEL, STATE_SECRET
 from lifecycle.inject.template import CONTAINERS, VOLUMES
 from lifecycle.settings.models import DryRunSettings, command_variables
-from tests.inject.refused import template_of
+from tests.inject.labelled_workloads import template_of
 from tests.inject.samples import (
     NAMES,
     SITE,

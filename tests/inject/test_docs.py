@@ -7,7 +7,7 @@ from dotenv import dotenv_values
 
 from lifecycle.inject.rules import ANNOTATIONS
 from lifecycle.settings.models import InjectSettings
-from tests.inject.refused import deployment, template_of
+from tests.inject.labelled_workloads import deployment, template_of
 from tests.inject.samples import DEPLOY, injected
 from tests.pages import ROOT, blocks, quoted, rows
 

@@ -19,7 +19,7 @@ from lifecycle.domain.errors import ManifestError
 from lifecycle.inject.manifests import inject
 from lifecycle.inject.rules import HOSTNAME, LABEL
 from lifecycle.inject.template import CONTAINERS
-from tests.inject.refused import annotated, deployment, pod, stateful_set, template_of
+from tests.inject.labelled_workloads import annotated, deployment, pod, stateful_set, template_of
 from tests.inject.samples import NAMES, SITE, Document, injected, workloads
 
 WORKLOADS_TEXT = Path(__file__).with_name("workloads.yaml").read_text()

@@ -13,7 +13,7 @@ from lifecycle.domain.errors import ManifestError
 from lifecycle.inject.manifests import inject
 from lifecycle.inject.rules import REFUSALS
 from lifecycle.inject.template import CONTAINERS
-from tests.inject.refused import ACCEPTED, KINDS, REFUSED, annotated, deployment, labelled
+from tests.inject.labelled_workloads import ACCEPTED, KINDS, REFUSED, annotated, deployment, labelled
 from tests.inject.samples import SITE
 
 

@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 
 from lifecycle.inject.template import PROJECT, template
-from tests.inject.refused import deployment, stateful_set, template_of
+from tests.inject.labelled_workloads import deployment, stateful_set, template_of
 from tests.inject.samples import SITE, with_component
 from tests.inject.with_tailscale import (
     CASES,

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from tests.inject.refused import template_of
+from tests.inject.labelled_workloads import template_of
 from tests.inject.samples import COMPONENTS
 from tests.pod.rendering import containers, render
 

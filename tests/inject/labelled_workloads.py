@@ -1,6 +1,6 @@
-"""Workloads that `lifecycle inject` and the admission policies must refuse, and workloads that they must accept.
+"""Functions that build workloads with the label that requests the containers.
 
-The functions build workloads with the label, for these and other tests.
+REFUSED and ACCEPTED are the workloads that `lifecycle inject` and the admission policies must refuse and accept.
 """
 
 from __future__ import annotations
