@@ -20,7 +20,7 @@ from tests.cluster.cluster import START_TIMEOUT_S, Cluster, Document, manifest
 from tests.cluster.images import BUSYBOX, Image
 from tests.cluster.node import NODE_ADDRESS, NODE_NAME
 from tests.cluster.tailnet import HEADSCALE_NAMESPACE, LOGIN_NAME, LOGIN_URL, Tailnet
-from tests.cluster.workloads import CLIENT, OUTSIDER, response_to
+from tests.cluster.workloads import CLIENT, POD_WITHOUT_VPN, response_to
 from tests.pages import blocks
 from tests.pod.rendering import DOMAIN, ROOT, SITE, containers, manifests_of, pod_spec, render
 from tests.real.programs import eventually
@@ -173,7 +173,7 @@ def test_clients_outside_of_the_vpn_are_refused(internal: Tailnet, client_pods: 
     address = wait_for_records(internal)
     wait_for_page(internal, address)
     for destination in (address, NODE_ADDRESS):
-        assert "403" in request_page(internal, OUTSIDER, destination)
+        assert "403" in request_page(internal, POD_WITHOUT_VPN, destination)
 
 
 def test_record_of_another_cluster_node_is_kept(internal: Tailnet) -> None:
@@ -194,7 +194,7 @@ def test_tailscale_adds_no_rules_to_the_firewall_of_the_cluster_node(internal: T
 
 def test_health_port_of_dns_watch_is_not_reachable_on_the_vpn(internal: Tailnet, client_pods: None) -> None:
     address = wait_for_records(internal)
-    assert WGET_ERROR not in response_to(internal, OUTSIDER, f"http://{NODE_ADDRESS}:9003/readyz")
+    assert WGET_ERROR not in response_to(internal, POD_WITHOUT_VPN, f"http://{NODE_ADDRESS}:9003/readyz")
     assert WGET_ERROR in response_to(internal, CLIENT, f"http://{address}:9003/readyz")
 
 
@@ -264,8 +264,8 @@ def test_external_controller_publishes_only_the_login_server(external: Tailnet, 
     usual_address = cluster.names[LOGIN_NAME]
     cluster.names[LOGIN_NAME] = address
     try:
-        assert "pass" in response_to(external, OUTSIDER, f"{LOGIN_URL}/health")
+        assert "pass" in response_to(external, POD_WITHOUT_VPN, f"{LOGIN_URL}/health")
         for path in ("/api/v1/node", "/metrics", "/version"):
-            assert "404" in response_to(external, OUTSIDER, f"{LOGIN_URL}{path}")
+            assert "404" in response_to(external, POD_WITHOUT_VPN, f"{LOGIN_URL}{path}")
     finally:
         cluster.names[LOGIN_NAME] = usual_address

@@ -18,7 +18,7 @@ from tests.cluster.tailnet import Tailnet
 from tests.cluster.workloads import (
     GRAFANA_NAME,
     GRAFANA_POD,
-    OUTSIDER,
+    POD_WITHOUT_VPN,
     WIKI,
     WIKI_NAME,
     container_id,
@@ -55,7 +55,7 @@ def test_vpn_client_reaches_both_pods(tailnet: Tailnet) -> None:
 def test_pod_outside_the_vpn_gets_403(tailnet: Tailnet) -> None:
     address = tailnet.cluster.get("pod", GRAFANA_POD)["status"]["podIP"]
     for scheme in ("http", "https"):
-        assert "403" in response_to(tailnet, OUTSIDER, f"{scheme}://{address}/api/health")
+        assert "403" in response_to(tailnet, POD_WITHOUT_VPN, f"{scheme}://{address}/api/health")
 
 
 def test_tailscale_reports_no_missing_privileges(tailnet: Tailnet) -> None:

@@ -20,8 +20,7 @@ WIKI_IMAGE: Final = "docker.io/a/wiki:1.2"
 WIKI_NAME: Final = f"wiki.{DOMAIN}"
 CLIENT: Final = "client"
 """A pod that is a VPN client."""
-OUTSIDER: Final = "outsider"
-"""A pod without VPN."""
+POD_WITHOUT_VPN: Final = "outsider"
 CLIENT_USER: Final = "people"
 """The Headscale user of the VPN client."""
 
@@ -83,7 +82,7 @@ def ready_pod(tailnet: Tailnet, app: str, *, not_uid: str = "") -> Document:
 
 
 def deploy_clients(tailnet: Tailnet) -> None:
-    """Start the pods CLIENT and OUTSIDER. The node of CLIENT belongs to CLIENT_USER."""
+    """Start the pods CLIENT and POD_WITHOUT_VPN. The node of CLIENT belongs to CLIENT_USER."""
     user = tailnet.run_headscale("users", "create", CLIENT_USER)["id"]
     key = tailnet.run_headscale("preauthkeys", "create", "--user", str(user), "--reusable", "--expiration", "24h")[
         "key"
@@ -105,7 +104,7 @@ def deploy_clients(tailnet: Tailnet) -> None:
             "env": [{"name": name, "value": value} for name, value in variables.items()],
             "securityContext": {"capabilities": {"add": ["NET_ADMIN", "MKNOD"]}},
         },
-        OUTSIDER: {"image": BUSYBOX, "command": ["sleep", "100000"]},
+        POD_WITHOUT_VPN: {"image": BUSYBOX, "command": ["sleep", "100000"]},
     }
     for name, container in containers_by_pod.items():
         spec = {
@@ -122,7 +121,7 @@ def deploy_clients(tailnet: Tailnet) -> None:
 
 
 def response_to(tailnet: Tailnet, pod: str, url: str, *options: str) -> str:
-    """Request a URL in the pod CLIENT or OUTSIDER. Return the body, or the error that wget prints."""
+    """Request a URL in the pod CLIENT or POD_WITHOUT_VPN. Return the body, or the error that wget prints."""
     try:
         return tailnet.cluster.exec(pod, "shell", "wget", "-T", "10", "-q", "-O", "-", *options, url)
     except RefusedError as error:
