@@ -10,7 +10,7 @@ import yaml
 
 from tests.cluster.api_server import ApiServer, RefusedError
 from tests.cluster.conftest import custom_resource_definition
-from tests.pod.rendering import DEPLOY, SHIPPED, manifests_of, render
+from tests.pod.rendering import DEPLOY, SHIPPED_WORKLOADS, manifests_of, render
 from tests.real.programs import eventually
 
 NOT_APPLIED: Final = ("base", "ingress/controller", "services/_template", "inject", "inject-v1beta1")
@@ -19,7 +19,7 @@ NOT_APPLIED: Final = ("base", "ingress/controller", "services/_template", "injec
 
 def folders() -> list[str]:
     """Return the workloads, and the other folders with a kustomization that is not a component."""
-    names = [f"services/{name}" for name in SHIPPED]
+    names = [f"services/{name}" for name in SHIPPED_WORKLOADS]
     for file in sorted(DEPLOY.rglob("kustomization.yaml")):
         name = str(file.parent.relative_to(DEPLOY))
         if yaml.safe_load(file.read_text())["kind"] == "Kustomization" and name not in (*NOT_APPLIED, *names):

@@ -1,6 +1,6 @@
-"""A stand-in for the application of a pod. It returns and prints each request as JSON.
+"""An HTTP server that replaces the application of a pod. It returns and prints each request as JSON.
 
-After a protocol upgrade, it returns the data that it receives. It listens on localhost only.
+After a protocol upgrade, it sends back the data that it receives. It listens on localhost only.
 """
 
 from __future__ import annotations

@@ -35,17 +35,18 @@ USER = SITE["HEADSCALE_USER"]
 RECORD_COMMENT = "tailscale-lifecycle/1 services"
 """The comment by which the program recognizes its DNS records, in the namespace services."""
 
-SHIPPED = tuple(sorted(folder.name for folder in (DEPLOY / "services").iterdir() if folder.name != "_template"))
+SHIPPED_WORKLOADS = tuple(
+    sorted(folder.name for folder in (DEPLOY / "services").iterdir() if folder.name != "_template")
+)
 """The workloads in deploy/services."""
+# The arguments for scripts/new-service. The workload that it generates has to pass the same tests as the others.
 GENERATED_NAME = "generated"
 GENERATED_IMAGE = "docker.io/library/wiki:1.2.3"
 GENERATED_PORT = 8080
-"""The arguments for a run of scripts/new-service. Its result has to pass the same tests as the shipped workloads."""
-WORKLOADS = (*SHIPPED, GENERATED_NAME)
+WORKLOADS = (*SHIPPED_WORKLOADS, GENERATED_NAME)
 WORKLOAD_VARIANTS = (*WORKLOADS, *(f"{name}/plain" for name in WORKLOADS if name != "freeipa"))
-"""The workloads with native sidecars, and with "/plain" the workloads with the Kustomize component
-with-tailscale/plain. In these, tailscale and dns-watch are ordinary containers, for Kubernetes before 1.29. Every
-Kubernetes version that FreeIPA supports has native sidecars.
+"""Each workload with tailscale and dns-watch as native sidecars, and ("/plain") as ordinary containers for Kubernetes
+before 1.29. FreeIPA runs only on newer versions.
 """
 
 INGRESS_CONTROLLERS = ("ingress/external", "ingress/internal")
@@ -58,7 +59,7 @@ INCLUDED_FOLDERS = {
     "ingress/external/controller",
     "ingress/external/headscale",
 }
-"""Folders that only other folders include."""
+"""Folders that operators do not apply, because other folders include them."""
 INJECT_FOLDERS = ("inject", "inject-v1beta1")
 FOLDERS = tuple(
     name
@@ -78,7 +79,7 @@ Document = dict[str, Any]
 
 
 def render(folder: Path) -> list[Document]:
-    """Render a kustomization."""
+    """Render the kustomization in a folder."""
     done = subprocess.run(
         [Path(sys.executable).with_name("kubectl"), "kustomize", folder], capture_output=True, text=True, check=False
     )
@@ -88,7 +89,7 @@ def render(folder: Path) -> list[Document]:
 
 
 def render_changed(kustomization: Path, changes: dict[str, Any]) -> list[Document]:
-    """Add the fields of a documented kustomization to a shipped one, and render it. Lists are appended to lists."""
+    """Change fields of a kustomization file, and render it. Patches are added to those in the file."""
     changed = yaml.safe_load(kustomization.read_text())
     for name, value in changes.items():
         changed[name] = changed.get(name, []) + value if name == "patches" else value
@@ -124,8 +125,8 @@ def new_service(folder: Path, *arguments: str) -> subprocess.CompletedProcess[st
 def write_kustomization(folder: Path, text: str, deploy: Path = DEPLOY) -> Path:
     """Write a documented kustomization into a new folder, and return the folder.
 
-    Tests have no network, so the URLs in the kustomization are replaced by local paths: `deploy`, and the excerpt
-    argocd.yaml.
+    Tests have no network, so the URLs of this repository's folders are replaced by paths in `deploy`, and the URL of
+    Argo CD's install.yaml by the path of a local excerpt.
     """
     folder.mkdir(parents=True)
     local_deploy = os.path.relpath(deploy, folder.resolve())
@@ -144,12 +145,12 @@ def argocd_kustomization() -> str:
 
 
 def argocd_kustomization_in_clone() -> str:
-    """Return the same kustomization for a clone, where the component `../site` is omitted."""
+    """Return the same kustomization for use in a clone, in which deploy/site has the settings instead of `../site`."""
     return argocd_kustomization().replace("  - ../site\n", "")
 
 
 def select_plain_containers(kustomization: Path) -> None:
-    """Select the component without native sidecars, as a comment in deploy/services/_template describes."""
+    """Select the component with ordinary containers, as a comment in deploy/services/_template describes."""
     text = kustomization.read_text()
     line = "- ../../components/lifecycle/with-tailscale\n"
     assert line in text
@@ -169,7 +170,6 @@ def _rendered(name: str) -> str:
         if variant == "plain":
             select_plain_containers(copy / "deploy/services" / name / "kustomization.yaml")
         if name == "argocd":
-            # The documented kustomization includes the operator's folder ../site. This one uses the copied deploy/site.
             write_kustomization(copy / name, argocd_kustomization_in_clone(), copy / "deploy")
             return yaml.safe_dump_all(render(copy / name))
         return yaml.safe_dump_all(render(copy / "deploy/services" / name))

@@ -16,7 +16,7 @@ from lifecycle.settings.models import DryRunSettings
 from tests.pages import PAGES, ROOT, blocks
 from tests.pod.rendering import (
     LIFECYCLE_CONTAINERS,
-    SHIPPED,
+    SHIPPED_WORKLOADS,
     config_map_data,
     containers,
     copy_deploy,
@@ -40,7 +40,7 @@ def kustomizations(page: str) -> list[dict[str, Any]]:
 def test_pages_name_only_existing_workloads() -> None:
     """`wiki` is a workload that a page shows how to create."""
     names = {name for page in PAGES for name in re.findall(r"deploy/services/([\w-]+)", page.read_text())}
-    assert names <= {*SHIPPED, "_template", "wiki"}
+    assert names <= {*SHIPPED_WORKLOADS, "_template", "wiki"}
 
 
 def test_documented_settings_of_a_new_workload_are_settings_of_the_base() -> None:

@@ -24,7 +24,7 @@ from tests.pod.rendering import (
     INJECT_FOLDERS,
     LIFECYCLE_CONTAINERS,
     ROOT,
-    SHIPPED,
+    SHIPPED_WORKLOADS,
     Document,
     argocd_kustomization,
     config_map_data,
@@ -59,7 +59,7 @@ SITE_SETTINGS = {
 }
 """The values of the site that the program reads."""
 
-ALL_FOLDERS = (*FOLDERS, *INJECT_FOLDERS, *(f"services/{name}" for name in SHIPPED))
+ALL_FOLDERS = (*FOLDERS, *INJECT_FOLDERS, *(f"services/{name}" for name in SHIPPED_WORKLOADS))
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_shipped_site_file_has_the_same_variables_as_the_site_of_the_tests() -> 
     assert read_env_file(DEPLOY / "site/site.env").keys() == SITE.keys()
 
 
-@pytest.mark.parametrize("folder", [*INGRESS_CONTROLLERS, *(f"services/{name}" for name in SHIPPED)])
+@pytest.mark.parametrize("folder", [*INGRESS_CONTROLLERS, *(f"services/{name}" for name in SHIPPED_WORKLOADS)])
 def test_containers_of_a_pod_get_the_site(folder: str) -> None:
     variables = variables_by_container(manifests_with_site(folder))
     for container in LIFECYCLE_CONTAINERS:
@@ -127,7 +127,7 @@ def test_containers_of_a_pod_get_the_site(folder: str) -> None:
 
 
 @pytest.mark.default_cases(3)
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", SHIPPED_WORKLOADS)
 def test_hostname_of_a_workload_is_below_the_domain(name: str) -> None:
     documents = manifests_with_site(f"services/{name}")
     variables = variables_by_container(documents)
