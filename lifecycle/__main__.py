@@ -7,7 +7,7 @@ import sys
 
 
 def main() -> int:
-    """Run the command line. Return the exit status, or end the process with this status."""
+    """Run the command line. End the process with the exit status, or return this status after a dry run."""
     # The kernel discards signals to process number 1 of a container until the process handles them. A blocked signal
     # stays pending instead, and is handled below.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
@@ -21,7 +21,7 @@ def main() -> int:
     # signal means that its work is not done.
     is_watching = arguments[:1] == ["dns-watch"] and "--dry-run" not in arguments
     exit_on_stop_signals(0 if is_watching else EXIT_FAILED)
-    import lifecycle.imports  # noqa: PLC0415, F401 - makes the next import faster
+    import lifecycle.imports  # noqa: PLC0415, F401 - makes the imports of libraries faster
     from lifecycle.cli import parse_arguments, run  # noqa: PLC0415 - takes seconds under a tight CPU limit
 
     options = parse_arguments(arguments)

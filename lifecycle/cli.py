@@ -39,10 +39,10 @@ _FLUSH_S = 0.5
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run one command line, and return its exit status, as described in `EXIT_STATUSES`."""
+    """Run one command line, and return its exit status, as described in `domain.errors.EXIT_STATUSES`."""
     configure_logs(console=_is_terminal(), to_stderr=options.is_dry_run or options.command == "inject")
-    # `status` is run with `kubectl exec` in the container of dns-watch. It must not replace the termination message of
-    # dns-watch.
+    # `status` must not replace the termination message of dns-watch: it runs in the container of dns-watch, with
+    # `kubectl exec`.
     is_main_process = options.command != "status"
     is_watching = options.command == "dns-watch" and not options.is_dry_run
 
@@ -181,7 +181,7 @@ class _Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Write a message. A full disk or a closed pipe must not cause a traceback."""
-        # argparse passes None for a stream that was closed when the process started.
+        # A standard stream, and also `file`, is None if the stream was closed when the process started.
         is_output = file is standard_stream("stdout") and file is not standard_stream("stderr")
         try:
             print_text(message, "stdout" if is_output else "stderr")

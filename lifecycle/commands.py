@@ -17,7 +17,7 @@ from lifecycle.runtime.retry import RetryPolicy, no_retries
 from lifecycle.runtime.stop import StopEvent
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, InjectSettings, PruneSettings
 from lifecycle.wiring.readers import connect_cluster, state_reader
-from lifecycle.wiring.writers import connect_writers, recorded_events
+from lifecycle.wiring.writers import connect_writers, writing_kubernetes_events
 
 # The time in which `cleanup` may retry requests to Headscale. If a thousand pods start at the same time, a Headscale
 # server with one core needs ten minutes to answer all of them.
@@ -31,7 +31,7 @@ def cleanup(settings: CleanupSettings, stop: Event) -> None:
     """Delete the nodes and records of earlier pods, and write a fresh key."""
     from lifecycle.cleanup.run import Cleanup  # noqa: PLC0415 - each command imports only what it uses
 
-    with ExitStack() as stack, recorded_events(settings):
+    with ExitStack() as stack, writing_kubernetes_events(settings):
         policy = RetryPolicy(CLEANUP_RETRY_BUDGET, stop)
         cluster = connect_cluster(settings, stack)
         Cleanup(
@@ -49,7 +49,7 @@ def dns_watch(settings: DnsWatchSettings, stop: StopEvent, *, only_once: bool) -
     from lifecycle.dns_watch.loop import DnsWatch, new_status  # noqa: PLC0415
     from lifecycle.health.server import serve  # noqa: PLC0415
 
-    with ExitStack() as stack, recorded_events(settings):
+    with ExitStack() as stack, writing_kubernetes_events(settings):
         status = new_status(settings)
         writers = connect_writers(
             settings, no_retries(), stack, connect_cluster(settings, stack), on_outcome=status.count_request

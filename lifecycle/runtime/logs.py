@@ -29,7 +29,7 @@ def configure_logs(*, console: bool, level: str = "info", to_stderr: bool = Fals
     Args:
         console: write text for a terminal instead of JSON.
         level: the lowest level to log.
-        to_stderr: write to standard error, because standard output is for a report.
+        to_stderr: write to standard error; for commands that print their result to standard output.
     """
     for stream in map(standard_stream, ("stdout", "stderr")):
         if isinstance(stream, TextIOWrapper):
@@ -136,6 +136,6 @@ def _console_renderer(*, colors: bool) -> structlog.dev.ConsoleRenderer:
 
 
 def _console_text(value: object) -> str:
-    """Return a value as text on one line. Control characters are escaped: a name or a comment can contain them."""
+    """Return a value as text on one line. Control characters, which a record's comment can contain, are escaped."""
     text = printable(",".join(map(str, value)) if isinstance(value, list) else str(value))
     return text if _UNQUOTED_VALUE.fullmatch(text) else f'"{text}"'

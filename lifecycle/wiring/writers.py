@@ -1,4 +1,4 @@
-"""Create clients that can write."""
+"""Create clients that can write to Headscale, Cloudflare, the key file and Kubernetes Events."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lifecycle.clients.kubernetes.api import Cluster
     from lifecycle.clients.kubernetes.events import EventWriter
 
-# The longest time that a command waits, before it ends, until its last Kubernetes Events are written.
+# Before a command ends, it waits at most this time until its last Kubernetes Events are written.
 _FLUSH_S = 0.5
 
 
@@ -32,7 +32,10 @@ def connect_writers(
     *,
     on_outcome: Callable[[str, str], None] = lambda _upstream, _outcome: None,
 ) -> Writers:
-    """Return clients that can read and write; no request is sent yet. The arguments are those in `wiring.readers`."""
+    """Return clients that can read and write; no request is sent yet.
+
+    The module `readers` describes the first four arguments, and `open_upstreams` describes `on_outcome`.
+    """
     headscale, cloudflare = open_upstreams(settings, stack, cluster, on_outcome)
     return Writers(
         HeadscaleWriter(headscale, policy),
@@ -42,10 +45,10 @@ def connect_writers(
 
 
 @contextmanager
-def recorded_events(settings: Settings) -> Iterator[None]:
-    """Write Kubernetes Events about what the block logs, if KUBERNETES_EVENTS=true.
+def writing_kubernetes_events(settings: Settings) -> Iterator[None]:
+    """With KUBERNETES_EVENTS=true, write Kubernetes Events for the events that are logged in the `with` block.
 
-    If an Event cannot be written, this is only logged.
+    A failure to write an Event is only logged.
     """
     if not settings.kubernetes_events:
         yield
