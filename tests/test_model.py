@@ -1,4 +1,4 @@
-"""Test when users are the same, nodes are expired, pre-auth keys are usable, and records differ."""
+"""Test comparisons of users and of records, and the expiry of nodes and of pre-auth keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ LATER = NOW + timedelta(seconds=1)
 V6 = "fd7a:115c:a1e0::1"
 
 KEY = PreAuthKey(
-    "7", OUR_USER, frozenset(), reusable=False, ephemeral=False, used=False, created_at=NOW, expires_at=LATER
+    id="7",
+    user=OUR_USER,
+    tags=frozenset(),
+    reusable=False,
+    ephemeral=False,
+    used=False,
+    created_at=NOW,
+    expires_at=LATER,
 )
 
 
@@ -60,8 +67,8 @@ def test_key_is_usable_until_it_is_used_or_expired(key: PreAuthKey, is_usable: b
     assert key.is_usable(NOW) is is_usable
 
 
-def test_only_a_created_key_has_a_secret() -> None:
-    """Headscale does not return the secrets of the keys that it lists."""
+def test_listed_key_has_no_secret() -> None:
+    """Headscale returns the secret of a key when it creates the key, but not when it lists keys."""
     assert replace(KEY, known_secret=SecretStr("s3cr3t")).secret.get_secret_value() == "s3cr3t"
     assert "s3cr3t" not in repr(replace(KEY, known_secret=SecretStr("s3cr3t")))
     with pytest.raises(ValueError, match="listed"):

@@ -21,13 +21,13 @@ SCENARIOS = (
     "test_without_an_interface_the_node_that_used_our_key_is_published",
     "test_the_only_online_node_is_published_after_the_grace_period",
     "test_the_only_online_node_is_published_immediately_on_the_host_network",
-    "test_an_ambiguous_or_unknown_user_is_reported_once_and_does_not_exit",
+    "test_an_ambiguous_or_unknown_user_is_reported_once_and_does_not_end_dns_watch",
     "test_an_address_that_appears_is_published_within_a_second_or_two",
     "test_an_address_that_headscale_does_not_list_yet_is_polled_frequently",
     "test_a_missing_record_is_created_once",
     "test_our_record_is_updated_in_place",
     "test_a_changed_address_updates_the_same_record",
-    "test_headscale_failures_change_no_record_and_do_not_exit",
+    "test_headscale_failures_change_no_record_and_do_not_end_dns_watch",
 )
 
 globals().update({name: getattr(over_http, name) for name in SCENARIOS})

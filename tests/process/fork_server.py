@@ -1,8 +1,8 @@
-"""Run the program in forks of one process that has imported it, because the imports take longer than most commands.
+"""Run the program in forks of a process that has imported its modules. The imports take longer than most commands.
 
-Each message on the socket is a job as JSON, with three file descriptors: standard output, standard error, and a pipe
-for the result. The first line of the result is the process id. The second line is the exit status and the peak memory
-in bytes.
+Jobs arrive on a socket, whose file descriptor is the argument of this script. Each message is a job as JSON, with three
+file descriptors: standard output, standard error, and a pipe for the result. The first line of the result is the
+process id. The second line is the exit status and the peak memory in bytes.
 
 The keys of a job are `arguments`, `environment`, `folder` (the working directory), `service_account` (the folder to
 mount as the service account, or "") and `termination_log` (the path to use instead of /dev/termination-log).
@@ -50,7 +50,7 @@ def _mount_service_account(folder: str) -> None:
         if getattr(libc, name)(*arguments) != 0:
             raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
 
-    # Without root, this works if the machine allows unprivileged user namespaces.
+    # The new user namespace makes the mounts possible without root, if the machine allows such namespaces.
     ids = {"uid_map": f"0 {os.getuid()} 1", "gid_map": f"0 {os.getgid()} 1"}
     call("unshare", CLONE_NEWUSER | CLONE_NEWNS)
     for name, text in {"setgroups": "deny", **ids}.items():
@@ -87,14 +87,14 @@ def _run_program(job: dict[str, Any]) -> int:
 
 
 def _run_job(job: dict[str, Any], stdout_fd: int, stderr_fd: int, result_fd: int) -> None:
-    """Run the program as a child process, and write the result to the third of these file descriptors."""
+    """Run the program as a child process, and write its result to `result_fd`."""
     pid = os.fork()
     if pid == 0:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(stdout_fd, 1)
         os.dup2(stderr_fd, 2)
         os.closerange(3, 256)
-        # The inherited stream objects have cached properties of the files that these descriptors had before.
+        # The inherited stream objects still have properties of the files that these descriptors referred to before.
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         os._exit(_run_program(job))
     os.close(stdout_fd)
@@ -111,13 +111,14 @@ def serve(descriptor: int) -> None:
     for module in MODULES:
         importlib.import_module(module)
     jobs = socket.socket(fileno=descriptor)
-    # Linux then removes child processes that have ended, without a wait.
+    # Linux then removes ended child processes although the server does not call wait().
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         text, files, _, _ = socket.recv_fds(jobs, MAX_JOB_BYTES, 3)
         if not text:
             return
         if os.fork() == 0:
+            # `_run_job` waits for its child process.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             _run_job(json.loads(text), *files)
         for file in files:

@@ -85,27 +85,27 @@ def test_record_of_a_deleted_node_stays_until_a_new_node_registers(workload: Wor
 
 
 def test_later_of_two_concurrent_pods_is_published(workload: Workload) -> None:
-    """`dns-watch` in the earlier pod stops changing the record."""
+    """`dns-watch` in the earlier pod stops changing the record, also after a pass of the later `dns-watch`."""
     later_key = workload.folder / "later"
     workload.run_cleanup()
     workload.run_cleanup(AUTHKEY_OUTPUT_PATH=str(later_key))
     earlier = workload.start_client()
-    watch = workload.start_dns_watch()
+    earlier_watch = workload.start_dns_watch()
     workload.wait_until_published(earlier)
 
     later = workload.start_client(key_file=later_key)
     later_watch = workload.start_dns_watch(AUTHKEY_OUTPUT_PATH=str(later_key))
     workload.wait_until_published(later)
-    watch.wait_for("node.superseded", successor_id=workload.node_ids[1])
+    earlier_watch.wait_for("node.superseded", successor_id=workload.node_ids[1])
     later_watch.wait_for("node.registered", node_id=workload.node_ids[1])
     written = len(workload.cloudflare.writes)
-    for each in (watch, later_watch, watch):
-        each.wait_for_next("pass.finished", changes=0)
+    for next_watch in (earlier_watch, later_watch, earlier_watch):
+        next_watch.wait_for_next("pass.finished", changes=0)
     assert (workload.record_contents, len(workload.cloudflare.writes)) == ([later.address], written)
 
 
 def test_node_of_another_user_is_neither_deleted_nor_published(workload: Workload) -> None:
-    """The other user's node has the hostname of the workload. `cleanup` logs it once."""
+    """The other user's node has the hostname of the workload. `cleanup` logs one warning about this node."""
     other = workload.start_client(key_file=workload.write_key(workload.server.create_key(OTHER_USER)))
     (foreign,) = workload.node_ids
     (warned,) = events_named(workload.run_cleanup().events, "node.foreign")
@@ -152,5 +152,6 @@ def test_both_addresses_are_published_with_dns_ipv6(workload: Workload) -> None:
     workload.wait_until_published(client, ipv6=True)
     for record in workload.records:
         workload.cloudflare.remove_record(record.id)
+    # Two records were created at the start, and two again.
     eventually(lambda: len(watch.events_named("record.created")) == 4, "both records again", details=watch.output)
     workload.wait_until_published(client, ipv6=True)

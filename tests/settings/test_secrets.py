@@ -25,6 +25,8 @@ from lifecycle.settings.models import (
 from lifecycle.settings.reference import non_default_settings
 from tests.settings.environment import MINIMUM, UNPRIVILEGED_USER_ID, Environment, problem_of
 
+CLOUDFLARE_API_TOKEN, HEADSCALE_API_KEY = MINIMUM["CLOUDFLARE_API_TOKEN"], MINIMUM["HEADSCALE_API_KEY"]
+
 # --- Required -----------------------------------------------------------------------------------------
 
 
@@ -65,7 +67,7 @@ def test_settings_of_another_command_are_not_checked(env: Environment) -> None:
         pytest.param({}, "exec", id="nothing"),
         pytest.param({"HEADSCALE_NAMESPACE": "vpn"}, "exec", id="namespace"),
         pytest.param({"HEADSCALE_API_KEY": "k"}, "api", id="key"),
-        pytest.param({"HEADSCALE_API_KEY_FILE": "FILE"}, "api", id="key file"),
+        pytest.param({"HEADSCALE_API_KEY_FILE": "<path>"}, "api", id="key file"),
         pytest.param({"HEADSCALE_API_KEY_SECRET": "headscale"}, "api", id="Secret"),
         pytest.param({"HEADSCALE_API_KEY_SECRET": "headscale/API_KEY.1"}, "api", id="Secret and its key"),
         pytest.param({"HEADSCALE_URL": "http://h", "HEADSCALE_API_KEY": "k"}, "api", id="URL and key"),
@@ -80,7 +82,7 @@ def test_access_to_headscale_is_selected(
     file.write_text("k")
     env.set(HEADSCALE_API_KEY=None)
 
-    settings = env.load(**{name: value.replace("FILE", str(file)) for name, value in variables.items()})
+    settings = env.load(**{name: value.replace("<path>", str(file)) for name, value in variables.items()})
 
     assert settings.access == access
 
@@ -145,7 +147,7 @@ def test_secret_and_its_file_are_refused_together(env: Environment, tmp_path: Pa
 @pytest.mark.parametrize("name", [*(f"{name}_FILE" for name in SECRETS), "HEADSCALE_CA_FILE", "SSL_CERT_FILE"])
 @pytest.mark.parametrize("path", ["no-such-file", ".", "no/such/folder", "x" * 300, "file/below", "loop", "fifo"])
 def test_unusable_file_is_reported_once(env: Environment, name: str, path: str) -> None:
-    """The setting that the file replaces must not be reported as missing, too."""
+    """The setting whose value the file should contain is not also reported as missing."""
     Path("file").touch()
     Path("loop").symlink_to("loop")
     os.mkfifo("fifo")
@@ -191,6 +193,7 @@ def test_secret_file_is_read_again(env: Environment, tmp_path: Path) -> None:
     file.write_text("not a token")
     with pytest.raises(ConfigError, match="CLOUDFLARE_API_TOKEN_FILE") as raised:
         settings.secret("CLOUDFLARE_API_TOKEN")
+    # A traceback shows the cause of an error, which could contain the text of the file.
     assert raised.value.__cause__ is None
 
 
@@ -198,7 +201,7 @@ def test_secrets_are_never_shown(env: Environment) -> None:
     settings = env.load(HEADSCALE_USER="svc", HTTPS_PROXY="http://me:pr0xy-pass@proxy:3128")
 
     for text in (repr(settings), str(settings), str(non_default_settings(settings)), settings.model_dump_json()):
-        assert not re.search("cf-t0ken|hs-k3y|pr0xy-pass", text)
+        assert not re.search(f"{CLOUDFLARE_API_TOKEN}|{HEADSCALE_API_KEY}|pr0xy-pass", text)
     assert not {name.lower() for name in SECRETS} & non_default_settings(settings).keys()
 
 
@@ -206,7 +209,7 @@ def test_validation_error_of_pydantic_shows_no_value(env: Environment) -> None:
     with pytest.raises(ValidationError) as raised:
         DryRunSettings.model_validate(MINIMUM | {"DOMAIN_NAME": "s3cr3t", "HEADSCALE_URL": "s3cr3t"})
 
-    assert not re.search("cf-t0ken|hs-k3y|s3cr3t", f"{raised.value}{raised.value!r}")
+    assert not re.search(f"{CLOUDFLARE_API_TOKEN}|{HEADSCALE_API_KEY}|s3cr3t", f"{raised.value}{raised.value!r}")
 
 
 # --- Problems -----------------------------------------------------------------------------------------
@@ -224,6 +227,7 @@ def test_all_problems_are_reported_together(env: Environment) -> None:
         DNS_TTL="30",
         VPN_PREFIXES="nonsense,10.0.0.0/8,nonsense",
         NODE_POLICY="keep",
+        # TS_HOSTNAME is required in the pod of a Deployment.
         POD_NAME="grafana-7d9c5b-xk2vp",
     )
 
@@ -244,6 +248,7 @@ def test_all_problems_are_reported_together(env: Environment) -> None:
 
 @given(data=st.data())
 def test_no_problem_shows_a_value(data: st.DataObject) -> None:
+    # urlsplit() refuses \u2100 and \u2048, which NFKC normalizes to "a/c" and "?!". Its message contains the host.
     characters = st.characters(codec="utf-8", exclude_characters="\x00")
     texts = st.text(st.one_of(characters, st.sampled_from("\u2100\u2048[]:@/#?%., ")), min_size=4, max_size=30)
     formats = st.sampled_from(["{}", "https://{}", "https://u:{}@h", "tag:{}", "{}/8", "/{}", "1{}", "[{}]"])

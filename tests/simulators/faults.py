@@ -61,7 +61,7 @@ class Fault:
         omitted_text: the text of the list items that `omit_items` removes.
         limit_s: the longest duration of `hang` and `drip`.
         interval_s: the time between two bytes of `drip`.
-        name: a name that a test gives to the fault.
+        name: an optional name, by which a test recognizes the fault.
     """
 
     kind: Kind
@@ -97,7 +97,7 @@ def html(status: int = 502) -> Fault:
 
 
 def wrong_content_type(*, after_execution: bool = False) -> Fault:
-    """Send an HTML page with status 200, like a captive portal.
+    """Send an HTML page with status 200, as a captive portal does.
 
     With `after_execution`, the simulator executes the request first, as if a proxy had lost the real response.
     """
@@ -149,7 +149,7 @@ def drip(*, interval_s: float = 0.2, limit_s: float = 60.0) -> Fault:
 
 
 def oversize(size: int) -> Fault:
-    """Send status 200 and `size` bytes of white space, which JSON allows, without executing the request."""
+    """Do not execute the request. Send status 200 and `size` bytes of white space, which JSON allows."""
     return Fault(kind=Kind.OVERSIZE, size=size)
 
 
@@ -183,7 +183,7 @@ class _QueuedFault(Generic[FaultType]):
 
 
 class FaultQueue(Generic[FaultType]):
-    """The faults to inject. Of several that match a request, the first one is used."""
+    """The faults to inject. If several match a request, the one that was added first is used."""
 
     def __init__(self) -> None:
         """Create an empty queue."""

@@ -12,6 +12,10 @@ import pytest
 from tests.simulators.cloudflare import ApiError, CloudflareSimulator, refusal
 from tests.simulators.memory import MemoryTransport
 
+DUPLICATE_RECORD = 81058
+RECORD_NOT_FOUND = 81044
+AUTHENTICATION_ERROR = 10000
+
 NOON = datetime(2026, 8, 1, 12, 0, tzinfo=UTC)
 
 
@@ -40,8 +44,8 @@ class Account:
 
     def request_record(self, **fields: Any) -> httpx.Response:
         """Send a request to create a record, and return the response."""
-        spec = {"type": "A", "name": "a.example.com", "content": "100.64.0.1", "ttl": 60, "proxied": False}
-        return self.client.post(self.records, json=spec | fields)
+        defaults = {"type": "A", "name": "a.example.com", "content": "100.64.0.1", "ttl": 60, "proxied": False}
+        return self.client.post(self.records, json=defaults | fields)
 
     def create_record(self, **fields: Any) -> Any:
         """Create a record, and return the record in the response."""
@@ -82,8 +86,8 @@ def test_fields_of_a_record(account: Account) -> None:
 
 
 def test_defaults_of_a_record(account: Account) -> None:
-    spec = {"type": "A", "name": "a.example.com", "content": "192.0.2.1"}
-    record = account.client.post(account.records, json=spec).json()["result"]
+    fields = {"type": "A", "name": "a.example.com", "content": "192.0.2.1"}
+    record = account.client.post(account.records, json=fields).json()["result"]
     assert (record["ttl"], record["proxied"]) == (1, False)
 
 
@@ -110,7 +114,7 @@ def test_invalid_name_is_refused(account: Account, name: object) -> None:
 
 def test_ipv6_address_is_stored_in_its_shortest_form(account: Account) -> None:
     assert account.create_record(type="AAAA", content="FD7A:115C:A1E0:0::0001")["content"] == "fd7a:115c:a1e0::1"
-    assert error(account.request_record(type="AAAA", content="fd7a:115c:a1e0::1")) == (400, 81058)
+    assert error(account.request_record(type="AAAA", content="fd7a:115c:a1e0::1")) == (400, DUPLICATE_RECORD)
 
 
 @pytest.mark.parametrize(
@@ -147,11 +151,11 @@ def test_proxied_record_has_an_automatic_ttl(account: Account) -> None:
 
 def test_only_a_record_with_the_same_name_type_and_content_is_a_duplicate(account: Account) -> None:
     account.request_record()
-    assert error(account.request_record(ttl=300, comment="other")) == (400, 81058)
+    assert error(account.request_record(ttl=300, comment="other")) == (400, DUPLICATE_RECORD)
     other = account.create_record(content="100.64.0.2")
     assert len(account.simulator.records(account.zone, "a.example.com")) == 2
     response = account.client.patch(account.path_of(other), json={"content": "100.64.0.1"})
-    assert error(response) == (400, 81058)
+    assert error(response) == (400, DUPLICATE_RECORD)
 
 
 @pytest.mark.parametrize(
@@ -206,16 +210,16 @@ def test_deleted_record_does_not_exist(account: Account) -> None:
     record = account.create_record()
     url = account.path_of(record)
     assert account.client.delete(url).json()["result"] == {"id": record["id"]}
-    assert error(account.client.delete(url))[1] == 81044
-    assert error(account.client.get(url))[1] == 81044
+    assert error(account.client.delete(url))[1] == RECORD_NOT_FOUND
+    assert error(account.client.get(url))[1] == RECORD_NOT_FOUND
 
 
-def test_dashboard_can_add_change_and_remove_a_record(account: Account) -> None:
-    """These methods of the simulator are for changes that an operator makes in Cloudflare's dashboard."""
+def test_changes_in_the_dashboard_are_not_counted_as_writes(account: Account) -> None:
+    """Tests call these methods of the simulator to make changes as an operator does in Cloudflare's dashboard."""
     record_id = account.simulator.add_record(account.zone, type="A", name="a", content="100.64.0.1", comment="x")
     account.simulator.change_record(record_id, content="100.64.0.9")
     assert account.client.get(f"{account.records}/{record_id}").json()["result"]["content"] == "100.64.0.9"
-    with pytest.raises(ApiError, match="81058"):
+    with pytest.raises(ApiError, match=str(DUPLICATE_RECORD)):
         account.simulator.add_record(account.zone, type="A", name="a", content="100.64.0.9")
     account.simulator.remove_record(record_id)
     assert account.simulator.records(account.zone) == []
@@ -260,9 +264,12 @@ def test_records_are_listed_in_pages(account_with_records: Account) -> None:
         account_with_records.client.get(account_with_records.records, params={"per_page": "3", "page": page}).json()
         for page in (1, 2, 3)
     ]
+    # The records are sorted by type. The record c is the only TXT record.
     assert ["".join(record["name"][0] for record in page["result"]) for page in pages] == ["abd", "c", ""]
     assert pages[0]["result_info"] == {"page": 1, "per_page": 3, "count": 3, "total_count": 4, "total_pages": 2}
-    empty = account_with_records.client.get(account_with_records.records, params={"name": "none"}).json()["result_info"]
+    empty = account_with_records.client.get(account_with_records.records, params={"name": "no-such-name"}).json()[
+        "result_info"
+    ]
     assert empty == {"page": 1, "per_page": 100, "count": 0, "total_count": 0, "total_pages": 1}
 
 
@@ -296,7 +303,7 @@ def test_batch_is_all_or_nothing(account: Account) -> None:
     before = account.simulator.records(account.zone)
     body = {"deletes": [{"id": old}, {"id": "0" * 32}], "posts": [{"type": "A", "name": "b", "content": "nonsense"}]}
     response = account.client.post(f"{account.records}/batch", json=body)
-    assert error(response)[1] == 81044
+    assert error(response)[1] == RECORD_NOT_FOUND
     assert len(response.json()["errors"]) == 1
     assert account.simulator.records(account.zone) == before
 
@@ -340,21 +347,21 @@ def test_missing_header_and_unknown_token_are_refused(account: Account, path: st
 def test_request_without_the_permission_is_refused(account: Account) -> None:
     account.client = account.client_with(f"Bearer {account.simulator.set_token(permission='read')}")
     assert account.client.get(account.records).status_code == 200
-    assert error(account.request_record()) == (403, 10000)
-    assert error(account.client.post(f"{account.records}/batch", json={})) == (403, 10000)
+    assert error(account.request_record()) == (403, AUTHENTICATION_ERROR)
+    assert error(account.client.post(f"{account.records}/batch", json={})) == (403, AUTHENTICATION_ERROR)
 
 
 def test_token_cannot_access_other_zones(account: Account) -> None:
     other = account.simulator.add_zone("other.org", in_token_account=False)
     for zone in (other, "0" * 32):
-        assert error(account.client.get(f"/zones/{zone}/dns_records")) == (403, 10000)
+        assert error(account.client.get(f"/zones/{zone}/dns_records")) == (403, AUTHENTICATION_ERROR)
     assert account.client.get("/zones", params={"name": "other.org"}).json()["result"] == []
 
 
 def test_fault_refuses_one_request_with_a_valid_token(account: Account) -> None:
     """The real API was observed to refuse an occasional request although the token is valid."""
-    account.simulator.faults.add(refusal(403, 10000, "Authentication error"))
-    assert error(account.request_record()) == (403, 10000)
+    account.simulator.faults.add(refusal(403, AUTHENTICATION_ERROR, "Authentication error"))
+    assert error(account.request_record()) == (403, AUTHENTICATION_ERROR)
     assert account.request_record().status_code == 200
 
 
@@ -378,13 +385,14 @@ def test_zones_are_filtered_by_name(account: Account) -> None:
 
 
 class TimedAccount(Account):
-    """An account whose clock advances only when a test changes `now`."""
+    """An account in a simulator whose clock advances only when a test changes `now`."""
 
     def __init__(self) -> None:
         self.now = NOON
         super().__init__(now=lambda: self.now)
 
 
+# Cloudflare uses two error codes for a rate limit. Only responses with the code 971 have the member "result".
 @pytest.mark.parametrize("code", [971, 10429])
 @pytest.mark.parametrize("retry_after", [False, True])
 def test_requests_beyond_the_rate_limit_are_refused_until_the_window_ends(code: Any, retry_after: bool) -> None:
