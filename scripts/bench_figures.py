@@ -63,8 +63,9 @@ def outside_limits(figures: Iterable[Figure]) -> list[str]:
     """Return a message for each figure outside its limits."""
     known = read_limits()
     return [
-        f"outside its limits: {figure.name}: {figure.value:.2f}, expected {{:g}} to {{:g}}".format(*entry["limits"])
+        f"outside its limits: {figure.name}: {figure.value:.2f}, expected {low:g} to {high:g}"
         for figure in figures
         if figure.value is not None and (entry := known.get(figure.name))
-        if not entry["limits"][0] <= figure.value <= entry["limits"][1]
+        for low, high in [entry["limits"]]
+        if not low <= figure.value <= high
     ]

@@ -62,7 +62,7 @@ class World:
                 "HEADSCALE_API_KEY": self.headscale.api_key,
                 "HEADSCALE_USER": "services",
                 "CLOUDFLARE_API_URL": f"{cloudflare}/client/v4",
-                "CLOUDFLARE_API_TOKEN": self.cloudflare.secrets()[0],
+                "CLOUDFLARE_API_TOKEN": self.cloudflare.token,
                 "AUTHKEY_OUTPUT_PATH": str(self.key_file),
                 # The demo has no VPN interface.
                 "TAILSCALE_INTERFACE": "",

@@ -1,4 +1,4 @@
-"""Helpers of tests in which Headscale runs in a pod of a simulated Kubernetes cluster, and the clients are real."""
+"""Helpers of tests in which the real clients reach Headscale in a pod of a simulated Kubernetes cluster."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ HEADSCALE_POD: Final = Pod(
     ready=True,
     keeps_its_name=False,
 )
-"""A pod of a Deployment, for tests that run a command without finding the pod first."""
+"""A pod of a Deployment, so its name changes. For tests that do not look up the pod."""
 NAMESPACE: Final = "default"
 """The namespace of the pod under test."""
 
@@ -67,7 +67,7 @@ def may_read(*names: str) -> dict[str, Any]:
 
 
 def cluster_at(url: str, kubernetes: KubernetesSimulator, *, timeout_s: float = 10.0) -> Cluster:
-    """Return a client of a simulator that listens at a URL, with the simulator's current token."""
+    """Return a client of a simulator that listens at a URL, with the token that it accepts now."""
     return Cluster(access_to(url, kubernetes.token), timeout=timedelta(seconds=timeout_s))
 
 
@@ -105,14 +105,14 @@ def exec_transport(cluster: Cluster, now: Callable[[], datetime], **settings: st
 
 
 def add_headscale(kubernetes: KubernetesSimulator, cli: HeadscaleCli, name: str = "headscale-0") -> SimulatedPod:
-    """Add a pod with a container in which `headscale` can be run."""
+    """Add a pod whose container `headscale` has the command `headscale`."""
     return kubernetes.add_pod(name, {"headscale": {"headscale": cli}}, namespace=HEADSCALE_NAMESPACE)
 
 
 class ClusterWorld(World):
-    """A `World` with a Kubernetes cluster. Commands reach Headscale through its pod, and `cleanup` can read a Secret.
+    """A `World` with a Kubernetes cluster. Commands use `exec` by default, because no URL and no API key are set.
 
-    The Secret contains the state of the tailscale container. `cleanup` needs the Secret with NODE_POLICY=keep.
+    With NODE_POLICY=keep, `cleanup` reads the state of the tailscale container from a Secret.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, version: str = "0.28.0") -> None:
@@ -133,7 +133,7 @@ class ClusterWorld(World):
         return MemoryCluster(self.kubernetes, self.clock.now)
 
     def writers(self, settings: Settings, policy: tenacity.Retrying) -> Writers:
-        """Return the real clients. Headscale is reached through its pod if HEADSCALE_ACCESS is `exec`."""
+        """Return the real clients. With `exec`, Headscale is reached through its pod."""
         writers = super().writers(settings, policy)
         if settings.access == "exec":
             return replace(writers, headscale=HeadscaleWriter(exec_transport(self.cluster(), self.clock.now), policy))

@@ -43,13 +43,13 @@ log = structlog.get_logger()
 class DnsWatch:
     """Keeps one pod's records in sync with its node.
 
-    Decisions depend only on `state`, observations and settings, and not on logs, metrics or health.
+    Decisions depend only on `state`, observations and settings.
 
     Args:
         interface: returns the addresses of this pod's VPN interface; None if the interface does not exist.
         now: returns the current time in UTC, with its time zone.
         monotonic: returns seconds that never go back.
-        status: receives what the health port reports; a new `Status` if omitted.
+        status: what the health port reports, updated by each pass; a new `Status` if omitted.
     """
 
     def __init__(
@@ -105,11 +105,11 @@ class DnsWatch:
         self._report(conclusion)
         self.state = conclusion.state
         key_id = fresh_key_id(self.state, self._moment())
+        # The marker makes tailscale's probe fail, so that it restarts with the fresh key. None removes the marker.
         try:
             write_restart_marker(key_id, self._writers.key_file)
         except KeyFileError as error:
-            # The restart marker makes tailscale's probe fail, so that tailscale restarts and uses the fresh key. If the
-            # volume of the key file is read-only here, dns-watch cannot write a fresh key, and needs no marker.
+            # If the volume is read-only here, dns-watch can write no fresh key either, and needs no marker.
             log.debug("restart.marker_failed", error=str(error))
         self.status.state, self.status.restart_helps = self.state, key_id is not None
         self.status.poll_interval_s = poll_interval_s(self.state, config)
@@ -150,9 +150,9 @@ class DnsWatch:
     def _change_records(self, changes: tuple[Change, ...]) -> ApiError | None:
         """Make the record changes, in one transaction for each name, and return the first failure.
 
-        If Cloudflare refuses the changes at one name, the changes at the other names are still made. Only the
-        aliases of the refused name are left out, because they could point to another owner's record. After any other
-        failure, no further changes are made.
+        If Cloudflare refuses the changes at one name, the changes at the other names are still made, except CNAME
+        records that point to the refused name, which could be another owner's. After any other failure, no further
+        changes are made.
         """
         names: dict[str, list[RecordChange]] = {}
         for change in changes:

@@ -12,7 +12,7 @@ from lifecycle.runtime.logs import dropped_lines
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-# The version of Headscale is the value of a label. Headscale could return a text of any length.
+# The maximum length of Headscale's version in a label. Headscale could return a text of any length.
 _MAX_VERSION_LENGTH = 64
 
 
@@ -22,12 +22,12 @@ def render_metrics(status: Status, *, accept: str) -> tuple[str, bytes]:
     from prometheus_client import CollectorRegistry, ProcessCollector  # noqa: PLC0415
     from prometheus_client.exposition import choose_encoder  # noqa: PLC0415
 
-    class Snapshot:
+    class StatusCollector:
         def collect(self) -> Iterator[Metric]:
             return _metrics(status)
 
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(Snapshot())
+    registry.register(StatusCollector())
     # Memory, open files and start time under their standard names.
     ProcessCollector(registry=registry)
     encode, content_type = choose_encoder(accept)
@@ -35,7 +35,7 @@ def render_metrics(status: Status, *, accept: str) -> tuple[str, bytes]:
 
 
 def _metrics(status: Status) -> Iterator[Metric]:
-    """Yield every metric. Each label has few values, which are known in advance, except the versions."""
+    """Yield every metric. Only the labels with versions have values that are not known in advance."""
     from prometheus_client.metrics_core import CounterMetricFamily as Counter  # noqa: PLC0415 - see render_metrics
     from prometheus_client.metrics_core import GaugeMetricFamily as Gauge  # noqa: PLC0415
     from prometheus_client.metrics_core import InfoMetricFamily as Info  # noqa: PLC0415
@@ -50,7 +50,7 @@ def _metrics(status: Status) -> Iterator[Metric]:
             "1 while it is confirmed that the node is gone or expired, or that no node has the pod's address.",
             state.heal.lost is not None,
         ),
-        ("node_superseded", "1 while a later pod of the workload has the name.", state.superseded_by is not None),
+        ("node_superseded", "1 while a later pod of the workload has the hostname.", state.superseded_by is not None),
         ("node_restart_helps", "1 while a restart of tailscale would bring the node back.", status.restart_helps),
         ("poll_interval_seconds", "Current interval between reads of the node in Headscale.", status.poll_interval_s),
         ("record_in_sync", "1 while the DNS record is right and was read recently.", status.ready),
@@ -59,7 +59,7 @@ def _metrics(status: Status) -> Iterator[Metric]:
 
     yield Summary(
         prefix + "pass_duration_seconds",
-        "Duration of passes, finished and failed ones.",
+        "Duration of finished and failed passes.",
         count_value=sum(status.passes.values()),
         sum_value=status.passes_s,
     )
@@ -87,7 +87,7 @@ def _metrics(status: Status) -> Iterator[Metric]:
             labelled.add_metric([key] if isinstance(key, str) else key, number)
         yield labelled
     for name, description, expires_at in (
-        ("node", "When the pod's node has to log in again, in seconds since 1970.", state.node_expires_at),
+        ("node", "When the registration of the pod's node expires, in seconds since 1970.", state.node_expires_at),
         ("api_key", "When Headscale will refuse the API key, in seconds since 1970.", state.api_key_expires_at),
     ):
         if expires_at is not None:

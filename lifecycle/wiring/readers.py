@@ -1,4 +1,4 @@
-"""Create clients that can only read, and the connections that these clients and those in `writers` need.
+"""Create clients that can only read, and the connections of all clients, including those in `writers`.
 
 The functions have these arguments in common:
 

@@ -46,7 +46,6 @@ ALL_OPTIONS: Values = {
     "rbac": {
         "apiKeySecret": {"enabled": True, "subjects": [SUBJECT]},
         "exec": {"enabled": True, "subjects": [SUBJECT]},
-        # Permissions for NODE_POLICY=keep.
         "keep": [
             {"name": f"keep-{name}", "namespace": "services", "secret": name, "serviceAccountName": name}
             for name in ("grafana", "wiki")
@@ -157,6 +156,7 @@ def test_all_containers_use_the_configured_images(chart: Path) -> None:
     )
     version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
     text = yaml.safe_dump_all(documents, width=10_000)
+    # In the MutatingAdmissionPolicy and in the CronJob.
     assert text.count(f"{image['repository']}:{version}@{image['digest']}") == 2
     assert "registry.example.com/tailscale:v" in text
     assert "localhost/" not in text

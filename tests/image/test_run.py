@@ -52,7 +52,7 @@ def runtime(shared_build: ImageBuild, scratch_dir: Path) -> Iterator[Containerd]
 
 
 @dataclass
-class World:
+class Servers:
     """Simulators of Headscale and Cloudflare on loopback.
 
     Attributes:
@@ -71,7 +71,7 @@ class World:
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
+def servers() -> Iterator[Servers]:
     headscale, cloudflare = HeadscaleSimulator(), CloudflareSimulator()
     headscale.add_user("services")
     zone_id = cloudflare.add_zone("example.com")
@@ -89,7 +89,7 @@ def world() -> Iterator[World]:
             "HEALTH_PORT": "0",
         }
         environment = [f"--env={name}={value}" for name, value in settings.items()]
-        yield World(headscale, cloudflare, zone_id, environment)
+        yield Servers(headscale, cloudflare, zone_id, environment)
 
 
 @pytest.fixture
@@ -107,8 +107,8 @@ def mount_flag(key_volume: Path) -> str:
     return f"--mount=type=bind,src={key_volume},dst=/tailscale-auth,options=rbind:rw"
 
 
-def wait_for(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Wait until a process has ended, and return its exit status and the output of both streams."""
+def exit_status_and_output(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Wait until a process has ended. The output is that of both streams."""
     output, errors = process.communicate(timeout=60)
     return process.returncode, output + errors
 
@@ -116,7 +116,7 @@ def wait_for(process: subprocess.Popen[str]) -> tuple[int, str]:
 def run_container(runtime: Containerd, *command: str, flags: Sequence[str] = ()) -> tuple[int, str]:
     """Run a hardened container until it ends. Return its exit status and the output of both streams."""
     with runtime.container("until-end", *HARDENED, *flags, image=IMAGE, command=command) as process:
-        return wait_for(process)
+        return exit_status_and_output(process)
 
 
 def test_image_runs_the_command(runtime: Containerd) -> None:
@@ -141,56 +141,57 @@ def test_process_is_unprivileged(runtime: Containerd) -> None:
 
 
 @pytest.fixture
-def stale_objects(world: World) -> None:
+def stale_objects(servers: Servers) -> None:
     """A node and a record of an earlier pod."""
-    node = world.headscale.add_node(NAME, user="services", online=False)
-    world.cloudflare.add_record(world.zone_id, type="A", name=NAME, content=node.address)
+    node = servers.headscale.add_node(NAME, user="services", online=False)
+    servers.cloudflare.add_record(servers.zone_id, type="A", name=NAME, content=node.address)
 
 
-def assert_cleaned_up(world: World, key_volume: Path) -> None:
-    assert world.headscale.nodes == []
-    assert world.addresses() == []
-    # The stale node was registered with an older key than the one that cleanup created.
-    assert (key_volume / "authkey").read_text() == world.headscale.keys[-1].key
+def assert_cleaned_up(servers: Servers, key_volume: Path) -> None:
+    assert servers.headscale.nodes == []
+    assert servers.addresses() == []
+    # The simulator has an older key, too: that of the stale node.
+    assert (key_volume / "authkey").read_text() == servers.headscale.keys[-1].key
     assert (key_volume / "authkey").stat().st_mode & 0o777 == 0o640
 
 
 def test_cleanup_deletes_stale_objects_and_writes_the_key(
-    runtime: Containerd, world: World, stale_objects: None, key_volume: Path
+    runtime: Containerd, servers: Servers, stale_objects: None, key_volume: Path
 ) -> None:
-    flags = [*world.environment_flags, mount_flag(key_volume)]
+    flags = [*servers.environment_flags, mount_flag(key_volume)]
     status, output = run_container(runtime, "lifecycle", "cleanup", flags=flags)
     assert status == 0, output
-    assert_cleaned_up(world, key_volume)
+    assert_cleaned_up(servers, key_volume)
 
 
-def test_cleanup_runs_as_any_user(runtime: Containerd, world: World, stale_objects: None, key_volume: Path) -> None:
+def test_cleanup_runs_as_any_user(runtime: Containerd, servers: Servers, stale_objects: None, key_volume: Path) -> None:
     """User 12345 is not in the image's /etc/passwd. A pod can select any user with `runAsUser`."""
     with runtime.container(
-        "pod", *HARDENED, *world.environment_flags, mount_flag(key_volume), image=IMAGE, command=[PYTHON, "-c", SLEEP]
+        "pod", *HARDENED, *servers.environment_flags, mount_flag(key_volume), image=IMAGE, command=[PYTHON, "-c", SLEEP]
     ):
         wait_until(lambda: "RUNNING" in run_checked([*runtime.ctr, "task", "ls"]), "the container is running")
         user = ["--exec-id", "cleanup", "--user", "12345:65532"]
         done = run([*runtime.ctr, "task", "exec", *user, "pod", "lifecycle", "cleanup"])
     assert done.returncode == 0, done.stdout + done.stderr
     assert (key_volume / "authkey").stat().st_uid == 12345
-    assert_cleaned_up(world, key_volume)
+    assert_cleaned_up(servers, key_volume)
 
 
-def test_dns_watch_publishes_the_address_and_stops_on_sigterm(runtime: Containerd, world: World) -> None:
-    node = world.headscale.add_node(NAME, user="services")
+def test_dns_watch_publishes_the_address_and_stops_on_sigterm(runtime: Containerd, servers: Servers) -> None:
+    node = servers.headscale.add_node(NAME, user="services")
     with runtime.container(
-        "dns-watch", *HARDENED, *world.environment_flags, image=IMAGE, command=["lifecycle", "dns-watch"]
+        "dns-watch", *HARDENED, *servers.environment_flags, image=IMAGE, command=["lifecycle", "dns-watch"]
     ) as process:
         # Without an interface, dns-watch waits 30 s before it identifies its node in Headscale.
-        wait_until(lambda: world.addresses() == [node.address], "the record exists")
+        wait_until(lambda: servers.addresses() == [node.address], "the record exists")
         run_checked([*runtime.ctr, "task", "kill", "--signal", "SIGTERM", "dns-watch"])
-        status, output = wait_for(process)
+        status, output = exit_status_and_output(process)
     assert status == 0, output
     assert json.loads(output.splitlines()[-1])["event"] == "stop.requested"
 
 
-# A Python script that runs the program, and then prints which imported modules have no byte code.
+# A Python script that runs the program, and prints at exit which imported modules have no byte code. The program ends
+# with os._exit, which calls no atexit functions, so the script replaces it.
 PRINT_UNCOMPILED = """
 import atexit, importlib.util, os, sys
 def uncompiled():
@@ -208,13 +209,13 @@ sys.exit(main())
 
 
 @pytest.fixture
-def service_account(world: World, tmp_path: Path) -> Iterator[list[str]]:
+def service_account(servers: Servers, tmp_path: Path) -> Iterator[list[str]]:
     """Flags of `ctr run` for a container that reaches Headscale through a simulated Kubernetes API."""
     account = tmp_path / "serviceaccount"
     account.mkdir()
     authority = Authority(account)
     kubernetes = KubernetesSimulator()
-    add_headscale(kubernetes, HeadscaleCli(world.headscale))
+    add_headscale(kubernetes, HeadscaleCli(servers.headscale))
     kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
     (account / "token").write_text(kubernetes.token)
     (account / "namespace").write_text(NAMESPACE)
@@ -230,50 +231,47 @@ def service_account(world: World, tmp_path: Path) -> Iterator[list[str]]:
 
 @pytest.fixture(params=["api", "exec"])
 def access(request: pytest.FixtureRequest) -> list[str]:
-    """Flags of `ctr run` for each value of HEADSCALE_ACCESS."""
+    """Flags of `ctr run` for access to Headscale through its API or its pod."""
     flags: list[str] = request.getfixturevalue("service_account") if request.param == "exec" else []
     return flags
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["cleanup"], ["--dry-run"]], ids=" ".join)
 def test_commands_load_only_compiled_modules(
-    runtime: Containerd, world: World, key_volume: Path, access: list[str], arguments: list[str]
+    runtime: Containerd, servers: Servers, key_volume: Path, access: list[str], arguments: list[str]
 ) -> None:
     """The root is read-only, so Python would compile modules without byte code again at each start."""
-    flags = [*world.environment_flags, *access, mount_flag(key_volume)]
+    flags = [*servers.environment_flags, *access, mount_flag(key_volume)]
     status, output = run_container(runtime, PYTHON, "-c", PRINT_UNCOMPILED, *arguments, flags=flags)
     assert status == 0, output
     assert output.splitlines()[-1] == "uncompiled: []"
 
 
-def test_dns_watch_loads_only_compiled_modules(runtime: Containerd, world: World, access: list[str]) -> None:
+def test_dns_watch_loads_only_compiled_modules(runtime: Containerd, servers: Servers, access: list[str]) -> None:
     """`dns-watch` runs until the record exists and the health endpoints were requested."""
-    node = world.headscale.add_node(NAME, user="services")
+    node = servers.headscale.add_node(NAME, user="services")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with runtime.container(
         "watching",
         *HARDENED,
-        *world.environment_flags,
+        *servers.environment_flags,
         *access,
         f"--env=HEALTH_PORT={port}",
         image=IMAGE,
         command=[PYTHON, "-c", PRINT_UNCOMPILED, "dns-watch"],
     ) as process:
-        wait_until(lambda: world.addresses() == [node.address], "the record exists")
+        wait_until(lambda: servers.addresses() == [node.address], "the record exists")
         for path in ("/livez", "/readyz", "/metrics"):
             assert httpx.get(f"http://127.0.0.1:{port}{path}").status_code == 200
         run_checked([*runtime.ctr, "task", "kill", "--signal", "SIGTERM", "watching"])
-        status, output = wait_for(process)
+        status, output = exit_status_and_output(process)
     assert status == 0, output
     assert output.splitlines()[-1] == "uncompiled: []"
 
 
 def test_start_in_container_is_about_as_fast_as_in_venv(runtime: Containerd) -> None:
-    """A start in a container takes at most 1.3 times as long.
-
-    Starts in the container and in the venv alternate, so that other load on the machine affects all of them.
-    """
+    """The starts in the container and in the venv alternate, so that other load on the machine affects both."""
     measure = (
         "import subprocess, sys, time; begin = time.perf_counter(); "
         "subprocess.run([*sys.argv[1:], '--version'], check=True, stdout=subprocess.DEVNULL); "

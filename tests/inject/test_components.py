@@ -49,7 +49,7 @@ def test_inject_creates_the_same_pod_as_the_manifests_in_deploy_services(name: s
     for field, names in (("initContainers", CONTAINERS), ("volumes", VOLUMES)):
         template["spec"][field] = [item for item in template["spec"][field] if item["name"] not in names]
     template["metadata"]["labels"][LABEL] = "true"
-    # The init container of Open WebUI runs before our containers.
+    # Open WebUI has an init container of its own, which runs before the added containers.
     template["metadata"]["annotations"] = {
         HOSTNAME: name,
         STATE_SECRET: literals["TS_KUBE_SECRET"],

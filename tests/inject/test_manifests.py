@@ -130,16 +130,16 @@ spec:
       annotations: {{{HOSTNAME}: web}}
     spec:
       containers: &containers [{{name: web, image: x}}]
-      initContainers: &first
+      initContainers: &init
       - {{name: own, image: x}}
-  copy: *containers
-  other: *first
+  copied_containers: *containers
+  copied_init: *init
 """
     changed = yaml.safe_load(inject(text, SITE))
     template = changed["spec"]["template"]
     assert template["metadata"]["labels"] == {"app": "web", LABEL: "true", "tier": "one"}
     assert [container["name"] for container in template["spec"]["initContainers"]] == [*CONTAINERS, "own"]
-    assert changed["spec"]["other"] == [{"name": "own", "image": "x"}]
+    assert changed["spec"]["copied_init"] == [{"name": "own", "image": "x"}]
 
 
 @pytest.mark.parametrize(
@@ -213,12 +213,13 @@ def test_text_that_kubernetes_would_read_as_another_type_has_quotes() -> None:
 
 
 def test_thousands_of_blank_lines_are_read_quickly() -> None:
+    """A regular expression with exponential backtracking would not end."""
     text = "\n" * 5000 + LABELLED
     assert inject(text, SITE).startswith("\n" * 5000 + "---\n")
 
 
 def test_files_are_read_one_by_one() -> None:
-    """In the result, the texts of the files are separate YAML documents."""
+    """The result separates the files with `---`, or with `...` before a file that starts with a YAML directive."""
     texts = [
         '{"kind": "ConfigMap", "data": {"a": "\\ud83d\\ude00"}}',
         "%YAML 1.1\n---\nkind: Secret",
@@ -341,7 +342,7 @@ def test_state_secret_needs_a_namespace() -> None:
         inject(json.dumps(document), SITE, with_state_secrets=True)
 
 
-def test_state_secret_whose_name_is_not_known_is_refused() -> None:
+def test_state_secret_whose_name_is_known_only_in_the_pod_is_refused() -> None:
     document = annotated(stateful_set(), hostname="$(POD_NAME)", state_secret="$(POD_NAMESPACE)-state")
     with pytest.raises(ManifestError, match="StatefulSet web"):
         inject(json.dumps(document), SITE, with_state_secrets=True)

@@ -18,7 +18,7 @@ from tests.inject.samples import SITE
 
 
 def to_text(*documents: object) -> str:
-    """Return a text with several documents."""
+    """Return the objects as the documents of one YAML text."""
     return "---\n".join(f"{json.dumps(document)}\n" for document in documents)
 
 
@@ -61,7 +61,7 @@ def test_every_refusal_has_a_case() -> None:
     assert reported == set(REFUSALS) - {"missing"}
 
 
-def test_all_refusals_are_reported_and_nothing_is_written() -> None:
+def test_all_refusals_are_reported_in_one_error() -> None:
     first = annotated(deployment(), hostname="Web")
     second = labelled(deployment(replicas=2), inject="true")
     second["metadata"]["name"] = "second"

@@ -76,7 +76,7 @@ API: Final = (
     ("POST", "/api/v1/preauthkey", "_create_key"),
     ("POST", "/api/v1/preauthkey/expire", "_expire_key"),
 )
-"""Method, path and handler of the endpoints that require an API key."""
+"""Method, path and handler of the endpoints that require an API key. The API of old releases is not simulated."""
 
 
 @cache
@@ -114,7 +114,7 @@ class HeadscaleSimulator(Tailnet):
     # --- From request to response -------------------------------------------------------------------
 
     def answer(self, request: Request, *, from_previous_state: bool) -> Response:
-        """Execute a request. The caller holds the lock."""
+        """Execute a request, with the current state or with that before the last change. The caller holds the lock."""
         if not from_previous_state:
             return self._with_date(self._answer(request))
         current, self._state = self._state, self._previous_state.copy()
@@ -148,18 +148,18 @@ class HeadscaleSimulator(Tailnet):
                 format of the response, and so which of the errors is raised.
         """
         dialect = self.dialect
-        is_for_gateway = request.path.startswith("/api/v1/") and not dialect.uses_huma
+        is_for_grpc_gateway = request.path.startswith("/api/v1/") and not dialect.uses_huma
         is_below_api = request.path == "/api" or request.path.startswith("/api/")
-        if is_for_gateway or (dialect.all_of_api_needs_key and is_below_api):
+        if is_for_grpc_gateway or (dialect.all_of_api_needs_key and is_below_api):
             self._check_key(request)
         try:
             (name, needs_key), arguments = _routes(self.version).match(request.method, request.path)
         except WrongMethodError as error:
-            if is_for_gateway:
+            if is_for_grpc_gateway:
                 raise RefusedError("Method Not Allowed", code=UNIMPLEMENTED) from error
             raise _OtherFormatError(Response(status=405)) from error
         except NoRouteError as error:
-            if is_for_gateway:
+            if is_for_grpc_gateway:
                 raise RefusedError("Not Found", code=NOT_FOUND) from error
             raise _OtherFormatError(self._unknown_path()) from error
         if needs_key:
@@ -288,7 +288,7 @@ class HeadscaleSimulator(Tailnet):
             return None
         return self._time(ZERO)
 
-    # --- Detection ----------------------------------------------------------------------------------
+    # --- The server and its API keys ----------------------------------------------------------------
 
     def _health(self, _request: Request, _arguments: Mapping[str, str]) -> Response:
         status, code = ("fail", 500) if self.database_is_down else ("pass", 200)
@@ -448,7 +448,7 @@ class HeadscaleSimulator(Tailnet):
     # --- Simulated Tailscale clients in other processes -------------------------------------------------
 
     def _sim(self, request: Request, arguments: Mapping[str, str]) -> Response:
-        """Call one of the methods for actions of a machine. The body contains its arguments."""
+        """Call the method that the path names, such as `register`, with the arguments in the body."""
         action = getattr(self, arguments["action"])
         try:
             node: Node | None = action(**request.json())

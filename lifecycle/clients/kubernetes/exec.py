@@ -24,7 +24,7 @@ from lifecycle.domain.errors import ResponseError, TransientError
 _SUBPROTOCOLS: Final = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 _STDOUT: Final = 1
 _STDERR: Final = 2
-_STATUS: Final = 3
+_STATUS: Final = 3  # Kubernetes calls it "error".
 
 # Source: RFC 6455, section 1.3.
 _ACCEPT_SUFFIX: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -120,7 +120,7 @@ def _read(connection: Any, what: str) -> Mapping[int, bytearray]:
 
 
 def _exit_status(text: bytearray, what: str) -> int:
-    """Return the exit status, which the error channel contains in a Status object of the Kubernetes API.
+    """Return the exit status, which the channel _STATUS contains in a Status object of the Kubernetes API.
 
     Raises:
         ApiError: the command did not run to its end.
