@@ -12,6 +12,7 @@
 # KEEP_LAYERS   "no" to delete the layers of the build after the image is saved
 set -eu
 here=$(dirname "$0")
+# Defines IMAGE and the functions log, fail and open_archive.
 # shellcheck source=build/archive.sh
 . "$here/archive.sh"
 
@@ -20,12 +21,12 @@ here=$(dirname "$0")
 : "${KEEP_LAYERS:=yes}"
 
 work=$(mktemp -d)
-running=''
+builder_pid=''
 clean_up() {
     # Stop the builder first. Otherwise it would create the files again.
-    if [ -n "$running" ]; then
-        kill "$running" 2>/dev/null || true
-        wait "$running" || true
+    if [ -n "$builder_pid" ]; then
+        kill "$builder_pid" 2>/dev/null || true
+        wait "$builder_pid" || true
     fi
     rm -rf "$work" "$ARCHIVE.new"
 }
@@ -34,12 +35,11 @@ trap 'exit 1' HUP INT TERM
 
 mkdir "$work/context"
 tar -xzf "$SOURCES" -C "$work/context" || fail "$SOURCES is not readable. Create it with scripts/image --sources"
-# If ARCHIVE is missing when a container mounts it, the container runtime creates a folder with this name. Remove it.
+# If a container mounted ARCHIVE before the file existed, the container runtime created a folder in its place.
 if [ -d "$ARCHIVE" ]; then
     rmdir "$ARCHIVE" || fail "$ARCHIVE is a folder and is not empty. Move it, because the image is saved there"
 fi
-# The hash covers only the names and contents of the files. If another commit or another clone has the same files, the
-# image is not built again.
+# The hash does not cover the commit (REVISION) and the repository's URL (ORIGIN), which do not affect the program.
 names=$(tar -tzf "$SOURCES" | grep -Ev '^(REVISION|ORIGIN)$|/$' | LC_ALL=C sort)
 # shellcheck disable=SC2086 # a list of names without spaces
 hash=$(cd "$work/context" && { sha256sum $names && printf %s "${BASE_IMAGE-}"; } | sha256sum | cut -d ' ' -f 1)
@@ -54,21 +54,21 @@ rm -rf "$work/archive"
 log "building $IMAGE from sources $hash"
 mkfifo "$work/output"
 tee "$work/log" <"$work/output" >&2 &
-tee=$!
+tee_pid=$!
 exec 3>"$work/output"
 
 # Run the builder in the background: the shell handles signals during "wait", but not during a foreground command.
 run_builder() {
     "$BUILDER" "$@" >&3 2>&1 3>&- &
-    running=$!
-    if ! wait "$running"; then
-        running=''
+    builder_pid=$!
+    if ! wait "$builder_pid"; then
+        builder_pid=''
         exec 3>&-
-        wait "$tee"
+        wait "$tee_pid"
         fail "The build failed. The previous image, if there is one, was not changed.
 $(tail -n 12 "$work/log")"
     fi
-    running=''
+    builder_pid=''
 }
 
 # All timestamps are 0, so that the same sources and packages give the same image on every machine. The build steps get
@@ -106,7 +106,7 @@ docker) run_builder save --output "$ARCHIVE.new" "$IMAGE" ;;
 *) run_builder push --quiet "$IMAGE" "oci-archive:$ARCHIVE.new:$IMAGE" ;;
 esac
 exec 3>&-
-wait "$tee"
+wait "$tee_pid"
 
 open_archive "$ARCHIVE.new" "$work/archive" || fail "The image was built, but its archive is invalid: $invalid"
 # Write the new archive to disk before it replaces the old one. After a power failure, ARCHIVE is then one of the two,
