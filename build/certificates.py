@@ -1,7 +1,7 @@
 """Write each certificate authority of certifi to a file of its own, in the folder that `lifecycle.clients.trust` reads.
 
-OpenSSL then finds the authority that it needs by the hash in the file's name. Loading all authorities takes about
-50 ms and 3 MiB. Run this script with the interpreter for which certifi is installed.
+OpenSSL then loads only the authority that it needs, which it finds by the hash in the file's name. Loading all
+authorities would take about 50 ms and 3 MiB. Run this script with the interpreter for which certifi is installed.
 """
 
 import subprocess

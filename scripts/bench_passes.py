@@ -1,6 +1,7 @@
-"""Run a number of passes of `dns-watch` without pauses, and print its resident memory.
+"""Run a number of passes of `dns-watch` without pauses, and print the resident memory of this process.
 
-The memory is printed after a tenth of the passes and after all passes. scripts/bench runs this file as a process.
+The memory is printed after a tenth of the passes and after all passes, to show whether it grows. scripts/bench.py runs
+this file as a process.
 """
 
 from __future__ import annotations

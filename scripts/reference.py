@@ -106,7 +106,7 @@ def page() -> str:
 
 
 def _settings_heading(command: str | None) -> str:
-    return f"Settings of `{command}` only" if command else "Settings of all commands"
+    return f"Further settings of `{command}`" if command else "Settings of all commands"
 
 
 def _table(header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:

@@ -1,4 +1,4 @@
-"""Describe how Headscale, Cloudflare and the Kubernetes API differ for the HTTP clients."""
+"""Describe what the HTTP clients need to know about Headscale, Cloudflare and the Kubernetes API."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Upstream:
         name: the name for messages.
         url_setting: the setting with the URL.
         ca_setting: the setting with the path of a file of additional certificate authorities.
-        explain: called with a request, such as "GET /zones", and with its response; returns the error for the refusal.
-            None means that the error is chosen by the HTTP status alone.
+        explain: called with a refused request, such as "GET /zones", and its response; returns the error to raise, or
+            None if the HTTP status alone decides which error is raised.
         is_from_upstream: returns True if an error response is from the upstream itself, and not from a proxy.
         timeout_factor: the time limit of a whole request, as a multiple of HTTP_TIMEOUT.
         health_path: the path of the health endpoint, which needs no credentials; None if there is none.

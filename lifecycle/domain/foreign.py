@@ -27,7 +27,7 @@ def blocks(record: Record, *, record_ownership: RecordOwnership, ipv6: bool, ape
         return False
     if record.type == "NS":
         return record.name != apex
-    # An alias is published as a CNAME record, and DNS allows no other record beside a CNAME record.
+    # DNS allows no other record beside the CNAME record of an alias.
     return record.type in {"A", "CNAME"} or (record.type == "AAAA" and ipv6) or record_ownership.kind is NameKind.ALIAS
 
 
@@ -59,15 +59,17 @@ def advice_on_foreign_record(record: Record, *, record_ownership: RecordOwnershi
             f"or {avoid_name}. To let this program manage it, set its comment to "
             f'"{record_ownership.mark}". It will then point to this pod and will not be proxied.'
         )
+    # A record with a VPN address and no comment is ours.
     is_vpn_address = record.address is not None and record_ownership.is_vpn_address(record.address)
     comment_change = "clear its comment or change it" if is_vpn_address else "change its comment"
     return (
         f'To let this program manage it, {comment_change} to "{record_ownership.mark}". If it belongs to another '
-        f"instance of this program, set DNS_OWNER to that owner. Otherwise delete it, or {avoid_name}."
+        f"instance of this program, set DNS_OWNER to the owner in its comment. Otherwise delete it, or {avoid_name}."
     )
 
 
 def _advice_at_further_name(record: Record, record_ownership: RecordOwnership, avoid_name: str) -> str:
+    """Return the advice at a name in DNS_ALIASES or DNS_SHARED_NAMES."""
     if record.type not in MANAGED_TYPES:
         return (
             "The CNAME of an alias would hide it. Move the name to DNS_SHARED_NAMES, which uses address records, or "

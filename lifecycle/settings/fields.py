@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, PlainValidator, SecretStr
 
 from lifecycle.domain.ownership import WILDCARD, IpNetwork, mark_of
 
-# Source: Cloudflare's documentation of DNS records: the limits of a full name, and of a comment on the Free plan.
+# Source: Cloudflare's documentation of DNS records. The limit of a comment is that of the Free plan.
 RECORD_NAME_LENGTH = 253
 COMMENT_LENGTH = 100
 
@@ -23,35 +23,36 @@ COMMENT_LENGTH = 100
 _AUTOMATIC_TTL = 1
 _TTLS_S = range(60, 86_401)
 
-_TOO_LONG = "must be at most 100 years"
-# Longer than any useful duration, and short enough that no time overflows.
+_DURATION_TOO_LONG = "must be at most 100 years"
+# Longer than any useful duration. Adding it to the current time does not overflow.
 _MAX_DURATION = timedelta(days=36_500)
 
 # The flag ASCII is set, because Python otherwise also accepts a dotless i as a letter, and the digits of other scripts.
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE | re.ASCII)
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", re.ASCII)
 _SECONDS = re.compile(r"\d+(\.\d+)?", re.ASCII)
-_NUMERIC_HOST = re.compile(r"[\d.]+|.*:.*", re.ASCII)
+# An IPv4 address, or an IPv6 address.
+_IP_HOST = re.compile(r"[\d.]+|.*:.*", re.ASCII)
 _TAG = re.compile(r"tag:[a-z0-9._-]+")
 _TOKEN = re.compile(r"[-A-Za-z0-9._~+/]+=*")
 _ZONE_ID = re.compile(r"[0-9a-f]{32}")
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _KUBERNETES_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 _SECRET_REFERENCE = re.compile(_KUBERNETES_NAME.pattern + r"(/[-._a-zA-Z0-9]+)?")
-_VISIBLE = re.compile(r"[\x21-\x7e]+")
+_VISIBLE_ASCII = re.compile(r"[\x21-\x7e]+")
 # Unicode categories: control and format characters, line and paragraph separators.
 _INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp"})
 _UNEXPANDED = re.compile(r"\$\([A-Z_][A-Z0-9_]*\)")
 
 _CERTIFICATE = re.compile(rb"-----BEGIN (TRUSTED |X509 )?CERTIFICATE-----")
-# Source: `openssl rehash`: a link named after the hash of each certificate's subject.
+# Source: `openssl rehash`, which names each link after the hash of a certificate's subject.
 _HASHED_CERTIFICATE = re.compile(r"[0-9a-f]{8}\.\d+")
 
 _DEFAULT_PROXY_PORT = 80
 
 
 def checked_text(value: str) -> str:
-    """Return the stripped text of any setting if it has no invisible character and no unexpanded reference."""
+    """Return a setting's text unchanged if it has no invisible character and no unexpanded reference."""
     invisible = next((character for character in value if unicodedata.category(character) in _INVISIBLE), None)
     if invisible is not None:
         raise ValueError(f"contains an invisible character, such as a line break (U+{ord(invisible):04X})")
@@ -75,7 +76,7 @@ def parse_duration(text: str) -> timedelta:
         days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
         return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
     except OverflowError:
-        raise ValueError(_TOO_LONG) from None
+        raise ValueError(_DURATION_TOO_LONG) from None
 
 
 def _comma_separated(value: str) -> list[str]:
@@ -100,18 +101,18 @@ def _file_mode(value: str) -> Octal:
 def _split_url(value: str) -> SplitResult | None:
     """Split an http or https URL; return None if no HTTP client accepts it."""
     try:
-        # The messages of these errors are not used, because they can repeat the value, which may contain a password.
         parts = urlsplit(value)
         host = parts.hostname or ""
-        if _NUMERIC_HOST.fullmatch(host):
+        if _IP_HOST.fullmatch(host):
             ip_address(host)
         else:
             # Resolvers refuse an empty label, a label over 63 characters, and an invalid international name.
             host.encode("idna").decode("idna")
         usable = parts.scheme in {"http", "https"} and bool(host) and parts.port != 0
     except ValueError:
+        # The message of the error is not used, because it can repeat the value, which may contain a password.
         return None
-    return parts if usable and _VISIBLE.fullmatch(value) else None
+    return parts if usable and _VISIBLE_ASCII.fullmatch(value) else None
 
 
 def _url(value: str) -> str:
@@ -123,7 +124,7 @@ def _url(value: str) -> str:
 
 
 def parse_proxy(value: SecretStr) -> SecretStr:
-    """Return the URL of a proxy, after adding its scheme and port and percent-encoding its credentials."""
+    """Return the URL of a proxy with a scheme, a port and percent-encoded credentials."""
     text = value.get_secret_value()
     scheme = text.partition("://")[0].lower()
     if scheme.startswith("socks"):
@@ -218,15 +219,15 @@ def _certificate_folders(value: str) -> str:
     return value
 
 
-def _is_login_server(url: str) -> bool:
-    """Return True if tailscale can connect to the URL again after Headscale was restarted.
+def _can_reconnect(url: str) -> bool:
+    """Return True if tailscale with this login server can connect again after Headscale was restarted.
 
     With an http URL and a host name, tailscale uses TLS on port 443 after the first connection. Source: its package
     tailscale.com/control/controlhttp.
     """
     parts = urlsplit(url)
     host = parts.hostname or ""
-    return parts.scheme == "https" or host == "localhost" or _NUMERIC_HOST.fullmatch(host) is not None
+    return parts.scheme == "https" or host == "localhost" or _IP_HOST.fullmatch(host) is not None
 
 
 def is_dns_name(name: str) -> bool:
@@ -238,13 +239,13 @@ Duration = Annotated[
     timedelta,
     BeforeValidator(parse_duration),
     _only_if(lambda value: value > timedelta(), "must be longer than 0"),
-    _only_if(lambda value: value <= _MAX_DURATION, _TOO_LONG),
+    _only_if(lambda value: value <= _MAX_DURATION, _DURATION_TOO_LONG),
 ]
 Url = Annotated[str, AfterValidator(_url)]
 LoginServer = Annotated[
     Url,
     _only_if(
-        _is_login_server,
+        _can_reconnect,
         "must be an https URL. With http and a host name, tailscale stays offline after Headscale restarts",
     ),
 ]
@@ -281,7 +282,7 @@ Ttl = Annotated[
 Owner = Annotated[
     str,
     _only_if(
-        lambda value: _VISIBLE.fullmatch(value) and len(mark_of(value)) <= COMMENT_LENGTH,
+        lambda value: _VISIBLE_ASCII.fullmatch(value) and len(mark_of(value)) <= COMMENT_LENGTH,
         f"must be ASCII without spaces, at most {COMMENT_LENGTH - len(mark_of(''))} characters",
     ),
 ]

@@ -52,7 +52,7 @@ def _duration_text(value: timedelta) -> str:
 
 
 def groups() -> Iterator[tuple[str | None, dict[str, FieldInfo]]]:
-    """Yield None with the settings that all commands have, then each command with the settings that it adds."""
+    """Yield None with the settings of all commands, then each command with those that no command before it has."""
     known = command_variables(Settings)
     yield None, known
     for name, command in COMMANDS.items():
@@ -66,7 +66,7 @@ def help_text() -> str:
     """Return the part of --help that lists the settings."""
     lines = ["settings come from the environment, or from .env in the working directory"]
     for command, variables in groups():
-        lines += ["", f"settings of {command} only:" if command else "settings of all commands:"]
+        lines += ["", f"further settings of {command}:" if command else "settings of all commands:"]
         for name, field in variables.items():
             default = default_text(field)
             lines.append(f"  {name}" + (f" (default: {default})" if default else ""))

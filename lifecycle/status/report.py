@@ -21,8 +21,9 @@ _NAMES_SHOWN = 5
 _NOT_SHORTENED = frozenset({"version", "headscale_version", "clock", "api_key_expires_at"})
 _IPV4 = re.compile(r"\b(\d{1,3}\.\d{1,3})\.\d{1,3}\.\d{1,3}\b")
 _IPV6 = re.compile(r"\b([0-9a-f]{1,4})(?::[0-9a-f]{0,4}){2,7}", re.IGNORECASE)
-_DOTTED = r"\b[A-Za-z][\w+-]*(?:[.@][\w+-]+)+"
-# One part of a name between dots. If it begins with a digit, it may belong to an address, which has its own pattern.
+_DOTTED_NAME = r"\b[A-Za-z][\w+-]*(?:[.@][\w+-]+)+"
+# One part of a name between dots, whose first two characters are kept. A part that begins with a digit may belong to an
+# address, which has its own pattern.
 _LABEL = re.compile(r"([a-z_][\w+-])[\w+-]+", re.IGNORECASE)
 
 
@@ -67,11 +68,11 @@ def make_shortener(words: Iterable[str]) -> Callable[[str], str]:
     """Return a function that shortens names and addresses in a text, so that it can be published.
 
     Args:
-        words: names without a dot, and whole texts to shorten. Names with a dot are found by their form.
+        words: names without a dot, and texts of which each word is shortened. Names with a dot are always shortened.
     """
     longest_first = sorted(filter(None, words), key=len, reverse=True)
     known = "|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in longest_first)
-    names = re.compile(f"{known}|{_DOTTED}" if known else _DOTTED)
+    names = re.compile(f"{known}|{_DOTTED_NAME}" if known else _DOTTED_NAME)
 
     def shorten(value: str) -> str:
         value = names.sub(lambda match: _LABEL.sub(r"\1*", match[0]), value)

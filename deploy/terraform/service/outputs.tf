@@ -1,5 +1,5 @@
 output "manifests" {
-  description = "Kubernetes objects by kind and name, such as \"StatefulSet/grafana\". Empty if enabled is false. The state Secret is not among them."
+  description = "Kubernetes objects by kind and name, such as \"StatefulSet/grafana\". Empty if enabled is false. The Secret in the output state_secret is not among them."
   value       = { for key, manifest in local.manifests : key => manifest if var.enabled }
 
   precondition {
