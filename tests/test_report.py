@@ -16,7 +16,7 @@ from lifecycle.runtime.retry import no_retries
 from lifecycle.settings.models import DryRunSettings
 from tests.builders import COMMENT_OF_OTHER_OWNER, NAME, OUR_COMMENT
 from tests.simulators import faults
-from tests.simulators.cloudflare import refusal
+from tests.simulators.cloudflare import INVALID_TOKEN, refusal
 from tests.world import USER, Interface, World
 
 COLOR = re.compile(r"\x1b\[[0-9;]*m")
@@ -135,14 +135,17 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     return World(monkeypatch, tmp_path)
 
 
-def dry_run_in(world: World, interface: Interface | None = None, **variables: str) -> Report:
+NO_INTERFACE = Interface(None)
+
+
+def dry_run_in(world: World, interface: Interface = NO_INTERFACE, **variables: str) -> Report:
     """Return the report of a dry run, after a check that the report contains no secret."""
     settings = world.settings(DryRunSettings, **variables)
     writers = world.writers(settings, no_retries())
     now = world.clock.now()
     sections = [
         cleanup_section(settings, writers, None, now=now),
-        watch_section(settings, writers, (interface or Interface(None))(), now=now),
+        watch_section(settings, writers, interface(), now=now),
     ]
     report = Report(read_context(settings, writers, None), sections)
     output = text_of(report) + json.dumps(json_of(report))
@@ -261,7 +264,7 @@ class TestDryRun:
 
         assert step.what == f"A {NAME} -> {node.address}: ttl, comment"
 
-    def test_change_of_the_key_metadata_is_planned(self, world: World) -> None:
+    def test_update_of_the_file_with_the_key_id_is_planned(self, world: World) -> None:
         world.cleanup().run()
         node = world.headscale.register(key=world.key, hostname=NAME)
 
@@ -321,7 +324,7 @@ class TestDryRun:
     def test_unreadable_name_of_the_zone_is_not_a_problem(self, world: World) -> None:
         """A token that can edit records is not always allowed to read the zone."""
         node = world.headscale.add_node(NAME, user=USER)
-        world.cloudflare.faults.add(refusal(403, 9109), path=r"/zones/[0-9a-f]+$", times=None)
+        world.cloudflare.faults.add(refusal(403, INVALID_TOKEN), path=r"/zones/[0-9a-f]+$", times=None)
 
         report = dry_run_in(world, Interface(node.address))
 

@@ -13,16 +13,16 @@ import pytest
 
 from tests.image.tools import ROOT, ImageBuild, run, run_checked
 
-# The commands that the scripts run on a cluster node, and the commands that build images.
+# The commands that the scripts in build/ run on a cluster node, and the commands that build images.
 COMMANDS = ("buildah", "busybox", "containerd", "ctr", "mmdebstrap", "podman", "runc")
 
 BASE = "localhost/debian:test"
 
 ENOUGH_MEMORY = 8 * 2**30
-"""If the machine has at least this many bytes of memory, the tests keep their files in memory: about 2 GiB."""
+"""With at least this many bytes of memory, the machine can keep the files of the tests in memory: about 2 GiB."""
 
-_APT_MIRROR_LAG = 'Acquire::Check-Valid-Until "false"'
-"""Accept Debian mirrors that are some weeks old."""
+_OLD_MIRRORS = 'Acquire::Check-Valid-Until "false"'
+"""An option of apt: use Debian mirrors even if they are some weeks old."""
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +37,7 @@ def machine() -> None:
 def scratch_dir(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder for large files, in memory if the machine has enough.
 
-    It is deleted at the end, because pytest keeps the folders of the last three runs.
+    It is deleted after the tests, because pytest would keep the folders of the last three runs.
     """
     folder = tmp_path_factory.mktemp("w")
     if os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >= ENOUGH_MEMORY:
@@ -58,28 +58,28 @@ def debian(scratch_dir: Path) -> Mapping[str, Path]:
     `base` is a tar file that replaces the base image. `tools` is a folder with the programs that the containers of the
     DaemonSet run.
     """
-    packages_of = {
+    file_systems = {
         "base": (scratch_dir / "base.tar", "ca-certificates"),
         "tools": (scratch_dir / "tools", "buildah,netavark,containerd"),
     }
     processes = {
         name: subprocess.Popen(
-            ["mmdebstrap", "--variant=minbase", f"--aptopt={_APT_MIRROR_LAG}", f"--include={packages}", "stable", path],
+            ["mmdebstrap", "--variant=minbase", f"--aptopt={_OLD_MIRRORS}", f"--include={packages}", "stable", path],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for name, (path, packages) in packages_of.items()
+        for name, (path, packages) in file_systems.items()
     }
     for name, process in processes.items():
         output, _ = process.communicate()
         assert process.returncode == 0, f"mmdebstrap failed for {name}:\n{output}"
-    return {name: path for name, (path, _) in packages_of.items()}
+    return {name: path for name, (path, _) in file_systems.items()}
 
 
 @pytest.fixture(scope="session")
 def pip_volumes(scratch_dir: Path) -> list[str]:
-    """The volumes with which pip has the same settings in a build as on this machine."""
+    """Volumes that give pip in a build the same settings as on this machine."""
     settings = {}
     for line in run_checked([sys.executable, "-m", "pip", "config", "list"]).splitlines():
         # For example "global.timeout='60'".
@@ -127,7 +127,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def shared_build(scratch_dir: Path, build_environment: dict[str, str], sources: Path) -> ImageBuild:
     """The image, built once for all tests. Tests must not change it."""
-    folder = scratch_dir / "first"
+    folder = scratch_dir / "shared"
     folder.mkdir()
     image_build = ImageBuild(folder, sources, build_environment)
     image_build.run_checked()

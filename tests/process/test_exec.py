@@ -36,7 +36,7 @@ MakePod = Callable[..., ClusterPod]
 
 API_KEY_SECRET = "headscale-api-key"
 
-# The only settings of older manifests. Such manifests must keep working.
+# The only settings of manifests that were written before the program had its other settings. They must keep working.
 OLDER_SETTINGS = {
     "HEADSCALE_NAMESPACE",
     "CLOUDFLARE_API_TOKEN",
@@ -103,7 +103,7 @@ def test_all_commands_with_each_headscale_release(make_pod: MakePod, version: st
     assert all(exchange.path.startswith("/api/") for exchange in pod.headscale.requests)
 
 
-def enable_events(pod: ClusterPod) -> dict[str, str]:
+def set_up_events(pod: ClusterPod) -> dict[str, str]:
     """Add a node, allow the pod to write Events, and return settings with which it uses Kubernetes only for Events."""
     [role] = of_kind(render(DEPLOY / "rbac/events"), "Role")
     pod.kubernetes.allow(SERVICE_ACCOUNT.split(":")[2], *role["rules"])
@@ -113,14 +113,14 @@ def enable_events(pod: ClusterPod) -> dict[str, str]:
 
 
 def test_events_are_written_at_any_log_level(pod: ClusterPod) -> None:
-    result = pod.run("dns-watch", "--once", **enable_events(pod))
+    result = pod.run("dns-watch", "--once", **set_up_events(pod))
     assert (result.status, result.stdout, result.stderr) == (0, "", "")
     assert [event["reason"] for event in pod.kubernetes.events.values()] == ["RecordCreated"]
 
 
 def test_event_that_cannot_be_written_delays_neither_a_pass_nor_the_stop(pod: ClusterPod) -> None:
     pod.kubernetes.faults.add(faults.hang(limit_s=3600), times=None)
-    running = pod.start("dns-watch", **enable_events(pod) | {"HTTP_TIMEOUT": "1h", "LOG_LEVEL": "info"})
+    running = pod.start("dns-watch", **set_up_events(pod) | {"HTTP_TIMEOUT": "1h", "LOG_LEVEL": "info"})
     assert running.wait_for_event("pass.finished")["in_sync"]
     result = running.stop()
     assert (result.status, result.stderr) == (0, "")
@@ -130,7 +130,7 @@ def test_event_that_cannot_be_written_delays_neither_a_pass_nor_the_stop(pod: Cl
 
 @pytest.mark.parametrize("arguments", [("status", "--output", "json"), ("--output", "json", "status")], ids=" ".join)
 def test_status_needs_the_same_permissions_as_dns_watch(pod: ClusterPod, arguments: tuple[str, ...]) -> None:
-    """The option --output may also be before the command."""
+    """The pod has only the permissions of dns-watch. The option --output may also be before the command."""
     node = pod.headscale.add_node(NAME, user="svc")
     pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, comment=OUR_COMMENT)
     result = pod.run(*arguments, **SIDECAR_SETTINGS)
@@ -140,7 +140,7 @@ def test_status_needs_the_same_permissions_as_dns_watch(pod: ClusterPod, argumen
 
 
 def test_pod_of_these_tests_has_only_the_settings_of_older_manifests(pod: ClusterPod) -> None:
-    """Two more settings contain the URL of the simulator and disable the health endpoints."""
+    """CLOUDFLARE_API_URL is the URL of the simulator, and HEALTH_PORT=0 disables the health endpoints."""
     settings = {name for name in pod.environment | SIDECAR_SETTINGS if name in command_variables(DryRunSettings)}
     assert settings - {"CLOUDFLARE_API_URL", "HEALTH_PORT"} == OLDER_SETTINGS
 
@@ -335,7 +335,7 @@ def test_unreadable_api_key_secret_is_reported(state: str, pod: ClusterPod) -> N
 
 @pytest.mark.full
 def test_cleanup_keeps_the_node_in_the_state_secret_and_its_record(pod: ClusterPod) -> None:
-    """tailscale's state Secret is in the namespace of the pod, which a file of the service account contains."""
+    """tailscale's state Secret is in the pod's namespace, whose name is in a file of the service account."""
     pod.add_leftovers()
     [node] = pod.headscale.nodes
     pod.kubernetes.allow(NAMESPACE, may_read(STATE_SECRET))
@@ -355,7 +355,7 @@ def test_cleanup_keeps_the_node_in_the_state_secret_and_its_record(pod: ClusterP
 
 @pytest.fixture
 def kubeconfig(pod: ClusterPod, authority: Authority) -> Path:
-    """The kubeconfig of an administrator. Its current context is the cluster of the pod."""
+    """The kubeconfig of an administrator. Its current context `laptop` is the cluster of the pod."""
     host, port = (pod.environment[f"KUBERNETES_SERVICE_{part}"] for part in ("HOST", "PORT"))
     path = pod.working_directory / "kubeconfig"
     cluster, user = {"certificate-authority": str(authority.certificate)}, {"token": pod.kubernetes.token}
@@ -382,15 +382,17 @@ def test_dry_run_with_a_kubeconfig_shows_the_cluster(output: str, pod: ClusterPo
 @pytest.mark.parametrize("command", ["cleanup", "dns-watch", "prune --yes"])
 def test_command_that_writes_does_not_use_a_kubeconfig(command: str, pod: ClusterPod, kubeconfig: Path) -> None:
     pod.add_leftovers()
+    # `prune` requires DNS_OWNER.
     result = pod.start_outside_cluster(*command.split(), **SIDECAR_SETTINGS, DNS_OWNER="services").wait()
     assert (result.status, result.last_event["event"]) == (2, "settings.invalid")
+    # The message names the commands that may use a kubeconfig.
     assert "--dry-run" in result.last_event["error"]
     assert pod.has_no_writes
     assert pod.kubernetes.requests == []
 
 
 def test_proxy_is_not_used_for_kubernetes_in_the_cluster(pod: ClusterPod) -> None:
-    """GET requests and exec requests bypass the proxy, even if NO_PROXY contains spaces."""
+    """GET and exec requests bypass the proxy, although NO_PROXY does not contain the Kubernetes API's address."""
     pod.add_leftovers()
     proxy = ProxySimulator({})
     with proxy.serve() as url:
@@ -402,18 +404,18 @@ def test_proxy_is_not_used_for_kubernetes_in_the_cluster(pod: ClusterPod) -> Non
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["HTTPS_PROXY", "proxy-url"])
-def test_proxy_is_used_for_kubernetes_of_a_kubeconfig(pod: ClusterPod, kubeconfig: Path, name: str) -> None:
+@pytest.mark.parametrize("setting", ["HTTPS_PROXY", "proxy-url"])
+def test_proxy_is_used_for_kubernetes_of_a_kubeconfig(pod: ClusterPod, kubeconfig: Path, setting: str) -> None:
     pod.add_leftovers()
     document = yaml.safe_load(kubeconfig.read_text())
     cluster = document["clusters"][0]["cluster"]
     proxy = ProxySimulator({"kubernetes.example.com:6443": cluster["server"].removeprefix("https://")})
     cluster |= {"server": "https://kubernetes.example.com:6443", "tls-server-name": "127.0.0.1"}
     with proxy.serve() as url:
-        if name == "proxy-url":
+        if setting == "proxy-url":
             cluster["proxy-url"] = url
         kubeconfig.write_text(yaml.safe_dump(document))
-        result = pod.start_outside_cluster("--dry-run", **({} if name == "proxy-url" else {name: url})).wait()
+        result = pod.start_outside_cluster("--dry-run", **({} if setting == "proxy-url" else {setting: url})).wait()
 
     assert result.status == 0, result.stdout + result.stderr
     assert "node 1" in result.stdout
@@ -442,7 +444,7 @@ def test_dry_run_on_the_page_prints_the_plan_on_the_page(
     page = (repository / "docs/dry-run.md").read_text()
     (commands,) = [block.text for block in blocks(page, "sh") if "--dry-run" in block.text]
     (documented,) = [block.text for block in blocks(page, "text")]
-    # A clone of the repository whose bootstrap script does not create another venv.
+    # A clone that uses the venv of this repository.
     clone = pod.working_directory / "clone"
     (clone / "scripts").mkdir(parents=True)
     (clone / ".venv").symlink_to(repository / ".venv")
@@ -471,7 +473,7 @@ def test_dry_run_on_the_page_prints_the_plan_on_the_page(
 
 
 def _facts(report: str) -> list[tuple[str, list[str]]]:
-    """Return the first word of each line of a report, and the names, addresses and paths in the line.
+    """Return the first word of each line of a report, and the words of the line that look like names or addresses.
 
     Lines with reasons, which have a deeper indentation, are left out.
     """

@@ -10,8 +10,8 @@ from tests.process.cluster import IN_NEW_MOUNT_NAMESPACE, require_mount_namespac
 from tests.process.commands import HANG_TIMEOUT_S, PROGRAM, Pod
 from tests.simulators import faults
 
-# A shell script that runs a command with another /dev. In it, the termination log is the file $1, which is mounted
-# read-only or writable: $2 is "ro" or "rw".
+# A shell script that mounts the file $1 as /dev/termination-log, read-only or writable ($2 is "ro" or "rw"), and then
+# runs the command that the other arguments contain.
 _WITH_TERMINATION_LOG = """
 log=$1 mode=$2; shift 2
 touch "$log"
@@ -21,6 +21,9 @@ mount --bind "$log" /dev/termination-log
 mount -o "remount,bind,$mode" /dev/termination-log
 exec "$@"
 """
+
+UNKNOWN_USER = "bob"
+"""Headscale has no user with this name, so the commands fail."""
 
 
 @pytest.fixture
@@ -35,7 +38,7 @@ def test_message_is_written_to_the_default_path_unless_the_file_is_read_only(pod
     require_mount_namespace()
     log.write_text("before")
     command = [*IN_NEW_MOUNT_NAMESPACE, "sh", "-ec", _WITH_TERMINATION_LOG, "sh", str(log), mode, PROGRAM, "cleanup"]
-    result = pod.start_command(*command, HEADSCALE_USER="bob").wait()
+    result = pod.start_command(*command, HEADSCALE_USER=UNKNOWN_USER).wait()
     assert (result.status, result.stderr) == (1, "")
     assert log.read_text() == (result.last_event["error"] if mode == "rw" else "before")
 
@@ -44,7 +47,7 @@ def test_message_is_written_to_the_default_path_unless_the_file_is_read_only(pod
 @pytest.mark.parametrize(
     ("arguments", "variables", "status", "word"),
     [
-        pytest.param(["cleanup"], {"HEADSCALE_USER": "bob"}, 1, "bob", id="failure"),
+        pytest.param(["cleanup"], {"HEADSCALE_USER": UNKNOWN_USER}, 1, UNKNOWN_USER, id="failure"),
         pytest.param(
             ["cleanup"],
             {"CLOUDFLARE_ZONE_ID": "x", "DOMAIN_NAME": ""},
@@ -58,7 +61,7 @@ def test_message_is_written_to_the_default_path_unless_the_file_is_read_only(pod
             {"TAILSCALE_INTERFACE": "", "MAX_RETRIES": "1", "HEALTH_PORT": "0"},
             1,
             "MAX_RETRIES",
-            id="unregistered node",
+            id="node does not register within MAX_RETRIES",
         ),
     ],
 )
@@ -73,8 +76,8 @@ def test_termination_message_contains_the_reason(
 
 
 def test_incomplete_dry_run_writes_the_reason(pod: Pod, log: Path) -> None:
-    assert pod.run("--dry-run", HEADSCALE_USER="bob").status == 1
-    assert "bob" in log.read_text()
+    assert pod.run("--dry-run", HEADSCALE_USER=UNKNOWN_USER).status == 1
+    assert UNKNOWN_USER in log.read_text()
 
 
 @pytest.mark.default_cases(1)
@@ -91,6 +94,7 @@ def test_termination_message_contains_the_signal_that_stopped_the_command(
     pod: Pod, log: Path, arguments: list[str], event_names: list[str]
 ) -> None:
     pod.headscale.faults.add(faults.hang(limit_s=3600), times=None)
+    # `prune` requires DNS_OWNER.
     running = pod.start(*arguments, HTTP_TIMEOUT="1h", DNS_OWNER="monitoring")
     assert pod.headscale_requested.wait(HANG_TIMEOUT_S)
     result = running.stop()
@@ -124,7 +128,7 @@ def test_status_does_not_change_the_termination_message_of_dns_watch(pod: Pod, l
 
 
 def test_missing_termination_log_is_not_created(pod: Pod) -> None:
-    result = pod.run("cleanup", HEADSCALE_USER="bob")
+    result = pod.run("cleanup", HEADSCALE_USER=UNKNOWN_USER)
     assert (result.status, result.stderr) == (1, "")
     assert not pod.termination_log.exists()
 

@@ -1,4 +1,4 @@
-"""Compare which logins a real and a simulated Headscale accept from a client with existing state."""
+"""Compare which logins a real and a simulated Headscale accept from a client that may have logged in before."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Login:
     Attributes:
         accepted: the server accepted the login.
         nodes: the id, address, owner and key id of each node, as returned by the API.
-        error: the message that the client received.
+        error: the message that the real client received.
     """
 
     accepted: bool
@@ -59,20 +59,20 @@ class LoginPair(ServerPair):
     """A pair of servers, and a client that logs in on both.
 
     Args:
-        owner: the owner of the keys, one of OWNERS.
+        key_kind: whether the keys have a user, tags or both, one of KEY_KINDS.
     """
 
-    def __init__(self, release: Release, owner: str, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, release: Release, key_kind: str, folder: Path, stack: ExitStack) -> None:
         super().__init__(release, folder, stack)
-        self.owner = owner
+        self.key_kind = key_kind
         self.client = self.start_client(HOSTNAME)
 
     def key(self, user: str = USER) -> Key:
-        """Create a single-use key on both servers. With the owner `tags`, it has no user."""
-        owner = None if self.owner == "tags" else user
-        tags = () if self.owner == "user" else (TAG,)
-        real = self.server.create_key(owner, *(f"--tags={tag}" for tag in tags))
-        return Key(real, self.simulator.create_key(owner, tags=tags).key)
+        """Create a single-use key on both servers. Keys of the kind `tags` have no user."""
+        key_user = None if self.key_kind == "tags" else user
+        tags = () if self.key_kind == "user" else (TAG,)
+        real = self.server.create_key(key_user, *(f"--tags={tag}" for tag in tags))
+        return Key(real, self.simulator.create_key(key_user, tags=tags).key)
 
     def expire(self, key: Key) -> None:
         """Expire a key on both servers."""
@@ -85,7 +85,7 @@ class LoginPair(ServerPair):
         self.simulator.delete_key(self._simulated_id(key))
 
     def delete_nodes(self) -> None:
-        """Delete all nodes on both servers, and restart the client, which is not notified."""
+        """Delete all nodes on both servers, and restart the client, because not every release notifies it."""
         for node in self.server.nodes():
             self.server.delete_node(node["id"])
         for simulated_node in self.simulator.nodes:
@@ -116,8 +116,8 @@ class LoginPair(ServerPair):
             node = self.simulator.register(
                 key=key.simulated, hostname=HOSTNAME, machine_key="mkey:" + "1" * 64, node_key="nodekey:" + "1" * 64
             )
-            # If the node is still expired, a real client logs in again with the key. The server then refuses the key,
-            # because it is already used.
+            # A real client whose node is still expired logs in a second time with the same key, which the server then
+            # refuses, because the key is used.
             accepted = node.expires_at is None
         except RegistrationRefusedError:
             accepted = False
@@ -128,12 +128,12 @@ class LoginPair(ServerPair):
         return next(created.id for created in self.simulator.keys if created.key == key.simulated)
 
 
-OWNERS = ("user", "user and tags", "tags")
+KEY_KINDS = ("user", "user and tags", "tags")
 
 
-@pytest.fixture(params=OWNERS)
+@pytest.fixture(params=KEY_KINDS)
 def servers(request: pytest.FixtureRequest, release: Release, temporary_folder: Path) -> Iterator[LoginPair]:
-    """A client with both servers, for each owner of the keys. Keys without a user exist from Headscale 0.28 on."""
+    """A client with both servers, for each kind of keys. Keys without a user exist from Headscale 0.28 on."""
     if request.param == "tags" and not release.has_keys_without_user:
         pytest.skip(f"Headscale {release.name} has no keys without a user")
     with ExitStack() as stack:
@@ -170,7 +170,7 @@ def test_real_and_simulated_server_accept_the_same_logins(servers: LoginPair, re
     check(second, "used key, expired node")
     third = servers.key()
     # The client has three nodes with the same node key, and Headscale 0.28 selects one of them at random.
-    has_several_nodes = servers.owner == "tags" and release.name.startswith("0.28.")
+    has_several_nodes = servers.key_kind == "tags" and release.name.startswith("0.28.")
     check(third, "new key, expired node", result_is_random=has_several_nodes)
     servers.delete_nodes()
     check(third, "used key, deleted node")

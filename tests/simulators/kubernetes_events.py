@@ -6,9 +6,9 @@ import re
 from typing import Any, Final
 
 _REQUIRED: Final = ("eventTime", "action", "reason", "reportingController", "reportingInstance")
+# kube-apiserver counts bytes, although its message says characters.
 _MAX_BYTES: Final = {"note": 1024, "action": 128, "reason": 128, "reportingInstance": 128}
-# The minimum of the field series.count.
-_MIN_COUNT: Final = 2
+_MIN_SERIES_COUNT: Final = 2
 _MICRO_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _CONTROLLER: Final = re.compile(r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?", re.ASCII)
@@ -79,7 +79,9 @@ def _problem_of_patch(event: dict[str, Any], patch: dict[str, Any]) -> str:
 def _problems_of_series(series: dict[str, Any] | None) -> list[str]:
     if series is None:
         return []
-    problems = [] if series.get("count", 0) >= _MIN_COUNT else ["series.count: Invalid value: should be at least 2"]
+    problems = (
+        [] if series.get("count", 0) >= _MIN_SERIES_COUNT else ["series.count: Invalid value: should be at least 2"]
+    )
     if not series.get("lastObservedTime"):
         problems.append("series.lastObservedTime: Required value")
     return problems

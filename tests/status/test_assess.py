@@ -65,10 +65,16 @@ def states(
         pytest.param([a_node(online=False)], [a_record()], [("offline", "1", True)], id="offline"),
         pytest.param([a_node(expires_at=EXPIRED)], [a_record()], [("node expired", "1", True)], id="expired"),
         pytest.param(
-            [a_node(expires_at=NOW + timedelta(days=13))], [a_record()], [("node expiring", "1", True)], id="expiring"
+            [a_node(expires_at=NOW + timedelta(days=13))],
+            [a_record()],
+            [("node expiring", "1", True)],
+            id="expires in less than 14 days",
         ),
         pytest.param(
-            [a_node(expires_at=NOW + timedelta(days=15))], [a_record()], [("in sync", "1", False)], id="expires later"
+            [a_node(expires_at=NOW + timedelta(days=15))],
+            [a_record()],
+            [("in sync", "1", False)],
+            id="expires in more than 14 days",
         ),
         pytest.param([], [a_record()], [("orphaned", None, True)], id="no node"),
         pytest.param(
@@ -81,7 +87,9 @@ def states(
             id="node registered by CLI",
         ),
         pytest.param([a_node()], [], [("no record", "1", True)], id="no record"),
-        pytest.param([a_node(online=False)], [], [("no record", "1", False)], id="leftover node"),
+        # The workload of an offline node may have been removed, and a node without a dot in its hostname may be another
+        # machine of the VPN, so there is no advice.
+        pytest.param([a_node(online=False)], [], [("no record", "1", False)], id="offline without a record"),
         pytest.param([a_node(hostname="laptop")], [], [("no record", "1", False)], id="hostname without a dot"),
         pytest.param([a_node()], [a_record(comment="terraform")], [("foreign record", "1", True)], id="foreign record"),
         pytest.param([a_node()], [a_record(), CNAME], [("foreign record", "1", True)], id="beside a CNAME"),
@@ -110,7 +118,6 @@ def states(
         pytest.param(
             [a_node(hostname="grafana")],
             [a_record(name="grafana.b.example.com")],
-            # Another machine of the VPN may have the hostname `grafana`, so this row has no advice.
             [("in sync", "1", False), ("no record", "1", False)],
             id="pod with another DOMAIN_NAME",
         ),
@@ -129,7 +136,7 @@ def states(
 def test_state_of_a_workload(
     nodes: list[Node], records: list[Record], expected: list[tuple[str, str | None, bool]]
 ) -> None:
-    """A node is superseded if a later node of the workload is online. An orphaned record has no node."""
+    """A node is superseded if it has not expired and a later node has the name. An orphaned record has no node."""
     assert states(nodes, records) == expected
 
 
@@ -152,7 +159,10 @@ def test_state_with_ipv6(nodes: list[Node], records: list[Record], state: str) -
     [
         pytest.param(Observation(records=(a_record(),), problems=("x",)), id="Headscale cannot be read"),
         pytest.param(Observation((OUR_USER,), OUR_USER, (a_node(),), problems=("x",)), id="Cloudflare cannot be read"),
-        pytest.param(Observation((OUR_USER,), OUR_USER, (), (a_record(),)), id="empty list of nodes"),
+        pytest.param(
+            Observation((OUR_USER,), OUR_USER, (), (a_record(),)),
+            id="Headscale lists no nodes, as for a moment after its start",
+        ),
     ],
 )
 def test_row_has_advice_if_its_state_is_unknown(observation: Observation) -> None:
@@ -162,13 +172,13 @@ def test_row_has_advice_if_its_state_is_unknown(observation: Observation) -> Non
 
 
 @pytest.mark.parametrize("problems", [(), ("Headscale did not respond",)])
-def test_report_without_rows_has_a_problem(problems: tuple[str, ...]) -> None:
+def test_report_without_rows_has_one_problem(problems: tuple[str, ...]) -> None:
     rows, reported_problems = assess_workloads(replace(observed([], []), problems=problems), config=CONFIG, now=NOW)
     assert (rows, len(reported_problems)) == ([], 1)
 
 
 @pytest.mark.parametrize(("days", "count"), [(13, 1), (15, 0)])
-def test_api_key_that_expires_soon_is_a_problem(days: int, count: int) -> None:
+def test_api_key_that_expires_within_14_days_is_a_problem(days: int, count: int) -> None:
     observation = replace(observed([a_node()], [a_record()]), api_key_expires_at=NOW + timedelta(days=days))
     assert len(assess_workloads(observation, config=CONFIG, now=NOW)[1]) == count
 
@@ -189,6 +199,7 @@ def states_by_name(nodes: Sequence[Node], records: Sequence[Record]) -> list[tup
 
 
 def test_each_further_name_has_a_row() -> None:
+    # By default, records have the address of node 1, so both nodes have it.
     wiki = replace(a_node(2, hostname="wiki.example.com"), addresses=a_node(1).addresses)
     records = [a_record(), *further_records(), *further_records("wiki.example.com")]
     assert states_by_name([a_node(), wiki], records) == [
