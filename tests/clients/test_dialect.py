@@ -48,8 +48,8 @@ class TestVersion:
 
         assert dialect == Dialect.of_minor(minor, text.removeprefix("v"))
         assert dialect is not None
-        assert dialect.user_by_id is (minor >= 26)
-        assert dialect.key_by_id is (minor >= 28)
+        assert dialect.uses_user_ids is (minor >= 26)
+        assert dialect.uses_key_ids is (minor >= 28)
 
     @pytest.mark.parametrize(
         "text",
@@ -112,7 +112,7 @@ class TestDescription:
         expected = dialect_of_version(version)
         assert detected is not None
         assert expected is not None
-        assert (detected.user_by_id, detected.key_by_id) == (expected.user_by_id, expected.key_by_id)
+        assert (detected.uses_user_ids, detected.uses_key_ids) == (expected.uses_user_ids, expected.uses_key_ids)
         assert covers(detected.version, int(version.split(".")[1]))
 
     def test_old_api_is_refused(self) -> None:

@@ -19,8 +19,8 @@ from lifecycle.domain.model import User
 OLDEST_MINOR: Final = 23
 
 # The minor releases that changed the requests about pre-auth keys.
-_USER_BY_ID_SINCE: Final = 26
-_KEY_BY_ID_SINCE: Final = 28
+_USER_IDS_SINCE: Final = 26
+_KEY_IDS_SINCE: Final = 28
 
 _VERSION = re.compile(r"v?0\.(\d{1,4})\.(\d{1,4})([-+].*)?", re.ASCII)
 
@@ -31,14 +31,14 @@ class Dialect:
 
     Attributes:
         version: the version that the server reports, or a range of releases such as "0.26 or 0.27".
-        user_by_id: True if requests about pre-auth keys contain the id of the user (0.26 and newer); else the name.
-        key_by_id: True if a pre-auth key is expired by its id, and the keys of all users are listed together (0.28 and
-            newer). Otherwise a key is expired by its secret, and the keys of each user are listed separately.
+        uses_user_ids: True if requests about pre-auth keys contain the id of the user (0.26 and newer); else the name.
+        uses_key_ids: True if a pre-auth key is expired by its id, and the keys of all users are listed together (0.28
+            and newer). Otherwise a key is expired by its secret, and the keys of each user are listed separately.
     """
 
     version: str
-    user_by_id: bool
-    key_by_id: bool
+    uses_user_ids: bool
+    uses_key_ids: bool
 
     @classmethod
     def of_minor(cls, minor: int, version: str) -> Dialect:
@@ -49,11 +49,11 @@ class Dialect:
         """
         if minor < OLDEST_MINOR:
             raise unsupported(version)
-        return cls(version, user_by_id=minor >= _USER_BY_ID_SINCE, key_by_id=minor >= _KEY_BY_ID_SINCE)
+        return cls(version, uses_user_ids=minor >= _USER_IDS_SINCE, uses_key_ids=minor >= _KEY_IDS_SINCE)
 
     def user_reference(self, user: User) -> str:
         """Return what requests about pre-auth keys contain for a user: the id or the name."""
-        return user.id if self.user_by_id and user.id is not None else user.name
+        return user.id if self.uses_user_ids and user.id is not None else user.name
 
 
 def unsupported(version: str) -> ResponseError:

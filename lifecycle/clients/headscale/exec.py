@@ -128,7 +128,7 @@ class ExecTransport:
         """Return the keys of the user, or of all users (from 0.28 on)."""
 
         def list_keys(dialect: Dialect) -> list[PreAuthKey]:
-            options = () if dialect.key_by_id else ("--user", dialect.user_reference(user))
+            options = () if dialect.uses_key_ids else ("--user", dialect.user_reference(user))
             return self._list(("preauthkeys", "list", *options), parsing.parse_pre_auth_key)
 
         return self._in_dialect(list_keys)
@@ -146,7 +146,7 @@ class ExecTransport:
         """
 
         def expire(dialect: Dialect) -> None:
-            if not dialect.key_by_id:
+            if not dialect.uses_key_ids:
                 raise ResponseError(
                     f"Pre-auth key {key.id} of {user.label} cannot be expired with the command line of Headscale "
                     f"{dialect.version} without exposing its secret. It expires by itself.",

@@ -104,7 +104,7 @@ class HttpTransport:
         """Return the keys of the user, or of all users (from 0.28 on). Source: GET /api/v1/preauthkey."""
 
         def list_keys(dialect: Dialect) -> list[PreAuthKey]:
-            params = None if dialect.key_by_id else {"user": dialect.user_reference(user)}
+            params = None if dialect.uses_key_ids else {"user": dialect.user_reference(user)}
             return self._list("/api/v1/preauthkey", "preAuthKeys", parsing.parse_complete_pre_auth_key, params=params)
 
         return self._in_dialect(list_keys)
@@ -126,7 +126,7 @@ class HttpTransport:
 
         def expire(dialect: Dialect) -> None:
             secret = key.known_secret.get_secret_value() if key.known_secret else ""
-            body = {"id": key.id} if dialect.key_by_id else {"user": dialect.user_reference(user), "key": secret}
+            body = {"id": key.id} if dialect.uses_key_ids else {"user": dialect.user_reference(user), "key": secret}
             self._send("POST", "/api/v1/preauthkey/expire", body=body)
 
         # The release is detected again, because the server may have been upgraded: for a request in the older dialect,
