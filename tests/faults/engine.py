@@ -168,7 +168,7 @@ class Engine:
         """Run the command or the pass that is due in a pod."""
         # During a request of one pod, another pod can run, so calls of this method can be nested.
         interrupted_pod, self._running_pod = self._running_pod, pod
-        self.workload.passes.append(Pass(pod, successors_at_start=self.workload.published_successors(pod)))
+        self.workload.running_passes.append(Pass(pod, successors_at_start=self.workload.published_successors(pod)))
         try:
             with self._kill_at_line(pod):
                 wait_s = self._run_due(pod)
@@ -179,9 +179,9 @@ class Engine:
             raise BrokenError(f"Never 8: pod {pod.number} ended with a traceback: {error!r}") from error
         finally:
             self._running_pod = interrupted_pod
-            self.workload.passes.pop()
+            self.workload.running_passes.pop()
         pod.due_s = self.clock.elapsed_s + max(wait_s, MIN_WAIT_S)
-        if not self.workload.passes:
+        if not self.workload.running_passes:
             self.invariants.check_foreign_objects()
             self.invariants.check_key_files()
 
@@ -191,7 +191,7 @@ class Engine:
 
         Check the key files before each line of the code that writes the key.
         """
-        if not self._lines_until_kill or len(self.workload.passes) > 1:
+        if not self._lines_until_kill or len(self.workload.running_passes) > 1:
             yield
             return
         lines_left = self._lines_until_kill[0]
@@ -268,7 +268,7 @@ class Engine:
         pod.stop = StopAt(self.clock)
         cleanup = self._world_of(pod).cleanup(pod.stop, AUTHKEY_OUTPUT_PATH=str(pod.key_file))
         faults_before = world.fault_queues["headscale"].injected
-        current = self.workload.passes[-1]
+        current = self.workload.running_passes[-1]
         try:
             cleanup.run()
         except LifecycleError as error:
@@ -371,7 +371,7 @@ class Engine:
         )
 
     def _interrupt(self, step: Step) -> None:
-        for current in self.workload.passes:
+        for current in self.workload.running_passes:
             current.disturbed = True
         match step.kind:
             case "kill -9":
@@ -400,7 +400,7 @@ class Engine:
 
     def _run_other_pods(self) -> None:
         for pod in self.workload.pods_between_passes:
-            if len(self.workload.passes) < 3:
+            if len(self.workload.running_passes) < 3:
                 self.run_pod(pod)
 
     # --- Recovery ------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ class Events:
         else:
             self._world.cloudflare.change_record(record.id, comment="mine now")
         self._add_change_for_stale_reads()
-        for current in self._workload.passes:
+        for current in self._workload.running_passes:
             current.unread_changes.add(record.id)
 
     def _choose_record(self, step: Step) -> Record:

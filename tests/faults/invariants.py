@@ -83,9 +83,9 @@ class Invariants:
 
     def after(self, upstream: Upstream, request: Exchange) -> None:
         """Check the effect of a request."""
-        if not self._workload.passes:
+        if not self._workload.running_passes:
             return
-        current = self._workload.passes[-1]
+        current = self._workload.running_passes[-1]
         fault = _fault(request)
         if fault == COMPRESSED:
             tracemalloc.start()

@@ -229,7 +229,7 @@ class Workload:
     """All pods of one workload, and the passes that are running now.
 
     Attributes:
-        passes: the running passes. During a request of one pod's pass, another pod can run a pass, which is appended.
+        running_passes: grows during a request of one pod's pass, if another pod then runs a pass.
         credentials_are_valid: True if the upstreams accept the secrets in the pods' files.
     """
 
@@ -238,7 +238,7 @@ class Workload:
         self.world = FaultWorld(monkeypatch, folder, schedule)
         self.clock: Clock = self.world.clock
         self.pods: list[Pod] = []
-        self.passes: list[Pass] = []
+        self.running_passes: list[Pass] = []
         self.credentials_are_valid = True
         self._folder = folder
 
@@ -250,7 +250,7 @@ class Workload:
     @property
     def pods_between_passes(self) -> list[Pod]:
         """Return the running pods that are not in the middle of a pass."""
-        busy = [current.pod for current in self.passes]
+        busy = [current.pod for current in self.running_passes]
         return [pod for pod in self.running_pods if pod not in busy]
 
     @property
