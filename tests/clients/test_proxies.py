@@ -59,7 +59,7 @@ def stack() -> Iterator[ExitStack]:
 
 def serve_proxy(stack: ExitStack, url: str, name: str, **settings: Any) -> tuple[ProxySimulator, str]:
     """Serve a proxy that forwards requests for a name to a URL. Return the proxy, and its URL with credentials."""
-    proxy = ProxySimulator({name: url.partition("://")[2]}, user=CREDENTIALS, **settings)
+    proxy = ProxySimulator({name: url.partition("://")[2]}, credentials=CREDENTIALS, **settings)
     return proxy, stack.enter_context(proxy.serve()).replace("http://", f"http://{ENCODED_CREDENTIALS}@")
 
 
@@ -81,12 +81,13 @@ def test_plain_http_is_forwarded(stack: ExitStack) -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoded", "user"),
+    ("encoded", "credentials"),
     [("me:100%2541", "me:100%41"), ("m%C3%A4:p%C3%A4ss", "mä:päss")],
     ids=["percent-sign", "non-ascii"],
 )
-def test_credentials_are_decoded_once(stack: ExitStack, encoded: str, user: str) -> None:
-    proxy = ProxySimulator({"api.example:80": stack.enter_context(serve(StaticApi())).partition("://")[2]}, user=user)
+def test_credentials_are_decoded_once(stack: ExitStack, encoded: str, credentials: str) -> None:
+    server = stack.enter_context(serve(StaticApi())).partition("://")[2]
+    proxy = ProxySimulator({"api.example:80": server}, credentials=credentials)
     url = stack.enter_context(proxy.serve()).replace("http://", f"http://{encoded}@")
     assert send("http://api.example", url) == {"ok": True}
 
@@ -155,7 +156,7 @@ def test_refusal_by_the_proxy_is_permanent(
 ) -> None:
     """A `ResponseError` is not retried, unlike a `TransientError`."""
     proxy, url = serve_proxy(stack, "http://127.0.0.1:1", accepted_name)
-    proxy.user = accepted_credentials
+    proxy.credentials = accepted_credentials
     error = failure(f"{scheme}://api.example", url)
     assert type(error) is ResponseError
     assert proxy.url in str(error)

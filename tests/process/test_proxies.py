@@ -27,7 +27,7 @@ def proxy(pod: Pod) -> Iterator[ProxySimulator]:
             "headscale.vpn.svc.cluster.local:8080": headscale,
             "cloudflare.example.net:80": cloudflare,
         },
-        user=f"me:{PASSWORD}",
+        credentials=f"me:{PASSWORD}",
     )
     pod.environment |= {"CLOUDFLARE_API_URL": f"{CLOUDFLARE_URL}/client/v4", "HEADSCALE_USER": "svc"}
     with proxy.serve() as url:

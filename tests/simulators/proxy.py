@@ -20,13 +20,13 @@ class ProxySimulator:
 
     Attributes:
         servers: the address of a server on loopback, for each `host:port` that clients may request.
-        user: the user and password that the proxy requires, as `user:password`; None = it requires no credentials.
+        credentials: the `user:password` that the proxy requires; None = it requires no credentials.
         url: the URL of the proxy, without credentials. It is empty until `serve` is called.
         requested: the `host:port` of each request, oldest first.
     """
 
     servers: Mapping[str, str]
-    user: str | None = None
+    credentials: str | None = None
     url: str = ""
     requested: list[str] = field(default_factory=list)
 
@@ -64,7 +64,7 @@ class ProxySimulator:
             The HTTP status of the response if the request is refused; None if it is forwarded.
         """
         self.requested.append(target)
-        expected = self.user and f"Basic {base64.b64encode(self.user.encode()).decode()}"
+        expected = self.credentials and f"Basic {base64.b64encode(self.credentials.encode()).decode()}"
         if authorization != expected:
             return 407
         return None if target in self.servers else 403
