@@ -182,7 +182,7 @@ class Events:
         if pod.node_id is not None:
             self._world.headscale.disconnect(pod.node_id, silently=True)
 
-    def partition_over(self, _step: Step) -> None:
+    def partition_ends(self, _step: Step) -> None:
         for pod in self._workload.running_pods:
             pod.cut_off = False
         self._workload.reconnect()

@@ -44,13 +44,13 @@ EMPTY_PAGE: Final = json.dumps(
 
 FAULTS: Final[dict[str, Callable[[UpstreamName, Random], Fault]]] = {
     "refused": lambda _upstream, _random: faults.refuse(),
-    "reset before": lambda _upstream, _random: faults.drop(),
-    "reset after": lambda _upstream, _random: faults.drop(after_execution=True),
-    "time-out before": lambda _upstream, _random: faults.hang(),
-    "time-out after": lambda _upstream, _random: faults.hang(after_execution=True),
-    "slow drip": lambda _upstream, _random: faults.drip(),
+    "reset before execution": lambda _upstream, _random: faults.drop(),
+    "reset after execution": lambda _upstream, _random: faults.drop(after_execution=True),
+    "time-out before execution": lambda _upstream, _random: faults.hang(),
+    "time-out after execution": lambda _upstream, _random: faults.hang(after_execution=True),
+    "slow response": lambda _upstream, _random: faults.drip(),
     "truncated": lambda _upstream, _random: faults.truncate(),
-    "garbage": lambda _upstream, _random: faults.malformed_json(),
+    "malformed JSON": lambda _upstream, _random: faults.malformed_json(),
     "wrong content type": lambda _upstream, _random: faults.wrong_content_type(),
     "empty object": lambda _upstream, _random: faults.answer(200, "{}"),
     "null": lambda _upstream, _random: faults.answer(200, "null"),
@@ -79,10 +79,7 @@ FAULTS: Final[dict[str, Callable[[UpstreamName, Random], Fault]]] = {
     "redirect": lambda _upstream, _random: faults.answer(302, headers={"Location": "http://elsewhere.example/"}),
     "stale read": lambda _upstream, _random: faults.stale(),
 }
-"""Functions that create the faults of single requests, by kind.
-
-The kinds with "before" and "after" differ in whether the upstream executes the request.
-"""
+"""Functions that create the faults of single requests, by kind."""
 
 HIDDEN_NODES: Final = "our nodes hidden"
 """A proxy returns 404 for each node, and removes our nodes from lists. The program must not treat a node as lost."""
@@ -115,7 +112,7 @@ EVENTS: Final = (
     "credentials refused",
     "clock jumps",
     "partition",
-    "partition over",
+    "partition ends",
 )
 """Events between two passes."""
 
