@@ -28,7 +28,7 @@ from lifecycle.runtime.logs import configure_logs, flush_logs
 log = structlog.get_logger()
 """
 
-# Lines are written by another thread, so every command waits for them at its end.
+# Another thread writes the lines. The program waits until it has written them.
 PROGRAM_END = "\nflush_logs(60)\n"
 
 
@@ -127,7 +127,7 @@ def test_log_can_go_to_standard_error(run: Run) -> None:
 
 
 def test_last_configuration_applies(run: Run) -> None:
-    """Events can be logged before the settings have been read."""
+    """A command can log events before it has read LOG_LEVEL from the settings, and then configures the log again."""
     done = run("""
         configure_logs(console=False)
         log.info("early")
@@ -188,7 +188,8 @@ def test_any_character_can_be_printed(run: Run) -> None:
     assert (done.returncode, done.stdout) == (0, "a\\ud800b\n")
 
 
-ESCAPES = ["\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "a\rb", "a\nb", "a\bb", "\u202eb", "\x7f"]
+# Escape sequences and other characters that change what a terminal shows.
+UNSAFE_TEXTS = ["\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "a\rb", "a\nb", "a\bb", "\u202eb", "\x7f"]
 
 
 @pytest.mark.parametrize("value", ["{!r}", "[{!r}]", "dict(key={!r})"])
@@ -196,11 +197,11 @@ def test_console_text_contains_no_terminal_escapes(run: Run, value: str) -> None
     """Hostnames, comments and user names can contain any characters."""
     done = run(
         "configure_logs(console=True)\n"
-        + "\n".join(f"log.warning('record.foreign', comment={value.format(text)})" for text in ESCAPES)
+        + "\n".join(f"log.warning('record.foreign', comment={value.format(text)})" for text in UNSAFE_TEXTS)
     )
 
     lines = done.stdout.split("\n")
-    assert len(lines) == len(ESCAPES) + 1
+    assert len(lines) == len(UNSAFE_TEXTS) + 1
     assert all(line.isprintable() for line in lines)
 
 
@@ -208,12 +209,14 @@ def test_json_contains_no_terminal_escapes(run: Run) -> None:
     """Terminals also interpret the control characters beyond ASCII."""
     done = run(
         "configure_logs(console=False)\n"
-        + "\n".join(f"log.warning('record.foreign', comment={text!r})" for text in [*ESCAPES, "a\x85b", "a\u2028b"])
+        + "\n".join(
+            f"log.warning('record.foreign', comment={text!r})" for text in [*UNSAFE_TEXTS, "a\x85b", "a\u2028b"]
+        )
     )
 
     controls = {character for character in done.stdout if unicodedata.category(character) in {"Cc", "Zl"}}
     assert controls == {"\n"}
-    assert [event["comment"] for event in parse_lines(done.stdout)][: len(ESCAPES)] == ESCAPES
+    assert [event["comment"] for event in parse_lines(done.stdout)][: len(UNSAFE_TEXTS)] == UNSAFE_TEXTS
 
 
 @pytest.mark.parametrize("console", [True, False])
@@ -242,7 +245,7 @@ def test_console_text_shows_values_without_python_syntax(run: Run) -> None:
 
 
 def test_dropped_lines_are_counted(run: Run) -> None:
-    """/dev/full refuses every write, like a full disk."""
+    """/dev/full refuses every write, like a full disk. The exit status is the number of dropped lines."""
     program = """
         from lifecycle.runtime.logs import dropped_lines
         configure_logs(console=False)

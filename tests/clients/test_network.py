@@ -64,6 +64,7 @@ def test_inner_budget_does_not_extend_the_outer_one() -> None:
 
 
 def test_one_budget_covers_several_requests() -> None:
+    """With a budget for each request, the 100 requests would take 10 seconds."""
     with serve(StaticApi(delay_s=0.1)) as url:
         started = time.monotonic()
         with suppress(TransientError), time_budget(0.35):
@@ -100,7 +101,7 @@ def unknown_name(*_args: Any, **_options: Any) -> list[Any]:
 
 
 def test_hanging_resolver_is_reported(resolve_to: Callable[[Resolver], None]) -> None:
-    """The message says that DNS does not respond, and does not suspect the setting API_URL."""
+    """The message names DNS, and not the setting API_URL, whose host may exist."""
     ended = Event()
     resolve_to(lambda *_args, **_options: [ended.wait()])
     error = failure("http://api.example")
@@ -145,7 +146,7 @@ def test_ip_address_is_not_resolved_in_a_thread(host: str, monkeypatch: pytest.M
 
 
 @contextmanager
-def black_hole() -> Iterator[int]:
+def unresponsive_port() -> Iterator[int]:
     """Yield a loopback port that drops connection attempts, because its backlog is full."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, ExitStack() as stack:
         port = listener.getsockname()[1]
@@ -161,29 +162,30 @@ def port_of(url: str) -> int:
     return int(url.rpartition(":")[2])
 
 
-@pytest.mark.parametrize("holes", [0, 1, 3])
+@pytest.mark.parametrize("unresponsive", [0, 1, 3])
 def test_next_address_is_used_if_others_refuse_connections_or_drop_packets(
-    holes: int, closed_port: int, resolve_to: Callable[[Resolver], None]
+    unresponsive: int, closed_port: int, resolve_to: Callable[[Resolver], None]
 ) -> None:
-    with serve(StaticApi()) as url, black_hole() as hole:
-        resolve_to(addresses(closed_port, *[hole] * holes, port_of(url)))
+    with serve(StaticApi()) as url, unresponsive_port() as port:
+        resolve_to(addresses(closed_port, *[port] * unresponsive, port_of(url)))
         assert send("http://api.example", timeout_s=1.5) == {"ok": True}
 
 
 def test_error_if_no_address_accepts_in_time(resolve_to: Callable[[Resolver], None]) -> None:
-    with black_hole() as hole:
-        resolve_to(addresses(hole, hole))
+    with unresponsive_port() as port:
+        resolve_to(addresses(port, port))
         error = failure("http://api.example")
     assert all(text in str(error) for text in ("http://api.example", "0.4 s", "API_URL"))
 
 
 def test_attempts_leave_no_open_sockets(closed_port: int) -> None:
     """A socket that is not closed would cause a ResourceWarning, which fails the test."""
-    with serve(StaticApi()) as url, black_hole() as hole, time_budget(5.0):
-        targets = [(family, address) for family, *_, address in addresses(hole, closed_port, port_of(url))()]
+    with serve(StaticApi()) as url, unresponsive_port() as port, time_budget(5.0):
+        targets = [(family, address) for family, *_, address in addresses(port, closed_port, port_of(url))()]
         connect(targets).close()
+        _, closed, _ = targets
         with pytest.raises(UnreachableError):
-            connect([targets[1]])
+            connect([closed])
 
 
 # --- Slow peers ----------------------------------------------------------------------------------------
@@ -240,13 +242,14 @@ def test_slow_body_over_tls_fails_when_the_budget_ends(tmp_path: Path) -> None:
 
 
 def test_time_for_a_response_can_exceed_the_time_for_a_connection(resolve_to: Callable[[Resolver], None]) -> None:
-    """With `timeout_factor=4`, a response may take four time-outs, but TCP and TLS connections only one each."""
+    """With `timeout_factor=4`, a response may take four times as long as a TCP connection or a TLS handshake."""
     options = {"upstream": replace(API, timeout_factor=4), "timeout_s": 0.1}
+    # The server sends nothing, so https fails in the TLS handshake, and http while it waits for the response.
     for scheme, expected in (("https", "within 0.1 s"), ("http", "within 0.4 s")):
         with serve_connection(send_nothing) as address:
             assert expected in str(failure(f"{scheme}://{address}", **options))
-    with black_hole() as hole:
-        resolve_to(addresses(hole))
+    with unresponsive_port() as port:
+        resolve_to(addresses(port))
         error = failure("http://api.example", **options)
     assert "within 0.1 s" in str(error)
     assert not error.was_sent
@@ -256,7 +259,7 @@ def test_time_for_a_response_can_exceed_the_time_for_a_connection(resolve_to: Ca
 
 
 def test_connection_is_reused_until_the_server_closes_it() -> None:
-    # The number of the connection of each request.
+    # For each request, the number of the connection on which it arrived.
     requests: list[int] = []
     closed = Event()
 

@@ -25,7 +25,7 @@ from lifecycle.clients.headscale.parsing import (
 from lifecycle.domain.model import KeyOrigin, Node, RegisterMethod, User
 from tests.clients.json_values import JSON
 
-# The errors that parsers raise for a malformed value. The transports turn them into a ResponseError.
+# The errors that parsers raise for a malformed value. The callers of the parsers turn them into a ResponseError.
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
 
 MACHINE_KEY = "mkey:" + "0a" * 32
@@ -95,13 +95,14 @@ class TestTime:
             pytest.param("2026-03-01T07:30:00.123456789-04:30", INSTANT, id="offset-west"),
             # Headscale sets this expiry at logout.
             pytest.param("1970-01-01T00:02:03Z", datetime(1970, 1, 1, 0, 2, 3, tzinfo=UTC), id="logged-out"),
-            pytest.param("9999-12-31T23:59:59Z", datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC), id="far"),
+            pytest.param("9999-12-31T23:59:59Z", datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC), id="end-of-year-9999"),
             pytest.param({"seconds": 1772366400, "nanos": 123456789}, INSTANT, id="cli-output"),
             pytest.param({"seconds": 1772366400}, INSTANT.replace(microsecond=0), id="cli-output-without-nanos"),
             pytest.param({"seconds": 123}, datetime(1970, 1, 1, 0, 2, 3, tzinfo=UTC), id="cli-output-logged-out"),
             pytest.param({"seconds": -1}, datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC), id="before-1970"),
             pytest.param(None, None, id="null"),
             pytest.param("", None, id="empty"),
+            # Go writes a time that is not set as the start of year 1, with the local mean time as offset.
             pytest.param("0001-01-01T00:00:00Z", None, id="year-1"),
             pytest.param("0001-01-01T00:53:28+00:53", None, id="year-1-east"),
             pytest.param("0000-12-31T19:03:58-04:56", None, id="year-1-west"),
@@ -410,7 +411,7 @@ class TestNode:
             assert (node.registered_by is RegisterMethod.AUTH_KEY) is (type(value) is int and value == 1)
 
     @given(JSON)
-    def test_arbitrary_value_is_parsed_or_malformed(self, payload: Any) -> None:
+    def test_arbitrary_value_is_malformed(self, payload: Any) -> None:
         assert try_parse(parse_node, payload) == (False, None)
 
     def test_cli_output_gives_the_same_node(self) -> None:
@@ -454,7 +455,7 @@ class TestPreAuthKey:
             ({"key": None}, None),
         ],
     )
-    def test_masked_secret_is_dropped(self, fields: dict[str, Any], secret: str | None) -> None:
+    def test_secret_is_kept_unless_it_is_masked_or_empty(self, fields: dict[str, Any], secret: str | None) -> None:
         key = parse_pre_auth_key(KEY | fields).known_secret
 
         assert (key.get_secret_value() if key else None) == secret
@@ -524,7 +525,7 @@ class TestApiKey:
         [{}, {"prefix": ""}, {"prefix": "***"}, {"prefix": "abc***"}, {"prefix": "hskey-"}, {"prefix": 5}, []],
     )
     def test_malformed_api_key_is_an_error(self, payload: Any) -> None:
-        """A short prefix would match any key."""
+        """A short prefix could match several keys."""
         with pytest.raises(MALFORMED):
             parse_api_key(payload)
 

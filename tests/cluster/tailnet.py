@@ -2,9 +2,9 @@
 
 Headscale runs in the namespace `headscale`, with the Service and the labels that the manifests expect. nginx in the
 same pod serves the login server's URL, with a certificate that the tailscale image trusts. The simulated Cloudflare
-listens on the address of the node.
+listens on the address of the cluster node.
 
-The namespace `services` has the label and the Secrets that docs/add-a-service.md describes.
+The namespace `services` has the labels and the Secrets that docs/add-a-service.md describes.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from tests.simulators.serve import serve
 HEADSCALE_NAMESPACE: Final = "headscale"
 LOGIN_URL: Final = SITE["LOGIN_SERVER"]
 LOGIN_NAME: Final = LOGIN_URL.removeprefix("https://")
-CLUSTER_IP: Final = "10.96.0.20"
+HEADSCALE_CLUSTER_IP: Final = "10.96.0.20"
 DATA_FOLDER: Final = "/var/lib/headscale"
 
+# NGINX_START opens the block `http`. It is a format string, so `format` makes its double braces single.
 _NGINX: Final = (
     NGINX_START.format()
     + """
@@ -102,11 +103,11 @@ class Tailnet:
         )
 
     def address(self, name: str) -> str | None:
-        """Return the address in the A record with this name, for the cluster's DNS."""
+        """Return the address in the A record with this name, or None."""
         return next((record.content for record in self.records(name) if record.type == "A"), None)
 
     def prepare_namespace(self, namespace: str) -> None:
-        """Create a namespace with the label and the Secrets that docs/add-a-service.md describes."""
+        """Create a namespace with the labels and the Secrets that docs/add-a-service.md describes."""
         cluster = self.cluster
         cluster.kubectl("create", "namespace", namespace)
         labels = ("pod-security.kubernetes.io/enforce=privileged", "pod-security.kubernetes.io/warn=restricted")
@@ -137,7 +138,8 @@ def tailnet_in(cluster: Cluster, certificate: tuple[str, str]) -> Iterator[Tailn
         tailnet = Tailnet(
             cluster, cloudflare, zone_id, settings["CLOUDFLARE_API_URL"], repository / "deploy", certificate
         )
-        cluster.names[LOGIN_NAME] = CLUSTER_IP
+        # The cluster's DNS resolves the name of the login server and the names of the records.
+        cluster.names[LOGIN_NAME] = HEADSCALE_CLUSTER_IP
         cluster.lookups.append(tailnet.address)
         cluster.kubectl("create", "namespace", HEADSCALE_NAMESPACE)
         cluster.apply(*_server(certificate))
@@ -151,9 +153,10 @@ def tailnet_in(cluster: Cluster, certificate: tuple[str, str]) -> Iterator[Tailn
 
 def _server(certificate: tuple[str, str]) -> Iterator[Document]:
     """Iterate over the Kubernetes objects with which Headscale runs."""
+    # The API, the metrics, gRPC and STUN.
     ports = (8080, 9090, 50443, 3478)
     config, relays = configuration(
-        LOGIN_URL, DATA_FOLDER, ports=ports, relay=LOGIN_URL, listen="0.0.0.0", address=CLUSTER_IP
+        LOGIN_URL, DATA_FOLDER, ports=ports, relay=LOGIN_URL, listen="0.0.0.0", address=HEADSCALE_CLUSTER_IP
     )
     config["derp"]["paths"] = ["/etc/headscale/derp.yaml"]
     config["unix_socket"] = "/var/run/headscale/headscale.sock"
@@ -167,7 +170,7 @@ def _server(certificate: tuple[str, str]) -> Iterator[Document]:
         {"name": "https", "port": 443, "targetPort": 8443},
         {"name": "stun", "port": 3478, "targetPort": 3478, "protocol": "UDP"},
     ]
-    spec = {"clusterIP": CLUSTER_IP, "selector": labels, "ports": service_ports}
+    spec = {"clusterIP": HEADSCALE_CLUSTER_IP, "selector": labels, "ports": service_ports}
     yield manifest("Service", "headscale", HEADSCALE_NAMESPACE, spec=spec)
     volumes: dict[str, Document] = {
         "config": {"configMap": {"name": "headscale"}},
@@ -219,4 +222,5 @@ def _server(certificate: tuple[str, str]) -> Iterator[Document]:
 
 
 def _env(variables: dict[str, str]) -> str:
+    """Return the content of an env file with these variables."""
     return "".join(f"{name}={value}\n" for name, value in variables.items())

@@ -29,8 +29,8 @@ def folders() -> list[str]:
 
 @pytest.mark.parametrize("folder", folders())
 def test_folder_is_accepted(api_server: ApiServer, folder: str) -> None:
-    kind, _, name = folder.partition("/")
-    documents = manifests_of(name) if kind == "services" else render(DEPLOY / folder)
+    parent, _, name = folder.partition("/")
+    documents = manifests_of(name) if parent == "services" else render(DEPLOY / folder)
     for document in documents:
         create_prerequisites(api_server, document)
     text = yaml.safe_dump_all(documents)
@@ -40,10 +40,14 @@ def test_folder_is_accepted(api_server: ApiServer, folder: str) -> None:
 
 
 def create_prerequisites(server: ApiServer, document: dict[str, Any]) -> None:
-    """Create the namespace of an object, and the definition of its kind if the object is a custom resource."""
+    """Create the namespace of an object, and the definition of its kind if the object is a custom resource.
+
+    The server refuses to create what already exists.
+    """
     metadata, (group, _, version) = document["metadata"], document["apiVersion"].rpartition("/")
-    with suppress(RefusedError):
-        server.kubectl("create", "namespace", metadata.get("namespace") or metadata["name"])
+    if "namespace" in metadata:
+        with suppress(RefusedError):
+            server.kubectl("create", "namespace", metadata["namespace"])
     if "." in group and not group.endswith("k8s.io"):
         with suppress(RefusedError):
             server.create(custom_resource_definition(document["kind"], group, version))

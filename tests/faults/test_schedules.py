@@ -1,9 +1,10 @@
 """Test the commands with random schedules: sequences of faults and events, each generated from a seed.
 
-During a schedule, the guarantees must hold. After the schedule, the record must become in sync again.
+During a schedule, the guarantees in docs/architecture.md must hold. After it, the record must become in sync again.
 
 If a schedule fails, the test removes the steps that are not necessary for the failure, and prints the shorter schedule.
-The file regressions.json contains such shorter schedules, which found bugs in the past.
+The file regressions.json contains such shorter schedules, which found bugs in the past. The module `schedule` explains
+its fields.
 """
 
 from __future__ import annotations
@@ -65,16 +66,16 @@ def test_guarantees_hold_for_new_seeds(_case: int, pytestconfig: pytest.Config) 
 
 
 def check(schedule: Schedule) -> None:
-    """Run a schedule. If it breaks an invariant, fail with a shorter schedule that breaks the same invariant."""
+    """Run a schedule. If it breaks a guarantee, fail with a shorter schedule that breaks the same guarantee."""
     error = error_of(schedule)
     if error:
-        # The first 8 characters of a message name the invariant, such as "Never 1:".
+        # The first 8 characters of a message name the guarantee, such as "Never 1:".
         shortest = shrunk(schedule, lambda shorter: error_of(shorter)[:8] == error[:8])
         pytest.fail(f"{error}\nseed {schedule.seed}, for regressions.json:\n{shortest.text()}")
 
 
 def error_of(schedule: Schedule) -> str:
-    """Run a schedule, and return the message about the first invariant that it breaks; "" if it breaks none."""
+    """Run a schedule, and return the message about the first guarantee that it breaks; "" if it breaks none."""
     try:
         run(schedule)
     except BrokenError as error:

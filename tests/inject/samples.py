@@ -79,7 +79,7 @@ def with_component(document: Document, folder: Path, variant: str, literals: dic
 def comparable(spec: Document, config: dict[str, str] | None = None) -> Document:
     """Return a pod's spec in a form in which equal pods compare equal.
 
-    Variables from a ConfigMap get their values, as the kubelet does it. Variables that no program reads are removed.
+    Variables from a ConfigMap get their values, as the kubelet does it, or are removed if no program reads them.
     Variables, mounts and volumes are sorted, because their order has no effect. The order of containers is kept.
 
     Args:
@@ -114,7 +114,7 @@ def _variables(container: Document, config: dict[str, str]) -> list[Document]:
         unknown = set(re.findall(r"\$\((\w+)\)", content.get("value") or "")) - variables.keys()
         assert not unknown, f"{variable['name']} refers to {unknown}, which no variable before it defines"
         variables[variable["name"]] = content or {"value": ""}
-    return [{"name": name, **(content or {"value": ""})} for name, content in sorted(variables.items())]
+    return [{"name": name, **content} for name, content in sorted(variables.items())]
 
 
 def literals_of(document: Document) -> dict[str, str]:
@@ -161,7 +161,7 @@ def prepared_for_component(document: Document) -> Document:
 
 
 def in_required_order(document: Document, spec: Document) -> Document:
-    """Return the spec with the containers in the order that the annotation init-containers requires."""
+    """Return the spec with the pod's own init containers first if the annotation init-containers is `before`."""
     annotations = template_of(document)["metadata"]["annotations"]
     if annotations.get("tailscale-lifecycle/init-containers") == "before":
         added = [container for container in spec["initContainers"] if container["name"] in CONTAINERS]

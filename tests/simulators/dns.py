@@ -180,7 +180,7 @@ class ZoneRecords:
         zone_id: the id of the zone.
         zone_name: the name of the zone.
         quota: the maximum number of records in the zone.
-        now: the time of all operations.
+        now: the simulated time, at which all operations happen.
     """
 
     records: dict[str, Record]
@@ -220,7 +220,7 @@ class ZoneRecords:
         return record
 
     def _validated(self, spec: Mapping[str, Any], old: Record) -> Record:
-        """Validate the specification of a record. Return the old record with the values of the specification."""
+        """Return the old record with the values of the specification, if these are valid."""
         type_ = spec.get("type")
         if type_ not in TYPES:
             raise ApiError(400, VALIDATION, "DNS record type is invalid.")

@@ -58,7 +58,7 @@ VALID: dict[str, list[Any]] = {
     ],
     "login_server": ["http://10.96.0.20:8080"],
 }
-"""By input: values that the module accepts, besides INPUTS."""
+"""Values that the module accepts besides INPUTS, by input."""
 
 INVALID: dict[str, list[Any]] = INVALID_ARGUMENTS | {
     "application": [["not", "an", "object"], {"image": "docker.io/a/other:1"}],
@@ -69,6 +69,7 @@ INVALID: dict[str, list[Any]] = INVALID_ARGUMENTS | {
     "headscale_url": ["headscale.example.com"],
     "headscale_user": ["a b"],
     "lifecycle_image": ["tailscale lifecycle"],
+    # With a host name, the URL must be https.
     "login_server": ["headscale.example.com", "http://headscale.headscale.svc.cluster.local:8080"],
     "namespace": ["a/b"],
     "probe_path": ["health", "/;return 200"],
@@ -80,7 +81,7 @@ INVALID: dict[str, list[Any]] = INVALID_ARGUMENTS | {
     "volumes": [{"name": "data"}, ["data"]],
     "vpn_prefixes": [["100.64.0.0"], []],
 }
-"""By input: values that the module refuses. scripts/new-service refuses the values in INVALID_ARGUMENTS, too."""
+"""Values that the module refuses, by input. scripts/new-service refuses the values in INVALID_ARGUMENTS, too."""
 
 
 def _cases(values: dict[str, list[Any]]) -> list[tuple[str, Any]]:
