@@ -30,7 +30,7 @@ COPIES = {
     "storage.conf": "build/storage.conf",
     "dashboard.json": "deploy/monitoring/dashboard.json",
 }
-"""The name of each file in the chart's folder `files`, and the file that it is a copy of."""
+"""The files that are copied into the chart's folder `files`, by their name there."""
 
 DAEMON_SET = "build/daemonset.yaml"
 
@@ -74,14 +74,14 @@ class Action:
         return lines
 
 
-def yaml_action(value: str) -> Action:
+def yaml_action(expression: str) -> Action:
     """Return an action whose result is a list or map."""
-    return Action(value, is_text=False)
+    return Action(expression, is_text=False)
 
 
-def optional_action(value: str) -> Action:
+def optional_action(expression: str) -> Action:
     """Return an action whose result is a list or map. If it is empty, the field is left out."""
-    return Action(value, is_text=False, is_optional=True)
+    return Action(expression, is_text=False, is_optional=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Template:
 
     Attributes:
         source: path of the manifest.
-        conditions: actions such as "if ..." and "range ..." that enclose all objects, the outermost first.
+        conditions: expressions such as "if ..." and "range ..." that enclose all objects, the outermost first.
         namespace: the namespace of all objects; "" if they have none.
         changes: new values by path, such as "Role/rules/0/resourceNames/0". A path begins with the kind of the object.
             In a path, the name or index of a list item selects the item, and "+" appends a new one.
@@ -111,8 +111,8 @@ class Template:
 def templates() -> dict[str, Template]:
     """Return the description of each template, by the name of the template."""
     injection = ("if .Values.inject.enabled",)
-    replacements = (
-        (NAMESPACE, RELEASE_NAMESPACE),
+    namespace = (NAMESPACE, RELEASE_NAMESPACE)
+    images = (
         (IMAGES["lifecycle_image"], '{{ include "tailscale-lifecycle.image" $ }}'),
         (IMAGES["tailscale_image"], f"{{{{ {_image_reference('$.Values.tailscale.image')} }}}}"),
     )
@@ -126,10 +126,10 @@ def templates() -> dict[str, Template]:
                 f"{kind}/apiVersion": Action('include "tailscale-lifecycle.policyVersion" $')
                 for kind in ("MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding")
             },
-            replacements=replacements,
+            replacements=(namespace, *images),
         ),
         "inject-validating": Template(
-            "deploy/inject/validating.yaml", injection, namespace="", replacements=replacements[:1]
+            "deploy/inject/validating.yaml", injection, namespace="", replacements=(namespace,)
         ),
         "prune-cronjob": Template(
             "deploy/prune/cronjob.yaml",
@@ -229,8 +229,10 @@ def _container_changes(path: str, values: str) -> dict[str, Action]:
 
 def _pod_changes(path: str, values: str, *names: str) -> dict[str, Action]:
     """Return the changes that set fields of a pod to the values with the same names."""
-    texts = ("priorityClassName", "serviceAccountName")
-    return {f"{path}/{name}": Action(f"{values}.{name}", is_text=name in texts, is_optional=True) for name in names}
+    text_fields = ("priorityClassName", "serviceAccountName")
+    return {
+        f"{path}/{name}": Action(f"{values}.{name}", is_text=name in text_fields, is_optional=True) for name in names
+    }
 
 
 def _prune_changes() -> dict[str, Action]:
@@ -273,6 +275,7 @@ def template_text(template: Template) -> str:
         body = body.replace(old, new)
     begin = "".join(f"{{{{- {condition} }}}}\n" for condition in template.conditions)
     if "range" in begin:
+        # Separate the objects of each iteration from those of the one before.
         begin += "---\n"
     end = "{{- end }}\n" * len(template.conditions)
     purpose = f"\n{template.purpose}" if template.purpose else ""
@@ -294,7 +297,8 @@ def _document_text(document: dict[str, Any], template: Template) -> str:
     head, rest = (as_text({name: document.pop(name) for name in ("apiVersion", "kind")}), as_text(document))
     # The alerts contain templates of Prometheus. Their braces are escaped, so that Helm does not evaluate them.
     rest = re.sub(r"\{\{[^}]*\}\}", lambda match: f"{{{{`{match[0]}`}}}}", rest)
-    return f"{head}metadata:\n{''.join(f'  {line}{chr(10)}' for line in lines)}{rest}"
+    metadata_text = "".join(f"  {line}\n" for line in lines)
+    return f"{head}metadata:\n{metadata_text}{rest}"
 
 
 def _with_actions(text: str, actions: list[Action]) -> str:
@@ -353,6 +357,7 @@ tailscale stays offline after Headscale restarts." $server) -}}}}
 {{{{- end -}}}}
 {{{{- end }}}}
 """
+"""The content of the template _checks.tpl, which validates two of the values."""
 
 
 # --- Values -------------------------------------------------------------------------------------------
@@ -403,6 +408,7 @@ def table() -> Iterator[str]:
     lines = text.splitlines()
 
     def rows(node: yaml.MappingNode, defaults: dict[str, Any], path: str) -> Iterator[str]:
+        # A map has a row of its own only if none of its fields has a comment.
         for key, value in node.value:
             name, default = f"{path}{key.value}", defaults[key.value]
             comment = _comment(lines, key.start_mark.line)

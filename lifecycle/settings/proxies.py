@@ -21,7 +21,8 @@ _DEFAULT_PORT = {"http": 80, "https": 443}
 class Proxies:
     """The proxies from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
 
-    The rules are those of Go programs such as kubectl and tailscale, which read the same variables.
+    The rules for NO_PROXY are those of Go programs such as kubectl and tailscale. Unlike them, this program never uses
+    these proxies for names inside the cluster.
 
     Attributes:
         by_scheme: the proxies for `http` and `https` URLs; None = a direct connection.
@@ -53,7 +54,7 @@ def _matches(entry: str, host: str, port: int) -> bool:
     """Return True if an entry of NO_PROXY exempts the host. A malformed entry exempts no host."""
     name = entry.lower()
     with_port = _WITH_PORT.fullmatch(name)
-    # An IPv6 address without a port can also end in a colon and digits. With a port, it has brackets.
+    # An IPv6 address can end in a colon and digits, which are a port only after brackets.
     if with_port and ("]" in with_port[1] or _network(name) is None):
         if int(with_port[2]) != port:
             return False
@@ -64,7 +65,7 @@ def _matches(entry: str, host: str, port: int) -> bool:
     if address is not None:
         network = _network(name)
         return network is not None and address in network
-    # `.example.com` and `*.example.com` exempt only subdomains. `example.com` exempts itself, too.
+    # `.example.com` and `*.example.com` exempt only subdomains. `example.com` also exempts the host with this name.
     suffix = name.removeprefix("*")
     return host.endswith(f".{suffix.removeprefix('.')}") or host == suffix
 

@@ -9,7 +9,7 @@
 # BASE_IMAGE    the base image to use instead of that in the Containerfile; if it changes, the image is built again
 # BUILD_FLAGS   more options for the build, separated by spaces, for example for a mirror or a private CA
 # BUILDER       the program that builds the image: buildah, podman or docker (25 or newer)
-# KEEP_LAYERS   "no" to delete the layers of the build after the image is saved
+# KEEP_LAYERS   "no" to delete all images and layers of buildah or podman after the image is saved
 set -eu
 here=$(dirname "$0")
 # Defines IMAGE and the functions log, fail and open_archive.
@@ -52,6 +52,7 @@ fi
 rm -rf "$work/archive"
 
 log "building $IMAGE from sources $hash"
+# Print the output of the builder, and keep it for the error message. Descriptor 3 keeps the FIFO open between two runs.
 mkfifo "$work/output"
 tee "$work/log" <"$work/output" >&2 &
 tee_pid=$!
@@ -72,8 +73,8 @@ $(tail -n 12 "$work/log")"
 }
 
 # All timestamps are 0, so that the same sources and packages give the same image on every machine. The build steps get
-# only the capabilities that they need to install packages. With more capabilities or higher limits, the Buildah
-# container in the cluster would need more privileges.
+# only the capabilities that they need to install packages. With more capabilities or higher ulimits, the
+# Buildah container in the cluster would need more privileges.
 case $BUILDER in
 docker)
     set --
