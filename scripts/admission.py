@@ -45,9 +45,9 @@ NAMESPACE = f"{PROJECT}-inject"
 API = "admissionregistration.k8s.io/v1"
 
 MAX_LINE = 110
-"""The length of an expression that is still readable on one line of a manifest."""
+"""An expression that is longer is written over several lines."""
 
-# Settings of the injection. All other settings of the ConfigMap become variables of cleanup and dns-watch.
+# Settings that only the policies use. All other settings of the ConfigMap become variables of cleanup and dns-watch.
 INJECTION_SETTINGS = ("LOGIN_SERVER", "LIFECYCLE_IMAGE", "TAILSCALE_IMAGE")
 
 DOMAIN_PATTERN = r"^[a-z0-9-]+(\.[a-z0-9-]+)+$"
@@ -56,7 +56,7 @@ LOGIN_SERVER_PATTERN = r"^(https://\S+|http://(localhost|[0-9]+(\.[0-9]+){3}|\[[
 # Fields of the Kubernetes API whose value is a map with arbitrary keys. In CEL, such a map has no type name.
 _MAP_FIELDS = frozenset({"requests", "limits"})
 
-# The CEL expression for each placeholder ${name} in containers.yaml: first for single values, then for list items.
+# CEL expressions that replace the placeholders ${name} in containers.yaml: single values, and items of lists.
 _PLACEHOLDER_VALUES = {
     "hostname": "variables.hostname",
     "tailscale_args": "variables.tailscaleArgs",
@@ -71,7 +71,7 @@ _PLACEHOLDER_LISTS = {
     "dns_watch_token": "(variables.needsServiceAccountToken ? [{token}] : [])",
 }
 
-# A pod is its own template. dyn() turns off the type check, because each kind of object has another type.
+# For a Pod, this is the Pod itself. dyn() turns off the type check, because each kind of object has another type.
 _POD_TEMPLATE = (
     "object.kind == 'Pod' ? dyn(object) : object.kind == 'CronJob' ? dyn(object.spec.jobTemplate.spec.template) : "
     "dyn(object.spec.template)"
@@ -144,8 +144,8 @@ def validating_policy() -> Iterator[Document]:
                     f"t.?metadata.?labels.orValue({{}}).exists(k, k.startsWith('{PROJECT}/')) || "
                     f"t.?metadata.?annotations.orValue({{}}).exists(k, k.startsWith('{PROJECT}/')))",
                 },
-                # A workload that exists and has become invalid can still be deleted, annotated and scaled (by kubectl
-                # scale, whose subresource matches none of the rules above).
+                # An existing workload that is invalid can still be deleted and annotated. It can also be scaled,
+                # because kubectl scale changes a subresource, which no rule above matches.
                 {"name": "is-not-deleted", "expression": "!has(object.metadata.deletionTimestamp)"},
                 {
                     "name": "is-new-or-changed",
@@ -185,7 +185,7 @@ def validating_policy() -> Iterator[Document]:
     yield _binding("ValidatingAdmissionPolicyBinding")
 
 
-# How many pods of the object run at the same time. The number for a DaemonSet is for each cluster node.
+# How many pods of the object run at the same time. For a DaemonSet: on each cluster node.
 _POD_COUNT = (
     "object.kind == 'Job' ? dyn(object.spec).?parallelism.orValue(1) : "
     "object.kind == 'CronJob' ? dyn(object.spec.jobTemplate.spec).?parallelism.orValue(1) : "
@@ -338,9 +338,9 @@ def _containers(spec: str) -> str:
     return f"({spec}.?initContainers.orValue([]) + {spec}.?containers.orValue([]))"
 
 
-def _unknown_keys(labels: str, known: tuple[str, ...]) -> str:
-    """Return an expression for the labels or annotations with the project's prefix that are not known."""
-    return f"{labels}.map(k, k).filter(k, k.startsWith('{PROJECT}/') && !(k in {_literal(known)}))"
+def _unknown_keys(map_expression: str, known: tuple[str, ...]) -> str:
+    """Return an expression for the unknown keys with the project's prefix in a map of labels or annotations."""
+    return f"{map_expression}.map(k, k).filter(k, k.startsWith('{PROJECT}/') && !(k in {_literal(known)}))"
 
 
 def _resource_rule(group: str, resources: list[str], operations: list[str]) -> Document:
@@ -424,9 +424,9 @@ def _validations() -> Iterator[Document]:
         value=hostname,
         domain="variables.domain",
     )
-    without_references = "".join(f".replace({_literal(f'$({name})')}, '')" for name in REFERENCES)
+    removal_of_references = "".join(f".replace({_literal(f'$({name})')}, '')" for name in REFERENCES)
     yield _require(
-        f"variables.hostname{without_references}.size() <= {MAX_HOSTNAME_LENGTH}",
+        f"variables.hostname{removal_of_references}.size() <= {MAX_HOSTNAME_LENGTH}",
         "hostname-length",
         value="variables.hostname",
     )
@@ -489,7 +489,7 @@ def _site_validations() -> Iterator[Document]:
 
 
 def _require(expression: str, refusal: str, **values: str) -> Document:
-    """Return a validation that applies only to workloads with the label: see _validation."""
+    """Return a `_validation` that applies only to workloads that request the injection with the label."""
     return _validation(_if_requested(expression), refusal, **values)
 
 
@@ -513,9 +513,9 @@ def _validation(expression: str, refusal: str, **values: str) -> Document:
 
 
 def _shortened(text: str) -> str:
-    """Return an expression for a text from the object as one line of at most 100 characters.
+    """Return an expression for the first 100 characters of a text, on one line; unchanged for literals and the domain.
 
-    CEL has no local variables, so the text is put into a list of one item, for which `map` has a name.
+    CEL has no local variables, so `map` over a list of one item gives the text the name `t`.
     """
     if text.startswith("'") or text == "variables.domain":
         return text

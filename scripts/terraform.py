@@ -55,7 +55,7 @@ def generated() -> dict[Path, str]:
     Raises:
         ValueError: the manifests do not contain one of REPLACED_TEXTS or REPLACED_FIELDS.
     """
-    documents = _rendered()
+    documents = _rendered_manifests()
     # Kustomize adds a hash of the content to the names of ConfigMaps, so workloads with the same settings share a
     # ConfigMap. Terraform cannot manage one object in two modules. The module therefore names ConfigMaps after their
     # workload, and computes its own hash.
@@ -74,14 +74,14 @@ def generated() -> dict[Path, str]:
     ]
     (workload,) = [manifest for manifest in manifests if manifest["kind"] == "StatefulSet"]
     _set_claim_name(workload["spec"])
-    files = {"configuration": _text(configuration), "manifests": _text(manifests)}
+    files = {"configuration": _to_yaml(configuration), "manifests": _to_yaml(manifests)}
     for placeholder in (*REPLACED_TEXTS.values(), *REPLACED_FIELDS.values()):
         if not any(placeholder in text for text in files.values()):
             raise ValueError(f"nothing in the rendered manifests corresponds to {placeholder}")
     return {MODULE / f"{name}.yaml.tftpl": HEAD + text for name, text in files.items()}
 
 
-def _rendered() -> list[Document]:
+def _rendered_manifests() -> list[Document]:
     """Return the rendered manifests of a workload that scripts/new-service creates."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
@@ -145,7 +145,7 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _TemplateDumper.add_representer(str, _represent_text)
 
 
-def _text(document: Any) -> str:
+def _to_yaml(document: Any) -> str:
     text: str = yaml.dump(document, Dumper=_TemplateDumper, sort_keys=False, width=1000)
     return text
 

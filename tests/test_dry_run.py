@@ -139,8 +139,8 @@ def served(world: World, monkeypatch: pytest.MonkeyPatch, variables: Variables) 
     """Serve both simulators on loopback, and set the environment of a pod that uses them."""
     with serve(world.headscale) as headscale, serve(world.cloudflare) as cloudflare:
         urls = {"HEADSCALE_URL": headscale, "CLOUDFLARE_API_URL": f"{cloudflare}/client/v4"}
-        pod = {"DNS_OWNER": OUR_COMMENT.partition(" ")[2], "TAILSCALE_INTERFACE": ""}
-        for name, value in (world.environment | urls | pod | variables).items():
+        pod_variables = {"DNS_OWNER": OUR_COMMENT.partition(" ")[2], "TAILSCALE_INTERFACE": ""}
+        for name, value in (world.environment | urls | pod_variables | variables).items():
             monkeypatch.setenv(name, value)
         yield
 
@@ -183,7 +183,7 @@ def test_dry_run_and_status_change_nothing(
 ) -> None:
     world = World(monkeypatch, tmp_path)
     variables = create_state(world)
-    # The program reads only the state Secret from the Kubernetes API.
+    # These commands read only the state Secret from the Kubernetes API. It contains the id of the pod's node.
     monkeypatch.setattr(dry_run, "connect_cluster", lambda *_, **__: None)
     monkeypatch.setattr(dry_run, "state_reader", lambda *_: lambda: {"device_id": b"1"})
     before = snapshot(world)

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def a_kubeconfig(server: str, *, cluster: dict[str, Any] | None = None, user: dict[str, Any] | None = None) -> Any:
-    """Return the content of a kubeconfig whose current context is `laptop`. The server of the other context is down."""
+    """Return a kubeconfig whose current context is `laptop`. The server of the other context is unreachable."""
     clusters = {"laptop": {"server": server, **(cluster or {})}, "work": {"server": "https://192.0.2.1:6443"}}
     return {
         "apiVersion": "v1",

@@ -1,4 +1,4 @@
-"""Test how the release of Headscale is detected, and how requests to the releases differ (their dialects)."""
+"""Test how the dialect of a server is detected: which requests the Headscale release understands."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class TestVersion:
             " v0.28.0",
             "v0.28.0\n",
             "v0.28.0 (abc)",
-            "v0.\u0662\u0668.0",
+            "v0.\N{ARABIC-INDIC DIGIT TWO}\N{ARABIC-INDIC DIGIT EIGHT}.0",
             "v0." + "9" * 5000 + ".0",
             None,
             28,
@@ -76,7 +76,7 @@ class TestVersion:
         ],
     )
     def test_unknown_version_has_no_dialect(self, text: object) -> None:
-        """The release is then detected by the description of the API."""
+        """The program then detects the dialect from the description of the API."""
         assert dialect_of_version(text) is None
 
     @pytest.mark.parametrize("text", ["v0.22.3", "0.22.0-alpha", "v0.1.0"])
@@ -176,7 +176,7 @@ class TestDescription:
         (25, User("1", "svc"), "svc"),
         (26, User("1", "svc"), "1"),
         (30, User("1", "svc"), "1"),
-        (30, User(None, "svc"), "svc"),
+        pytest.param(30, User(None, "svc"), "svc", id="unknown-id"),
     ],
 )
 def test_requests_contain_the_id_or_the_name_of_a_user(minor: int, user: User, reference: str) -> None:

@@ -247,7 +247,7 @@ class Engine:
             return self._container_ended(pod)
         except LifecycleError as error:
             raise BrokenError(f"Never 8: dns-watch ended: {error}") from error
-        self.invariants.check_progress(pod, pod.watch)
+        self.invariants.check_livez(pod, pod.watch)
         if pod.stop is not None and pod.stop.is_set():
             return self._container_ended(pod)
         return wait_s

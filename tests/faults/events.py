@@ -92,7 +92,7 @@ class Events:
             self._world.cloudflare.change_record(record.id, comment="mine now")
         self._add_change_for_stale_reads()
         for current in self._workload.running_passes:
-            current.unread_changes.add(record.id)
+            current.changed_after_read.add(record.id)
 
     def _choose_record(self, step: Step) -> Record:
         return _choose(step, self._world.our_records)

@@ -91,7 +91,7 @@ class Invariants:
             tracemalloc.start()
         if _looks_correct(request) and fault != "stale read" and request.path.endswith("/dns_records"):
             names, records = parse_qs(request.query).get("name", ()), self._world.all_records
-            current.unread_changes -= {record_id for record_id, record in records.items() if record.name in names}
+            current.changed_after_read -= {record_id for record_id, record in records.items() if record.name in names}
         if fault in UNDETECTABLE:
             current.disturbed = True
         # If dns-watch knows its node, and the list does not contain the node, dns-watch also reads the node by its id.
@@ -110,13 +110,13 @@ class Invariants:
         current.requests.append(request)
 
     def check_memory(self) -> None:
-        """Check how much memory the program needed for the last response, if its body was the compressed one."""
+        """Check how much memory the program needed for the last response, if it had the fault COMPRESSED."""
         if not tracemalloc.is_tracing():
             return
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         if peak > MAX_TRACED_BYTES:
-            raise BrokenError(f"Decoded: a compressed response took {peak >> 20} MiB")
+            raise BrokenError(f"a compressed response took {peak >> 20} MiB")
 
     def _check_reads_before(self, current: Pass, upstream: Upstream, request: Exchange) -> None:
         """Never 3: a change is based only on complete and correct responses."""
@@ -127,7 +127,7 @@ class Invariants:
             all_names = [read for read in records if "match=any" in read.query]
             self._check_looks_correct(request, _last_list(records) + _last_list(all_names))
             if not current.pod.initialized and nodes and _fault(nodes[-1]) == "incomplete list":
-                # cleanup cannot distinguish this empty list from the list of a Headscale without nodes.
+                # This is a pass of cleanup, which cannot know that an empty list is wrong.
                 return
             if current.pod.initialized:
                 # If dns-watch knows its node, it reads the node by its id instead of the list.
@@ -143,7 +143,7 @@ class Invariants:
     def _check_record_change(self, current: Pass, request: Exchange) -> None:
         before, now = self._records_before, self._world.all_records
         changed = {record_id for record_id in before.keys() | now.keys() if before.get(record_id) != now.get(record_id)}
-        if unread := changed & current.unread_changes:
+        if unread := changed & current.changed_after_read:
             raise BrokenError(f"Never 1: {request.method} of records {unread}, which changed after they were read")
         if not current.disturbed and self._requests_no_change(request, before):
             raise BrokenError(f"Never 7: a write that changes nothing: {request}")
@@ -169,7 +169,7 @@ class Invariants:
                     f"pod {pod.number} with node {pod.node_id} and addresses {on_interface} published {record.content}"
                 )
             foreign_ids = {other.id for other in self._world.blocking_records if other.name == NAME}
-            if record.type == "CNAME" and foreign_ids - current.unread_changes:
+            if record.type == "CNAME" and foreign_ids - current.changed_after_read:
                 raise BrokenError(f"Never 1: {record.name} was pointed to a foreign record")
             overwritten = current.successors_at_start & self._workload.published_successors(pod, before)
             if overwritten and not current.disturbed:
@@ -241,7 +241,7 @@ class Invariants:
         if pod.watch is not None and pod.watch.state.node is not None:
             raise BrokenError("Never 8: dns-watch gave up although it had found its node")
 
-    def check_progress(self, pod: Pod, watch: DnsWatch) -> None:
+    def check_livez(self, pod: Pod, watch: DnsWatch) -> None:
         """Check that the endpoint /livez reports success after a pass."""
         if not watch.status.alive:
             raise BrokenError(f"pod {pod.number}: /livez fails although the loop makes progress")
@@ -314,8 +314,8 @@ class Invariants:
     def _can_recover(self) -> bool:
         """Return True if every running pod can get a new node without a restart of the pod.
 
-        To do so, the sidecar must know that its pod had a node. It knows this if it has found the node itself, or from
-        the key metadata if it can also read the VPN interface. Otherwise it only reports that no node is registered.
+        dns-watch creates a new key only if it knows that its pod had a node: if it has found the node itself, or from
+        the key metadata if it can also read the VPN interface.
         """
         return self._world.environment["SELF_HEAL"] == "true" and all(
             pod.watch is not None
@@ -331,12 +331,12 @@ def _fault(request: Exchange) -> str:
 
 
 def _looks_correct(request: Exchange) -> bool:
-    """Return True if the response is correct, or if the sender cannot detect that it is wrong."""
+    """Return True if the response is correct, or if the program cannot detect that it is wrong."""
     return _fault(request) in {"", *UNDETECTABLE} and request.status == 200
 
 
 def _last_list(reads: list[Exchange]) -> list[Exchange]:
-    """Return the reads of the last list: one read of each page, the last one if a page was read several times."""
+    """Return the requests that read the last list: for each page, the last one."""
     pages = [parse_qs(read.query).get("page", ["1"])[0] for read in reads]
     start = max((number for number, page in enumerate(pages) if page == "1"), default=len(reads))
     return list(dict(zip(pages[start:], reads[start:], strict=True)).values())

@@ -99,14 +99,14 @@ class Pass:
         pod: the pod of the command.
         requests: the requests of the command, oldest first.
         disturbed: True if an upstream changed during the pass, or if a response was wrong without a detectable sign.
-        unread_changes: the ids of records that were changed by someone else after this pass last read them.
+        changed_after_read: the ids of records that were changed by someone else after this pass last read them.
         successors_at_start: the ids of nodes of later pods that had a record already when the pass started.
     """
 
     pod: Pod
     requests: list[Exchange] = field(default_factory=list)
     disturbed: bool = False
-    unread_changes: set[str] = field(default_factory=set)
+    changed_after_read: set[str] = field(default_factory=set)
     successors_at_start: frozenset[int] = frozenset()
 
 

@@ -21,7 +21,7 @@ needs_uv = pytest.mark.skipif(
 @pytest.mark.parametrize("architecture", ["x86_64", "aarch64"])
 @pytest.mark.parametrize("requirements", ["requirements.txt", "requirements-build.txt"])
 def test_every_package_has_a_locked_wheel(architecture: str, requirements: str, tmp_path: Path) -> None:
-    """uv downloads the wheels for another machine, verifies their hashes, and runs none of their code."""
+    """uv installs the wheels for this architecture into a folder, and verifies their hashes."""
     platform = ["--python-version", PYTHON, "--python-platform", f"{architecture}-unknown-linux-gnu"]
     options = ["--system-certs", "--only-binary", ":all:", "--require-hashes", *platform]
     run_checked(["uv", "pip", "install", *options, "--target", tmp_path, "--requirement", ROOT / requirements])

@@ -25,7 +25,6 @@ from tests.pod.rendering import (
 
 DIGEST_SUFFIX = f"@sha256:{'5' * 64}"
 
-
 VALID_ARGUMENTS = {"name": "wiki", "image": "docker.io/a/wiki:1.2", "port": 8080, "data_path": "/data"}
 INVALID_ARGUMENTS: dict[str, list[Any]] = {
     "name": ["Wiki", "wiki-", "4wiki", "w" * 53, ""],
@@ -43,7 +42,7 @@ INVALID_ARGUMENTS: dict[str, list[Any]] = {
 }
 """By argument: values that the script refuses. The Terraform module `service` refuses them, too."""
 INVALID_FOR_SCRIPT: dict[str, list[Any]] = {
-    # The second name is that of an existing folder.
+    # The folder deploy/services/grafana exists already.
     "name": ["_template", "grafana"],
     "image": [
         "registry.example.com:5000/wiki",
@@ -67,6 +66,7 @@ INVALID_CASES = [
         *((VALID_ARGUMENTS | {name: value}).values() for name, value in INVALID_CASES),
         ("wiki", "docker.io/a/wiki:1.2"),
         ("--into", "/", "wiki", "docker.io/a/wiki:1.2", "8080"),
+        # The folder / does not contain site/site.env.
         ("--into", "/", "--deploy", "x", "wiki", "docker.io/a/wiki:1.2", "8080"),
         ("--into", "/", "--deploy", "a|b", "wiki", "docker.io/a/wiki:1.2", "8080"),
         ("--into",),

@@ -26,6 +26,7 @@ def start(pod: Pod, kind: str, *arguments: str, **variables: str) -> Iterator[su
     """Start the program with a standard output that cannot be written."""
     command = [PROGRAM, *arguments]
     if kind == "closed":
+        # The shell closes the file that Popen passes as standard output.
         command = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
     with closing(Pipe()) as pipe, Path("/dev/full").open("w") as disk:
         if kind == "broken":
@@ -67,8 +68,8 @@ def test_cleanup_writes_the_key_without_a_writable_output(pod: Pod, kind: str) -
 
 @pytest.mark.default_cases(2)
 @pytest.mark.parametrize("kind", KINDS)
-def test_failed_cleanup_has_its_exit_status_without_a_writable_output(pod: Pod, kind: str) -> None:
-    assert run(pod, kind, "cleanup", HEADSCALE_USER="bob") == (1, "")
+def test_exit_status_of_a_failed_cleanup_without_a_writable_output(pod: Pod, kind: str) -> None:
+    assert run(pod, kind, "cleanup", HEADSCALE_USER="unknown") == (1, "")
     assert run(pod, kind, "cleanup", DOMAIN_NAME="") == (2, "")
     assert pod.has_no_writes
 
@@ -100,10 +101,7 @@ def test_signal_ends_the_command_without_a_writable_output(
 @pytest.mark.parametrize("kind", ["closed", "broken", "full disk"])
 @pytest.mark.parametrize("arguments", [["--dry-run"], ["--dry-run", "--output", "json"], ["--help"], ["--version"]])
 def test_report_that_cannot_be_written_exits_with_1(pod: Pod, kind: str, arguments: list[str]) -> None:
-    """The dry run reports the failure on standard error, except if the reader has ended, as with `| head`.
-
-    --help and --version report nothing.
-    """
+    """A dry run logs the failure to standard error, except if the reader has ended, as with `| head`."""
     status, errors = run(pod, kind, *arguments, HEADSCALE_USER="svc")
     assert status == 1
     events = [json.loads(line)["event"] for line in errors.splitlines()]

@@ -64,7 +64,7 @@ class DnsWatch(BackgroundProcess):
         """Wait until an event with this name and these fields has been logged, and return the latest such event.
 
         Args:
-            start: the number of logged events that do not count.
+            start: how many of the first events to ignore.
         """
 
         def find() -> Event | None:

@@ -1,6 +1,6 @@
 """Test that no output contains a secret, for each command and kind of failure, at debug level.
 
-Recovery from a failure takes minutes. tests/faults checks the output during a recovery, with a simulated clock.
+The tests do not wait for recovery, which takes minutes. tests/faults checks it with a simulated clock.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.tally import count
 # If Headscale fails, reports are checked as text. If Cloudflare fails, reports are checked as JSON.
 REPORT_FORMAT: dict[UpstreamName, tuple[str, ...]] = {"headscale": (), "cloudflare": ("--output", "json")}
 
-# After one of these events, a command would repeat the same steps until it is stopped.
+# dns-watch logs one of PASS_EVENTS after each iteration of its loop. Other commands log RETRY_EVENTS before a retry.
 PASS_EVENTS = ("pass.failed", "pass.skipped", "pass.finished")
 RETRY_EVENTS = ("retry.scheduled",)
 
@@ -79,7 +79,7 @@ def test_output_of_a_failure_contains_no_secret(pod: Pod, upstream: UpstreamName
     for number, command in enumerate(commands):
         pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=f"100.64.7.{number}", comment=OUR_COMMENT)
         simulator.faults.clear()
-        # Faults start at the first, second or third request, to include partial work.
+        # Faults start at the first, second or third request, so that a part of the work can be done.
         simulator.faults.add(FAULTS[kind](upstream, Random(1)), times=None, after=number % 3)
         texts = run(pod, *command)
         count("runs of commands during failures", kind)

@@ -13,7 +13,7 @@ from tests.simulators.messages import Handler, Request, Response
 
 
 class MemoryTransport(httpx.BaseTransport):
-    """A transport for `httpx.Client`. With it, a test can use the whole API of httpx.
+    """A transport for `httpx.Client`, for tests that need more of its methods than `MemoryClient` has.
 
     Args:
         handler: returns the response to a request.
@@ -69,10 +69,10 @@ class MemoryClient(httpx.Client):
         content: bytes | None = None,
         headers: Mapping[str, str],
         **_options: Any,
-    ) -> Iterator[_Received]:
+    ) -> Iterator[_ClientResponse]:
         """Call the handler with a request, and yield the response."""
         path = self._prefix + url
-        yield _Received(
+        yield _ClientResponse(
             self._handler(
                 Request(
                     method=method,
@@ -87,14 +87,14 @@ class MemoryClient(httpx.Client):
 
 
 class _Headers(dict[str, str]):
-    """The headers of a response. `get` ignores the case of their names."""
+    """The headers of a response. `get` ignores the case of a name."""
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return a header, or the default."""
         return super().get(name.lower(), default)
 
 
-class _Received:
+class _ClientResponse:
     """The part of `httpx.Response` that the program uses."""
 
     def __init__(self, response: Response) -> None:

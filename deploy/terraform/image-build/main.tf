@@ -1,6 +1,5 @@
-# The objects of build/: a DaemonSet that builds the image on every cluster node and imports it into containerd. The
-# module reads the files of build/, so the source of the module must be the whole repository, such as a Git URL.
-# The module uses no provider: apply its output with kubernetes_manifest or kubectl_manifest.
+# A DaemonSet that builds the image on every cluster node, from the files of build/. The source of the module must be
+# the whole repository, such as a Git URL. Apply the output with kubernetes_manifest or kubectl_manifest.
 
 terraform {
   # The module also works with OpenTofu 1.7 or newer.
@@ -16,7 +15,7 @@ locals {
     data       = { for name in local.generator.files : name => file("${local.build}/${name}") if name != "sources.tar.gz" }
     binaryData = { "sources.tar.gz" = filebase64(local.sources) }
   }
-  configuration = merge(local.content, {
+  config_map = merge(local.content, {
     apiVersion = "v1"
     kind       = "ConfigMap"
     metadata = {
@@ -28,7 +27,7 @@ locals {
 
   documents = [
     for document in split("\n---\n", file("${local.build}/daemonset.yaml")) :
-    yamldecode(replace(document, "name: ${local.generator.name}\n", "name: ${local.configuration.metadata.name}\n"))
+    yamldecode(replace(document, "name: ${local.generator.name}\n", "name: ${local.config_map.metadata.name}\n"))
   ]
   daemonset = one([for document in local.documents : document.spec if document.kind == "DaemonSet"])
   pod = merge(local.daemonset.template.spec, {
@@ -45,9 +44,10 @@ locals {
     ]
   })
 
-  manifests = merge({ "ConfigMap/${local.generator.name}" = local.configuration }, {
+  manifests = merge({ "ConfigMap/${local.generator.name}" = local.config_map }, {
     for document in local.documents : "${document.kind}/${document.metadata.name}" => merge(
       document,
+      # Only the DaemonSet gets another spec. A conditional expression would need objects of the same type.
       { for kind in ["DaemonSet"] : "spec" => merge(local.daemonset, {
         template = merge(local.daemonset.template, { spec = local.pod })
       }) if kind == document.kind },

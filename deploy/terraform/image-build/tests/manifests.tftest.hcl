@@ -45,7 +45,7 @@ run "disabled" {
   }
 }
 
-run "an_unknown_variable" {
+run "unknown_environment_variable" {
   command = plan
   variables {
     environment = { BASE = "debian" }
