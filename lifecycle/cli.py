@@ -54,11 +54,7 @@ def run(options: argparse.Namespace) -> int:
 
     stop = Stop(0 if is_watching else EXIT_FAILED, report_stop)
     try:
-        if options.command == "status":
-            return _show_status(options)
-        if options.is_dry_run:
-            return _show_plan(options)
-        _run_command(options, stop)
+        return _run_command(options, stop)
     except LifecycleError as error:
         _log_failure(error)
         if is_main_process:
@@ -72,21 +68,30 @@ def run(options: argparse.Namespace) -> int:
     finally:
         stop.finish()
         flush_logs(_FLUSH_S)
-    return 0
 
 
-def _run_command(options: argparse.Namespace, stop: Stop) -> None:
+def _run_command(options: argparse.Namespace, stop: Stop) -> int:
     match options.command:
+        case "status":
+            return _show_status(options)
+        case "inject":
+            return _show_manifests(options)
+        case _ if options.is_dry_run:
+            return _show_plan(options)
         case "cleanup":
             commands.cleanup(_load_settings(CleanupSettings), stop)
         case "dns-watch":
             commands.dns_watch(_load_settings(DnsWatchSettings), stop, only_once=options.once)
         case "prune":
             commands.prune(_load_settings(PruneSettings), stop, name=options.name)
-        case "inject":
-            _print(
-                commands.inject(_load_settings(InjectSettings, is_logged=False), options.files, options.state_secret)
-            )
+    return 0
+
+
+def _show_manifests(options: argparse.Namespace) -> int:
+    """Write the manifests with the added containers to standard output, and return the exit status."""
+    settings = _load_settings(InjectSettings, is_logged=False)
+    is_printed = _print(commands.inject(settings, options.files, options.state_secret))
+    return 0 if is_printed else EXIT_FAILED
 
 
 def _show_plan(options: argparse.Namespace) -> int:

@@ -110,6 +110,17 @@ def test_report_that_cannot_be_written_exits_with_1(pod: Pod, kind: str, argumen
     assert pod.has_no_writes
 
 
+@pytest.mark.parametrize("kind", ["closed", "broken", "full disk"])
+def test_manifests_that_cannot_be_written_exit_with_1(pod: Pod, kind: str) -> None:
+    """The next program of a pipe, such as `kubectl apply -f -`, has not received all of the manifests."""
+    manifest = pod.working_directory / "service.yaml"
+    manifest.write_text("apiVersion: v1\nkind: Service\nmetadata: {name: wiki}\n")
+    status, errors = run(pod, kind, "inject", str(manifest), LOGIN_SERVER="https://headscale.example.com")
+    assert status == 1
+    events = [json.loads(line)["event"] for line in errors.splitlines()]
+    assert events == ([] if kind == "broken" else ["command.failed"])
+
+
 def test_signal_ends_a_dry_run_whose_output_is_not_read(pod: Pod) -> None:
     with start(pod, "blocked", "--dry-run", HEADSCALE_USER="svc") as process:
         assert pod.headscale_requested.wait(HANG_TIMEOUT_S)
