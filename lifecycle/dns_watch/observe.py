@@ -55,7 +55,7 @@ class Sources(Protocol):
 
 
 def watch_config(settings: DnsWatchSettings) -> WatchConfig:
-    """Return the settings as a value that pure functions can take."""
+    """Return the settings that decisions depend on."""
     return WatchConfig(
         main_name_ownership=settings.main_name_ownership,
         further_name_ownerships=settings.further_name_ownerships,
@@ -79,7 +79,7 @@ def watch_config(settings: DnsWatchSettings) -> WatchConfig:
 def observe(
     state: State, sources: Sources, interface: InterfaceAddresses, *, config: WatchConfig, clock: Callable[[], Moment]
 ) -> Observation:
-    """Read everything that is due. A failed read is returned as its error, and never as an empty result.
+    """Read everything that is due. If a read fails, return its error, and never an empty list.
 
     Args:
         state: what was remembered after the last pass. It determines what is due.
@@ -115,9 +115,9 @@ def observe(
 
 
 def _look_up(state: State, sources: Sources, *, config: WatchConfig, clock: Callable[[], Moment]) -> Observation:
-    """Find this pod's node by its id. If that is not possible, search the list of all nodes, which is expensive.
+    """Read this pod's node by its id. If that finds no valid node, search the list of all nodes, which is expensive.
 
-    Once a day all nodes are listed instead, to count them.
+    Once a day, list all nodes instead, to count them.
 
     Raises:
         ApiError: Headscale could not be read.
@@ -131,13 +131,13 @@ def _look_up(state: State, sources: Sources, *, config: WatchConfig, clock: Call
         try:
             nodes = headscale.nodes()
         except ApiError as error:
-            # The next pass reads the node by its id, because the server may be too slow to list all nodes.
+            # Headscale may be too slow to list all nodes. Because of `fleet_size`, the next pass does not list them.
             return Observation(state.interface, error, fleet_size=error)
         fleet_size = _fleet_size(nodes)
         node = next((node for node in nodes if known.is_same(node)), None)
     if node is None:
         node = _read_known(headscale, known)
-    if node is None or not _is_still_owned(node, state.node_ownership, state.interface, clock()):
+    if node is None or not _is_still_valid(node, state.node_ownership, state.interface, clock()):
         return _look_up_in_list(state, sources, config=config, clock=clock, is_gone=node is None)
     response_s = clock().monotonic_s - started_s if fleet_size is None else None
     return Observation(state.interface, node, response_s=response_s, fleet_size=fleet_size)
@@ -167,14 +167,14 @@ def _look_up_in_list(
     choice = choose_node(nodes, hints)
     if isinstance(choice, Node):
         return Observation(interface, choice, node_ownership, metadata, fleet_size=_fleet_size(nodes))
-    own = hints.named_node
-    if state.node is None and own is not None and not any(own.is_same(node) for node in nodes):
-        # The list alone does not prove that the node is gone.
-        is_gone = _read_known(headscale, own) is None
+    named = hints.named_node
+    if state.node is None and named is not None and not any(named.is_same(node) for node in nodes):
+        # The list can be incomplete, so it does not prove that the node is gone.
+        is_gone = _read_known(headscale, named) is None
     loss = find_loss(nodes, hints, is_gone=is_gone, is_superseded=state.superseded_by is not None)
     if loss is not None and loss.node_id is not None:
-        # A node that registered with this pod's own key does not belong to a later pod, even if this pod's interface
-        # does not have the node's address yet.
+        # A later node that registered with this pod's key belongs to this pod, even if the interface does not have the
+        # node's address yet.
         later = successors(nodes, node_id=loss.node_id, node_ownership=node_ownership, now=now.utc)
         successor = next((node for node in reversed(later) if not hints.metadata_identifies(node)), None)
         loss = replace(loss, successor=successor)
@@ -194,7 +194,7 @@ def _read_known(headscale: HeadscaleReader, known: KnownNode) -> Node | None:
     return node if known.is_same(node) else None
 
 
-def _is_still_owned(node: Node, node_ownership: NodeOwnership, interface: InterfaceAddresses, now: Moment) -> bool:
+def _is_still_valid(node: Node, node_ownership: NodeOwnership, interface: InterfaceAddresses, now: Moment) -> bool:
     has_other_address = bool(interface) and not set(node.addresses) & set(interface or ())
     return node_ownership.is_owned(node) and not has_other_address and not node.is_expired(now.utc)
 
@@ -203,7 +203,7 @@ def _read_metadata(key_file: KeyFileReader, *, is_needed: bool = True) -> KeyMet
     try:
         return key_file.read_metadata() or NO_METADATA
     except KeyFileError:
-        # If the pod has a VPN interface, its address identifies the node, so the metadata is not needed.
+        # If there is a VPN interface, the interface's address identifies the node, and the metadata is not needed.
         if is_needed:
             raise
         return NO_METADATA
@@ -230,11 +230,11 @@ def _read_records(
     if not specs or not records_are_due(state, node, specs, now):
         return None
     try:
-        records = _read_names(sources.cloudflare, node, specs, config)
+        records = _records_at_our_names(sources.cloudflare, node, specs, config)
         apex = None
         if any(record.type == "NS" for record in records):
-            # If the token may not read the zone, the zone's name is unknown. NS records then prevent changes at their
-            # name, although they are normal at the zone's own name.
+            # NS records prevent changes at a name, except at the zone's own name. If the token may not read the zone,
+            # this name is unknown, and they prevent changes at every name.
             with suppress(AuthError):
                 apex = sources.cloudflare.zone_name()
         later: list[Node] = []
@@ -245,15 +245,15 @@ def _read_records(
         return error
 
 
-def _read_names(
+def _records_at_our_names(
     cloudflare: CloudflareReader, node: Node, specs: Sequence[RecordSpec], config: WatchConfig
 ) -> tuple[Record, ...]:
-    """Read the records at the main name, and those with the workload's mark (the comment of records at further names).
+    """Read the records at the main name, and our records at further names, whose comment is the workload's mark.
 
-    If all records are right, one request is enough, with a filter for the name and a filter for the comment. If our
-    records at a further name are not right, all records at this name are read, because a foreign record prevents
-    changes, and has another comment. If the response has no record at the main name, this name is also read alone,
-    because a server that ignores the parameter `match` returns only records that meet both filters.
+    If all records are right, one request is enough: its filters are the main name or the comment (`match=any`). If our
+    records at a further name are not right, all records at this name are read, because a foreign record there, which
+    has another comment, prevents changes. If the response has no record at the main name, this name is read alone,
+    because a server that ignores `match=any` returns only records that meet both filters.
     """
     main = config.main_name_ownership
     comment = workload_mark(main.mark, main.name) if config.further_name_ownerships else None

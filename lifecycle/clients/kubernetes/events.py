@@ -22,12 +22,12 @@ _GROUP: Final = "events.k8s.io"
 _MAX_POD_NAME: Final = 236
 # `reportingInstance` has at most this number of characters.
 _MAX_INSTANCE: Final = 128
-# The keys that describe the pod of a token in a SelfSubjectReview start with this text.
+# The start of the keys in `extra` of a SelfSubjectReview that describe the pod of the token.
 _POD_KEY: Final = "authentication.kubernetes.io/pod-"
 
 
 class EventWriter(Cluster):
-    """A `Cluster` in which Events about this pod can be written."""
+    """A `Cluster` that also writes Events about this pod."""
 
     def create_event(self, event: PodEvent, now: datetime) -> str:
         """Create an Event, and return its name.
@@ -69,7 +69,7 @@ class EventWriter(Cluster):
 
     @cached_property
     def _pod(self) -> dict[str, str]:
-        """The reference to this pod. The API server knows it, because the pod's token was issued for this pod.
+        """The reference to this pod, which the API server knows because the token was issued for the pod.
 
         Raises:
             AuthError: the token was not issued for a pod.
@@ -86,6 +86,7 @@ class EventWriter(Cluster):
                     "projected service account token.",
                     upstream=UPSTREAM,
                 )
+            # system:serviceaccount:NAMESPACE:NAME
             _, _, namespace, _ = user["username"].split(":")
             names = {key: ", ".join(extra[f"{_POD_KEY}{key}"]) for key in ("name", "uid")}
         return {"apiVersion": "v1", "kind": "Pod", "namespace": namespace, **names}
