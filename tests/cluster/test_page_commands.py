@@ -1,4 +1,4 @@
-"""Run every kubectl command in docs/operations.md and docs/add-a-service.md, and check its documented effect.
+"""Run every kubectl and scripts/new-service command in two pages (PAGES), and check its documented effect.
 
 `test_every_command_has_a_check` fails for a command in the pages that has no check here. The commands run in a copy of
 the repository, with `kubectl` and `headscale` of the cluster on PATH.
@@ -111,7 +111,7 @@ CONTAINERS: Final = {"cleanup", "tailscale", "dns-watch", "nginx-tls", "applicat
 
 
 def prints(*texts: str) -> Callable[[Shell, str], None]:
-    """Return a check that the output of a command contains these texts. Without texts, the command must succeed."""
+    """Return a check that a command succeeds and that its output contains these texts."""
 
     def check(shell: Shell, command: str) -> None:
         output = shell.run(command)

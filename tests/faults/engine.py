@@ -344,7 +344,7 @@ class Engine:
             after_execution = bool(step.seed % 2)
             self._interruptions.append(
                 Interruption(
-                    action, self.world.upstream(step.upstream), after=step.after, after_execution=after_execution
+                    action, self.world.upstream(step.upstream), skip=step.after, after_execution=after_execution
                 )
             )
         else:

@@ -1,10 +1,9 @@
 """Mutants: small changes to the program. Each breaks one guarantee, so a test must fail with it.
 
-docs/architecture.md describes the guarantees "Never 1" to "Never 8". The glossary on that page explains the words in
-the names of the mutants.
+docs/architecture.md describes the guarantees "Never 1" to "Never 8", and its glossary explains the words in the names
+of the mutants. A schedule is a random sequence of faults. A storm is the start of many pods at the same time.
 
-The command `python -m tests.faults.mutants` prints the first random schedule that fails with each mutant in
-SCHEDULE_MUTANTS.
+The command `python -m tests.faults.mutants` prints the first schedule that detects each mutant in SCHEDULE_MUTANTS.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ for seed in range({start}, {stop}):
         break
 """
 
+# Without conftest.py, the marker `full` has to be declared by an option.
 RUN_TESTS: Final = """
 import sys
 import pytest
@@ -46,6 +46,7 @@ options = ["-q", "-x", "--noconftest", "-p", "no:cacheprovider", "-o", "markers=
 sys.exit(pytest.main([*options, "{tests}"]))
 """
 
+# The tests that detect DECISION_MUTANTS and STORM_MUTANTS.
 DECISION_TESTS: Final = "tests/dns_watch/test_decide.py"
 STORM_TEST: Final = (
     "tests/fleet/test_storm.py::test_storm_takes_at_most_half_longer_than_the_shortest_possible_time[50-1.2]"
@@ -57,12 +58,12 @@ class Mutant:
     """One change to the program, which breaks one guarantee.
 
     Attributes:
-        guarantee: the guarantee that the mutant breaks.
+        guarantee: the guarantee that the mutant breaks: its number, such as "Never 1", or else its subject.
         name: what the changed program does.
         file: the path of the changed file in the folder lifecycle/.
         old: the text to replace. It occurs exactly once in the file.
         new: the replacement.
-        seed: the seed of the first random schedule that detects the mutant; None if other tests detect it.
+        seed: the seed of the first schedule that detects the mutant; None if other tests detect it.
         has_further_names: True if the schedule needs a workload with aliases and a shared name.
     """
 
@@ -259,15 +260,15 @@ SCHEDULE_MUTANTS: Final = (
     ),
     Mutant(
         guarantee="Healing",
-        name="assumes that the key file contains the key that the metadata names",
+        name="assumes that the key file contains the key that the key metadata identifies",
         file="dns_watch/healing.py",
         old=" and key_check.is_in_file else None)\n",
         new=" else None)\n",
         seed=107,
     ),
-    # The mutants below are bugs that the program once had. They were found with these faults: a restored database, a
-    # standard output that cannot be written, a compressed response that is too large when decoded, and a record that
-    # another owner changes during a pass.
+    # The rest of these mutants are bugs that the program once had. They were found with a restored database, a standard
+    # output that cannot be written, a compressed response that is too large when decoded, and a record that another
+    # owner changes during a pass.
     Mutant(
         guarantee="Identity",
         name="identifies its node only by the id",
@@ -286,7 +287,7 @@ SCHEDULE_MUTANTS: Final = (
     ),
     Mutant(
         guarantee="Never 8",
-        name="writes the log in the thread of the loop",
+        name="writes a line in the thread that logs it",
         file="runtime/output.py",
         old='        """Queue a line."""\n',
         new="        os.write(-1 if self._descriptor is None else self._descriptor, line.encode())\n",
@@ -315,30 +316,25 @@ SCHEDULE_MUTANTS: Final = (
     ),
 )
 
-OWNERSHIP_FILE: Final = "domain/ownership.py"
-DECIDE_FILE: Final = "dns_watch/decide.py"
-RECORDS_FILE: Final = "dns_watch/records.py"
-SCHEDULE_FILE: Final = "dns_watch/schedule.py"
-
 DECISION_MUTANTS: Final = (
     Mutant(
         guarantee="Never 1",
         name="changes records although a foreign record has the same name",
-        file=RECORDS_FILE,
+        file="dns_watch/records.py",
         old="    if in_the_way:\n        return RecordPlan(",
         new="    if False:\n        return RecordPlan(",
     ),
     Mutant(
         guarantee="Never 1",
         name="publishes a node without a publishable address",
-        file=DECIDE_FILE,
+        file="dns_watch/decide.py",
         old="    if not specs:\n        reason = why_unpublishable(node, config)\n",
         new="    if False:\n        reason = why_unpublishable(node, config)\n",
     ),
     Mutant(
         guarantee="Never 1",
         name="treats records of other workloads at an alias or shared name as its own",
-        file=OWNERSHIP_FILE,
+        file="domain/ownership.py",
         old="            return record.type in MANAGED_TYPES and record.comment == self.mark\n",
         new="            return record.type in MANAGED_TYPES and record.comment.startswith(_MARK_PREFIX)\n",
     ),
@@ -352,55 +348,55 @@ DECISION_MUTANTS: Final = (
     Mutant(
         guarantee="Never 1",
         name="adds a record at a shared name although the name has a foreign record",
-        file=OWNERSHIP_FILE,
+        file="domain/ownership.py",
         old="        return self.kind is NameKind.SHARED and record.type in ADDRESS_TYPES and has_mark\n",
         new="        return self.kind is NameKind.SHARED\n",
     ),
     Mutant(
         guarantee="Never 1",
-        name="deletes records of other workloads under names that it does not have",
-        file=OWNERSHIP_FILE,
+        name="deletes records of other workloads as records at removed names",
+        file="domain/ownership.py",
         old="if record.comment == mark and record.type in MANAGED_TYPES]\n",
         new="if record.comment.startswith(main.mark)]\n",
     ),
     Mutant(
         guarantee="Never 1",
         name="lets an alias point to a foreign record",
-        file=RECORDS_FILE,
+        file="dns_watch/records.py",
         old="        if record_ownership.kind is NameKind.ALIAS and any(",
         new="        if False and any(",
     ),
     Mutant(
         guarantee="Never 6",
-        name="treats the domain as a name that several workloads may have",
-        file=OWNERSHIP_FILE,
+        name="lets several workloads have records at the same alias",
+        file="domain/ownership.py",
         old="        return self.kind is NameKind.SHARED and record.type in ADDRESS_TYPES and has_mark\n",
         new="        return self.kind is not NameKind.MAIN and record.type in ADDRESS_TYPES and has_mark\n",
     ),
     Mutant(
         guarantee="Never 6",
         name="treats the record of another workload at a shared name as foreign",
-        file=OWNERSHIP_FILE,
+        file="domain/ownership.py",
         old="        return self.kind is NameKind.SHARED and record.type in ADDRESS_TYPES and has_mark\n",
         new="        return False\n",
     ),
     Mutant(
         guarantee="Health",
         name="reports the records as in sync although a foreign record has one of the names",
-        file=RECORDS_FILE,
+        file="dns_watch/records.py",
         old="    if plan.in_the_way:\n        record =",
         new="    if False:\n        record =",
     ),
     Mutant(
         guarantee="Never 3",
         name="counts a failed lookup as an observation of a loss",
-        file=DECIDE_FILE,
+        file="dns_watch/decide.py",
         old="        heal=replace(state.heal, loss_count=None),\n",
         new="        heal=state.heal,\n",
     ),
     Mutant(
         guarantee="Never 3",
-        name="treats the node as lost after an empty list as soon as after a list without the node",
+        name="confirms a loss after one minute although the list of nodes is empty",
         file="dns_watch/healing.py",
         old="(EMPTY_LIST_CONFIRMING_S if count.loss.is_list_empty else CONFIRMING_S)",
         new="CONFIRMING_S",
@@ -415,80 +411,79 @@ DECISION_MUTANTS: Final = (
     Mutant(
         guarantee="Never 8",
         name="gives up although its node was registered",
-        file=DECIDE_FILE,
+        file="dns_watch/decide.py",
         old="    if was_registered or not 0 < config.max_retries <= state.lookups:\n",
         new="    if not 0 < config.max_retries <= state.lookups:\n",
     ),
     Mutant(
         guarantee="Never 8",
         name="gives up one lookup too late",
-        file=DECIDE_FILE,
+        file="dns_watch/decide.py",
         old="not 0 < config.max_retries <= state.lookups",
         new="not 0 < config.max_retries < state.lookups",
     ),
     Mutant(
         guarantee="Backoff",
         name="does not count failures of Headscale",
-        file=DECIDE_FILE,
+        file="dns_watch/decide.py",
         old="    failures = state.failures + 1\n",
         new="    failures = 1\n",
     ),
     Mutant(
         guarantee="Backoff",
         name="ignores for how long Cloudflare asked to wait",
-        file=SCHEDULE_FILE,
+        file="dns_watch/schedule.py",
         old="    return is_outdated(records, specs, now) and now.monotonic_s >= records.not_before_s\n",
         new="    return is_outdated(records, specs, now)\n",
     ),
     Mutant(
         guarantee="Backoff",
         name="polls for its node every second",
-        file=SCHEDULE_FILE,
+        file="dns_watch/schedule.py",
         old="doubled(1.0, (state.lookups - state.lookups_at_interface_change - 1) // 2, max_s=_DAY_S)",
         new="1.0",
     ),
     Mutant(
         guarantee="Backoff",
-        name="polls as often with commands in Headscale's pod as with the API",
-        file=SCHEDULE_FILE,
+        name="ignores the minimum poll interval",
+        file="dns_watch/schedule.py",
         old="    return wait_s if wait_s >= min_s else add_jitter(min_s, now.jitter)\n",
         new="    return wait_s\n",
     ),
     Mutant(
         guarantee="Health",
         name="reports a record as in sync before Cloudflare has accepted the change",
-        file=RECORDS_FILE,
+        file="dns_watch/records.py",
         old='    reason = "the record is out of sync and has not been updated yet"\n',
         new='    reason = ""\n',
     ),
     Mutant(
         guarantee="Health",
         name="does not compare the records again after its node has changed",
-        file=SCHEDULE_FILE,
+        file="dns_watch/schedule.py",
         old="    return replace(state.records, compared_specs=None)\n",
         new="    return state.records\n",
     ),
     Mutant(
         guarantee="Never 6",
         name="reads a created record again only after VERIFY_INTERVAL",
-        file=RECORDS_FILE,
+        file="dns_watch/records.py",
         old="        interval = min(config.poll_interval, interval)\n",
         new="        pass\n",
     ),
 )
 
-# A storm is the start of many pods at the same time.
 STORM_MUTANTS: Final = (
     Mutant(
         guarantee="Storm",
-        name="does not retry after a response time-out",
+        name="waits for a response of Headscale only as long as for a connection",
         file="clients/headscale/errors.py",
         old="    timeout_factor=4,\n",
         new="    timeout_factor=1,\n",
     ),
 )
 
-MUTANTS: Final = (*SCHEDULE_MUTANTS, *DECISION_MUTANTS)
+MUTANTS: Final = (*SCHEDULE_MUTANTS, *DECISION_MUTANTS, *STORM_MUTANTS)
 
 
 def main() -> None:

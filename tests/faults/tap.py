@@ -40,7 +40,7 @@ class CountedFaults(FaultQueue[Fault]):
             self.injected += 1
             count("faults injected", fault.name)
             if SECOND_PAGE.search(target):
-                count("pages after the first that failed")
+                count("second pages with a fault")
         return fault
 
 
@@ -51,13 +51,13 @@ class Interruption:
     Attributes:
         action: the function to run.
         upstream: the upstream to which the request is sent.
-        after: the number of earlier requests to this upstream.
+        skip: how many more requests to this upstream run without the action before this one.
         after_execution: True if the action runs after the request is executed; False if it runs before.
     """
 
     action: Callable[[], None]
     upstream: Upstream
-    after: int
+    skip: int
     after_execution: bool
 
 
@@ -117,8 +117,8 @@ class Tap:
         for interruption in self._interruptions:
             if interruption.upstream is not self._upstream:
                 continue
-            if interruption.after > 0:
-                interruption.after -= 1
+            if interruption.skip > 0:
+                interruption.skip -= 1
                 return None
             self._interruptions.remove(interruption)
             return interruption
@@ -126,7 +126,7 @@ class Tap:
 
 
 def _wait_for_earlier_threads() -> None:
-    """Let the threads of `cleanup` send their requests in a fixed order: wait until the earlier threads have ended.
+    """Let the threads of `cleanup` send requests in a fixed order: "records", "version", and then the main thread.
 
     Otherwise, two runs with the same seed would differ.
     """

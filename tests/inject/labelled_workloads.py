@@ -123,7 +123,7 @@ KINDS: dict[str, Callable[[], Document]] = {
 }
 
 _KEY_VOLUME = {"name": "tailscale-lifecycle-auth", "emptyDir": {}}
-# The start of the list of annotations in a message.
+# The start of the list of known annotations in a message.
 _ANNOTATIONS_TEXT = "are tailscale-lifecycle/hostname, "
 
 REFUSED: dict[str, tuple[Document, tuple[str, ...]]] = {
@@ -174,6 +174,7 @@ REFUSED: dict[str, tuple[Document, tuple[str, ...]]] = {
     "auth-key-argument": (annotated(deployment(), tailscale_args="--ssh --authkey x"), (TAILSCALE_ARGS,)),
     "line-break-in-arguments": (annotated(deployment(), tailscale_args="--ssh\n--qr"), (TAILSCALE_ARGS, "must be")),
     "line-break-in-hostname": (annotated(deployment(), hostname="web\n"), (HOSTNAME, "must be")),
+    # A long value must not hide what to do.
     "long-arguments": (
         annotated(deployment(), tailscale_args=f"--hostname=x {'a' * 6000}"),
         (TAILSCALE_ARGS, "Remove"),
@@ -192,11 +193,11 @@ REFUSED: dict[str, tuple[Document, tuple[str, ...]]] = {
         with_pod_fields(pod(), volumes=[_KEY_VOLUME], initContainers=_containers("cleanup")),
         ("tailscale-lifecycle-auth, cleanup",),
     ),
-    "port": (
+    "port-of-dns-watch": (
         with_pod_fields(deployment(), containers=_containers("metrics", ports=[{"containerPort": 9003}])),
         ("metrics", "9003"),
     ),
-    "port-of-a-sidecar": (
+    "port-of-tailscale-in-a-sidecar": (
         with_pod_fields(
             deployment(),
             initContainers=_containers("proxy", restartPolicy="Always", ports=[{"containerPort": 9002}]),
@@ -230,7 +231,7 @@ ACCEPTED: dict[str, Document] = {
     "cron-job": cron_job(),
     "pod": pod(),
     "no-replicas": deployment(replicas=0),
-    "longest-hostname": annotated(deployment(), hostname="w" * 51),
+    "longest-hostname": annotated(deployment(), hostname="w" * (63 - len(".example.com"))),
     "label-false": labelled(with_pod_fields(deployment(replicas=2), hostNetwork=True), inject="false"),
     "arguments": annotated(deployment(), tailscale_args="--ssh --hostname-like=x"),
 }

@@ -38,12 +38,12 @@ def kustomizations(page: str) -> list[dict[str, Any]]:
 
 
 def test_pages_name_only_existing_workloads() -> None:
-    """`wiki` is a workload that a page shows how to create."""
+    """Pages also name `_template`, and `wiki`, which a page shows how to create from it."""
     names = {name for page in PAGES for name in re.findall(r"deploy/services/([\w-]+)", page.read_text())}
     assert names <= {*SHIPPED_WORKLOADS, "_template", "wiki"}
 
 
-def test_documented_settings_of_a_new_workload_are_settings_of_the_base() -> None:
+def test_documented_settings_of_a_new_workload_exist_in_a_shipped_workload() -> None:
     documented, _ = kustomizations("add-a-service.md")
     names = {literal.partition("=")[0] for literal in documented["configMapGenerator"][0]["literals"]}
     assert names <= config_map_data(manifests_of("grafana"), "lifecycle").keys()
@@ -64,6 +64,7 @@ def test_documented_patch_for_exec_mounts_the_token_in_dns_watch(
     mounts = {mount["name"] for mount in containers(pod_spec(documents))["dns-watch"]["volumeMounts"]}
     assert "tailscale-lifecycle-token" in mounts
     for name, value in config_map_data(documents, "lifecycle").items():
+        # The files exist only in a pod.
         monkeypatch.setenv(name, "" if name.endswith("_FILE") else value)
     monkeypatch.setenv("CLOUDFLARE_API_TOKEN", "made-up")
     monkeypatch.setenv("POD_NAME", "grafana-0")
@@ -78,13 +79,14 @@ def test_documented_registry_image_replaces_the_local_image(tmp_path: Path) -> N
     reference = f"{image['newName']}:{image['newTag']}"
     for name in LIFECYCLE_CONTAINERS:
         assert (pod_containers[name]["image"], pod_containers[name]["imagePullPolicy"]) == (reference, "IfNotPresent")
+    # The page's command to push the image uses the same reference.
     assert f"docker://{reference}\n" in page_text("image.md")
 
 
 def test_documented_patch_for_microk8s_mounts_the_folder_of_its_containerd_socket(tmp_path: Path) -> None:
     (documented,) = kustomizations("platforms.md")
     shutil.copytree(ROOT / "build", tmp_path / "build")
-    (tmp_path / "build/sources.tar.gz").write_bytes(b"packed")
+    (tmp_path / "build/sources.tar.gz").write_bytes(b"any content")
     (tmp_path / "microk8s").mkdir()
     (tmp_path / "microk8s/kustomization.yaml").write_text(yaml.safe_dump(documented))
     spec = pod_spec(render(tmp_path / "microk8s"))

@@ -33,6 +33,7 @@ def test_arguments_are_valid(container: dict[str, Any]) -> None:
 
 def test_deadline_covers_the_wait_and_the_retries(documents: list[Document]) -> None:
     (job,) = of_kind(documents, "CronJob")
+    # prune has one retry budget before the wait, and another after it.
     longest_s = CONFIRMATION_DELAY_S + 2 * PRUNE_RETRY_BUDGET.total_seconds()
     # Five more minutes for everything else, such as the download of the image.
     assert job["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"] > longest_s + 300

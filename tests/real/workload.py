@@ -58,7 +58,7 @@ class Workload:
         folder: the folder for the files of the pod.
 
     Attributes:
-        command_prefix: the start of each command line, such as `unshare --mount`, which runs the rest of it.
+        command_prefix: the start of each command line, such as `unshare --mount`.
         environment: the environment of each command.
         watches: the instances of `dns-watch` that were started.
     """
@@ -102,7 +102,7 @@ class Workload:
             "HEALTH_PORT": "0",
             "LOG_LEVEL": "debug",
         }
-        self._cleanup = ExitStack()
+        self._exit_stack = ExitStack()
         self._started = 0
         self.watches: list[DnsWatch] = []
 
@@ -112,7 +112,7 @@ class Workload:
 
     def __exit__(self, *_: object) -> None:
         """Stop all processes in reverse order."""
-        self._cleanup.close()
+        self._exit_stack.close()
 
     # --- The pod ------------------------------------------------------------------------------------
 
@@ -134,7 +134,7 @@ class Workload:
         watch = DnsWatch(
             environment=self.environment | settings, folder=self.folder, log=log, prefix=self.command_prefix
         )
-        self._cleanup.callback(watch.stop)
+        self._exit_stack.callback(watch.stop)
         self.watches.append(watch)
         return watch
 
@@ -149,7 +149,7 @@ class Workload:
             interface=self.environment["TAILSCALE_INTERFACE"],
             trust=Path(trust) if (trust := self.environment.get("HEADSCALE_CA_FILE")) else None,
         )
-        self._cleanup.callback(client.stop)
+        self._exit_stack.callback(client.stop)
         return client
 
     def start_client(self, *, key_file: Path | None = None) -> TailscaleClient:
@@ -222,7 +222,7 @@ def server_with_users(release: Release, folder: Path, **options: Any) -> Iterato
 
     Args:
         release: the release to run.
-        folder: a folder with a short path, which is created.
+        folder: a folder to create. Its path has to be short enough for Unix sockets.
         options: options of `HeadscaleServer`.
     """
     folder.mkdir()
@@ -240,7 +240,7 @@ def workload_on(
 
     Args:
         server: the server on which the node of the workload registers.
-        folder: a folder with a short path, which is created.
+        folder: a folder to create. Its path has to be short enough for Unix sockets.
         name: the hostname of the node.
         settings: additional settings for the commands of the workload.
     """

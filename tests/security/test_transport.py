@@ -56,9 +56,7 @@ def test_untrusted_certificate_is_refused(pod: Pod, authority: PrivateAuthority)
     assert not pod.headscale.requests
 
 
-def test_authority_for_headscale_is_not_trusted_for_cloudflare(
-    pod: Pod, authority: PrivateAuthority, tmp_path: Path
-) -> None:
+def test_headscale_ca_file_is_trusted_only_for_headscale(pod: Pod, authority: PrivateAuthority, tmp_path: Path) -> None:
     other_authority = PrivateAuthority(tmp_path)
     with serve(pod.headscale, tls=authority.server_context()) as url:
         result = pod.run("--dry-run", HEADSCALE_URL=url, HEADSCALE_CA_FILE=str(other_authority.certificate))
@@ -72,7 +70,7 @@ def test_authority_for_headscale_is_not_trusted_for_cloudflare(
 
 
 def test_no_setting_disables_verification() -> None:
-    # These settings are an interval and the locations of trusted certificates.
+    # The excluded settings are an interval and the locations of trusted certificates.
     names = " ".join(every_variable() - {"VERIFY_INTERVAL", "SSL_CERT_FILE", "SSL_CERT_DIR"})
     assert not any(word in names for word in ("INSECURE", "VERIFY", "SKIP", "TLS"))
 

@@ -1,6 +1,6 @@
 """The requests and responses of the simulators, and the router that finds the endpoint of a request.
 
-The classes are the same for a client that calls a simulator in this process, and for a client that uses HTTP.
+They are the same whether a client calls a simulator in this process or uses HTTP.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Response:
     Attributes:
         headers: the headers without Content-Type and Content-Length. Their names are in lower case.
         content_type: the Content-Type header; "" = there is none.
-        chunks: parts of a body that is sent instead of `body`; None = `body` is sent.
+        chunks: the parts of the body, which replace `body`; None = `body` is the whole body.
         length: the Content-Length header; None = the length of the body.
         connection: the upgraded connection of a response with status 101, if the client is in this process.
     """
@@ -115,11 +115,11 @@ class Response:
 class MemoryConnection:
     """A connection that was upgraded to a websocket, for a client in this process.
 
-    It has those methods of httpcore's network stream that the program uses.
+    It has the methods of httpcore's `NetworkStream` that the program uses.
 
     Args:
         data: the bytes that the server sends.
-        failure: the exception that is raised when the client has read all data; None = the connection is closed.
+        failure: the exception that `read` raises after the data; None = the server closes the connection.
     """
 
     def __init__(self, data: bytes, failure: Exception | None) -> None:
