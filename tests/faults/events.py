@@ -189,7 +189,7 @@ class Events:
 
     # --- Pods --------------------------------------------------------------------------------------------
 
-    def pod_restarted(self, step: Step) -> None:
+    def pod_replaced(self, step: Step) -> None:
         for pod in self._workload.running_pods:
             self._workload.end_pod(pod, silently=bool(step.seed % 2))
         self._workload.start_pod()
@@ -198,7 +198,7 @@ class Events:
         for pod in self._workload.running_pods:
             pod.watch = None
 
-    def second_pod(self, _step: Step) -> None:
+    def pod_added(self, _step: Step) -> None:
         if len(self._workload.running_pods) < 3:
             self._workload.start_pod()
 
@@ -209,7 +209,7 @@ class Events:
             with suppress(NodeGoneError):
                 self._world.headscale.connect(pod.node_id)
 
-    def node_vanishes_silently(self, step: Step) -> None:
+    def cluster_node_fails(self, step: Step) -> None:
         """A cluster node fails. Its pod is replaced, and Headscale still reports the old node as online."""
         self._workload.end_pod(step.random.choice(self._workload.running_pods), silently=True)
         self._workload.start_pod()

@@ -158,11 +158,11 @@ This step has its own random generator, so that the other steps of a seed stay t
 """
 
 POD_EVENTS: Final = (
-    "pod restarted",
+    "pod replaced",
     "sidecar restarted",
-    "second pod",
+    "pod added",
     "tailscale restarted",
-    "node vanishes silently",
+    "cluster node fails",
 )
 """Events of pods and cluster nodes. They happen between two passes."""
 
