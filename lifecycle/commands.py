@@ -22,8 +22,8 @@ from lifecycle.wiring.writers import connect_writers, writing_kubernetes_events
 # The time in which `cleanup` may retry requests to Headscale. If a thousand pods start at the same time, a Headscale
 # server with one core needs ten minutes to answer all of them.
 CLEANUP_RETRY_BUDGET = timedelta(minutes=15)
-# The time in which `prune` may retry requests. Each time that `prune` reads Headscale and Cloudflare, it has this time
-# again. The time is short, because `prune` runs daily, so the next run repeats what failed.
+# The time in which `prune` may retry requests to Headscale. It has this time again after the wait before its deletions.
+# The time is short, because `prune` runs daily, so the next run repeats what failed.
 PRUNE_RETRY_BUDGET = timedelta(minutes=2)
 
 
@@ -63,8 +63,8 @@ def dns_watch(settings: DnsWatchSettings, stop: StopEvent, *, only_once: bool) -
         )
         if not only_once:
             stack.callback(serve(status, address=settings.health_address, port=settings.health_port))
-        # Garbage collection was off until now. The objects that exist now are needed until the process ends, so only
-        # later ones are collected.
+        # `lifecycle.__main__` turned garbage collection off. The objects that exist now are needed until the process
+        # ends, so only later ones are collected.
         gc.collect()
         gc.freeze()
         gc.enable()
@@ -88,7 +88,7 @@ def dns_watch(settings: DnsWatchSettings, stop: StopEvent, *, only_once: bool) -
 
 
 def prune(settings: PruneSettings, stop: Event, *, name: str | None) -> None:
-    """Delete the nodes and records of workloads that no longer exist, or only those of the workload `name`."""
+    """Delete the nodes and records of workloads that no longer run, or of the workload `name` even if it runs."""
     from lifecycle.prune.run import Prune  # noqa: PLC0415 - only prune needs this import
 
     with ExitStack() as stack:
@@ -99,7 +99,7 @@ def prune(settings: PruneSettings, stop: Event, *, name: str | None) -> None:
 
 
 def inject(settings: InjectSettings, files: Sequence[str], with_state_secrets: bool) -> str:  # noqa: FBT001 - an option
-    """Return manifests with the containers added to the labelled workloads, optionally with their state Secrets."""
+    """Return manifests with containers added to labelled workloads, and optionally Secrets for tailscale's state."""
     from lifecycle.inject.input import read, site_from_settings  # noqa: PLC0415
     from lifecycle.inject.manifests import inject as add_containers  # noqa: PLC0415 - only inject needs these
 

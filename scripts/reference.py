@@ -50,7 +50,7 @@ metadata*, *pass* and *restart marker*.
 POD_EVENTS = """\
 ### Kubernetes Events
 
-With `KUBERNETES_EVENTS=true`, these log events are also written as Events of the pod, with any `LOG_LEVEL`. The type is
+With `KUBERNETES_EVENTS=true`, these log events are also written as Events of the pod, at any `LOG_LEVEL`. The type is
 `Normal` for the level `info`, and `Warning` for other levels. If a log event is repeated, the count in its Event is
 updated, at most every five minutes.
 """
@@ -71,8 +71,8 @@ EXIT_STATUSES = """\
 ## Exit statuses
 
 After SIGTERM or SIGINT, each command exits within two seconds. If the exit status is 1 or 2, the reason is also written
-as the container's termination message, which `kubectl describe pod` shows. `status` writes no termination message,
-because it runs in the container of `dns-watch`.
+as the container's termination message, which `kubectl describe pod` shows. `status` writes no message, because in a
+pod it would replace the message of `dns-watch`.
 """
 
 ERROR_TYPES = """\
@@ -129,7 +129,7 @@ def _metrics() -> Iterator[tuple[str, ...]]:
         if family.name.startswith("process_"):
             continue
         labels = sorted({label for sample in family.samples for label in sample.labels})
-        name = f"{family.name}_total" if family.type == "counter" else family.samples[0].name.removesuffix("_count")
+        name = f"{family.name}_total" if family.type == "counter" else family.name
         yield f"`{name}`", family.type, ", ".join(f"`{label}`" for label in labels), family.documentation.rstrip(".")
 
 

@@ -21,17 +21,17 @@ from lifecycle.health.metrics import render_metrics
 log = structlog.get_logger()
 
 ENDPOINTS = {
-    "/livez": "200 while the main loop makes progress; upstream outages do not count",
-    "/readyz": "200 while the record was right when it was last read, at most three `VERIFY_INTERVAL`s ago; the body "
-    "contains the reason for another status. For people and alerts, not for a readiness probe",
+    "/livez": "200 while the main loop makes progress, even if Headscale or Cloudflare is unavailable",
+    "/readyz": "200 if the record was right when it was last read, at most three `VERIFY_INTERVAL`s ago. Otherwise "
+    "503, with the reason in the body. For people and alerts, not for a readiness probe",
     "/nodez": "503 if a restart of the tailscale container brings the node back: the node is confirmed gone or "
-    "expired, no later pod has the name, and the key file has a fresh key. Otherwise 200; the body has the state",
+    "expired, no later pod has the name, and the key file has a fresh key. Otherwise 200. The body has the node state",
     "/metrics": "200, the metrics in the format of Prometheus",
 }
 
-# A client that neither sends nor reads for this long is disconnected. If there are more clients than this, the oldest
-# client is disconnected.
+# A client that neither sends nor reads for this long is disconnected.
 _CLIENT_TIMEOUT_S = 5.0
+# If there are more clients, the oldest is disconnected.
 _MAX_CLIENTS = 16
 
 
@@ -110,7 +110,7 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the library's signature
-        """Ignore an error of the connection. Any other error is a bug, and its traceback is printed."""
+        """Ignore an error of the connection. Any other error is a bug: raise it, so that its traceback is printed."""
         error = sys.exception()
         if error is not None and not isinstance(error, OSError):
             raise error

@@ -39,7 +39,7 @@ def _resolved(kind: Any, value: str, implicit: tuple[bool, bool]) -> str:
 
 
 class _Resolver:
-    """Caches how the type of a value is found by its text, because parsing spends most of its time on this."""
+    """Caches the type that PyYAML finds for each text, because parsing spends most of its time on this."""
 
     def resolve(self, kind: Any, value: str | None, implicit: tuple[bool, bool]) -> str:
         return _resolved(kind, value if kind is yaml.ScalarNode else "", implicit)
@@ -82,13 +82,13 @@ def parse_document(document: str) -> tuple[yaml.Node, bool]:
     if document.lstrip().startswith("{"):
         try:
             # The YAML parser does not accept every escape of JSON.
-            pairs = json.loads(document, object_pairs_hook=Fields, parse_int=Number, parse_float=Number)
+            value = json.loads(document, object_pairs_hook=Fields, parse_int=Number, parse_float=Number)
         except RecursionError:
             raise ManifestError(f"is nested in more than {MAX_DEPTH} levels") from None
         except ValueError:
             pass
         else:
-            return node_from_value(pairs, style='"'), True
+            return node_from_value(value, style='"'), True
     try:
         _check_depth(document)
         # An empty document has no node.
@@ -102,8 +102,8 @@ def parse_document(document: str) -> tuple[yaml.Node, bool]:
 
 def _check_depth(document: str) -> None:
     """Raise an error if the document is nested so deeply that it would exhaust the stack of the parser."""
-    # This sum is computed quickly, and is never lower than the depth: each level of nesting needs a bracket or further
-    # indentation. A list can have the indentation of its parent, so one column of indentation can begin two levels.
+    # The sum below is computed quickly, and is never lower than the depth: each level needs a bracket or further
+    # indentation. Columns count twice, because a list can have the indentation of the field that contains it.
     columns = max(map(len, _INDENTATION.findall(document)), default=0)
     if document.count("[") + document.count("{") + 2 * columns < MAX_DEPTH:
         return
@@ -115,7 +115,7 @@ def _check_depth(document: str) -> None:
 
 
 def write_document(document: str, root: yaml.Node, added: Sequence[ItemsAsText | None], *, is_json: bool) -> str:
-    """Write the changed root node of a document in the format of its old text, with the added items."""
+    """Write the changed root node of a document in the format of its old text. The added items replace placeholders."""
     if is_json:
         return f"{_json(root, '')}\n"
     text: str = yaml.serialize(root, Dumper=_Dumper, width=2**31 - 1, allow_unicode=True)
@@ -163,5 +163,5 @@ def _json(node: yaml.Node, indent: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    # YAML allows fewer characters in quotes than JSON, so other characters are escaped.
+    # Escape a text with unprintable characters, because YAML allows fewer of them in quotes than JSON.
     return json.dumps(text, ensure_ascii=not text.isprintable())
