@@ -1,6 +1,6 @@
 """Run the liveness probe of the tailscale container.
 
-The probe is read from a rendered manifest. It is run with busybox, which provides the commands in Tailscale's image.
+The probe is read from a rendered manifest. Busybox runs it, as in the image of Tailscale.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Probe:
     """The container's liveness probe.
 
     Args:
-        folder: a folder to create. It gets the only programs that the probe can run, which are busybox in the image.
+        folder: a folder to create, with links to busybox: the only programs that the probe can run.
     """
 
     def __init__(self, folder: Path) -> None:

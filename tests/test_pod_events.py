@@ -89,10 +89,10 @@ def recording() -> Recording:
 
 
 class TestNotes:
-    """Tests of which log events create an Event, and of the note of the Event, which is its text."""
+    """Tests of which log events create an Event, and of the Event's text, which Kubernetes calls the note."""
 
     @pytest.mark.parametrize("name", NOTES)
-    def test_note_needs_only_keys_of_the_log_event(self, name: str) -> None:
+    def test_note_needs_only_documented_keys_of_the_log_event(self, name: str) -> None:
         level = EVENTS[name].levels[0]
         event = pod_event(Event(level, name, dict.fromkeys(EVENTS[name].keys, "x")))
         assert event is not None
@@ -156,12 +156,12 @@ class TestRecorder:
         assert len(recording.reasons_and_counts) == 200
         recording.clock.sleep(300.0)
         recording.record(info("node.returned", after="0"), info("node.returned", after="199"))
-        # The latest Event is counted again. The oldest one was forgotten, so it is created again.
+        # The recorder remembers 64 Events: it counts Event 199 again, but has forgotten Event 0 and creates it again.
         assert recording.reasons_and_counts[199:] == [("NodeReturned", 2), ("NodeReturned", 1)]
 
 
 class TestFailures:
-    """After a failure is logged, more failures are not logged until an Event is written. They have no other effect."""
+    """A failure is only logged, and failures of the same kind are not logged again until an Event is written."""
 
     def test_missing_permission_is_not_retried(self, recording: Recording, events: list[Any]) -> None:
         recording.kubernetes.allow_nothing()
@@ -182,18 +182,20 @@ class TestFailures:
     def test_failed_request_is_retried_four_times(
         self, recording: Recording, events: list[Any], fault: Any, pauses: list[float]
     ) -> None:
-        # There is also a pause after the last attempt, before the next Event.
+        # A pause is the longer of Retry-After and the backoff, up to 300 s. The last pause is before the next Event.
         recording.kubernetes.faults.add(fault, times=5)
         recording.record(LOST)
         assert (recording.reasons_and_counts, recording.pauses) == ([], pauses)
         assert len(named(events, "kubernetes_event.failed")) == 1
 
-    def test_event_is_written_after_a_short_outage(self, recording: Recording, events: list[Any]) -> None:
+    def test_event_is_written_after_a_short_outage_and_each_outage_is_logged(
+        self, recording: Recording, events: list[Any]
+    ) -> None:
         recording.record(RETURNED)
         recording.kubernetes.faults.add(faults.html(502), path=PATH, times=2)
         recording.record(LOST)
         assert recording.reasons_and_counts == [("NodeReturned", 1), ("NodeLost", 1)]
-        recording.kubernetes.allow_nothing()
+        recording.kubernetes.faults.add(faults.html(502), path=PATH, times=2)
         recording.record(error("node.lost", node_id="9", reason="", advice=""))
         assert len(named(events, "kubernetes_event.failed")) == 2
 

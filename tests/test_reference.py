@@ -17,7 +17,7 @@ from lifecycle.settings.models import every_variable
 from tests.logged_events import Logged, logged_events
 from tests.pages import ROOT, quoted, rows, section
 
-EVENT = re.compile(r"[a-z_]+\.[a-z_]+")
+EVENT_NAME = re.compile(r"[a-z_]+\.[a-z_]+")
 
 
 def test_page_is_up_to_date() -> None:
@@ -25,7 +25,7 @@ def test_page_is_up_to_date() -> None:
 
 
 def test_check_of_generated_files_fails_if_one_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without --check, the script writes the file."""
+    """The check succeeds after a run without --check, which writes the file."""
     files = {tmp_path / "reference.md": page()}
     monkeypatch.setattr(sys, "argv", ["generate", "--check"])
     assert write_or_check(files) == 1
@@ -45,14 +45,14 @@ def test_every_logged_event_is_documented(logged: dict[str, Logged]) -> None:
     assert sorted(logged) == sorted(EVENTS)
 
 
-def test_event_names_are_a_noun_and_a_verb() -> None:
-    assert [name for name in EVENTS if EVENT.fullmatch(name) is None] == []
+def test_event_names_have_two_parts() -> None:
+    assert [name for name in EVENTS if EVENT_NAME.fullmatch(name) is None] == []
 
 
 @pytest.mark.parametrize("name", EVENTS)
 def test_event_is_logged_as_documented(logged: dict[str, Logged], name: str) -> None:
     assert set(EVENTS[name].levels) == logged[name].levels
-    assert sorted(EVENTS[name].keys) == sorted(logged[name].keys - {"**"})
+    assert sorted(EVENTS[name].keys) == sorted(logged[name].keys - {"**"})  # `**` = keys of a dictionary
 
 
 def test_page_lists_each_setting_once() -> None:

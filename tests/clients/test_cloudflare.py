@@ -89,13 +89,16 @@ def test_records_of_every_type_at_the_exact_name_are_read(account: Account, clou
     }
 
 
-def test_records_with_a_comment_are_read_with_the_same_request(account: Account, cloudflare: CloudflareWriter) -> None:
+def test_one_request_reads_the_records_of_a_name_and_of_a_comment(
+    account: Account, cloudflare: CloudflareWriter
+) -> None:
     """The result contains the records at the name, and the records at any name that have exactly this comment."""
+    comment = f"{OUR_COMMENT} {NAME}"
     account.add("100.64.0.1")
-    account.add(NAME, type="CNAME", name="docs.example.com", comment=f"{OUR_COMMENT} {NAME}")
-    for number, comment in enumerate((OUR_COMMENT, f"{OUR_COMMENT} {NAME}".upper(), f"{OUR_COMMENT} x{NAME}", None)):
-        account.add(f"100.64.1.{number}", name="other.example.com", comment=comment)
-    read = {(record.name, record.type) for record in cloudflare.records(NAME, comment=f"{OUR_COMMENT} {NAME}")}
+    account.add(NAME, type="CNAME", name="docs.example.com", comment=comment)
+    for number, other_comment in enumerate((OUR_COMMENT, comment.upper(), f"{OUR_COMMENT} x{NAME}", None)):
+        account.add(f"100.64.1.{number}", name="other.example.com", comment=other_comment)
+    read = {(record.name, record.type) for record in cloudflare.records(NAME, comment=comment)}
     assert read == {(NAME, "A"), ("docs.example.com", "CNAME")}
     assert len(account.requests) == 1
 
@@ -107,7 +110,7 @@ def test_all_pages_are_read(account: Account, cloudflare: CloudflareWriter) -> N
     assert [exchange.query.count("page=2") for exchange in account.requests] == [0, 1]
 
 
-def test_one_request_reads_a_name_without_records(account: Account, cloudflare: CloudflareWriter) -> None:
+def test_name_without_records_needs_one_request(account: Account, cloudflare: CloudflareWriter) -> None:
     assert cloudflare.records(NAME) == []
     [request] = account.requests
     assert request.query == "name=grafana.example.com&page=1&per_page=100"
@@ -328,7 +331,7 @@ def test_nothing_is_created_in_the_zone_of_another_name(account: Account) -> Non
     assert account.writes == []
 
 
-def test_nothing_is_created_while_the_zone_is_unknown(account: Account) -> None:
+def test_nothing_is_created_while_the_name_of_the_zone_is_unknown(account: Account) -> None:
     account.faults.add(faults.html(502), path=r"/zones/[0-9a-f]+$")
     cloudflare = client_of(account, account.zone_id)
     with pytest.raises(TransientError):
@@ -379,7 +382,7 @@ def test_record_at_another_name_is_deleted_by_the_next_change(fault: Fault, acco
 
 
 def test_record_at_another_name_with_a_new_owner_is_kept(account: Account, wrong_zone: str) -> None:
-    """The first deletion failed, and since then another owner has changed the record."""
+    """After the failed deletion, another owner changed the record, so the next call of `change` does not delete it."""
     cloudflare = client_of(account, wrong_zone)
     account.faults.add(faults.html(503), method="DELETE")
     with pytest.raises(TransientError):
@@ -401,7 +404,7 @@ def test_name_of_a_workers_domain_is_a_conflict(account: Account, cloudflare: Cl
 def test_record_that_was_renamed_before_its_update_is_not_deleted(
     account: Account, cloudflare: CloudflareWriter
 ) -> None:
-    """The client deletes a record that it created at a wrong name. It did not create this one, so it must keep it."""
+    """The client deletes records that it created at a wrong name, but not a record that another owner renamed."""
     record_id = account.add("100.64.0.9")
     [record] = cloudflare.records(NAME)
     account.change_record(record_id, name="wiki.example.com")
@@ -461,8 +464,8 @@ def test_create_with_a_lost_response_is_not_repeated(account: Account, cloudflar
         pytest.param(refusal(401, 10000), AuthError, "Zone / DNS / Edit", id="10000-401"),
         pytest.param(refusal(400, 6003), AuthError, "CLOUDFLARE_API_TOKEN", id="6003"),
         pytest.param(refusal(400, 9106), AuthError, "CLOUDFLARE_API_TOKEN", id="9106"),
-        pytest.param(refusal(401, 4711), AuthError, "CLOUDFLARE_API_TOKEN", id="401-with-unknown-code"),
-        pytest.param(refusal(403, 4711), AuthError, "CLOUDFLARE_API_TOKEN", id="403-with-unknown-code"),
+        pytest.param(refusal(401, 4711), AuthError, "CLOUDFLARE_API_TOKEN", id="401-with-another-code"),
+        pytest.param(refusal(403, 4711), AuthError, "CLOUDFLARE_API_TOKEN", id="403-with-another-code"),
         pytest.param(faults.html(403), ResponseError, "firewall", id="403-html"),
         pytest.param(refusal(400, 7003), ResponseError, "CLOUDFLARE_ZONE_ID", id="7003-400"),
         pytest.param(refusal(404, 7003), ResponseError, "CLOUDFLARE_ZONE_ID", id="7003-404"),
@@ -477,7 +480,7 @@ def test_create_with_a_lost_response_is_not_repeated(account: Account, cloudflar
             for code in (81053, 81054, 81057, 81058)
         ),
         *(
-            pytest.param(refusal(400, code), ConflictError, f"Workers.*{code}", id=f"{code}-managed-elsewhere")
+            pytest.param(refusal(400, code), ConflictError, f"Workers.*{code}", id=f"{code}-name-in-use")
             for code in (81050, 81055, 81056, 81060, 81062, 81069)
         ),
         pytest.param(refusal(400, 81045), ConflictError, "81045", id="81045"),
@@ -491,7 +494,7 @@ def test_create_with_a_lost_response_is_not_repeated(account: Account, cloudflar
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_refusal_is_explained_by_its_code(
+def test_refusal_is_explained_by_its_code_and_status(
     account: Account, cloudflare: CloudflareWriter, method: str, fault: Fault, kind: type[ApiError], pattern: str
 ) -> None:
     account.faults.add(fault, method=method)
@@ -509,7 +512,7 @@ def test_unknown_path_without_a_zone_id_means_a_wrong_api_url(account: Account) 
         client_of(account, None).records(NAME)
 
 
-def test_code_of_the_cause_is_used(account: Account, cloudflare: CloudflareWriter) -> None:
+def test_codes_of_the_error_chain_are_used(account: Account, cloudflare: CloudflareWriter) -> None:
     errors = [{"code": 1004, "message": "DNS Validation Error", "error_chain": [{"code": 81058, "message": "twice"}]}]
     account.faults.add(faults.answer(400, json.dumps({"success": False, "errors": errors, "result": None})))
     with pytest.raises(ConflictError, match="code 1004, 81058"):
@@ -523,7 +526,7 @@ def test_malformed_errors_are_tolerated(account: Account, cloudflare: Cloudflare
         cloudflare.records(NAME)
 
 
-def test_error_contains_the_request_the_status_the_code_and_the_ray(
+def test_error_contains_the_request_the_status_the_code_and_the_ray_id(
     account: Account, cloudflare: CloudflareWriter
 ) -> None:
     account.set_token(permission="read")

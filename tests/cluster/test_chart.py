@@ -20,20 +20,20 @@ CHANGED_BY_THE_SERVER = {"events", "leases", "endpoints", "endpointslices"}
 """Resources whose objects the API server itself creates and changes."""
 
 SUBJECTS = [{"kind": "ServiceAccount", "name": "grafana", "namespace": "services"}]
-FIRST_VALUES: Values = {
+INSTALL_VALUES: Values = {
     "settings": SITE,
     "prune": {"enabled": True, "namespaces": ["media", "services"]},
     "rbac": {
         "apiKeySecret": {"enabled": True, "subjects": SUBJECTS},
         "exec": {"enabled": True, "subjects": SUBJECTS},
-        "keep": [{"name": "keep", "namespace": "services", "secret": "grafana", "serviceAccountName": "grafana"}],
+        "keep": [{"name": "read-state", "namespace": "services", "secret": "grafana", "serviceAccountName": "grafana"}],
     },
     "podMonitor": {"enabled": True, "namespace": "monitoring"},
     "prometheusRule": {"enabled": True},
     "dashboard": {"enabled": True, "namespace": "monitoring"},
     "networkPolicy": {"enabled": True},
 }
-SECOND_VALUES: Values = {
+UPGRADE_VALUES: Values = {
     "settings": {**SITE, "LOG_LEVEL": "debug"},
     "build": {"enabled": False},
     "image": {"repository": "registry.example.com/lifecycle", "tag": "1"},
@@ -62,7 +62,7 @@ def objects(server: ApiServer) -> dict[ObjectKey, dict[str, Any]]:
 
 
 def objects_of_release(server: ApiServer) -> set[ObjectKey]:
-    """Return the objects that Helm manages, without the Secret in which Helm stores the release."""
+    """Return the objects with Helm's label, which the Secret in which Helm stores the release does not have."""
     return {
         key
         for key, metadata in objects(server).items()
@@ -76,14 +76,14 @@ def rendered_objects(chart: Path, values: Values) -> set[ObjectKey]:
     return {(item["kind"], item["metadata"].get("namespace", ""), item["metadata"]["name"]) for item in documents}
 
 
-def test_uninstalled_chart_leaves_no_objects(chart_server: ApiServer, chart: Path) -> None:
+def test_chart_leaves_no_objects_after_upgrade_and_uninstall(chart_server: ApiServer, chart: Path) -> None:
     before = objects(chart_server)
 
-    helm(chart_server, "install", NAME, chart, values=FIRST_VALUES)
-    assert objects_of_release(chart_server) == rendered_objects(chart, FIRST_VALUES)
+    helm(chart_server, "install", NAME, chart, values=INSTALL_VALUES)
+    assert objects_of_release(chart_server) == rendered_objects(chart, INSTALL_VALUES)
     eventually(lambda: chart_server.injection_state(pod()) == "on", "an injected pod", timeout_s=60)
     (release,) = chart_server.request("GET", f"/api/v1/namespaces/{RELEASE_NAMESPACE}/secrets")["items"]
-    # A Secret can contain 1 MiB. The API returns its data in base64, which adds a third.
+    # The limit is three quarters of a Secret's 1 MiB. The API returns the data in base64, which adds a third.
     assert len(release["data"]["release"]) < 0.75 * 2**20 * 4 / 3, "the release uses most of the size of a Secret"
     manifest = pod()
     manifest["metadata"]["name"] = "running"
@@ -92,8 +92,8 @@ def test_uninstalled_chart_leaves_no_objects(chart_server: ApiServer, chart: Pat
     running = chart_server.request("GET", path)
     assert "tailscale" in str(running["spec"]["initContainers"])
 
-    helm(chart_server, "upgrade", NAME, chart, values=SECOND_VALUES)
-    assert objects_of_release(chart_server) == rendered_objects(chart, SECOND_VALUES)
+    helm(chart_server, "upgrade", NAME, chart, values=UPGRADE_VALUES)
+    assert objects_of_release(chart_server) == rendered_objects(chart, UPGRADE_VALUES)
 
     helm(chart_server, "uninstall", NAME)
     eventually(lambda: chart_server.injection_state(pod()) == "off", "a pod that is not injected", timeout_s=60)

@@ -18,7 +18,7 @@ from tests.world import USER
 Item = TypeVar("Item")
 
 NO_NODE_ID: Final = 0
-"""The node id of a pod whose node is not in the restored database. No node has this id."""
+"""The id of no node: the node id of a pod whose node is not in the restored database."""
 
 RECONNECT_S: Final = 5.0
 """The time after which a tailscale client reconnects if Headscale has restarted."""
@@ -83,7 +83,7 @@ class Events:
         self._add_change_for_stale_reads()
 
     def record_changed_during_a_pass(self, step: Step) -> None:
-        """Make a record foreign by changing its comment, or set its content to the address of an online node."""
+        """While passes run, change the comment of a record, or set its content to the address of an online node."""
         record = self._choose_record(step)
         online = [node for node in self._world.our_nodes if self._world.headscale.online(node.id)]
         if online and step.seed % 2:
@@ -147,10 +147,10 @@ class Events:
         backup.last_ids["api_keys"] = current.last_ids["api_keys"]
         headscale.restore(backup)
         for pod in self._workload.pods:
-            node = headscale.node(pod.node_id or 0)
+            node = headscale.node(pod.node_id or NO_NODE_ID)
             if pod.node_id is not None and (node is None or node.machine_key != pod.machine_key):
                 pod.node_id = NO_NODE_ID
-        # Create foreign nodes and other keys with the ids of the nodes and keys that the backup does not contain.
+        # Give the ids of nodes and keys that the backup does not contain to nodes of other machines and to other keys.
         for _ in range(current.last_ids["nodes"] - backup.last_ids["nodes"]):
             if step.random.random() < 0.5:
                 headscale.add_node("laptop.example.com", user=USER)
@@ -168,7 +168,7 @@ class Events:
         self._world.write_secret("HEADSCALE_API_KEY", self._world.headscale.rotate_api_key())
 
     def credentials_refused(self, _step: Step) -> None:
-        """Let the upstreams accept only a new token and a new API key. The files get them after all steps."""
+        """Renew the token and the API key, but not in the pods' files, which are written after the last step."""
         self._workload.credentials_are_valid = False
         self._world.cloudflare.set_token()
         self._world.headscale.rotate_api_key()
@@ -203,7 +203,7 @@ class Events:
             self._workload.start_pod()
 
     def tailscale_restarted(self, step: Step) -> None:
-        """Restart a tailscale container. If its state is on a volume, it reconnects with the same machine key."""
+        """Reconnect a tailscale container with the machine key on its volume. Without a volume, do nothing."""
         pod = step.random.choice(self._workload.running_pods)
         if self._workload.schedule.keeps_machine_key and pod.node_id is not None:
             with suppress(NodeGoneError):

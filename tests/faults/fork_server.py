@@ -1,9 +1,9 @@
-"""A server that runs Python code in forks of its process, which has already imported the libraries.
+"""Runs tests against mutants of the program, in forks of a process that has already imported the libraries.
 
 This saves time, because the import of the libraries takes longer than most tests.
 
-The server reads one job per line of standard input, as JSON: the `code`, and the `folder` that is searched first for
-modules. For each job, it writes a line of JSON: the exit `status` of the code, and its `output`.
+The server reads one job per line of standard input, as JSON: the `code`, and the `folder` in which it runs and from
+which it imports the mutant. For each job, it writes a line of JSON: the exit `status` of the code, and its `output`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def run(job: dict[str, Any]) -> int:
         return int(error.code or 0)
     except BaseException:  # noqa: BLE001 - print any error, as the interpreter does
         traceback.print_exc()
-        return 70
+        return 70  # not 1, with which pytest reports a failed test
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -53,7 +53,7 @@ def main() -> None:
         if os.fork() == 0:
             os.dup2(writer, 1)
             os.dup2(writer, 2)
-            # The inherited stream objects have cached properties of the files that `dup2` has replaced.
+            # The inherited objects keep the buffering of the files that `dup2` has replaced.
             sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
             os._exit(run(json.loads(line)))
         os.close(writer)

@@ -48,7 +48,7 @@ WORKLOADS_WITH_NGINX = [workload for workload in WORKLOADS if workload != "freei
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _programs() -> None:
+def _required_programs() -> None:
     require_commands("ip", "nginx", "openssl", "setpriv", "unshare")
 
 
@@ -235,9 +235,9 @@ def test_health_check_forwards_neither_the_request_nor_the_response(pod: Pod) ->
     """The health port has no allow list, so any pod in the cluster can connect."""
     before = len(pod.application_log.read_text().splitlines())
     response = pod.network.cluster.request(
-        f"http://{POD_ADDRESSES[0]}:9004/application?back_url=1",
+        f"http://{POD_ADDRESSES[0]}:9004/application?x=1",
         method="POST",
-        body="name=admin",
+        body="data",
         headers={"Cookie": "session=1", "X-Forwarded-For": "100.64.0.9", "Upgrade": "websocket"},
     )
     assert (response.status, response.body, "Set-Cookie" in response.headers) == (204, "", False)
@@ -315,8 +315,8 @@ def test_snippets_of_the_internal_controller_allow_vpn_clients_only(tmp_path: Pa
             route = {"source": source, "to": same_family(POD_ADDRESSES, source)}
             for scheme in ("http", "https"):
                 assert hosts.cluster.request(f"{scheme}://{NAME}/", **route).status == 403
-        # A pod of the cluster can have an address inside the VPN prefixes, if the cluster network overlaps with them.
-        # nginx refuses its requests, because the pod connects to the address in the cluster network.
+        # If the cluster network overlaps with the VPN prefixes, another pod can have an address inside them. nginx
+        # refuses its requests, because they arrive at nginx's address in the cluster network.
         hosts.vpn.ip("route", "add", POD_ADDRESSES[0], "dev", "vpn0")
         hosts.vpn.ip("route", "add", POD_ADDRESSES[1], "via", "fe80::1", "dev", "vpn0")
         for source in VPN_CLIENT_ADDRESSES:

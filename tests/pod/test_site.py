@@ -40,16 +40,16 @@ from tests.pod.rendering import (
 )
 
 SITE = {
-    "DOMAIN_NAME": "vpn.acme.test",
-    "LOGIN_SERVER": "https://login.acme.test",
+    "DOMAIN_NAME": "vpn.corp.test",
+    "LOGIN_SERVER": "https://login.corp.test",
     "HEADSCALE_URL": "http://hs.control.svc.cluster.local:80",
     "HEADSCALE_NAMESPACE": "control",
     "HEADSCALE_USER": "pods",
     "VPN_PREFIXES": "100.100.0.0/16,fd00:1::/48",
-    "ACME_SERVER": "https://acme.acme.test/directory",
-    "ACME_EMAIL": "admin@acme.test",
-    "INGRESS_DOMAIN": "in.vpn.acme.test",
-    "KERBEROS_REALM": "ACME.TEST",
+    "ACME_SERVER": "https://issuer.corp.test/directory",
+    "ACME_EMAIL": "admin@corp.test",
+    "INGRESS_DOMAIN": "in.vpn.corp.test",
+    "KERBEROS_REALM": "CORP.TEST",
 }
 SHIPPED_VALUE = re.compile(r"example\.com|acme-v02|100\.64\.|fd7a:", re.IGNORECASE)
 """Matches the values of the shipped site file in a rendered manifest."""
@@ -59,17 +59,27 @@ SITE_SETTINGS = {
 }
 """The values of the site that the program reads."""
 
+APPLICATION_VARIABLES = {
+    "freeipa": {"IPA_SERVER_INSTALL_OPTS": "-U -r CORP.TEST --no-ntp"},
+    "grafana": {"GF_SERVER_ROOT_URL": "https://grafana.vpn.corp.test"},
+    "open-webui": {
+        "WEBUI_URL": "https://open-webui.vpn.corp.test",
+        "OLLAMA_BASE_URL": "https://ollama.vpn.corp.test",
+    },
+}
+"""By workload: the variables of its application that contain a name of the site."""
+
 ALL_FOLDERS = (*FOLDERS, *INJECT_FOLDERS, *(f"services/{name}" for name in SHIPPED_WORKLOADS))
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Path:
-    """The folder of an operator, with the documented component of the site."""
+    """The folder of an operator, with the site component of deploy/README.md."""
     return create_site(tmp_path / "cluster")
 
 
 def create_site(folder: Path) -> Path:
-    """Write the documented component of the site below a folder, and return the folder."""
+    """Write the site component of deploy/README.md below a folder, and return the folder."""
     write_kustomization(folder / "site", documented_kustomizations()[0])
     (folder / "site/site.env").write_text("".join(f"{name}={value}\n" for name, value in SITE.items()))
     return folder
@@ -81,7 +91,7 @@ def documented_kustomizations() -> list[str]:
 
 
 def write_overlay(cluster: Path, name: str, addition: str = "") -> Path:
-    """Write the documented kustomization for a folder of deploy/, and return its folder."""
+    """Write the documented kustomization for a folder of deploy/. Return the folder of the kustomization."""
     text = documented_kustomizations()[1]
     assert text.count("services/grafana") == 1
     text = argocd_kustomization() if name == "services/argocd" else text.replace("services/grafana", name)
@@ -123,7 +133,7 @@ def test_containers_of_a_pod_get_the_site(folder: str) -> None:
     variables = variables_by_container(manifests_with_site(folder))
     for container in LIFECYCLE_CONTAINERS:
         assert variables[container].items() >= SITE_SETTINGS.items()
-    assert variables["tailscale"]["TS_EXTRA_ARGS"].split()[0] == "--login-server=https://login.acme.test"
+    assert variables["tailscale"]["TS_EXTRA_ARGS"].split()[0] == "--login-server=https://login.corp.test"
 
 
 @pytest.mark.default_cases(3)
@@ -131,7 +141,7 @@ def test_containers_of_a_pod_get_the_site(folder: str) -> None:
 def test_hostname_of_a_workload_is_below_the_domain(name: str) -> None:
     documents = manifests_with_site(f"services/{name}")
     variables = variables_by_container(documents)
-    hostname = f"{name}.vpn.acme.test"
+    hostname = f"{name}.vpn.corp.test"
     assert {variables[each]["TS_HOSTNAME"] for each in ("tailscale", *LIFECYCLE_CONTAINERS)} == {hostname}
     for key, value in APPLICATION_VARIABLES.get(name, {}).items():
         assert expand_references(variables["application"][key], variables["application"]) == value
@@ -139,17 +149,6 @@ def test_hostname_of_a_workload_is_below_the_domain(name: str) -> None:
     for certificate in of_kind(documents, "Certificate"):
         assert certificate["spec"]["dnsNames"] == [hostname]
     assert config_map_data(documents, "nginx")["vpn-prefixes.conf"] == "100.100.0.0/16 1; fd00:1::/48 1;"
-
-
-APPLICATION_VARIABLES = {
-    "freeipa": {"IPA_SERVER_INSTALL_OPTS": "-U -r ACME.TEST --no-ntp"},
-    "grafana": {"GF_SERVER_ROOT_URL": "https://grafana.vpn.acme.test"},
-    "open-webui": {
-        "WEBUI_URL": "https://open-webui.vpn.acme.test",
-        "OLLAMA_BASE_URL": "https://ollama.vpn.acme.test",
-    },
-}
-"""By workload: the variables of its application that contain a name of the site."""
 
 
 def variables_by_container(documents: list[Document]) -> dict[str, Document]:
@@ -172,8 +171,8 @@ def test_certificates_are_issued_for_the_domain() -> None:
     (certificate,) = of_kind(documents, "Certificate")
     acme = issuer["spec"]["acme"]
     assert (acme["server"], acme["email"]) == (SITE["ACME_SERVER"], SITE["ACME_EMAIL"])
-    assert acme["solvers"][0]["selector"]["dnsZones"] == ["vpn.acme.test"]
-    assert certificate["spec"]["dnsNames"] == ["*.vpn.acme.test", "*.in.vpn.acme.test"]
+    assert acme["solvers"][0]["selector"]["dnsZones"] == ["vpn.corp.test"]
+    assert certificate["spec"]["dnsNames"] == ["*.vpn.corp.test", "*.in.vpn.corp.test"]
 
 
 def test_external_controller_gets_the_login_server_and_headscales_namespace() -> None:
@@ -181,12 +180,12 @@ def test_external_controller_gets_the_login_server_and_headscales_namespace() ->
     (ingress,) = of_kind(documents, "Ingress")
     (certificate,) = of_kind(documents, "Certificate")
     hosts = [*ingress["spec"]["tls"][0]["hosts"], ingress["spec"]["rules"][0]["host"], *certificate["spec"]["dnsNames"]]
-    assert hosts == ["login.acme.test"] * 3
+    assert hosts == ["login.corp.test"] * 3
     (cluster_role,) = of_kind(documents, "ClusterRole")
     assert [rule["resourceNames"] for rule in cluster_role["rules"]] == [["nginx-external"], ["control"]]
     pod = pod_spec(documents)
     assert "-watch-namespace=control" in containers(pod)["nginx-ingress"]["args"]
-    assert pod["hostAliases"] == [{"ip": "127.0.0.1", "hostnames": ["login.acme.test"]}]
+    assert pod["hostAliases"] == [{"ip": "127.0.0.1", "hostnames": ["login.corp.test"]}]
     kinds = {document["kind"] for document in documents if document["metadata"].get("namespace") == "control"}
     assert kinds == {"Ingress", "Certificate", "Role", "RoleBinding"}
 
@@ -201,7 +200,7 @@ def test_objects_are_in_headscales_namespace(folder: str) -> None:
 def test_hosts_of_ingresses_are_below_the_ingress_domain(folder: str, name: str) -> None:
     (ingress,) = of_kind(manifests_with_site(folder), "Ingress")
     hosts = [*ingress["spec"]["tls"][0]["hosts"], ingress["spec"]["rules"][0]["host"]]
-    assert hosts == [f"{name}.in.vpn.acme.test"] * 2
+    assert hosts == [f"{name}.in.vpn.corp.test"] * 2
 
 
 def test_internal_controller_gets_the_networks_and_the_ingress_domain() -> None:
@@ -209,7 +208,7 @@ def test_internal_controller_gets_the_networks_and_the_ingress_domain() -> None:
     networks = "{ default 0; 100.100.0.0/16 1; fd00:1::/48 1; }"
     snippet = config_map_data(documents, "nginx-config")["http-snippets"]
     assert snippet == f"geo $from_vpn {networks} geo $server_addr $to_vpn {networks}"
-    assert config_map_data(documents, "lifecycle")["DNS_SHARED_NAMES"] == "*.in.vpn.acme.test"
+    assert config_map_data(documents, "lifecycle")["DNS_SHARED_NAMES"] == "*.in.vpn.corp.test"
     assert config_map_data(documents, "lifecycle-prune").items() >= SITE_SETTINGS.items()
 
 
@@ -233,16 +232,14 @@ def test_overlay_can_change_settings_and_add_flags(cluster: Path) -> None:
     addition = dedent(documented_kustomizations()[2]) + "      - TS_EXTRA_ARGS=--login-server --accept-routes\n"
     documents = render(write_overlay(cluster, "services/grafana", addition))
     variables = variables_by_container(documents)
-    assert (variables["cleanup"]["LOG_LEVEL"], variables["cleanup"]["TS_HOSTNAME"]) == (
-        "debug",
-        "grafana.vpn.acme.test",
-    )
-    assert variables["tailscale"]["TS_EXTRA_ARGS"] == "--login-server=https://login.acme.test --accept-routes"
+    assert variables["cleanup"]["LOG_LEVEL"] == "debug"
+    assert variables["cleanup"]["TS_HOSTNAME"] == "grafana.vpn.corp.test"
+    assert variables["tailscale"]["TS_EXTRA_ARGS"] == "--login-server=https://login.corp.test --accept-routes"
 
 
 @pytest.mark.full
 def test_folders_can_be_combined(cluster: Path) -> None:
-    """Of each pair of alternatives, such as rbac/exec and rbac/exec-any-pod, only one can be applied."""
+    """Only one of rbac/exec and rbac/exec-any-pod, of inject and inject-v1beta1, and of the services is applied."""
     names = [name for name in (*FOLDERS, "inject", "services/grafana") if name != "rbac/exec"]
     resources = [write_overlay(cluster, name).name for name in names]
     (cluster / "kustomization.yaml").write_text(yaml.safe_dump({"resources": resources}))
@@ -255,5 +252,5 @@ def test_new_service_outside_of_the_repository_gets_the_site(cluster: Path) -> N
     arguments: list[str | Path] = ["--into", cluster, "--deploy", deploy, "wiki", "docker.io/a/wiki:1.2", "8080"]
     subprocess.run([ROOT / "scripts/new-service", *arguments], check=True, capture_output=True, cwd="/")
     documents = render(cluster / "wiki")
-    assert config_map_data(documents, "lifecycle")["TS_HOSTNAME"] == "wiki.vpn.acme.test"
+    assert config_map_data(documents, "lifecycle")["TS_HOSTNAME"] == "wiki.vpn.corp.test"
     assert [text for text in scalars(documents) if SHIPPED_VALUE.search(text)] == []

@@ -1,4 +1,4 @@
-"""Tests of `dns-watch` with a VPN interface. Each test has its own network namespace, as each pod has."""
+"""Tests of `dns-watch` with a VPN interface. Each test has its own network namespace, like a pod."""
 
 from __future__ import annotations
 

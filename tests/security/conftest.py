@@ -13,7 +13,7 @@ from tests.simulators.headscale import HeadscaleSimulator
 
 @pytest.fixture
 def pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[Pod]:
-    """A pod with Headscale 0.27. In this and older releases, the list of nodes contains complete pre-auth keys."""
+    """A pod with Headscale 0.27, the last release whose list of nodes contains complete pre-auth keys."""
     with served_pod(clean_environment, tmp_path, HeadscaleSimulator("0.27.1")) as pod:
         pod.headscale.add_user("svc")
         yield pod
