@@ -1,5 +1,5 @@
 variable "sources" {
-  description = "File that scripts/image --sources created. null selects build/sources.tar.gz in the repository of this module."
+  description = "File that scripts/image --sources created. Default: build/sources.tar.gz in the repository that contains this module."
   type        = string
   default     = null
   validation {
