@@ -84,7 +84,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: the test runs only with --full")
     config.addinivalue_line(
         "markers",
-        "default_cases(count): only the first COUNT cases of the test run by default; --full runs all cases",
+        "max_cases_without_full(count): only the first COUNT cases of the test run by default; --full runs all cases",
     )
     if config.option.soak or config.option.markexpr or config.args_source is pytest.Config.ArgsSource.ARGS:
         config.option.full = True
@@ -101,7 +101,7 @@ def is_full(item: pytest.Item, earlier_cases: int) -> bool:
     return (
         item.nodeid.startswith(FULL)
         or item.get_closest_marker("full") is not None
-        or any(earlier_cases >= marker.args[0] for marker in item.iter_markers("default_cases"))
+        or any(earlier_cases >= marker.args[0] for marker in item.iter_markers("max_cases_without_full"))
         or releases.needs_full_tier(parameters)
     )
 

@@ -11,7 +11,7 @@ MEASUREMENTS: list[str] = []
 """The measurements. Each is a line of text."""
 
 
-def count(category: str, kind: str = "", *, by: int = 1) -> None:
+def add_to_count(category: str, kind: str = "", *, by: int = 1) -> None:
     """Add to a count."""
     COUNTS[f"{category}: {kind}" if kind else category] += by
 

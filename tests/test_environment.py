@@ -135,7 +135,7 @@ def run_with(variables: dict[str, str], run: Callable[[], Any]) -> str:
         return repr(report)
 
 
-@pytest.mark.default_cases(4)
+@pytest.mark.max_cases_without_full(4)
 @pytest.mark.usefixtures("_files", "events")
 @pytest.mark.parametrize("command", RUNS)
 @pytest.mark.parametrize("access", [REST_API_VARIABLES, KUBECONFIG_VARIABLES], ids=["REST", "kubeconfig"])

@@ -14,7 +14,7 @@ from lifecycle.health.metrics import render_metrics
 from tests.dns_watch.pods import Pod
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.faults import answer, drop, html, malformed_json, oversize
-from tests.world import World, named, names
+from tests.world import World, event_names, events_named
 
 HOUR_S = 3600.0
 DAY_S = 86_400.0
@@ -66,7 +66,7 @@ def test_expiring_api_key_is_reported_after_the_record_is_published(
     pod.start()
     assert api_key_requests(world) == 0
     pod.run(60)
-    (warning,) = named(events, "api_key.expiring")
+    (warning,) = events_named(events, "api_key.expiring")
     assert (warning["log_level"], warning["expires_at"], warning["days_left"]) == ("warning", expires_at, 13)
     assert "headscale apikeys create" in warning["advice"]
     assert metric(pod.watch.status, "api_key_expiration_timestamp_seconds") == pytest.approx(expires_at.timestamp())
@@ -83,11 +83,11 @@ def test_expiring_api_key_is_reported_once_a_day_from_14_days_before(
     pod = Pod(world, tmp_path / "pod", RARE_POLLS)
     pod.start()
     pod.run(1.9 * DAY_S)
-    assert not named(events, "api_key.expiring")
+    assert not events_named(events, "api_key.expiring")
     assert metric(pod.watch.status, "api_key_expiration_timestamp_seconds") == pytest.approx(expires_at.timestamp())
     earlier_requests = api_key_requests(world)
     pod.run(3.5 * DAY_S)
-    assert [event["days_left"] for event in named(events, "api_key.expiring")] == [13, 12, 11, 10]
+    assert [event["days_left"] for event in events_named(events, "api_key.expiring")] == [13, 12, 11, 10]
     # The first interval can still be a day, and jitter lengthens each interval by up to a quarter.
     assert 50 <= api_key_requests(world) - earlier_requests <= 3.5 * 24 + 2
 
@@ -100,11 +100,11 @@ def test_new_api_key_in_the_file_ends_the_warning(world: World, tmp_path: Path, 
     pod = Pod(world, tmp_path / "pod", RARE_POLLS | from_file)
     pod.start()
     pod.run(0.5 * DAY_S)
-    assert named(events, "api_key.expiring")
+    assert events_named(events, "api_key.expiring")
     file.write_text(world.headscale.add_api_key())
     events.clear()
     pod.run(2 * DAY_S)
-    assert not named(events, "api_key.expiring")
+    assert not events_named(events, "api_key.expiring")
     expires_at = metric(pod.watch.status, "api_key_expiration_timestamp_seconds")
     # The simulator's keys are valid for 90 days.
     assert expires_at is not None
@@ -138,7 +138,7 @@ def test_unreadable_list_of_api_keys_is_not_an_error(
     pod.start()
     pod.run(60)
     assert pod.watch.state.records.in_sync
-    assert not {"api_key.expiring", "pass.failed", "command.failed", "retry.scheduled"} & {*names(events)}
+    assert not {"api_key.expiring", "pass.failed", "command.failed", "retry.scheduled"} & {*event_names(events)}
     # The settings of this test name no Headscale user, so dns-watch warns that it assumes the only one.
     assert all(event["log_level"] not in {"warning", "error"} for event in events if event["event"] != "user.assumed")
     assert metric(pod.watch.status, "api_key_expiration_timestamp_seconds") is None
@@ -151,9 +151,9 @@ def test_failed_read_of_the_api_keys_is_repeated_after_an_hour(world: World, tmp
     pod.start()
     world.headscale.faults.add(html(502), path=API_KEYS)
     pod.run(HOUR_S - 600)
-    assert not named(events, "api_key.expiring")
+    assert not events_named(events, "api_key.expiring")
     pod.run(1400)
-    assert len(named(events, "api_key.expiring")) == 1
+    assert len(events_named(events, "api_key.expiring")) == 1
 
 
 def test_expiring_node_is_reported_once_a_day(world: World, tmp_path: Path, events: list[Any]) -> None:
@@ -163,10 +163,10 @@ def test_expiring_node_is_reported_once_a_day(world: World, tmp_path: Path, even
     expires_at = world.clock.now() + timedelta(days=16)
     world.headscale.expire_node(pod.node_id, expires_at)
     pod.run(DAY_S)
-    assert not named(events, "node.expiring")
+    assert not events_named(events, "node.expiring")
     assert metric(pod.watch.status, "node_expiration_timestamp_seconds") == pytest.approx(expires_at.timestamp())
     pod.run(4.5 * DAY_S)
-    warnings = named(events, "node.expiring")
+    warnings = events_named(events, "node.expiring")
     assert [warning["days_left"] for warning in warnings] == [13, 12, 11, 10]
     assert (warnings[0]["log_level"], warnings[0]["node_id"]) == ("warning", str(pod.node_id))
 
@@ -177,4 +177,4 @@ def test_node_without_expiry_is_not_reported(world: World, tmp_path: Path, event
     pod.start()
     pod.run(60)
     assert metric(pod.watch.status, "node_expiration_timestamp_seconds") is None
-    assert "node.expiring" not in names(events)
+    assert "node.expiring" not in event_names(events)

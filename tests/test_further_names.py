@@ -25,7 +25,7 @@ from tests.simulators.cloudflare import refusal
 from tests.simulators.headscale import Node
 from tests.simulators.messages import Handler
 from tests.simulators.upstream import Upstream
-from tests.world import USER, Interface, World, named
+from tests.world import USER, Interface, World, events_named
 
 Events = list[Any]
 
@@ -152,7 +152,7 @@ def test_foreign_record_at_an_alias_is_reported_and_does_not_block_other_names(
     assert world.cloudflare.records(world.zone_id, "www.example.com") == before
     assert world.records() == {f"A {node.address}": OUR_COMMENT}
     assert world.records("docs.example.com") == world.records("*.wiki.example.com") == CNAME_TO_MAIN_NAME
-    assert {event["record"] for event in named(events, "record.foreign")} == {"www.example.com"}
+    assert {event["record"] for event in events_named(events, "record.foreign")} == {"www.example.com"}
     assert not watch.state.records.in_sync
     assert "www.example.com" in watch.state.records.reason
     world.cloudflare.remove_record(foreign)
@@ -165,7 +165,7 @@ def test_aliases_do_not_point_to_a_main_name_with_a_foreign_record(world: World,
     foreign = world.add_record("198.51.100.7")
     watch = run(world, node, **WITH_ALIASES)
     assert [record.id for record in world.cloudflare.records(world.zone_id)] == [foreign]
-    assert {event["record"] for event in named(events, "record.foreign")} == {NAME}
+    assert {event["record"] for event in events_named(events, "record.foreign")} == {NAME}
     world.cloudflare.remove_record(foreign)
     world.run(watch, SEVERAL_READS_S)
     assert world.records("docs.example.com") == CNAME_TO_MAIN_NAME
@@ -376,7 +376,7 @@ def test_no_record_is_created_at_a_shared_name_with_a_foreign_record(
     watch = run(world, node, **WITH_SHARED_NAMES)
     assert world.records("ingress.example.com") == before
     assert world.records("*.apps.example.com") == shared_by(node)
-    assert {event["record"] for event in named(events, "record.foreign")} == {"ingress.example.com"}
+    assert {event["record"] for event in events_named(events, "record.foreign")} == {"ingress.example.com"}
     assert not watch.state.records.in_sync
 
 

@@ -35,7 +35,7 @@ from tests.builders import NOW, addresses
 from tests.dns_watch.pods import Pod
 from tests.real.programs import eventually, free_ports
 from tests.simulators.faults import html, too_many_requests
-from tests.world import Clock, Interface, World, named, names
+from tests.world import Clock, Interface, World, event_names, events_named
 
 VERIFY_INTERVAL_S = 300.0
 
@@ -578,7 +578,7 @@ def test_address_that_the_pod_does_not_have_is_logged_as_an_error(
     status: Status, events: list[Any], address: str
 ) -> None:
     serve(status, address=address, port=free_ports(1)[0])()
-    assert names(events) == ["health_port.unavailable"]
+    assert event_names(events) == ["health_port.unavailable"]
 
 
 def test_closed_port_can_be_used_again(status: Status) -> None:
@@ -631,8 +631,8 @@ def events_of(log: Path) -> list[Any]:
 def test_dns_watch_runs_although_its_health_port_is_in_use(dns_watch: Callable[..., Path]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other_server:
         log = dns_watch(HEALTH_PORT=str(other_server.getsockname()[1]), HEALTH_ADDRESS="127.0.0.1")
-        eventually(lambda: len(named(events_of(log), "pass.failed")) >= 2, "two passes")
-    assert len(named(events_of(log), "health_port.unavailable")) == 1
+        eventually(lambda: len(events_named(events_of(log), "pass.failed")) >= 2, "two passes")
+    assert len(events_named(events_of(log), "health_port.unavailable")) == 1
 
 
 def test_dns_watch_serves_its_health_port_if_no_server_is_reachable(dns_watch: Callable[..., Path]) -> None:
@@ -643,4 +643,4 @@ def test_dns_watch_serves_its_health_port_if_no_server_is_reachable(dns_watch: C
     assert get(port, "/livez").json() == {"alive": True}
     eventually(lambda: "HEADSCALE_URL" in get(port, "/readyz").json()["reason"], "the reason")
     assert get(port, "/nodez").status_code == 200
-    assert "health_port.unavailable" not in names(events_of(log))
+    assert "health_port.unavailable" not in event_names(events_of(log))

@@ -637,7 +637,7 @@ def check_after_kill(key_file: KeyFileWriter) -> str:
     return key
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize("old", [None, KEYS[0]], ids=["no-earlier-key", "earlier-key"])
 def test_kill_before_each_instruction(
     write_until: Callable[[Path, int], str], key_file_in_memory: KeyFileWriter, old: str | None

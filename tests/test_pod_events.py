@@ -28,7 +28,7 @@ from tests.pod.rendering import DEPLOY, of_kind, render
 from tests.simulators import faults
 from tests.simulators.kubernetes import SERVICE_ACCOUNT, KubernetesSimulator
 from tests.simulators.memory import MemoryClient
-from tests.world import USER, Clock, Interface, World, named
+from tests.world import USER, Clock, Interface, World, events_named
 
 NAMESPACE = SERVICE_ACCOUNT.split(":")[2]
 PATH = rf"/namespaces/{NAMESPACE}/events"
@@ -167,7 +167,7 @@ class TestFailures:
         recording.kubernetes.allow_nothing()
         recording.record(LOST, RETURNED)
         assert (recording.reasons_and_counts, recording.pauses) == ([], [])
-        [line] = named(events, "kubernetes_event.failed")
+        [line] = events_named(events, "kubernetes_event.failed")
         assert 'apiGroups: ["events.k8s.io"], resources: [events], verbs: [create, patch]' in line["error"]
 
     @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ class TestFailures:
         recording.kubernetes.faults.add(fault, times=5)
         recording.record(LOST)
         assert (recording.reasons_and_counts, recording.pauses) == ([], pauses)
-        assert len(named(events, "kubernetes_event.failed")) == 1
+        assert len(events_named(events, "kubernetes_event.failed")) == 1
 
     def test_event_is_written_after_a_short_outage_and_each_outage_is_logged(
         self, recording: Recording, events: list[Any]
@@ -197,13 +197,13 @@ class TestFailures:
         assert recording.reasons_and_counts == [("NodeReturned", 1), ("NodeLost", 1)]
         recording.kubernetes.faults.add(faults.html(502), path=PATH, times=2)
         recording.record(error("node.lost", node_id="9", reason="", advice=""))
-        assert len(named(events, "kubernetes_event.failed")) == 2
+        assert len(events_named(events, "kubernetes_event.failed")) == 2
 
     def test_token_that_is_not_bound_to_a_pod_is_reported(self, recording: Recording, events: list[Any]) -> None:
         recording.kubernetes.token_pod = None
         recording.record(LOST)
         assert recording.reasons_and_counts == []
-        [line] = named(events, "kubernetes_event.failed")
+        [line] = events_named(events, "kubernetes_event.failed")
         assert "KUBERNETES_EVENTS" in line["error"]
 
     def test_missing_service_account_is_reported(self, events: list[Any]) -> None:
@@ -213,7 +213,7 @@ class TestFailures:
         recorder = EventRecorder(connect)
         recorder.record(LOST)
         recorder.flush(HANG_TIMEOUT_S)
-        assert [line["error"] for line in named(events, "kubernetes_event.failed")] == ["no service account"]
+        assert [line["error"] for line in events_named(events, "kubernetes_event.failed")] == ["no service account"]
 
     def test_events_are_kept_if_no_thread_can_be_started(
         self, recording: Recording, monkeypatch: pytest.MonkeyPatch

@@ -288,11 +288,11 @@ def json_client(
     )
 
 
-def names(events: list[Any]) -> list[str]:
+def event_names(events: list[Any]) -> list[str]:
     """Return the names of the events, in order."""
     return [event["event"] for event in events]
 
 
-def named(events: list[Any], name: str) -> list[Any]:
+def events_named(events: list[Any], name: str) -> list[Any]:
     """Return the events with this name."""
     return [event for event in events if event["event"] == name]

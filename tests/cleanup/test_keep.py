@@ -26,7 +26,7 @@ from tests.simulators import faults
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.faults import Fault
 from tests.simulators.tailnet import Node as SimulatedNode
-from tests.world import USER, Interface, named
+from tests.world import USER, Interface, events_named
 
 Events = list[Any]
 
@@ -154,7 +154,7 @@ def test_kept_node_and_its_record_stay_and_others_are_deleted(
     assert (metadata(world)["kept_node_id"], metadata(world)["pre_auth_key_id"]) == (str(kept.id), str(new_key.id))
     # The kept node does not need the new key. If it is deleted in Headscale, its pod registers with the new key.
     assert world.headscale.register(key=world.key, hostname=NAME).name == NAME
-    [event] = named(events, "node.kept")
+    [event] = events_named(events, "node.kept")
     assert event["node_id"] == str(kept.id)
 
 
@@ -182,7 +182,7 @@ def test_first_start_keeps_no_node(world: ClusterWorld, events: Events) -> None:
     cleanup(world).run()
     assert world.hostnames == []
     assert metadata(world)["kept_node_id"] is None
-    [event] = named(events, "node.not_kept")
+    [event] = events_named(events, "node.not_kept")
     assert event["secret"] == STATE_SECRET
 
 
@@ -224,7 +224,7 @@ def test_temporary_failure_to_read_the_secret_is_retried(fault: Fault, world: Cl
     world.kubernetes.faults.add(fault, path="/secrets/", times=4)
     cleanup(world).run()
     assert [node.id for node in world.headscale.nodes] == [kept.id]
-    assert len(named(events, "retry.scheduled")) == 4
+    assert len(events_named(events, "retry.scheduled")) == 4
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -321,7 +321,7 @@ def test_restored_database_does_not_keep_the_node_of_another_machine(world: Clus
 
     assert world.hostnames == []
     assert metadata(world)["kept_node_id"] is None
-    assert len(named(events, "node.not_kept")) == 1
+    assert len(events_named(events, "node.not_kept")) == 1
 
 
 def test_metadata_contains_the_public_machine_key_and_no_output_the_private_key(

@@ -34,7 +34,7 @@ from tests.simulators import faults
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.faults import Fault
 from tests.simulators.serve import serve
-from tests.world import USER, StopAt, World, named, names
+from tests.world import USER, StopAt, World, event_names, events_named
 
 OLD_KEY = "hskey-auth-the-key-of-the-last-start"
 
@@ -79,7 +79,7 @@ def test_leftovers_are_removed_and_a_fresh_key_is_written(
     assert world.records() == {}
     assert len(world.records("wiki.example.com")) == 1
     assert world.headscale.register(key=world.key, hostname=NAME).name == NAME
-    finished = named(events, "pass.finished")
+    finished = events_named(events, "pass.finished")
     assert [(event["nodes_deleted"], event["records_deleted"]) for event in finished] == [(1, 1)]
 
 
@@ -93,10 +93,10 @@ def test_without_leftovers_only_a_key_is_created(world: World) -> None:
 def test_nodes_are_deleted_before_the_key_and_records_after_it(world: World, events: Events) -> None:
     with_leftovers(world).cleanup().run()
     changes = [
-        name for name in names(events) if name.partition(".")[0] in {"node", "pre_auth_key", "key_file", "record"}
+        name for name in event_names(events) if name.partition(".")[0] in {"node", "pre_auth_key", "key_file", "record"}
     ]
     assert changes == ["node.deleted", "pre_auth_key.created", "key_file.written", "record.deleted"]
-    assert names(events)[-1] == "pass.finished"
+    assert event_names(events)[-1] == "pass.finished"
 
 
 def test_key_and_metadata_are_written(world: World) -> None:
@@ -138,7 +138,7 @@ def test_online_node_is_deleted_with_a_warning(world: World, events: Events) -> 
     world.headscale.add_node(NAME, user=USER, online=True)
     world.cleanup().run()
     assert world.headscale.nodes == []
-    assert [event["node_id"] for event in named(events, "node.online")] == ["1"]
+    assert [event["node_id"] for event in events_named(events, "node.online")] == ["1"]
 
 
 def test_old_keys_are_never_deleted_or_expired(world: World) -> None:
@@ -163,13 +163,13 @@ def test_second_run_in_the_same_pod_replaces_everything(world: World) -> None:
 
 def test_single_user_of_headscale_is_used_with_a_warning(world: World, events: Events) -> None:
     world.cleanup().run()
-    assert [event["user"] for event in named(events, "user.assumed")] == [USER]
+    assert [event["user"] for event in events_named(events, "user.assumed")] == [USER]
 
 
 def test_configured_user_is_used_without_a_warning(world: World, events: Events) -> None:
     world.headscale.add_user("ann")
     world.cleanup(HEADSCALE_USER="ann").run()
-    assert named(events, "user.assumed") == []
+    assert events_named(events, "user.assumed") == []
     assert [key.user_id for key in world.headscale.keys] == [2]
 
 
@@ -184,9 +184,11 @@ def test_foreign_nodes_stay_and_are_reported(world: World, events: Events) -> No
     world.headscale.add_node(f"x-{NAME}", user=USER)
     world.cleanup(HEADSCALE_USER=USER).run()
     assert len(world.headscale.nodes) == 3
-    reported = [(event["node_id"], event["user"], event["registered_by"]) for event in named(events, "node.foreign")]
+    reported = [
+        (event["node_id"], event["user"], event["registered_by"]) for event in events_named(events, "node.foreign")
+    ]
     assert reported == [("1", "ann", "OIDC"), ("2", "ann", "auth key")]
-    assert all("headscale nodes delete" in event["advice"] for event in named(events, "node.foreign"))
+    assert all("headscale nodes delete" in event["advice"] for event in events_named(events, "node.foreign"))
 
 
 def test_node_whose_id_was_assigned_to_another_machine_stays(world: World) -> None:
@@ -277,7 +279,7 @@ def test_record_that_changes_during_the_run_stays(
     assert len(world.records()) == 1
     assert world.cloudflare.writes == []
     assert world.key is not None
-    assert len(named(events, "record.delete_failed")) == (1 if dns_cleanup == "delete" else 0)
+    assert len(events_named(events, "record.delete_failed")) == (1 if dns_cleanup == "delete" else 0)
 
 
 def test_record_that_a_later_pod_makes_valid_during_the_run_stays(world: World) -> None:
@@ -295,7 +297,7 @@ def test_record_that_is_deleted_during_the_run_counts_as_deleted(world: World, e
     run_while_the_key_is_created(world, lambda: world.cloudflare.remove_record(record.id))
     world.cleanup().run()
     assert world.cloudflare.writes == []
-    assert named(events, "record.delete_failed") == []
+    assert events_named(events, "record.delete_failed") == []
 
 
 def test_records_stay_if_the_nodes_cannot_be_read_again(world: World, events: Events) -> None:
@@ -307,7 +309,7 @@ def test_records_stay_if_the_nodes_cannot_be_read_again(world: World, events: Ev
     world.cleanup().run()
     assert world.key is not None
     assert len(world.records()) == 1
-    assert len(named(events, "record.delete_failed")) == 1
+    assert len(events_named(events, "record.delete_failed")) == 1
 
 
 # --- Failures of Cloudflare ---------------------------------------------------------------------------
@@ -334,7 +336,7 @@ def test_unreadable_zone_does_not_block_the_start(world: World, events: Events, 
     assert world.headscale.nodes == []
     assert world.key is not None
     assert world.records() == {"A 100.64.0.1": OUR_COMMENT}
-    assert len(named(events, "zone.unreadable")) == 1
+    assert len(events_named(events, "zone.unreadable")) == 1
     assert world.clock.elapsed_s == 0
     assert len(world.cloudflare.requests) == 1
 
@@ -345,7 +347,7 @@ def test_incomplete_list_of_records_deletes_nothing(world: World, events: Events
     world.cloudflare.faults.add(faults.html(502), path="page=2")
     world.cleanup().run()
     assert len(world.records()) == 130
-    assert len(named(events, "zone.unreadable")) == 1
+    assert len(events_named(events, "zone.unreadable")) == 1
 
 
 @pytest.mark.parametrize("fault", CLOUDFLARE_FAULTS)
@@ -354,9 +356,9 @@ def test_failed_record_deletion_is_a_warning_and_is_not_retried(world: World, ev
     world.cloudflare.faults.add(fault, method="DELETE", times=None)
     world.cleanup().run()
     assert world.key is not None
-    assert len(named(events, "record.delete_failed")) == 1
+    assert len(events_named(events, "record.delete_failed")) == 1
     assert len(world.cloudflare.writes) == 1
-    assert names(events)[-1] == "pass.finished"
+    assert event_names(events)[-1] == "pass.finished"
 
 
 def test_missing_token_file_does_not_block_the_start(world: World, tmp_path: Path) -> None:
@@ -491,7 +493,9 @@ def test_key_that_cannot_be_written_is_expired_and_the_old_file_stays(world: Wor
     assert (folder / "authkey").read_text() == OLD_KEY
     assert [path.name for path in sorted(folder.iterdir())] == ["authkey", "authkey.id"]
     assert world.usable_keys() == []
-    assert [event["reason"] for event in named(events, "pre_auth_key.expired")] == ["the key file could not be written"]
+    assert [event["reason"] for event in events_named(events, "pre_auth_key.expired")] == [
+        "the key file could not be written"
+    ]
     assert world.cloudflare.writes == []
 
 
@@ -500,7 +504,7 @@ def test_key_that_can_be_neither_written_nor_expired_is_reported(world: World, e
     world.headscale.faults.add(faults.html(403), path="/preauthkey/expire")
     with pytest.raises(KeyFileError):
         world.cleanup().run()
-    assert len(named(events, "pre_auth_key.expire_failed")) == 1
+    assert len(events_named(events, "pre_auth_key.expire_failed")) == 1
 
 
 # --- Stopping ----------------------------------------------------------------------------------------

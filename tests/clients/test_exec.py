@@ -64,7 +64,7 @@ from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.headscale_cli import Finished, HeadscaleCli
 from tests.simulators.kubernetes import ExecFault, KubernetesSimulator
 from tests.simulators.serve import serve
-from tests.world import Clock, named
+from tests.world import Clock, events_named
 
 ONE_RELEASE = pytest.mark.parametrize("server", ["0.28.0"], indirect=True)
 """Run a test with only one release, because all releases behave in the same way."""
@@ -535,7 +535,7 @@ def test_key_that_cannot_be_expired_by_id_is_logged(
     key = create_key(headscale, clock)
     lost, created = server.keys
     assert (key.id, key.secret.get_secret_value()) == (str(created.id), created.key)
-    [event] = named(events, "pre_auth_key.expire_failed")
+    [event] = events_named(events, "pre_auth_key.expire_failed")
     assert (event["key_id"], event["expires_at"]) == (str(lost.id), lost.expires_at)
     clock.sleep(HOUR.total_seconds() + 60)
     assert unexpired_keys(server, clock) == []

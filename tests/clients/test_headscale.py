@@ -23,7 +23,7 @@ from tests.simulators import faults
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.faults import Fault
 from tests.simulators.headscale import HeadscaleSimulator
-from tests.world import Clock, StopAt, json_client, named
+from tests.world import Clock, StopAt, events_named, json_client
 
 VERSIONS_WITH_A_VERSION_ENDPOINT = [version for version in VERSIONS if version >= "0.27"]
 HOUR = timedelta(hours=1)
@@ -404,7 +404,7 @@ def test_create_without_a_response_is_logged(
     with pytest.raises(TransientError):
         headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
     assert clock.elapsed_s <= 120
-    assert [event["user"] for event in named(events, "pre_auth_key.create_unconfirmed")] == ["svc"]
+    assert [event["user"] for event in events_named(events, "pre_auth_key.create_unconfirmed")] == ["svc"]
 
 
 @pytest.mark.parametrize(
@@ -453,10 +453,10 @@ def test_key_of_a_malformed_response_is_expired_by_the_next_call(
     with pytest.raises(ResponseError):
         headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
     assert len(unexpired_keys(server, clock)) == 1
-    assert [event["user"] for event in named(events, "pre_auth_key.create_unconfirmed")] == ["svc"]
+    assert [event["user"] for event in events_named(events, "pre_auth_key.create_unconfirmed")] == ["svc"]
     clock.sleep(later.total_seconds())
     key = headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
-    assert [event["key_id"] for event in named(events, "pre_auth_key.expired")] == ["1"]
+    assert [event["key_id"] for event in events_named(events, "pre_auth_key.expired")] == ["1"]
     assert unexpired_keys(server, clock) == [key.secret.get_secret_value()]
 
 

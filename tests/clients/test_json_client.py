@@ -189,7 +189,7 @@ def test_retry_after_in_each_form(api: Api, status: int, header: str | None, sec
 # --- Incomplete and malformed responses ----------------------------------------------------------------
 
 
-@pytest.mark.default_cases(5)
+@pytest.mark.max_cases_without_full(5)
 @pytest.mark.parametrize(
     "fault",
     [

@@ -327,7 +327,7 @@ def test_command_without_an_exit_status_is_a_transient_error(
     assert run(cluster, "echo", "all of it").stdout == b"all of it"
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize("fault", [ExecFault(hang=True), ExecFault(stall=True)], ids=["no-output", "half-a-frame"])
 def test_hanging_command_ends_with_the_time_out(
     fault: ExecFault, kubernetes: KubernetesSimulator, short_timeout_cluster: Cluster
@@ -427,7 +427,7 @@ def test_refused_connection_is_a_transient_error(call: Call, path: str, kubernet
         assert type(failure(lambda: call(cluster))) is TransientError
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize(("call", "path"), GET_CALLS)
 def test_slow_body_ends_with_the_time_out(
     call: Call, path: str, kubernetes: KubernetesSimulator, short_timeout_cluster: Cluster

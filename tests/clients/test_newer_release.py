@@ -17,7 +17,7 @@ from tests.simulators.dialects import VERSIONS
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.messages import Handler, Request, Response
 from tests.simulators.upstream import Upstream
-from tests.world import USER, Interface, World, named, names
+from tests.world import USER, Interface, World, event_names, events_named
 
 NEWER = "0.31.0"
 TEN_MINUTES_S = 600.0
@@ -98,7 +98,7 @@ CHANGES = [
 ]
 
 
-@pytest.mark.default_cases(3)
+@pytest.mark.max_cases_without_full(3)
 @pytest.mark.parametrize("change", CHANGES)
 def test_cleanup_refuses_a_changed_response_and_changes_nothing(world: World, change: Change) -> None:
     old = world.headscale.add_node(NAME, user=USER, online=True)
@@ -112,7 +112,7 @@ def test_cleanup_refuses_a_changed_response_and_changes_nothing(world: World, ch
     assert world.key is None
 
 
-@pytest.mark.default_cases(3)
+@pytest.mark.max_cases_without_full(3)
 @pytest.mark.parametrize("change", CHANGES)
 def test_dns_watch_refuses_a_changed_response_and_changes_nothing(
     world: World, events: list[Any], change: Change
@@ -131,11 +131,13 @@ def test_dns_watch_refuses_a_changed_response_and_changes_nothing(
 
     assert (world.records(), world.headscale.keys) == (published, keys)
     assert (len(world.headscale.writes), len(world.cloudflare.writes)) == writes
-    assert NEWER in named(events, "pass.failed")[0]["error"]
-    assert not {"node.lost", "node.registered", "node.superseded", "node.identification_failed"} & {*names(events)}
+    assert NEWER in events_named(events, "pass.failed")[0]["error"]
+    assert not {"node.lost", "node.registered", "node.superseded", "node.identification_failed"} & {
+        *event_names(events)
+    }
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize(
     "field", ["id", "user", "key", "reusable", "ephemeral", "used", "expiration", "createdAt", "aclTags"]
 )
@@ -153,7 +155,7 @@ def test_newer_release_with_unchanged_responses_works(world: World, events: list
     old = world.headscale.add_node(NAME, user=USER)
     world.cleanup().run()
     assert old not in world.headscale.nodes
-    (warning,) = named(events, "headscale.untested")
+    (warning,) = events_named(events, "headscale.untested")
     assert (warning["version"], warning["newest_tested"]) == (NEWER, NEWEST_TESTED)
 
     events.clear()
@@ -162,13 +164,13 @@ def test_newer_release_with_unchanged_responses_works(world: World, events: list
     watch = world.watch(Interface(*node.addresses))
     world.run(watch, TEN_MINUTES_S)
     assert world.records() == {f"A {node.address}": OUR_COMMENT}
-    assert len(named(events, "headscale.untested")) == 1
+    assert len(events_named(events, "headscale.untested")) == 1
 
     world.headscale.reported_version = "v0.32.1"
     world.headscale.restart()
     watch = world.watch(Interface(*node.addresses))
     world.run(watch, TEN_MINUTES_S)
-    assert [event["version"] for event in named(events, "headscale.untested")] == [NEWER, "0.32.1"]
+    assert [event["version"] for event in events_named(events, "headscale.untested")] == [NEWER, "0.32.1"]
 
 
 def test_supported_release_causes_no_warning(
@@ -176,7 +178,7 @@ def test_supported_release_causes_no_warning(
 ) -> None:
     world = World(monkeypatch, tmp_path, "0.30.0")
     world.cleanup().run()
-    assert not named(events, "headscale.untested")
+    assert not events_named(events, "headscale.untested")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tests.cluster.api_server import ApiServer, RefusedError
 from tests.cluster.cluster import manifest
 from tests.in_cluster import access_to
 from tests.pod.rendering import DEPLOY
-from tests.world import Clock, named
+from tests.world import Clock, events_named
 
 FLUSH_TIMEOUT_S = 60.0
 """The longest time that a test waits until the recorded Events are written."""
@@ -56,7 +56,7 @@ def test_role_is_sufficient_and_kubectl_shows_the_count(api_server: ApiServer, p
         clock.sleep(300.0)
     event_recorder.record(info("node.returned", after="gone" + "é" * 2000))
     event_recorder.flush(FLUSH_TIMEOUT_S)
-    assert named(events, "kubernetes_event.failed") == []
+    assert events_named(events, "kubernetes_event.failed") == []
     written = json.loads(api_server.kubectl("get", "events.events.k8s.io", "-n", "services", "-o", "json"))["items"]
     counts = {event["reason"]: event.get("series", {}).get("count") for event in written}
     assert counts == {"NodeLost": 3, "NodeReturned": None}
@@ -69,7 +69,7 @@ def test_token_without_a_pod_is_reported(api_server: ApiServer, pod: str, events
     event_recorder = recorder(api_server, Clock())
     event_recorder.record(NODE_LOST)
     event_recorder.flush(FLUSH_TIMEOUT_S)
-    [line] = named(events, "kubernetes_event.failed")
+    [line] = events_named(events, "kubernetes_event.failed")
     assert "KUBERNETES_EVENTS" in line["error"]  # the setting that requires such a token
 
 
@@ -78,5 +78,5 @@ def test_missing_role_is_reported_with_the_required_rule(api_server: ApiServer, 
     event_recorder = recorder(api_server, Clock(), "--bound-object-kind=Pod", f"--bound-object-name={pod}")
     event_recorder.record(NODE_LOST)
     event_recorder.flush(FLUSH_TIMEOUT_S)
-    [line] = named(events, "kubernetes_event.failed")
+    [line] = events_named(events, "kubernetes_event.failed")
     assert 'apiGroups: ["events.k8s.io"]' in line["error"]

@@ -16,7 +16,7 @@ from tests.builders import NAME
 from tests.in_cluster import ClusterWorld
 from tests.simulators import faults
 from tests.simulators.headscale_cli import Finished
-from tests.world import USER, Interface, named
+from tests.world import USER, Interface, events_named
 
 Events = list[Any]
 
@@ -116,7 +116,7 @@ def test_a_changed_address_is_published_within_three_seconds(world: ClusterWorld
 def test_the_slower_polling_is_logged_once(world: ClusterWorld, events: Events) -> None:
     watch = world.watch(registered_interface(world))
     world.run(watch, HOUR_S)
-    [event] = named(events, "poll.slowed")
+    [event] = events_named(events, "poll.slowed")
     assert (event["interval_s"], "HEADSCALE_ACCESS=api" in event["reason"]) == (60.0, True)
 
 
@@ -128,7 +128,7 @@ def test_polling_over_the_api_is_not_slower(world: ClusterWorld, events: Events)
         POLL_INTERVAL="10s",
     )
     world.run(watch, 600)
-    assert named(events, "poll.slowed") == []
+    assert events_named(events, "poll.slowed") == []
     assert len(world.headscale.requests) > 40
     assert world.kubernetes.requests == []
 
@@ -138,7 +138,7 @@ def test_a_refused_exec_is_logged_and_does_not_end_dns_watch(world: ClusterWorld
     world.run(watch, 100)
     world.kubernetes.allow_nothing()
     world.run(watch, 300)
-    refused = named(events, "pass.failed")
+    refused = events_named(events, "pass.failed")
     assert {(event["log_level"], event["error_type"], event["upstream"]) for event in refused} == {
         ("error", "AuthError", "Kubernetes")
     }

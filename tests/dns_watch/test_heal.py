@@ -27,7 +27,7 @@ from tests.dns_watch.pods import (
     published_addresses,
 )
 from tests.simulators.faults import Fault, answer, drop, html, malformed_json, omit_items, refuse
-from tests.world import World, named, names
+from tests.world import World, event_names, events_named
 
 VERSIONS = ("0.23.0", "0.25.1", "0.27.1", "0.28.0", "0.29.2", "0.30.0")
 
@@ -99,7 +99,7 @@ def test_a_deleted_node_registers_again(
     assert pod.restart_marker.exists()
     assert pod.key != old_key
     assert world.usable_keys().count(pod.key) == 1
-    (lost,) = named(events, "node.lost")
+    (lost,) = events_named(events, "node.lost")
     assert (lost["node_id"], lost["log_level"]) == (str(old_id), "error")
     # The record stays as it is, and no request is sent to Cloudflare.
     assert (published_addresses(world), len(world.cloudflare.writes)) == ([old_address], writes)
@@ -109,7 +109,7 @@ def test_a_deleted_node_registers_again(
     assert pod.node_id != old_id
     assert (pod.nodez, published_addresses(world)) == (REGISTERED, [pod.address])
     assert not pod.restart_marker.exists()
-    assert [event["after"] for event in named(events, "node.returned")] == ["gone"]
+    assert [event["after"] for event in events_named(events, "node.returned")] == ["gone"]
     assert key_count(world) == 2
 
 
@@ -136,7 +136,7 @@ def test_the_only_node_of_a_tailnet_registers_again(
     pod.run(299)
     assert (pod.nodez, pod.key, key_count(world)) == (WAITING, old_key, 1)
     pod.run_until(GONE_WITH_FRESH_KEY, within_s=150)
-    assert [event["node_id"] for event in named(events, "node.lost")] == [str(old_id)]
+    assert [event["node_id"] for event in events_named(events, "node.lost")] == [str(old_id)]
     assert world.usable_keys() == [pod.key]
 
     pod.start_tailscale()
@@ -159,7 +159,7 @@ def test_a_node_whose_id_belongs_to_another_machine_registers_again(
 
     pod.run(130)
     assert pod.nodez == GONE_WITH_FRESH_KEY
-    assert [event["node_id"] for event in named(events, "node.lost")] == [str(old_id)]
+    assert [event["node_id"] for event in events_named(events, "node.lost")] == [str(old_id)]
     assert pod.key != old_key
     pod.start_tailscale()
     pod.run(60)
@@ -352,7 +352,7 @@ def test_a_headscale_failure_is_not_a_lost_node(
     pod.run(120)
     assert pod.nodez == REGISTERED
     assert (pod.key, key_count(world), len(world.cloudflare.writes)) == (key, count, writes)
-    assert "node.lost" not in names(events)
+    assert "node.lost" not in event_names(events)
 
 
 @pytest.mark.parametrize("has_interface", [True, False], ids=["interface", "user-space"])
@@ -365,7 +365,7 @@ def test_an_offline_node_is_not_a_lost_node(
     world.headscale.restart()
     pod.run(HOUR_S)
     assert (pod.nodez, pod.key, len(world.cloudflare.writes)) == (REGISTERED, key, writes)
-    assert "node.lost" not in names(events)
+    assert "node.lost" not in event_names(events)
 
 
 def test_a_reusable_key_is_kept_until_it_expires(world: World, tmp_path: Path) -> None:
@@ -458,7 +458,7 @@ def test_no_key_is_created_if_the_folder_is_not_writable(world: World, tmp_path:
     blocked.mkdir()
     pod.run(HOUR_S)
     assert (pod.nodez, pod.key, key_count(world)) == (GONE, old_key, count)
-    assert 2 <= len(named(events, "key_file.unwritable")) <= 8
+    assert 2 <= len(events_named(events, "key_file.unwritable")) <= 8
     blocked.rmdir()
     pod.run_until(GONE_WITH_FRESH_KEY, within_s=2 * HOUR_S)
 
@@ -485,7 +485,7 @@ def test_a_new_node_of_this_pod_is_not_a_successor(world: World, tmp_path: Path,
     pod.interface.set_addresses(*new.addresses)
     pod.run(10)
     assert (pod.nodez, published_addresses(world)) == (REGISTERED, [pod.address])
-    assert "node.superseded" not in names(events)
+    assert "node.superseded" not in event_names(events)
 
 
 def test_no_restart_is_requested_with_a_used_key(world: World, tmp_path: Path) -> None:
@@ -526,9 +526,9 @@ def test_the_loss_is_reported_even_if_keys_cannot_be_listed(world: World, tmp_pa
     delete_node(pod)
     world.headscale.faults.add(html(500), method="GET", path=KEYS)
     for _ in range(3):
-        assert "node.lost" not in names(events)
+        assert "node.lost" not in event_names(events)
         world.clock.sleep(31)
         pod.watch.run_pass()
     assert (pod.nodez, world.headscale.faults.pending) == (GONE, 0)
-    assert "node.lost" in names(events)
+    assert "node.lost" in event_names(events)
     assert pod.watch.state.is_registered is False

@@ -28,7 +28,7 @@ from tests.in_cluster import ClusterWorld
 from tests.simulators.faults import stale
 from tests.simulators.headscale_cli import Finished
 from tests.simulators.kubernetes import ExecFault
-from tests.world import names
+from tests.world import event_names
 
 # These tests of test_standing_down.py also run with exec. The other ones depend on the poll interval of the HTTP API.
 SCENARIOS = (
@@ -98,7 +98,7 @@ def test_an_inconclusive_list_changes_nothing(
     pod.run(3600)
     assert pod.nodez.restart_helps is False
     assert (pod.key, len(world.cloudflare.writes)) == (key, writes)
-    assert "node.lost" not in names(events)
+    assert "node.lost" not in event_names(events)
 
 
 def test_incomplete_lists_create_one_key(world: ClusterWorld, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.simulators.cloudflare import refusal
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.faults import Fault
 from tests.simulators.headscale import Node
-from tests.world import USER, Interface, World, named
+from tests.world import USER, Interface, World, events_named
 
 Events = list[Any]
 
@@ -124,7 +124,7 @@ def test_the_only_online_node_is_published_immediately_on_the_host_network(world
 def test_no_node_is_published_while_the_interface_has_no_vpn_address(world: World, node: Node, events: Events) -> None:
     world.run(world.watch(Interface("10.0.0.1", "fe80::1"), **NO_RETRY_LIMIT), SEVERAL_READS_S)
     assert world.cloudflare.requests == []
-    assert "VPN_PREFIXES" in named(events, "pass.skipped")[-1]["reason"]
+    assert "VPN_PREFIXES" in events_named(events, "pass.skipped")[-1]["reason"]
 
 
 def test_malformed_key_metadata_is_ignored_if_there_is_an_interface(world: World, watch: DnsWatch) -> None:
@@ -189,7 +189,7 @@ def test_a_missing_record_is_created_once(world: World, node: Node, watch: DnsWa
             {"type": "A", "name": NAME, "content": node.address, "ttl": 60, "proxied": False, "comment": OUR_COMMENT},
         )
     ]
-    assert [event["content"] for event in named(events, "record.created")] == [node.address]
+    assert [event["content"] for event in events_named(events, "record.created")] == [node.address]
     assert in_sync(watch)
 
 
@@ -221,7 +221,7 @@ def test_our_record_is_updated_in_place(
     assert writes(world) == [("PATCH", sent_fields)]
     assert [record.id for record in world.cloudflare.records(world.zone_id)] == [record_id]
     assert world.records() == {"A 100.64.0.1": OUR_COMMENT}
-    assert [event["was"] for event in named(events, "record.updated")] == [fields["content"]]
+    assert [event["was"] for event in events_named(events, "record.updated")] == [fields["content"]]
 
 
 def test_a_record_is_updated_and_its_duplicates_are_deleted_in_one_request(
@@ -366,7 +366,7 @@ def test_a_conflicting_record_is_reported_once_and_prevents_writes(
     records = world.records()
     watch = world.watch(Interface(*node.addresses), **variables)
     world.run(watch, 9)
-    [event] = named(events, "record.foreign")
+    [event] = events_named(events, "record.foreign")
     assert (event["log_level"], event["record"], event["content"]) == ("error", NAME, fields["content"])
     assert advice in event["advice"]
     assert not in_sync(watch)
@@ -397,7 +397,7 @@ def test_nothing_is_written_to_the_zone_of_another_domain(world: World, node: No
     world.run(watch, SEVERAL_READS_S)
     assert world.cloudflare.records(other_zone) == []
     assert "CLOUDFLARE_ZONE_ID" in watch.state.records.reason
-    assert not named(events, "record.created")
+    assert not events_named(events, "record.created")
     assert world.cloudflare.writes == []
 
 
@@ -498,7 +498,7 @@ def test_a_rotated_token_is_read_from_its_file(
     renewed = world.cloudflare.set_token() if upstream == "cloudflare" else world.headscale.rotate_api_key()
     token.write_text(renewed + "\n")
     world.run(watch, HOUR_S)
-    assert named(events, "pass.failed") == []
+    assert events_named(events, "pass.failed") == []
     assert in_sync(watch)
 
 
@@ -575,7 +575,7 @@ def test_an_unreadable_list_of_nodes_fails_one_pass_in_half_a_day(
     world.run(watch, MINUTE_S)
     world.headscale.faults.add(faults.html(502), path="/api/v1/node$", times=None)
     world.run(watch, 12 * HOUR_S)
-    assert len(named(events, "pass.failed")) == 1
+    assert len(events_named(events, "pass.failed")) == 1
     assert watch.state.is_registered
 
 
@@ -610,5 +610,5 @@ def test_poll_and_verify_intervals_can_be_configured(world: World, node: Node) -
 def test_each_pass_logs_one_line(world: World, watch: DnsWatch, events: Events) -> None:
     for _ in range(3):
         watch.run_pass()
-    assert len(named(events, "pass.finished")) == 3
-    assert named(events, "pass.finished")[-1]["in_sync"] is True
+    assert len(events_named(events, "pass.finished")) == 3
+    assert events_named(events, "pass.finished")[-1]["in_sync"] is True

@@ -24,7 +24,7 @@ from tests.dns_watch.pods import (
     start_two_pods,
 )
 from tests.simulators.faults import answer, html, omit_items, refuse, stale
-from tests.world import Interface, World, named
+from tests.world import Interface, World, events_named
 
 HOUR_S = 3600.0
 
@@ -73,10 +73,10 @@ def test_an_old_pod_that_still_runs_stands_down_for_a_new_pod(
 
     assert published_addresses(world) == [new.address]
     assert (len(world.cloudflare.writes), len(world.headscale.keys), old.key) == (writes, keys, key)
-    assert [(event["node_id"], event["successor_id"]) for event in named(events, "node.superseded")] == [
+    assert [(event["node_id"], event["successor_id"]) for event in events_named(events, "node.superseded")] == [
         (str(old.node_id), str(new.node_id))
     ]
-    assert not named(events, "node.reinstated")
+    assert not events_named(events, "node.reinstated")
     assert (old.nodez, new.nodez) == (SUPERSEDED, REGISTERED)
 
 
@@ -103,7 +103,7 @@ def test_of_two_pods_that_start_together_the_later_node_is_published(
     world.run_together(*order, seconds=HOUR_S)
     assert (published_addresses(world), len(world.cloudflare.writes)) == ([later.address], writes)
     assert (earlier.nodez, later.nodez) == (SUPERSEDED, REGISTERED)
-    assert len(named(events, "node.superseded")) == 1
+    assert len(events_named(events, "node.superseded")) == 1
 
 
 def superseded_and_later_pod(world: World, tmp_path: Path) -> tuple[Pod, Pod]:
@@ -130,7 +130,7 @@ def test_the_earlier_pod_takes_over_again_when_the_later_node_is_unusable(
     getattr(world.headscale, change)(later.node_id)
     earlier.run(500)
     assert (earlier.nodez, published_addresses(world)) == (REGISTERED, [earlier.address])
-    assert [event["node_id"] for event in named(events, "node.reinstated")] == [str(earlier.node_id)]
+    assert [event["node_id"] for event in events_named(events, "node.reinstated")] == [str(earlier.node_id)]
 
 
 def test_a_restart_of_headscale_changes_no_record(world: World, tmp_path: Path, events: list[Any]) -> None:
@@ -144,7 +144,7 @@ def test_a_restart_of_headscale_changes_no_record(world: World, tmp_path: Path, 
         world.headscale.connect(pod.node_id)
     world.run_together(earlier.watch, later.watch, seconds=HOUR_S)
     assert (published_addresses(world), len(world.cloudflare.writes)) == ([later.address], writes)
-    assert not named(events, "node.reinstated")
+    assert not events_named(events, "node.reinstated")
 
 
 @pytest.mark.parametrize(
@@ -172,8 +172,8 @@ def test_standing_down_continues_while_headscale_fails(
     world.headscale.faults.clear()
     old.run(600)
     assert old.nodez == SUPERSEDED
-    assert len(named(events, "node.superseded")) == 1
-    assert not named(events, "node.reinstated")
+    assert len(events_named(events, "node.superseded")) == 1
+    assert not events_named(events, "node.reinstated")
     assert published_addresses(world) == [new.address]
 
 

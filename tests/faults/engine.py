@@ -48,7 +48,7 @@ from tests.simulators import faults
 from tests.simulators.headscale import NodeGoneError, RegistrationRefusedError
 from tests.simulators.messages import Handler
 from tests.simulators.upstream import Upstream
-from tests.tally import count
+from tests.tally import add_to_count
 from tests.world import MIN_WAIT_S, USER, StopAt, restart_backoff_s
 
 RECOVERY_S: Final = 1800.0
@@ -225,7 +225,7 @@ class Engine:
         except KilledError:
             if lines_left == 0:
                 self._lines_until_kill.pop(0)
-                count("kills", "while a key is written")
+                add_to_count("kills", "while a key is written")
             if snapshot.exists():
                 shutil.rmtree(pod.folder)
                 snapshot.rename(pod.folder)
@@ -322,7 +322,7 @@ class Engine:
         if step.kind in FAULTS or step.kind == COMPRESSED:
             self._inject_fault(step)
         elif step.kind == OUTPUT_FAILS:
-            count("faults injected", step.kind)
+            add_to_count("faults injected", step.kind)
             self._output.enter_context(failing_output(step.random, self._log_events))
         elif step.kind == HIDDEN_NODES:
             # If `dns-watch` cannot read the VPN interface, only the list shows its node. Without the node in
@@ -353,7 +353,7 @@ class Engine:
     def _execute_event(self, step: Step) -> None:
         # An event may change foreign objects, so first check that the program has not changed them before.
         self.invariants.check_foreign_objects()
-        count("events in the middle of a pass" if step.during_pass else "events", step.kind)
+        add_to_count("events in the middle of a pass" if step.during_pass else "events", step.kind)
         self._events.execute(step)
         self.invariants.remember_foreign_objects()
 
@@ -375,7 +375,7 @@ class Engine:
             current.disturbed = True
         match step.kind:
             case "kill -9":
-                count("kills", "at a request")
+                add_to_count("kills", "at a request")
                 raise KilledError
             case "SIGTERM":
                 if self._running_pod is not None:
@@ -391,12 +391,12 @@ class Engine:
                 # on the volume to distinguish its node from those of other pods.
                 pod = self._running_pod
                 if pod is not None and pod.has_interface and pod.folder.exists():
-                    count("faults injected", "volume gone")
+                    add_to_count("faults injected", "volume gone")
                     pod.folder.rename(pod.folder.with_suffix(".gone"))
             case _:
                 self._execute_event(step)
                 return
-        count("interruptions", step.kind)
+        add_to_count("interruptions", step.kind)
 
     def _run_other_pods(self) -> None:
         for pod in self.workload.pods_between_passes:
@@ -500,7 +500,7 @@ def run(schedule: Schedule) -> None:
     Raises:
         BrokenError: an invariant did not hold.
     """
-    count("schedules")
+    add_to_count("schedules")
     # Use a folder in memory if possible. On a disk, the tests would be slower, because the program syncs each key file.
     folder = Path(tempfile.mkdtemp(dir=MEMORY_FOLDER if MEMORY_FOLDER.is_dir() else None))
     random_state = random.getstate()

@@ -22,7 +22,7 @@ from tests.faults.workload import MISLED_S, Pass, Pod, Workload
 from tests.simulators.cloudflare import Record
 from tests.simulators.headscale import Node
 from tests.simulators.upstream import Exchange, Upstream
-from tests.tally import count
+from tests.tally import add_to_count
 
 MAX_TRACED_BYTES: Final = DECODED_BYTES // 2
 """The maximum memory of a pass. A pass that decodes a whole compressed response needs more."""
@@ -200,7 +200,7 @@ class Invariants:
         """Check that the sidecar creates a key only if its node is lost and the key in its file is invalid."""
         if request.path != "/api/v1/preauthkey" or not pod.initialized:
             return
-        count("keys made by dns-watch")
+        add_to_count("keys made by dns-watch")
         if self._world.environment["SELF_HEAL"] != "true":
             raise BrokenError(f"pod {pod.number} creates a key although SELF_HEAL is off")
         if self._clock.skew or self._is_misled(pod):
@@ -272,7 +272,7 @@ class Invariants:
         ]
         everything = "\n".join(output)
         for secret in world.headscale.secrets() + world.cloudflare.secrets():
-            count("secrets searched")
+            add_to_count("secrets searched")
             if secret in everything:
                 start = everything.index(secret)
                 context = everything[max(0, start - 200) : start]
@@ -287,7 +287,7 @@ class Invariants:
             # No pod has a node.
             if self._can_recover():
                 return "no pod has a node, although the pods can register again"
-            count("recoveries without a node")
+            add_to_count("recoveries without a node")
             ready = [
                 each.number
                 for each in self._workload.running_pods

@@ -13,7 +13,7 @@ import httpx
 from tests.simulators.faults import Fault, FaultQueue
 from tests.simulators.messages import Request, Response
 from tests.simulators.upstream import Exchange, Upstream
-from tests.tally import count
+from tests.tally import add_to_count
 
 SECOND_PAGE: Final = re.compile("[?&]page=2")
 
@@ -38,9 +38,9 @@ class CountedFaults(FaultQueue[Fault]):
         fault = super().take(method, target)
         if fault is not None:
             self.injected += 1
-            count("faults injected", fault.name)
+            add_to_count("faults injected", fault.name)
             if SECOND_PAGE.search(target):
-                count("second pages with a fault")
+                add_to_count("second pages with a fault")
         return fault
 
 

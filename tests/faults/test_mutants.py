@@ -19,7 +19,7 @@ from tests.faults.mutants import (
     Mutant,
     MutantRunner,
 )
-from tests.tally import count
+from tests.tally import add_to_count
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_schedules_detect_the_mutant(runner: MutantRunner, mutant: Mutant) -> No
     # The message about a broken guarantee without a number does not start with the guarantee.
     if mutant.guarantee.startswith("Never"):
         assert detected.startswith(f"{mutant.seed} {mutant.guarantee}: ")
-    count("mutants detected")
+    add_to_count("mutants detected")
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_schedules_detect_the_mutant(runner: MutantRunner, mutant: Mutant) -> No
 def test_other_tests_detect_the_mutant(runner: MutantRunner, mutant: Mutant, tests: str) -> None:
     output_of_failed_test = runner.run_tests(mutant, tests)
     assert output_of_failed_test
-    count("mutants detected")
+    add_to_count("mutants detected")
 
 
 def test_every_numbered_guarantee_has_a_mutant() -> None:

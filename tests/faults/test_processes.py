@@ -20,7 +20,7 @@ from tests.faults.schedule import UpstreamName
 from tests.process.commands import HANG_TIMEOUT_S, CompletedRun, Pod, Running
 from tests.simulators.headscale import HeadscaleSimulator, Node
 from tests.simulators.serve import serve
-from tests.tally import count
+from tests.tally import add_to_count
 
 # The number of requests of cleanup to Headscale: reads of the version, the users and all nodes, a read and the deletion
 # of the old node, the creation of the pre-auth key, and another read of all nodes before the old record is deleted.
@@ -114,7 +114,7 @@ class PodWithPredecessor(Pod):
         """Start a command, and kill it with SIGKILL at a request. `start_until_request` has the same arguments."""
         with self.start_until_request(*command, **request) as (running, _gate):
             assert running.stop(signal.SIGKILL).status == -signal.SIGKILL
-        count("kills", "processes")
+        add_to_count("kills", "processes")
 
     def register(self) -> Node:
         """Run `cleanup`, and register the node of this pod with the pre-auth key that `cleanup` has written."""
@@ -186,7 +186,7 @@ def test_frozen_dns_watch_does_not_change_a_record_that_another_owner_took_over(
     pod.register()
     with pod.start_until_request("dns-watch", "--once", upstream="cloudflare", number=0) as (running, gate):
         os.kill(running.pid, signal.SIGSTOP)
-        count("interruptions", "SIGSTOP to processes")
+        add_to_count("interruptions", "SIGSTOP to processes")
         pod.cloudflare.add_record(pod.zone_id, type="CNAME", name=NAME, content="elsewhere.example.org")
         writes = len(pod.cloudflare.writes)
         gate.opened.set()
@@ -202,7 +202,7 @@ def test_frozen_cleanup_does_not_delete_a_node_that_has_registered_meanwhile(pod
     """While the process waits for the old node's data, another pod deletes the old node and registers a new one."""
     with pod.start_until_request("cleanup", number=READ_OF_OLD_NODE, after_execution=True) as (running, gate):
         os.kill(running.pid, signal.SIGSTOP)
-        count("interruptions", "SIGSTOP to processes")
+        add_to_count("interruptions", "SIGSTOP to processes")
         pod.headscale.delete_node(pod.old.id)
         newer = pod.headscale.add_node(NAME, user="svc")
         gate.opened.set()
@@ -248,7 +248,7 @@ def test_cleanup_deletes_nothing_if_the_key_cannot_be_written(pod: PodWithPredec
         if kind == "full volume":
             fill(pod.volume)
         result = pod.run("cleanup")
-        count("faults injected", kind)
+        add_to_count("faults injected", kind)
         assert result.status == 1
         assert "could not be written" in result.output
         assert pod.headscale.node(pod.old.id) is not None
@@ -268,7 +268,7 @@ def test_dns_watch_works_without_a_writable_volume(pod: PodWithPredecessor, kind
         else:
             subprocess.run(["mount", "-o", "remount,ro", pod.volume], check=True)
         pod.run_successfully("dns-watch", "--once")
-        count("faults injected", kind)
+        add_to_count("faults injected", kind)
         assert pod.records() == {f"A {node.address}": OUR_COMMENT}
         pod.check_invariants()
         assert pod.key_file.exists()

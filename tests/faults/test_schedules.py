@@ -44,13 +44,13 @@ def test_schedule_that_found_a_bug_passes(values: dict[str, Any]) -> None:
     run(from_json(values))
 
 
-@pytest.mark.default_cases(SCHEDULES_BY_DEFAULT)
+@pytest.mark.max_cases_without_full(SCHEDULES_BY_DEFAULT)
 @pytest.mark.parametrize("seed", range(SCHEDULES))
 def test_guarantees_hold_and_the_workload_recovers(seed: int) -> None:
     check(random_schedule(seed))
 
 
-@pytest.mark.default_cases(FURTHER_NAMES_SCHEDULES_BY_DEFAULT)
+@pytest.mark.max_cases_without_full(FURTHER_NAMES_SCHEDULES_BY_DEFAULT)
 @pytest.mark.parametrize("seed", range(FURTHER_NAMES_SCHEDULES))
 def test_guarantees_hold_with_further_names(seed: int) -> None:
     check(with_further_names(random_schedule(seed)))

@@ -28,7 +28,7 @@ from lifecycle.health.metrics import render_metrics
 from tests.builders import NAME
 from tests.simulators import faults
 from tests.simulators.serve import serve
-from tests.tally import count
+from tests.tally import add_to_count
 from tests.world import MIN_WAIT_S, USER, Interface, World
 
 HOUR_S = 3600.0
@@ -151,7 +151,7 @@ class Sidecar:
         # Free the memory of the simulators, so that only the program's memory can grow.
         world.headscale.requests.clear()
         world.cloudflare.requests.clear()
-        count("simulated days of dns-watch")
+        add_to_count("simulated days of dns-watch")
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from tests.inject.with_tailscale import (
 )
 from tests.pod.rendering import NEWEST_KUBERNETES, containers, render
 
-pytestmark = pytest.mark.default_cases(10)
+pytestmark = pytest.mark.max_cases_without_full(10)
 
 Document = dict[str, Any]
 

@@ -88,7 +88,7 @@ def test_help_names_every_argument(tmp_path: Path) -> None:
         assert re.search(rf"^{argument} ", done.stdout, flags=re.MULTILINE)
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize(
     ("volume", "mounts"),
     [
@@ -114,7 +114,7 @@ def test_volume_argument_sets_the_mount_path_of_the_data(
     assert config_map_data(documents, "nginx")["application.conf"] == "proxy_pass http://127.0.0.1:65535;"
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize(
     "reference",
     [f":16{DIGEST_SUFFIX}", DIGEST_SUFFIX, ":16", ":v2"],

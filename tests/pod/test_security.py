@@ -84,7 +84,7 @@ def restricted_violations(spec: Document) -> Iterator[tuple[str, str]]:
         yield from ((name, f"capability {added}") for added in {*capabilities.get("add", [])} - {"NET_BIND_SERVICE"})
 
 
-@pytest.mark.default_cases(5)
+@pytest.mark.max_cases_without_full(5)
 @pytest.mark.parametrize("name", [*INGRESS_PODS, *WORKLOAD_VARIANTS])
 def test_pod_is_restricted_except_for_tailscale(name: str) -> None:
     assert set(restricted_violations(pod_spec(manifests_of(name)))) == EXCEPTIONS.get(name, TAILSCALE_VIOLATIONS)

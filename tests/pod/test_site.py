@@ -118,7 +118,7 @@ def manifests_with_site(name: str) -> list[Document]:
     return list(yaml.safe_load_all(_rendered(name)))
 
 
-@pytest.mark.default_cases(4)
+@pytest.mark.max_cases_without_full(4)
 @pytest.mark.parametrize("name", ALL_FOLDERS)
 def test_manifests_contain_no_shipped_value(name: str) -> None:
     assert [text for text in scalars(manifests_with_site(name)) if SHIPPED_VALUE.search(text)] == []
@@ -136,7 +136,7 @@ def test_containers_of_a_pod_get_the_site(folder: str) -> None:
     assert variables["tailscale"]["TS_EXTRA_ARGS"].split()[0] == "--login-server=https://login.corp.test"
 
 
-@pytest.mark.default_cases(3)
+@pytest.mark.max_cases_without_full(3)
 @pytest.mark.parametrize("name", SHIPPED_WORKLOADS)
 def test_hostname_of_a_workload_is_below_the_domain(name: str) -> None:
     documents = manifests_with_site(f"services/{name}")
@@ -190,7 +190,7 @@ def test_external_controller_gets_the_login_server_and_headscales_namespace() ->
     assert kinds == {"Ingress", "Certificate", "Role", "RoleBinding"}
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize("folder", ["rbac/exec", "rbac/exec-any-pod", "rbac/api-key-secret", "ingress/headscale-ui"])
 def test_objects_are_in_headscales_namespace(folder: str) -> None:
     assert {document["metadata"]["namespace"] for document in manifests_with_site(folder)} == {"control"}

@@ -71,7 +71,7 @@ def run_all_commands(pod: Pod) -> dict[str, Any]:
 
 
 # The default tier runs only the first case, so the newest release is first.
-@pytest.mark.default_cases(1)
+@pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize("version", VERSIONS[::-1])
 def test_all_commands_with_each_headscale_release(make_pod: Callable[..., Pod], version: str) -> None:
     run_all_commands(make_pod(version))
@@ -109,7 +109,7 @@ def test_dry_run_prints_context_and_plan(pod: Pod) -> None:
     assert pod.has_no_writes
 
 
-@pytest.mark.default_cases(2)
+@pytest.mark.max_cases_without_full(2)
 @pytest.mark.parametrize("command", ["cleanup", "dns-watch"])
 @pytest.mark.parametrize("output", ["text", "json"])
 def test_dry_run_of_one_command_prints_only_its_plan(pod: Pod, command: str, output: str) -> None:
@@ -166,7 +166,7 @@ def test_help_lists_every_setting(pod: Pod) -> None:
         assert pod.run(command, "--help").status == 0
 
 
-@pytest.mark.default_cases(2)
+@pytest.mark.max_cases_without_full(2)
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -91,7 +91,7 @@ def use_api_key_secret(pod: ClusterPod) -> None:
 
 
 # The default tier runs only the first case, so the newest release is first.
-@pytest.mark.default_cases(1)
+@pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize("version", VERSIONS[::-1])
 def test_all_commands_with_each_headscale_release(make_pod: MakePod, version: str) -> None:
     pod = make_pod(version)
@@ -164,7 +164,7 @@ def test_sidecar_without_the_key_volume_publishes_its_node(make_pod: MakePod) ->
 # --- Faults -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize(
     ("fault", "headscale_command"),
     [
@@ -315,7 +315,7 @@ def test_passes_fail_until_the_secret_has_the_rotated_key(pod: ClusterPod) -> No
     assert watch.stop().status == 0
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize("state", ["missing Secret", "missing permission"])
 def test_unreadable_api_key_secret_is_reported(state: str, pod: ClusterPod) -> None:
     use_api_key_secret(pod)
@@ -364,7 +364,7 @@ def kubeconfig(pod: ClusterPod, authority: Authority) -> Path:
     return path
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize("output", ["text", "json"])
 def test_dry_run_with_a_kubeconfig_shows_the_cluster(output: str, pod: ClusterPod, kubeconfig: Path) -> None:
     pod.add_leftovers()
@@ -378,7 +378,7 @@ def test_dry_run_with_a_kubeconfig_shows_the_cluster(output: str, pod: ClusterPo
     assert kubeconfig.read_bytes() == before
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize("command", ["cleanup", "dns-watch", "prune --yes"])
 def test_command_that_writes_does_not_use_a_kubeconfig(command: str, pod: ClusterPod, kubeconfig: Path) -> None:
     pod.add_leftovers()

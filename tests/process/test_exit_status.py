@@ -20,7 +20,7 @@ def invalid_settings(result: CompletedRun) -> list[str]:
     return [event["error"].partition(":")[0] for event in events if event["event"] == "settings.invalid"]
 
 
-@pytest.mark.default_cases(2)
+@pytest.mark.max_cases_without_full(2)
 @pytest.mark.parametrize(
     ("variables", "invalid"),
     [
@@ -50,7 +50,7 @@ def test_invalid_settings_exit_with_2(pod: Pod, variables: dict[str, str], inval
     assert [value for value in values if value in result.stdout] == [], "the message contains the value of a setting"
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize("command", [["dns-watch"], ["dns-watch", "--once"], ["--dry-run"]])
 def test_invalid_settings_exit_with_2_for_every_command(pod: Pod, command: list[str]) -> None:
     result = pod.run(*command, CLOUDFLARE_ZONE_ID="example.com", DNS_TTL="5")
@@ -107,7 +107,7 @@ def record_of_other_owner(pod: Pod) -> Variables:
     return {}
 
 
-@pytest.mark.default_cases(3)
+@pytest.mark.max_cases_without_full(3)
 @pytest.mark.parametrize(
     ("failure", "error_type", "words"),
     [
@@ -155,7 +155,7 @@ def test_wrong_cloudflare_token_does_not_fail_cleanup(pod: Pod) -> None:
     assert "not-the-token" not in result.stdout
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize(
     ("variables", "setting"),
     [
@@ -186,7 +186,7 @@ def unreachable_headscale(pod: Pod) -> Variables:
     return {"HEADSCALE_URL": url}
 
 
-@pytest.mark.default_cases(3)
+@pytest.mark.max_cases_without_full(3)
 @pytest.mark.parametrize(
     ("failure", "word"),
     [

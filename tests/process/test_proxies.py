@@ -46,7 +46,7 @@ def dry_run(pod: Pod, **variables: str) -> CompletedRun:
     return pod.run("--dry-run", "--output", "json", HTTP_TIMEOUT="30s", **variables)
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
 def test_headscale_and_cloudflare_are_reached_through_the_proxy(pod: Pod, proxy: ProxySimulator, name: str) -> None:
     result = pod.run("cleanup", HEADSCALE_URL=HEADSCALE_URL, LOG_LEVEL="debug", **{name: pod.environment["PROXY"]})
@@ -98,7 +98,7 @@ INVALID_SETTINGS = [
 ]
 
 
-@pytest.mark.default_cases(5)
+@pytest.mark.max_cases_without_full(5)
 @pytest.mark.parametrize(("name", "value"), INVALID_SETTINGS)
 @pytest.mark.parametrize("arguments", [["cleanup"], ["dns-watch"], ["--dry-run"], ["prune", "--yes"]], ids=" ".join)
 def test_invalid_setting_is_reported(pod: Pod, name: str, value: str, arguments: list[str]) -> None:
@@ -113,7 +113,7 @@ def test_invalid_setting_is_reported(pod: Pod, name: str, value: str, arguments:
     assert pod.has_no_writes
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize(
     "variables",
     [

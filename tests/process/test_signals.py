@@ -12,7 +12,7 @@ from tests.simulators import faults
 SIGNALS = [pytest.param(signal.SIGTERM, id="SIGTERM"), pytest.param(signal.SIGINT, id="SIGINT")]
 
 
-@pytest.mark.default_cases(2)
+@pytest.mark.max_cases_without_full(2)
 @pytest.mark.parametrize("sent", SIGNALS)
 @pytest.mark.parametrize(
     ("arguments", "event_before_wait", "status"),
@@ -35,7 +35,7 @@ def test_signal_ends_a_wait(
     assert pod.has_no_writes
 
 
-@pytest.mark.default_cases(2)
+@pytest.mark.max_cases_without_full(2)
 @pytest.mark.parametrize("sent", SIGNALS)
 @pytest.mark.parametrize(
     ("arguments", "status"),

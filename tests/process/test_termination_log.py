@@ -43,7 +43,7 @@ def test_message_is_written_to_the_default_path_unless_the_file_is_read_only(pod
     assert log.read_text() == (result.last_event["error"] if mode == "rw" else "before")
 
 
-@pytest.mark.default_cases(2)
+@pytest.mark.max_cases_without_full(2)
 @pytest.mark.parametrize(
     ("arguments", "variables", "status", "word"),
     [
@@ -80,7 +80,7 @@ def test_incomplete_dry_run_writes_the_reason(pod: Pod, log: Path) -> None:
     assert UNKNOWN_USER in log.read_text()
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize(
     ("arguments", "event_names"),
     [

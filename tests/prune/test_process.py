@@ -40,7 +40,7 @@ def test_with_yes_the_workload_is_removed(pod: Pod) -> None:
     assert pod.records() == {}
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize(
     ("arguments", "variables", "status", "expected_text"),
     [

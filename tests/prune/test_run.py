@@ -20,7 +20,7 @@ from tests.simulators.cloudflare import refusal
 from tests.simulators.faults import Fault
 from tests.simulators.messages import Handler, Request, Response
 from tests.simulators.upstream import Upstream
-from tests.world import StopAt, World, named
+from tests.world import StopAt, World, events_named
 
 # The value of DNS_OWNER, and the comment that identifies our records.
 OWNER = "monitoring"
@@ -297,7 +297,7 @@ def test_temporary_failure_after_the_wait_is_retried(
     before = kept_objects()
     world.headscale.faults.add(faults.html(502), method=method, path=path, after=after)
     prune(world).run()
-    assert len(named(events, "retry.scheduled")) == 1
+    assert len(events_named(events, "retry.scheduled")) == 1
     assert "redmine.example.com" not in record_names(world)
     assert kept_objects() == before
 
@@ -378,7 +378,7 @@ def test_node_that_changed_directly_before_its_deletion_stays(
     )
     if name is None:
         prune(world, name).run()
-        assert [event["workload"] for event in named(events, "workload.skipped")] == ["redmine.example.com"]
+        assert [event["workload"] for event in events_named(events, "workload.skipped")] == ["redmine.example.com"]
     else:
         with pytest.raises(ConflictError, match=f"[Nn]ode {node_id}"):
             prune(world, name).run()

@@ -15,7 +15,7 @@ from tests.simulators import faults
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.headscale_cli import Finished
 from tests.simulators.kubernetes import ExecFault
-from tests.tally import count
+from tests.tally import add_to_count
 
 POD_COMMANDS = [("cleanup",), ("dns-watch", "--once"), ("--dry-run",)]
 COMMANDS = [*POD_COMMANDS, ("prune",), ("prune", "--name", NAME, "--yes")]
@@ -59,7 +59,7 @@ def test_command_line_contains_no_secret_and_no_child_is_started(pod: Pod, comma
     assert arguments.rstrip("\0").split("\0")[-len(command) :] == list(command)
     assert pod.secrets_in(arguments, result.output) == []
     assert children == []
-    count("secrets searched", by=len(pod.headscale.secrets()) + len(pod.cloudflare.secrets()))
+    add_to_count("secrets searched", by=len(pod.headscale.secrets()) + len(pod.cloudflare.secrets()))
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +88,12 @@ def test_output_and_urls_of_exec_requests_contain_no_secret(cluster_pod: Cluster
         if fault is not None:
             pod.kubernetes.add_exec_fault(fault, "nodes list")
             pod.kubernetes.add_exec_fault(fault, "preauthkeys create")
-            count("runs of commands during failures", f"exec: {kind}")
+            add_to_count("runs of commands during failures", f"exec: {kind}")
         result = pod.run(*command, **SETTINGS)
         urls = [f"{request.path}?{request.query}" for request in pod.kubernetes.requests]
         other_files = [file.read_text() for file in pod.volume.iterdir() if file.name != "authkey"]
         assert result.stdout
         assert "Traceback" not in result.output
         # These secrets, and the token of the service account.
-        count("secrets searched", by=len(pod.headscale.secrets()) + len(pod.cloudflare.secrets()) + 1)
+        add_to_count("secrets searched", by=len(pod.headscale.secrets()) + len(pod.cloudflare.secrets()) + 1)
         assert pod.secrets_in(result.output, *urls, *other_files) == []

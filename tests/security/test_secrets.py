@@ -15,7 +15,7 @@ from tests.builders import NAME, OUR_COMMENT
 from tests.faults.schedule import FAULTS, UpstreamName
 from tests.process.commands import Pod
 from tests.real.programs import free_ports
-from tests.tally import count
+from tests.tally import add_to_count
 
 # If Headscale fails, reports are checked as text. If Cloudflare fails, reports are checked as JSON.
 REPORT_FORMAT: dict[UpstreamName, tuple[str, ...]] = {"headscale": (), "cloudflare": ("--output", "json")}
@@ -82,10 +82,10 @@ def test_output_of_a_failure_contains_no_secret(pod: Pod, upstream: UpstreamName
         # Faults start at the first, second or third request, so that a part of the work can be done.
         simulator.faults.add(FAULTS[kind](upstream, Random(1)), times=None, after=number % 3)
         texts = run(pod, *command)
-        count("runs of commands during failures", kind)
+        add_to_count("runs of commands during failures", kind)
         assert texts["output"], command
         assert "Traceback" not in texts["output"]
         assert ("metrics" in texts) == (command == ("dns-watch",))
         for place, text in texts.items():
             assert pod.secrets_in(text) == [], f"{' '.join(command)}: a secret is in the {place}"
-        count("secrets searched", by=len(pod.headscale.secrets()) + len(pod.cloudflare.secrets()))
+        add_to_count("secrets searched", by=len(pod.headscale.secrets()) + len(pod.cloudflare.secrets()))

@@ -18,7 +18,7 @@ from tests.clients.certificates import PrivateAuthority
 from tests.process.commands import CompletedRun, Pod
 from tests.simulators import faults
 from tests.simulators.serve import serve
-from tests.tally import count
+from tests.tally import add_to_count
 from tests.world import World
 
 GIB = 1024**3
@@ -84,7 +84,7 @@ def test_no_code_disables_verification(repository: Path) -> None:
 # --- Sizes of responses --------------------------------------------------------------------------------
 
 
-@pytest.mark.default_cases(2)
+@pytest.mark.max_cases_without_full(2)
 @pytest.mark.parametrize("upstream", ["headscale", "cloudflare"])
 @pytest.mark.parametrize("command", ["cleanup", "dns-watch", "--dry-run"])
 def test_response_of_a_gigabyte_is_rejected(pod: Pod, command: str, upstream: str) -> None:
@@ -92,7 +92,7 @@ def test_response_of_a_gigabyte_is_rejected(pod: Pod, command: str, upstream: st
     simulator.faults.add(faults.oversize(GIB), times=None)
     pod.headscale.add_node(NAME, user="svc")
     result = run(pod, command, TAILSCALE_INTERFACE="")
-    count("bad inputs", "response of 1 GiB")
+    add_to_count("bad inputs", "response of 1 GiB")
     # A failure of Cloudflare does not fail cleanup. dns-watch retries until it is stopped, and then exits with 0.
     succeeds = command == "dns-watch" or (upstream, command) == ("cloudflare", "cleanup")
     assert result.status == (0 if succeeds else 1), result.output
@@ -103,7 +103,7 @@ def test_response_of_a_gigabyte_is_rejected(pod: Pod, command: str, upstream: st
 def test_deeply_nested_response_is_an_error_without_traceback(pod: Pod) -> None:
     pod.headscale.faults.add(faults.answer(200, "[" * 1_000_000), times=None, path="/api/v1/")
     result = pod.run("cleanup")
-    count("bad inputs", "deeply nested response")
+    add_to_count("bad inputs", "deeply nested response")
     assert result.status == 1
     assert "Traceback" not in result.output
 
@@ -120,7 +120,7 @@ INVALID_IDS: tuple[object, ...] = (
 def test_invalid_id_is_not_used_in_a_url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, invalid_id: object) -> None:
     """An id from a response is validated before it becomes part of a URL."""
     world = World(monkeypatch, tmp_path)
-    count("bad inputs", "invalid id")
+    add_to_count("bad inputs", "invalid id")
     record = {
         "id": invalid_id,
         "name": NAME,
