@@ -13,7 +13,7 @@ from typing import Any
 
 from lifecycle.domain.errors import ApiError
 
-# The longest accepted Retry-After. No upstream asks for more, and a much larger number would overflow a timedelta.
+# A longer Retry-After is reduced to this. A much larger number would overflow a timedelta.
 _MAX_RETRY_AFTER = timedelta(days=1)
 
 # The largest number of values in a JSON text that is parsed. A list of 20,000 nodes has about a million.
@@ -25,7 +25,7 @@ _MAX_EXCERPT = 300
 # Only the start of a longer text is processed: processing megabytes takes long, and most of it would be cut anyway.
 _MAX_PROCESSED = 10_000
 
-# Text of this length is treated as a key or token. Words are shorter.
+# A word of 32 or more characters is treated as a key or token.
 _SECRET = re.compile(r"[\w+=-]{32,}")
 
 _TITLE = re.compile(r"<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
@@ -67,7 +67,7 @@ class Response:
 
     @property
     def reason(self) -> str:
-        """The explanation of a refusal in the response, as the end of a message; "" if there is none."""
+        """The explanation in an error response, to be appended to a message; "" if there is none."""
         text = self.text
         if text.lstrip().startswith("<"):
             title = _TITLE.search(text)
@@ -77,7 +77,7 @@ class Response:
 
 
 def parse_response(status: int, headers: Mapping[str, str], body: bytearray, *, secret: str | None = None) -> Response:
-    """Parse a response, and clear its body to save memory. The names of the headers have to be case-insensitive."""
+    """Parse a response, and clear its body to save memory. Look-ups in `headers` must ignore case."""
     text = body.decode(errors="replace")
     body.clear()
     content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -100,7 +100,7 @@ def well_formed(malformed: ApiError) -> Iterator[None]:
 
 
 def needs_little_memory(text: str) -> bool:
-    """Return True if parsing a JSON text takes little memory. For example, each `{},` becomes more than 64 bytes."""
+    """Return True if a JSON text has so few values that parsing it takes little memory."""
     # Each value except the first follows one of these characters.
     return sum(map(text.count, ",[{")) <= _MAX_VALUES
 

@@ -36,7 +36,7 @@ class KeyFileWriter(KeyFileReader):
     __slots__ = ()
 
     def check_writable(self) -> None:
-        """Check that a key can be written: create and rename a file beside it, and check the files to be replaced."""
+        """Check that a key can be written: create and rename a file in its folder, and check the files to replace."""
         folder = self.path.parent
         with _key_file_errors(self.path):
             if not folder.is_dir():
@@ -67,7 +67,7 @@ class KeyFileWriter(KeyFileReader):
         The liveness probe of the tailscale container fails while the marker is newer than tailscale's socket.
 
         Args:
-            key_id: the id of the key in the key file, with which tailscale has to log in; None = remove the marker.
+            key_id: the id of the key in the key file; None = remove the marker.
         """
         path = self.restart_marker_path
         if key_id is None:

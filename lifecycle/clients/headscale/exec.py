@@ -17,16 +17,16 @@ from lifecycle.domain.model import KeySpec, Node, PreAuthKey, User
 
 Parsed = TypeVar("Parsed")
 
-# When a key is created, the command line computes its expiry, and the server sets its creation time a moment later. The
-# lifetime between these two times is therefore shorter than requested, at most by this delay.
+# The command line computes the expiry of a new key, and the server sets its creation time a moment later. The
+# difference between the two times is therefore shorter than the requested lifetime, at most by this delay.
 _MAX_CREATION_DELAY = timedelta(seconds=0.5)
-# The clocks of two machines can differ by this time. The expiry of a key can then differ from the requested expiry by
-# the same time.
+# The clocks of Headscale's pod and of the API server can differ by this time, and so can the expiry of a key and the
+# requested expiry.
 _MAX_CLOCK_SKEW = timedelta(minutes=5)
 
 
 class ExecTransport:
-    """A Headscale server, used through the command line in its pod. Most methods run one command.
+    """A Headscale server, used through the command line in its pod.
 
     Args:
         now: returns the current time in UTC.
@@ -51,7 +51,7 @@ class ExecTransport:
         self._deleted: set[str] = set()
 
     def clock_skew(self) -> timedelta | None:
-        """Return how far the cluster's clock was ahead of this machine's clock.
+        """Return how far the clock of the Kubernetes API server is ahead of this machine's clock; None if unknown.
 
         The command line does not report Headscale's time.
         """
@@ -67,7 +67,7 @@ class ExecTransport:
 
     def nodes(self) -> list[Node]:
         """Return every node."""
-        # The command line omits empty values, and so the member `name` of a node without a name.
+        # The command line omits empty members, such as the `name` of a node without a name.
         return self._list(("nodes", "list"), lambda node: parsing.parse_node({"name": ""} | node))
 
     def node(self, node_id: str) -> Node:
@@ -92,7 +92,7 @@ class ExecTransport:
         # Without --force the command asks for confirmation.
         command = ("nodes", "delete", "--identifier", node_id, "--force")
         if self._parsed(command, lambda output: output is None):
-            # Up to 0.28, a failed deletion differs from a successful one only in this output.
+            # Up to 0.28, a failed deletion differs from a successful one only in the output `null`.
             raise TransientError(f"Headscale did not delete node {node_id}, and gave no reason.", upstream=UPSTREAM)
         with suppress(NotFoundError):
             self.node(node_id)
@@ -125,7 +125,7 @@ class ExecTransport:
         )
 
     def pre_auth_keys(self, user: User) -> list[PreAuthKey]:
-        """Return the keys of the user, or of all users (from 0.28 on)."""
+        """Return the keys of the user. From 0.28 on, return the keys of all users."""
 
         def list_keys(dialect: Dialect) -> list[PreAuthKey]:
             options = () if dialect.uses_key_ids else ("--user", dialect.user_reference(user))
@@ -193,7 +193,7 @@ class ExecTransport:
         return self._parsed(command, parse_list)
 
     def _parsed(self, command: Sequence[str], parse: Callable[[Any], Parsed]) -> Parsed:
-        """Run a command, and parse its JSON output, in which the members are then named as in the REST API."""
+        """Run a command, and parse its JSON output after renaming the members as in the REST API."""
         # `-o` and `json` are two arguments, because `-o=json` would not disable log lines.
         output = self._run(*command, "-o", "json")
         if not output.strip():
