@@ -26,9 +26,9 @@ def response_to(query: bytes, lookup: Callable[[str], str | None]) -> bytes:
         end += 1 + length
     # Skip the end of the name (1 byte), the type and the class (2 bytes each).
     end += 5
-    (kind,) = struct.unpack_from("!H", query, end - 4)
+    (record_type,) = struct.unpack_from("!H", query, end - 4)
     address = lookup(".".join(labels))
-    has_answer = address is not None and kind == _TYPE_A
+    has_answer = address is not None and record_type == _TYPE_A
     flags = _FLAGS | (_NAME_ERROR if address is None else 0)
     response = query[:2] + struct.pack("!5H", flags, 1, int(has_answer), 0, 0) + query[12:end]
     if has_answer:
@@ -40,7 +40,7 @@ def response_to(query: bytes, lookup: Callable[[str], str | None]) -> bytes:
 
 @contextmanager
 def serve_dns(address: str, lookup: Callable[[str], str | None]) -> Iterator[None]:
-    """Respond to queries on UDP port 53 of an address in this thread's network namespace, until the block ends."""
+    """Respond to queries on UDP port 53 of an address in the caller's network namespace, until the block ends."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind((address, 53))
 

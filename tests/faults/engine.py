@@ -43,7 +43,7 @@ from tests.faults.schedule import (
 )
 from tests.faults.special_faults import compressed_response, failing_output
 from tests.faults.tap import SECOND_PAGE, Interruption, KilledError, Tap
-from tests.faults.workload import APEX, SHARED, SIBLING_COMMENT, FaultWorld, Pass, Pod, Workload
+from tests.faults.workload import APEX, SHARED, SIBLING_COMMENT, Pass, Pod, Workload
 from tests.simulators import faults
 from tests.simulators.headscale import NodeGoneError, RegistrationRefusedError
 from tests.simulators.messages import Handler
@@ -63,11 +63,10 @@ KEY_WRITING_FUNCTIONS: Final = frozenset(
 """Names of the functions in keyfile/writer.py that run while a key is written."""
 
 MAX_LINES: Final = 80
-"""The maximum number of lines of these functions that are executed before the process is killed."""
+"""A process is killed before one of the first MAX_LINES lines that it executes in these functions."""
 
 MANY_REQUESTS: Final = 20
-"""How often a fault is injected so that it lasts for more than a minute. After this time, dns-watch treats a missing
-node as lost."""
+"""How many requests a fault affects that lasts until dns-watch treats a missing node as lost, for over a minute."""
 
 MEMORY_FOLDER: Final = Path("/dev/shm")
 """A file system in memory, on Linux."""
@@ -119,6 +118,7 @@ class Engine:
     def _add_foreign_objects(self) -> None:
         """Add nodes and records that the program must not change, and the node and record of an earlier pod."""
         world, headscale = self.world, self.world.headscale
+        # Without this setting, Headscale may have only one user.
         if world.environment["HEADSCALE_USER"]:
             headscale.add_user("ann")
             headscale.add_node(NAME, user="ann")
@@ -140,13 +140,13 @@ class Engine:
             world.add_record("wiki.example.com", name="old-wiki.example.com", type_="CNAME", comment=SIBLING_COMMENT)
             world.add_record("made by hand", name=SHARED, type_="TXT", comment=COMMENT_AT_FURTHER_NAMES)
             world.add_record("mail.example.com", name=APEX, type_="MX", priority=10)
+            # The comment of a workload whose name only ends with ours.
             world.add_record("100.64.9.3", name="x.example.com", comment=f"{OUR_COMMENT} x{NAME}")
             # The record of an alias that the workload had earlier. This record is ours, unlike the records above.
             world.add_record(NAME, name="old.example.com", type_="CNAME", comment=COMMENT_AT_FURTHER_NAMES)
         if self.schedule.many_records:
             for number in range(100):
                 world.add_record(f"note {number}", type_="TXT")
-        # The node and record of an earlier pod.
         old = headscale.add_node(NAME, user=USER, online=False)
         world.add_record(old.address, comment=OUR_COMMENT, ttl=60)
         self.invariants.remember_foreign_objects()
@@ -239,7 +239,8 @@ class Engine:
             return self._run_cleanup(pod)
         self._run_tailscale(pod)
         if pod.watch is None:
-            pod.watch = self._world_of(pod).watch(pod.interface, AUTHKEY_OUTPUT_PATH=str(pod.key_file))
+            self._tap_requests_of(pod)
+            pod.watch = self.world.watch(pod.interface, AUTHKEY_OUTPUT_PATH=str(pod.key_file))
         try:
             wait_s = pod.watch.run_pass()
         except NotRegisteredError:
@@ -252,8 +253,8 @@ class Engine:
             return self._container_ended(pod)
         return wait_s
 
-    def _world_of(self, pod: Pod) -> FaultWorld:
-        """Return the world. From now on, the requests of its commands count as requests of this pod."""
+    def _tap_requests_of(self, pod: Pod) -> None:
+        """Create a Tap of this pod for each upstream of the commands that are created from now on."""
 
         def route(upstream: Upstream) -> Handler:
             return Tap(
@@ -261,12 +262,12 @@ class Engine:
             )
 
         self.world.route = route
-        return self.world
 
     def _run_cleanup(self, pod: Pod) -> float:
         world = self.world
         pod.stop = StopAt(self.clock)
-        cleanup = self._world_of(pod).cleanup(pod.stop, AUTHKEY_OUTPUT_PATH=str(pod.key_file))
+        self._tap_requests_of(pod)
+        cleanup = world.cleanup(pod.stop, AUTHKEY_OUTPUT_PATH=str(pod.key_file))
         faults_before = world.fault_queues["headscale"].injected
         current = self.workload.running_passes[-1]
         try:
@@ -325,8 +326,8 @@ class Engine:
             add_to_count("faults injected", step.kind)
             self._output.enter_context(failing_output(step.random, self._log_events))
         elif step.kind == HIDDEN_NODES:
-            # If `dns-watch` cannot read the VPN interface, only the list shows its node. Without the node in
-            # the list, dns-watch correctly creates another key, which the checks would report. So skip this fault.
+            # Skip this fault if `dns-watch` cannot read the VPN interface. It then finds its node only in the list, and
+            # correctly creates another key without the node, which the checks would report.
             if not self.world.environment["TAILSCALE_INTERFACE"]:
                 return
             queue = self.world.fault_queues["headscale"]
@@ -335,6 +336,7 @@ class Engine:
         elif step.kind == EMPTY_NODE_LIST:
             empty = replace(faults.answer(200, '{"nodes":[]}'), name=step.kind)
             self.world.fault_queues["headscale"].add(empty, method="GET", path=r"/node(\?|$)", times=MANY_REQUESTS)
+            # Restart all sidecars, so that they have not read a node yet.
             for pod in self.workload.running_pods:
                 pod.watch = None
         elif step.kind == KILLED_WRITING:
@@ -364,7 +366,7 @@ class Engine:
             fault = FAULTS[step.kind](step.upstream, step.random)
         path = SECOND_PAGE.pattern if step.second_page else None
         method = "GET" if step.kind == "stale read" else step.method
-        # dns-watch ignores a single incomplete list. A fault that is to have an effect is injected many times.
+        # dns-watch ignores a single incomplete list, so a longer fault affects many requests.
         times = MANY_REQUESTS if step.kind == "incomplete list" and step.times > 1 else step.times
         self.world.fault_queues[step.upstream].add(
             replace(fault, name=step.kind), method=method, path=path, times=times, after=step.after
@@ -446,7 +448,7 @@ class Engine:
         until = self.clock.elapsed_s + RECOVERY_S
         self.run_for(CHECK_INTERVAL_S)
         if self.world.blocking_records:
-            # Wait for the longest backoff, and for one more pass of dns-watch.
+            # Wait until a backoff has ended, and for one more pass of dns-watch.
             self.run_for(2 * self._more_than_verify_interval_s)
             self._check_blocked_record_is_reported()
             self._remove_blocking_records()
@@ -471,7 +473,7 @@ class Engine:
 
     @property
     def _more_than_verify_interval_s(self) -> float:
-        """A time that is longer than the setting VERIFY_INTERVAL with its jitter."""
+        """A time that is longer than VERIFY_INTERVAL (5 or 2 minutes) with its jitter of 25 %."""
         return 400.0 if self.world.environment["VERIFY_INTERVAL"] == "5m" else 160.0
 
     def _check_blocked_record_is_reported(self) -> None:

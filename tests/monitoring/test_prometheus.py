@@ -106,11 +106,11 @@ class Prometheus:
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[Prometheus]:
-    """A Prometheus that has scraped a dns-watch. Its record is published, and its node expires within the hour."""
+    """A Prometheus that has scraped a dns-watch whose record is published and whose node expires in an hour."""
     folder = tmp_path_factory.mktemp("prometheus")
-    (rule,) = yaml.safe_load_all((repository / FOLDER / "rules.yaml").read_text())
+    (manifest,) = yaml.safe_load_all((repository / FOLDER / "rules.yaml").read_text())
     rules = folder / "rules.yaml"
-    rules.write_text(yaml.safe_dump(rule["spec"]))
+    rules.write_text(yaml.safe_dump(manifest["spec"]))
     with ExitStack() as stack:
         headscale, cloudflare = HeadscaleSimulator(), CloudflareSimulator()
         user = headscale.add_user("svc")
@@ -204,6 +204,7 @@ def test_dashboard_values_match_the_pod_state(prometheus: Prometheus, repository
 
     assert value("Pods with dns-watch") == value("Registered nodes") == value("Records in sync") == 1
     assert value("Lost nodes") == value("Superseded") == 0
+    # The API keys of the simulator expire after 90 days.
     assert value("API key expiry") == pytest.approx(90 * 86_400, abs=600)
     assert 0 < value("Pass duration") < 10
     assert {(sample["metric"]["upstream"], sample["metric"]["outcome"]) for sample in samples["Requests A"]} == {

@@ -17,8 +17,8 @@ from tests.process.commands import PROGRAM, CompletedRun, Pod
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.vpn_client import VpnClient
 
-# Older manifests, which must keep working, have only two settings for the sidecar. `Pod` has their settings for both
-# containers. Port 0 disables the health endpoints.
+# Older manifests, which must keep working, have MAX_RETRIES and RETRY_INTERVAL for dns-watch, and the settings in `Pod`
+# for both containers. Port 0 disables the health endpoints.
 SIDECAR_SETTINGS = {"MAX_RETRIES": "30", "RETRY_INTERVAL": "10", "HEALTH_PORT": "0"}
 
 
@@ -70,7 +70,7 @@ def run_all_commands(pod: Pod) -> dict[str, Any]:
     return dict(report["context"])
 
 
-# The default tier runs only the first case, so the newest release is first.
+# Without --full, only the first case runs, so the newest release is first.
 @pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize("version", VERSIONS[::-1])
 def test_all_commands_with_each_headscale_release(make_pod: Callable[..., Pod], version: str) -> None:
@@ -140,7 +140,7 @@ def test_dry_run_of_one_command_ignores_settings_of_the_other_command(
 
 
 def test_dry_run_removes_the_files_of_the_kubernetes_client(pod: Pod) -> None:
-    """The client writes certificates of a kubeconfig to temporary files, and removes them when Python exits."""
+    """The client writes the (invalid) certificate to a file in TMPDIR, and removes the file when Python exits."""
     config = pod.working_directory / "config"
     kubeconfig = a_kubeconfig("https://127.0.0.1:9", cluster={"certificate-authority-data": "LS0tCg=="})
     config.write_text(json.dumps(kubeconfig))

@@ -1,4 +1,4 @@
-"""Run the tailscale container of the manifests that are rendered from deploy/, without a container image.
+"""Run the tailscale container of the rendered manifests, without a container image.
 
 The container has the entry point of the image (containerboot), and the environment, files and probes of the manifests.
 """
@@ -92,10 +92,10 @@ class TailscaleContainer:
         (folder / "etc/ssl/certs").mkdir(parents=True)
         (folder / "etc/ssl/certs/ca-certificates.crt").write_text(trust)
         (folder / "etc/hosts").write_text(hosts)
-        self._environment = self._with_kubernetes(authority, stack)
+        self._environment = self._serve_kubernetes(authority, stack)
         stack.callback(self.stop)
 
-    def _with_kubernetes(self, authority: Authority, stack: ExitStack) -> dict[str, str]:
+    def _serve_kubernetes(self, authority: Authority, stack: ExitStack) -> dict[str, str]:
         """Serve the Kubernetes API and return the environment of the container."""
         variables = {
             name: value for name, value in environment(CONTAINER_MANIFEST, DOCUMENTS).items() if value is not None
@@ -108,7 +108,7 @@ class TailscaleContainer:
         serving = serve_to_pod(self.kubernetes, authority, account=self.account, namespace=NAMESPACE)
         self.api = stack.enter_context(serving)
         self.api["KUBERNETES_SERVICE_PORT_HTTPS"] = self.api["KUBERNETES_SERVICE_PORT"]
-        return {"PATH": "/bin", "HOME": "/root", **self.api, **POD_VARIABLES, **variables}
+        return {"HOME": "/root", **self.api, **POD_VARIABLES, **variables}
 
     @property
     def key_file(self) -> Path:

@@ -167,7 +167,6 @@ def test_client_with_the_state_of_a_deleted_node_registers_a_new_node(
     assert f"no node {old}" in event["reason"]
     client.start()
     client.log_in(workload.key_file)
-    # A restarted client reports its old node until the server has responded.
     [new] = eventually(lambda: workload.node_ids or None, "the client to register")
     assert new != old
 
@@ -204,7 +203,7 @@ def test_node_of_a_key_without_user_is_kept_if_it_can_log_in_again(
 def test_key_is_replaced_if_the_output_with_its_secret_is_lost(
     fault: ExecFault, workload: Workload, kubernetes: KubernetesSimulator
 ) -> None:
-    """From Headscale 0.28 on, the lost key is expired. Older releases need the secret of the key for this."""
+    """From Headscale 0.28 on, the lost key is expired. Older releases need its secret for this."""
     before = _key_ids(workload)
     kubernetes.add_exec_fault(fault, "preauthkeys create")
     ended = workload.run_cleanup()
@@ -290,7 +289,7 @@ def test_real_and_simulated_command_have_the_same_output(servers: ServerPair, re
         ("preauthkeys", "expire", *expire_options),
         ("nodes", "delete", "--identifier", "424242", "--force"),
         ("nodes", "delete", "--identifier", "1", "--force"),
-        ("nodes", "delete", "--identifier", "1", "--force"),
+        ("nodes", "delete", "--identifier", "1", "--force"),  # deleted already
     ]
     different = []
     for command in commands:
@@ -318,6 +317,6 @@ def test_version_is_detected(workload: Workload, transport: ExecTransport) -> No
 def test_missing_node_is_not_found(transport: ExecTransport) -> None:
     with pytest.raises(NotFoundError):
         transport.delete_node("424242")
-    # An empty list of nodes would otherwise be an error. The client expects it after a request to delete the node.
+    # An empty list of nodes is an error unless the client has requested the deletion of the node.
     with pytest.raises(NotFoundError):
         transport.node("424242")

@@ -1,4 +1,4 @@
-"""Test self-healing with a single node in the tailnet.
+"""Test self-healing with a single node in Headscale.
 
 If the only node is deleted, the list of nodes is empty. The list is also empty while Headscale runs with a wrong
 database, so `dns-watch` waits longer before it treats the node as deleted.
@@ -25,8 +25,8 @@ from tests.real.workload import CONFIRM_TIMEOUT_S, USER
 VERSIONS = ("0.23.0", "0.26.1", "0.27.1", "0.29.3", "head")
 """A selection, because each release takes six minutes.
 
-It contains the oldest and the newest releases. Up to 0.26.1, Headscale reads the list of nodes from the database, and
-from 0.27.1 on from memory.
+It contains the oldest and the newest release, and the main branch (head). Up to 0.26.1, Headscale reads the list of
+nodes from the database, and from 0.27.1 on from memory.
 """
 
 pytestmark = pytest.mark.skipif(BUSYBOX is None, reason=NO_BUSYBOX)
@@ -78,6 +78,7 @@ def test_database_without_the_node_for_two_minutes_changes_nothing(
     with ExitStack() as stack:
         administrator = Administrator(server)
         old, newest = temporary_folder / "old", temporary_folder / "newest"
+        # Create the API key, so that both backups contain it.
         assert server.accepts_api_key
         administrator.copy_database(old)
         pod = Pod("only.example.com", stack=stack, server=server, folder=temporary_folder / "p")

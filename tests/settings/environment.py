@@ -50,10 +50,10 @@ class Environment:
         return {name: text for name, _, text in (line.partition(": ") for line in lines)}
 
 
-def problem_of(command: type[Settings]) -> ConfigError | None:
-    """Load the settings of a command, and return the error; None if the settings are valid."""
+def problem_of(model: type[Settings]) -> ConfigError | None:
+    """Load settings, and return the error; None if the settings are valid."""
     try:
-        load(command)
+        load(model)
     except ConfigError as error:
         return error
     return None

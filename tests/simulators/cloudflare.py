@@ -1,6 +1,6 @@
 """A simulated Cloudflare: the zones, DNS records, tokens and rate limits of API version 4.
 
-Only the requests that the program needs are supported. Other requests are refused, even if Cloudflare accepts them.
+Requests that the program does not need are refused, even if Cloudflare accepts them.
 """
 
 from __future__ import annotations
@@ -49,13 +49,14 @@ INVALID_TOKEN: Final = 9109
 AUTHENTICATION: Final = 10000
 THROTTLED: Final = 971
 
-TOKEN_FORM: Final = re.compile(r"Bearer [-A-Za-z0-9._~+/]+=*")
+AUTHORIZATION_FORM: Final = re.compile(r"Bearer [-A-Za-z0-9._~+/]+=*")
 TOKEN_ALPHABET: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
 
 MAX_BATCH: Final = 200
 """The maximum number of changes in a batch, with the free plan."""
 
 MAX_PAGE: Final = 10**9
+
 MAX_RECORDS_PER_PAGE: Final = 5000
 """The largest value that is known to work. Cloudflare's schema allows a thousand times as much."""
 
@@ -108,7 +109,7 @@ def _seconds(duration: timedelta) -> int:
 
 @dataclass(slots=True, kw_only=True)
 class _RateLimit:
-    """A rate limit. After too many requests in a window, all requests are blocked for the length of a window.
+    """After too many requests in a window, all requests are blocked for the length of a window.
 
     Attributes:
         requests: the allowed number of requests in a window.
@@ -216,8 +217,6 @@ class CloudflareSimulator(Upstream):
     ) -> None:
         """Limit the number of requests in a window of time.
 
-        If there are too many, all requests get a response with status 429 for the length of a window.
-
         Args:
             requests: the allowed number of requests in a window; 0 = refuse every request.
             per: the length of a window.
@@ -251,8 +250,8 @@ class CloudflareSimulator(Upstream):
         Raises:
             ApiError: the zone refuses the record.
         """
-        with self.lock, self._changing(self._zones[zone_id]) as zone:
-            return zone.create(self._new_id(), fields).id
+        with self.lock, self._transaction(self._zones[zone_id]) as records:
+            return records.create(self._new_id(), fields).id
 
     def add_workers_domain(self, zone_id: str, name: str) -> str:
         """Add the record that Cloudflare creates for the custom domain of a Worker, and return its id."""
@@ -263,13 +262,13 @@ class CloudflareSimulator(Upstream):
 
     def change_record(self, record_id: str, **fields: Any) -> None:
         """Change a record's fields, as in the dashboard."""
-        with self.lock, self._changing(self._zones[self._records[record_id].zone_id]) as zone:
-            zone.patch(record_id, fields)
+        with self.lock, self._transaction(self._zones[self._records[record_id].zone_id]) as records:
+            records.patch(record_id, fields)
 
     def remove_record(self, record_id: str) -> None:
         """Remove a record, as in the dashboard."""
-        with self.lock, self._changing(self._zones[self._records[record_id].zone_id]) as zone:
-            zone.delete(record_id)
+        with self.lock, self._transaction(self._zones[self._records[record_id].zone_id]) as records:
+            records.delete(record_id)
 
     def records(self, zone_id: str, name: str | None = None) -> list[Record]:
         """Return the records of a zone, oldest first. If `name` is set, return only the records with this full name."""
@@ -283,7 +282,7 @@ class CloudflareSimulator(Upstream):
     # --- From request to response -------------------------------------------------------------------
 
     def answer(self, request: Request, *, from_previous_state: bool) -> Response:
-        """Execute a request. The caller holds the lock."""
+        """Execute a request on the current records, or on the previous ones. The caller holds the lock."""
         if not from_previous_state:
             return self._answer(request)
         current, self._records = self._records, self._previous_records
@@ -318,7 +317,7 @@ class CloudflareSimulator(Upstream):
         if header is None:
             message = "Missing X-Auth-Key, X-Auth-Email or Authorization headers"
             raise ApiError(400, NO_AUTHENTICATION, message)
-        if TOKEN_FORM.fullmatch(header) is None:
+        if AUTHORIZATION_FORM.fullmatch(header) is None:
             chain = (MALFORMED_AUTHORIZATION, "Invalid format for Authorization header")
             raise ApiError(400, MALFORMED_HEADERS, "Invalid request headers", chain=chain)
         try:
@@ -396,8 +395,8 @@ class CloudflareSimulator(Upstream):
         )
 
     @contextmanager
-    def _changing(self, zone: Zone) -> Iterator[ZoneRecords]:
-        """Run a block as a transaction. An exception in the block rolls it back."""
+    def _transaction(self, zone: Zone) -> Iterator[ZoneRecords]:
+        """Run a block that changes the records of a zone. An exception in the block undoes the changes."""
         records = dict(self._records)
         yield self._zone_records(zone, records)
         self._previous_records, self._records = self._records, records
@@ -417,19 +416,19 @@ class CloudflareSimulator(Upstream):
         return {"result": self._zone_records(zone, self._records).existing(arguments["record_id"]).json()}
 
     def _create_record(self, request: Request, arguments: Mapping[str, str]) -> Body:
-        with self._changing(self._zone(request, arguments, write=True)) as zone:
-            return {"result": zone.create(self._new_id(), _read_body(request)).json()}
+        with self._transaction(self._zone(request, arguments, write=True)) as records:
+            return {"result": records.create(self._new_id(), _read_body(request)).json()}
 
     def _patch_record(self, request: Request, arguments: Mapping[str, str]) -> Body:
-        with self._changing(self._zone(request, arguments, write=True)) as zone:
-            return {"result": zone.patch(arguments["record_id"], _read_body(request)).json()}
+        with self._transaction(self._zone(request, arguments, write=True)) as records:
+            return {"result": records.patch(arguments["record_id"], _read_body(request)).json()}
 
     def _delete_record(self, request: Request, arguments: Mapping[str, str]) -> Body:
-        with self._changing(self._zone(request, arguments, write=True)) as zone:
-            return {"result": {"id": zone.delete(arguments["record_id"]).id}}
+        with self._transaction(self._zone(request, arguments, write=True)) as records:
+            return {"result": {"id": records.delete(arguments["record_id"]).id}}
 
     def _batch(self, request: Request, arguments: Mapping[str, str]) -> Body:
-        with self._changing(self._zone(request, arguments, write=True)) as zone:
+        with self._transaction(self._zone(request, arguments, write=True)) as records:
             body = _read_body(request)
             operations = ("deletes", "patches", "posts")
             if body.keys() - operations:
@@ -438,11 +437,11 @@ class CloudflareSimulator(Upstream):
             if len(deletes) + len(patches) + len(posts) > MAX_BATCH:
                 raise ApiError(400, VALIDATION, f"A batch may change at most {MAX_BATCH} records.")
             result = {
-                "deletes": [zone.delete(item["id"]) for item in deletes],
-                "patches": [zone.patch(item["id"], item) for item in patches],
-                "posts": [zone.create(self._new_id(), item) for item in posts],
+                "deletes": [records.delete(item["id"]) for item in deletes],
+                "patches": [records.patch(item["id"], item) for item in patches],
+                "posts": [records.create(self._new_id(), item) for item in posts],
             }
-            return {"result": {key: [record.json() for record in records] for key, records in result.items()}}
+            return {"result": {key: [record.json() for record in changed] for key, changed in result.items()}}
 
 
 def refusal(status: int, code: int, message: str = "refused") -> Fault:
