@@ -248,7 +248,7 @@ def _mutation_variables(images: dict[str, str]) -> dict[str, str]:
             "variables.defaults[?n].orValue('')])\n"
             ".filter(s, s[1] != '')"
         ),
-        "ownInitContainersFirst": f"variables.annotations[?{_literal(INIT_CONTAINERS)}].orValue('') == 'before'",
+        "podInitContainersFirst": f"variables.annotations[?{_literal(INIT_CONTAINERS)}].orValue('') == 'before'",
     }
 
 
@@ -279,7 +279,7 @@ def _json_patch() -> str:
     ]
     values = [
         (
-            f"variables.ownInitContainersFirst ? '/spec/initContainers/-' : '/spec/initContainers/{index}'",
+            f"variables.podInitContainersFirst ? '/spec/initContainers/-' : '/spec/initContainers/{index}'",
             _typed_literal(container, "Object.spec.initContainers"),
         )
         for index, container in enumerate(added_containers())

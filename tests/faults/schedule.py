@@ -81,8 +81,8 @@ FAULTS: Final[dict[str, Callable[[UpstreamName, Random], Fault]]] = {
 }
 """Functions that create the faults of single requests, by kind."""
 
-HIDDEN_NODES: Final = "our nodes hidden"
-"""A proxy returns 404 for each node, and removes our nodes from lists. The program must not treat a node as lost."""
+HIDDEN_NODES: Final = "nodes hidden"
+"""A proxy returns 404 for each node, and removes the workload's nodes from lists. They are not lost."""
 
 EMPTY_NODE_LIST: Final = "node list empty"
 """Headscale and all sidecars have just started. The list of nodes is empty, and the sidecars have not read a node yet.
@@ -275,8 +275,8 @@ def with_further_names(schedule: Schedule) -> Schedule:
     return replace(schedule, variables={**schedule.variables, **names})
 
 
-def from_json(values: Mapping[str, Any]) -> Schedule:
-    """Parse the result of `Schedule.text`."""
+def from_mapping(values: Mapping[str, Any]) -> Schedule:
+    """Return the schedule that the decoded JSON of `Schedule.text` describes."""
     return Schedule(**{**values, "steps": tuple(Step(**step) for step in values["steps"])})
 
 

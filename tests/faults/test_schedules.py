@@ -18,7 +18,7 @@ import pytest
 
 from tests.faults.engine import run, shrunk
 from tests.faults.invariants import BrokenError
-from tests.faults.schedule import Schedule, from_json, random_schedule, with_further_names
+from tests.faults.schedule import Schedule, from_mapping, random_schedule, with_further_names
 
 # The numbers of schedules in a full run of the tests, and in a default run.
 SCHEDULES = 504
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 @pytest.mark.parametrize("values", REGRESSIONS.values(), ids=REGRESSIONS)
 def test_schedule_that_found_a_bug_passes(values: dict[str, Any]) -> None:
-    run(from_json(values))
+    run(from_mapping(values))
 
 
 @pytest.mark.max_cases_without_full(SCHEDULES_BY_DEFAULT)
@@ -90,4 +90,4 @@ def test_shrunk_schedule_has_only_the_steps_that_are_necessary_for_the_failure()
 
 
 def test_schedule_is_the_same_after_writing_and_parsing_it() -> None:
-    assert from_json(json.loads(random_schedule(1).text())) == random_schedule(1)
+    assert from_mapping(json.loads(random_schedule(1).text())) == random_schedule(1)
