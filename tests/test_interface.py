@@ -42,7 +42,7 @@ def exit_with(error):
 
 def ip(*arguments):
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
-    return done.stderr.strip() or "exit status" if done.returncode else ""
+    return done.stderr.strip() or "ip failed" if done.returncode else ""
 
 def run(command, *arguments):
     if command == "create":
@@ -70,8 +70,8 @@ addresses = interface_addresses("tailscale0")
 print(json.dumps({"addresses": None if addresses is None else sorted(map(str, addresses))}))
 """
 
-# This program waits three times, and records after each wait how many waits an event has ended so far. It counts the
-# calls of `Stop.wait`, because `InterfaceEvents.wait` calls this method only after an event.
+# This program calls `InterfaceEvents.wait` three times. After each call, it records how many of the calls so far were
+# ended by a change: only in this case does `InterfaceEvents.wait` call `Stop.wait`.
 COUNT_EVENTS = """
 from lifecycle.clients.interface import InterfaceEvents
 from lifecycle.runtime.stop import StopEvent

@@ -46,10 +46,10 @@ class Cleanup:
         return cleanup_config(self.settings)
 
     def run(self) -> None:
-        """Delete what earlier pods left behind and write a fresh key.
+        """Delete what earlier pods left behind, and write a pre-auth key.
 
         Raises:
-            LifecycleError: no fresh key was written; the message gives the reason.
+            LifecycleError: no pre-auth key was written; the message gives the reason.
         """
         started = monotonic()
         headscale, key_file = self.writers.headscale, self.writers.key_file
@@ -78,9 +78,9 @@ class Cleanup:
         )
 
     def _delete_records(self, plan: Plan, observation: Observation) -> int:
-        """Delete the records that are stale by a new list of nodes, and return how many were deleted.
+        """Read the nodes again, delete the records that are still stale, and return how many were deleted.
 
-        Minutes of retries can have passed since the first list. A failure does not prevent the pod's start.
+        The first list of nodes can be minutes old, because of retries. A failure does not prevent the pod's start.
         """
         if not plan.records or observation.records is None:
             return 0

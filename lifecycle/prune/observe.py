@@ -10,7 +10,7 @@ from lifecycle.settings.models import PruneSettings
 
 
 def prune_config(settings: PruneSettings, *, name: str | None) -> PruneConfig:
-    """Return the part of the settings that the plan needs."""
+    """Return the settings that the plan depends on. `name` limits the plan to one workload."""
     return PruneConfig(
         name=name,
         domain=settings.domain_name,

@@ -155,6 +155,27 @@ def test_explanation_by_the_upstream_has_precedence(api: Api) -> None:
     assert isinstance(failure(client), ConflictError)
 
 
+@pytest.mark.parametrize(
+    ("fault", "outcome"),
+    [
+        pytest.param(None, "ok", id="ok"),
+        pytest.param(faults.drop(), "no_answer", id="lost"),
+        pytest.param(faults.answer(429), "throttled", id="throttled"),
+        pytest.param(faults.answer(502), "server_error", id="server-error"),
+        pytest.param(faults.answer(404), "refused", id="refused"),
+    ],
+)
+def test_outcome_of_each_request_is_reported(api: Api, fault: Fault | None, outcome: str) -> None:
+    outcomes: list[str] = []
+    client = client_of(api, on_outcome=outcomes.append)
+    if fault is None:
+        client.send("GET", "/thing")
+    else:
+        api.faults.add(fault)
+        failure(client)
+    assert outcomes == [outcome]
+
+
 # --- Retry-After ---------------------------------------------------------------------------------------
 
 
@@ -210,14 +231,14 @@ def test_incomplete_response_is_a_transient_error(client: JsonClient, api: Api, 
     assert client.send("GET", "/thing").json["path"] == "/thing"
 
 
-LONG_LIST = json.dumps({"nodes": [{"id": number, "x": "x" * 1000} for number in range(2000)]})
+LONG_LIST = json.dumps({"nodes": [{"id": number, "padding": "x" * 1000} for number in range(2000)]})
 
 
 def test_items_of_a_long_list_are_parsed_while_it_arrives(client: JsonClient, api: Api) -> None:
     api.faults.add(faults.answer(200, LONG_LIST))
     items = Items("nodes", itemgetter("id"))
     rest = client.send("GET", "/thing", items=items).json["nodes"]
-    assert len(rest) < 1000
+    assert len(rest) < 1000, "at least half of the items are parsed early"
     assert items.parsed + [item["id"] for item in rest] == list(range(2000))
 
 
@@ -238,8 +259,8 @@ def test_response_beyond_the_limit_is_refused(client: JsonClient, api: Api) -> N
 
 
 def test_list_of_twenty_thousand_nodes_is_read(api: Api) -> None:
-    """The test assumes 1250 bytes for each node."""
-    size = 20_000 * 1_250
+    bytes_per_node = 1_250
+    size = 20_000 * bytes_per_node
     api.faults.add(faults.oversize(size))
     assert len(client_of(api).send("GET", "/thing").text) == size
 
@@ -256,7 +277,7 @@ def test_list_of_twenty_thousand_nodes_is_read(api: Api) -> None:
         pytest.param(faults.answer(200, b"\xff\xfe\x00"), id="not-utf-8"),
     ],
 )
-def test_malformed_json_has_no_value(client: JsonClient, api: Api, fault: Fault) -> None:
+def test_response_without_valid_json_has_no_value(client: JsonClient, api: Api, fault: Fault) -> None:
     api.faults.add(fault)
     assert client.send("GET", "/thing").json is None
 
@@ -292,7 +313,7 @@ def test_request_without_authorization_does_not_read_the_token(api: Api) -> None
     assert client_of(api, read=reading()).send("GET", "/open", authorized=False).status == 200
 
 
-@pytest.mark.parametrize("results", [[TOKEN, OTHER_TOKEN], [TOKEN, UNREADABLE, OTHER_TOKEN]], ids=["readable", "later"])
+@pytest.mark.parametrize("results", [[TOKEN, OTHER_TOKEN], [TOKEN, UNREADABLE, OTHER_TOKEN]], ids=["at-once", "later"])
 def test_rotated_token_is_read_after_a_refusal(api: Api, results: list[str | ConfigError]) -> None:
     """A token file can be missing for a moment, during an update."""
     outcomes: list[str] = []
@@ -318,7 +339,7 @@ def test_rotated_token_is_read_after_a_refusal(api: Api, results: list[str | Con
 def test_token_without_a_valid_replacement_is_an_auth_error(
     api: Api, results: list[str | ConfigError], expected: list[int]
 ) -> None:
-    """A ConfigError would end `dns-watch`."""
+    """The error is no ConfigError, because that would end `dns-watch`."""
     api.token = "a-third-token"
     assert isinstance(failure(client_of(api, read=reading(*results))), AuthError)
     assert statuses(api) == expected
@@ -339,27 +360,6 @@ def test_token_without_a_valid_replacement_is_an_auth_error(
 def test_no_error_contains_the_token(client: JsonClient, api: Api, fault: Fault) -> None:
     api.faults.add(fault, times=None)
     assert TOKEN not in all_texts_of(failure(client))
-
-
-@pytest.mark.parametrize(
-    ("fault", "outcome"),
-    [
-        pytest.param(None, "ok", id="ok"),
-        pytest.param(faults.drop(), "no_answer", id="lost"),
-        pytest.param(faults.answer(429), "throttled", id="throttled"),
-        pytest.param(faults.answer(502), "server_error", id="server-error"),
-        pytest.param(faults.answer(404), "refused", id="refused"),
-    ],
-)
-def test_outcome_of_each_request_is_reported(api: Api, fault: Fault | None, outcome: str) -> None:
-    outcomes: list[str] = []
-    client = client_of(api, on_outcome=outcomes.append)
-    if fault is None:
-        client.send("GET", "/thing")
-    else:
-        api.faults.add(fault)
-        failure(client)
-    assert outcomes == [outcome]
 
 
 # --- The health check after a refusal ------------------------------------------------------------------
@@ -387,6 +387,7 @@ def test_refusal_by_a_healthy_upstream_is_an_auth_error(client: JsonClient, api:
 def test_refusal_by_an_unhealthy_upstream_is_a_transient_error(
     client: JsonClient, api: Api, fault: Fault, status: int | None
 ) -> None:
+    """Headscale also refuses valid API keys while its database is down."""
     api.token = OTHER_TOKEN
     api.faults.add(fault, path="/health")
     error = failure(client)
@@ -402,7 +403,7 @@ def test_no_health_check_without_a_refusal(api: Api) -> None:
     assert [exchange.path for exchange in api.requests] == ["/thing", "/thing"]
 
 
-# --- Compression ---------------------------------------------------------------------------------------
+# --- Compression and size ------------------------------------------------------------------------------
 
 
 @cache
@@ -490,10 +491,10 @@ def test_long_message_of_the_upstream_is_shortened_quickly(api: Api) -> None:
 @pytest.mark.parametrize(
     "secret",
     [
-        "hskey-auth-abcdefghijkl-" + "x" * 64,
-        "0123456789abcdef" * 3,
-        "abcdefg." + "y" * 32,
-        "cfat_" + "Z" * 40,
+        pytest.param("hskey-auth-abcdefghijkl-" + "x" * 64, id="prefixed"),
+        pytest.param("0123456789abcdef" * 3, id="hexadecimal"),
+        pytest.param("abcdefg." + "y" * 32, id="with a dot"),
+        pytest.param("cfat_" + "Z" * 40, id="with an underscore"),
     ],
 )
 def test_secret_in_the_message_of_the_upstream_is_removed(client: JsonClient, api: Api, secret: str) -> None:

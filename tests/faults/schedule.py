@@ -12,8 +12,9 @@ from random import Random
 from typing import Any, Final, Literal, TypeAlias
 
 from tests.simulators import faults
-from tests.simulators.cloudflare import refusal
+from tests.simulators.cloudflare import AUTHENTICATION, INVALID_TOKEN, NO_ROUTE, refusal
 from tests.simulators.dialects import VERSIONS
+from tests.simulators.dns import IDENTICAL
 from tests.simulators.faults import Fault
 
 STEPS: Final = 14
@@ -58,16 +59,16 @@ FAULTS: Final[dict[str, Callable[[UpstreamName, Random], Fault]]] = {
         200, EMPTY_PAGE if upstream == "cloudflare" else '{"nodes":[],"users":[],"preAuthKeys":[],"apiKeys":[]}'
     ),
     "401": lambda upstream, _random: (
-        refusal(401, 10000)
+        refusal(401, AUTHENTICATION)
         if upstream == "cloudflare"
         else faults.answer(401, "Unauthorized", content_type="text/plain")
     ),
     "403": lambda upstream, random: (
-        refusal(403, random.choice((9109, 10000))) if upstream == "cloudflare" else faults.html(403)
+        refusal(403, random.choice((INVALID_TOKEN, AUTHENTICATION))) if upstream == "cloudflare" else faults.html(403)
     ),
-    "404": lambda upstream, _random: refusal(404, 7003) if upstream == "cloudflare" else faults.html(404),
+    "404": lambda upstream, _random: refusal(404, NO_ROUTE) if upstream == "cloudflare" else faults.html(404),
     "409": lambda upstream, _random: (
-        refusal(400, 81058) if upstream == "cloudflare" else faults.answer(409, '{"title":"Conflict","status":409}')
+        refusal(400, IDENTICAL) if upstream == "cloudflare" else faults.answer(409, '{"title":"Conflict","status":409}')
     ),
     "429": lambda upstream, random: faults.too_many_requests(
         body=TOO_LARGE if upstream == "headscale" else random.choice((THROTTLED_971, THROTTLED_10429))
@@ -178,7 +179,7 @@ class Step:
         method: the HTTP method of the affected requests; None = any.
         second_page: True if the fault affects only requests for the second page of a list.
         times: the number of requests that the fault affects.
-        after: the number of matching requests that the fault does not affect before it affects one.
+        after: the number of matching requests before the first affected one.
         wait_s: how long the pods run before the next step.
         seed: the seed of the random choices of this step.
     """
@@ -239,7 +240,7 @@ def random_schedule(seed: int) -> Schedule:
     def random_of(part: str) -> Random:
         return Random(f"{seed}/{part}")
 
-    # If the name of a part changed here, the schedules of all seeds would change.
+    # The names are in the seeds of the generators, so a new name would change every schedule.
     settings = random_of("settings")
     many_records = random_of("crowd").random() < 0.12
     steps = [_random_step(random_of(str(number)), many_records=many_records) for number in range(STEPS)]

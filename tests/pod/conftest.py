@@ -16,10 +16,10 @@ from tests.pod.kubelet import Podman, podman
 from tests.pod.network import ROOT
 
 STAND_INS = "localhost/stand-ins:test"
-"""The image of the containers that are not built from this repository."""
+"""The image that replaces the images of the application, nginx and tailscale."""
 
 _PACKAGES = "busybox,iproute2,nginx-light,python3-httpx,python3-werkzeug"
-_SOURCES = ("__init__.py", "simulators", "pod/__init__.py", "pod/application.py", "pod/tailscale_container.py")
+_COPIED_FILES = ("__init__.py", "simulators", "pod/__init__.py", "pod/application.py", "pod/tailscale_container.py")
 
 SetVariables = Callable[[Mapping[str, str | None]], None]
 
@@ -62,7 +62,7 @@ def stand_ins(scratch_dir: Path) -> Path:
             *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "locale", "man")),
             f"--include={_PACKAGES}",
             '--customize-hook=mkdir -p "$1/opt/tests/pod"',
-            *(f'--customize-hook=cp -R "{ROOT}/tests/{name}" "$1/opt/tests/{name}"' for name in _SOURCES),
+            *(f'--customize-hook=cp -R "{ROOT}/tests/{name}" "$1/opt/tests/{name}"' for name in _COPIED_FILES),
             # Probes and documented commands run these two programs, which BusyBox provides in the real images.
             *(f'--customize-hook=ln -s busybox "$1/usr/bin/{name}"' for name in ("netstat", "wget")),
             *("stable", archive),

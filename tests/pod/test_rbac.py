@@ -107,7 +107,7 @@ def reduced_rules(rules: Rules) -> Iterator[Rules]:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("minor", [34, 35], ids=["1.34", "1.35"])
 def test_role_is_sufficient(mode: str, minor: int) -> None:
-    """Kubernetes 1.35 and newer require the verb `create` for `exec` through a WebSocket, older versions `get`."""
+    """For `exec` through a WebSocket, Kubernetes requires the verb `get`, and from 1.35 on also `create`."""
     with simulated_cluster(mode, role_of(mode)["rules"], minor=minor) as cluster:
         OPERATIONS[mode](cluster)
 

@@ -1,7 +1,4 @@
-"""Check the pods against the Pod Security Standard "restricted", and with the scanner Checkov.
-
-Each exception has a reason.
-"""
+"""Check the pods against the Pod Security Standard "restricted", and with the scanner Checkov."""
 
 from __future__ import annotations
 
@@ -30,8 +27,9 @@ from tests.pod.rendering import (
 SAFE_SYSCTLS = {"net.ipv4.ip_unprivileged_port_start"}
 """The sysctl that the pods use. It is on the standard's list of safe sysctls."""
 
-ALLOWED_VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral"}
-ALLOWED_VOLUMES |= {"persistentVolumeClaim", "projected", "secret"}
+ALLOWED_VOLUMES = {
+    *("configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret")
+}
 
 TAILSCALE_VIOLATIONS = {
     # tailscale runs as root. It needs NET_ADMIN for the interface and its routes, and MKNOD for the tun device.
@@ -51,7 +49,7 @@ EXCEPTIONS: dict[str, set[tuple[str, str]]] = {
     # The VPN interface is in the cluster node's network namespace.
     "ingress/internal": TAILSCALE_VIOLATIONS | {("pod", "hostNetwork")},
 }
-"""By folder: the accepted violations, if they are not TAILSCALE_VIOLATIONS."""
+"""By folder: the accepted violations. In other folders, they are TAILSCALE_VIOLATIONS."""
 
 
 def restricted_violations(spec: Document) -> Iterator[tuple[str, str]]:
@@ -155,7 +153,7 @@ ACCEPTED_FINDINGS: dict[str, tuple[str, set[str]]] = {
     "CKV_K8S_23": ("tailscale and systemd run as root", {*WORKLOADS, "ingress/external"}),
     "CKV_K8S_9": (
         "tailscale and dns-watch must not affect the readiness of the pod",
-        {*WORKLOADS, "ingress/external"} - {"freeipa"},
+        {*WORKLOADS, "ingress/external"} - {"freeipa"},  # In freeipa, they are never ordinary containers.
     ),
     "CKV_K8S_28": ("systemd needs the default capabilities", {"freeipa"}),
     "CKV_K8S_37": ("systemd needs the default capabilities", {"freeipa"}),

@@ -97,7 +97,7 @@ class VpnClient:
             key_file: the path in `TS_AUTHKEY=file:`.
             hostname: `TS_HOSTNAME`.
             state_dir: the folder of the state; None = the client registers as a new machine at each start.
-            auth_once: `TS_AUTH_ONCE`. If True, a client that has a node sends the key only if the server refuses it.
+            auth_once: `TS_AUTH_ONCE`. If True, a client that has a node first registers without the key.
             interface: the interface that gets the node's addresses, such as `tailscale0`; None = no interface.
         """
         self._server = _RemoteServer(control) if isinstance(control, str) else control
