@@ -30,7 +30,7 @@ digests() {
 # Unpack and verify an archive: open_archive FILE FOLDER
 # FILE must contain exactly one image, which is named $IMAGE, and all its parts must match their digests. In this case,
 # the function sets $manifest_digest and $config_digest. Otherwise, it sets $invalid to the reason and returns 1.
-# The function verifies the digests, because a container runtime can move the image's name to a damaged image before it
+# The function verifies the digests, because a container runtime can give the name to a damaged image before it
 # detects the damage.
 # shellcheck disable=SC2034 # build.sh and import.sh use $config_digest and $invalid
 open_archive() {
