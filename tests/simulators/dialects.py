@@ -72,7 +72,8 @@ class LoginMatch(Enum):
     MACHINE_AND_OWNERSHIP = auto()
     """The machine's untagged node that belongs to the key's user. If there is none, the machine's tagged node.
 
-    For a key without a user, the tagged node, or else the machine's only node. Tags of the key make the node tagged."""
+    For a key without a user, the tagged node, or else the machine's only node. If the key has tags, the node gets them
+    unless it is tagged already."""
 
 
 class KeyCheck(Enum):
@@ -86,8 +87,8 @@ class KeyCheck(Enum):
     UNLESS_LIVE = auto()
     """The key must be valid if the node has expired, or if the key would make it a tagged node."""
     UNLESS_LIVE_OR_TAGGED = auto()
-    """The key must be valid if the node has expired and is not tagged. A key with tags must also be valid if the node
-    is not tagged or registered with another key."""
+    """The key must be valid if the node has expired and is not tagged, or if the key has tags. In the second case, it
+    need not be valid if the node is tagged and registered with this key."""
 
 
 class LoginTags(Enum):
@@ -98,6 +99,7 @@ class LoginTags(Enum):
     ALWAYS = auto()
     """If the key has no tags, the node loses its tags."""
     NEVER = auto()
+    """Except for untagged nodes that `LoginMatch.MACHINE_AND_OWNERSHIP` describes."""
     IF_ANOTHER_KEY = auto()
     """If the key has tags, and is not the key with which the node registered."""
 
