@@ -70,17 +70,17 @@ addresses = interface_addresses("tailscale0")
 print(json.dumps({"addresses": None if addresses is None else sorted(map(str, addresses))}))
 """
 
-# This program calls `InterfaceEvents.wait` three times. After each call, it records how many of the calls so far were
-# ended by a change: only in this case does `InterfaceEvents.wait` call `Stop.wait`.
+# This program calls `InterfaceEvents.wait` three times. After each call, it records how often `Stop.wait` was called.
+# If the kernel reports changes, `InterfaceEvents.wait` calls `Stop.wait` only after a change.
 COUNT_EVENTS = """
 from lifecycle.clients.interface import InterfaceEvents
 from lifecycle.runtime.stop import StopEvent
 
 class Stop(StopEvent):
-    waits_ended = 0
+    wait_calls = 0
 
     def wait(self, timeout=None):
-        self.waits_ended += 1
+        self.wait_calls += 1
 
 earlier_commands, commands = json.loads(sys.argv[1])
 run("link", "set", "lo", "up")
@@ -88,16 +88,16 @@ for command in earlier_commands:
     run(*command)
 stop = Stop()
 events = InterfaceEvents(stop)
-waits_ended = []
+wait_calls = []
 for command in commands:
     run(*command)
 for _ in range(2):
     events.wait(0, is_settled=True)
-    waits_ended.append(stop.waits_ended)
+    wait_calls.append(stop.wait_calls)
 stop.set()
 events.wait(3600, is_settled=True)
-waits_ended.append(stop.waits_ended)
-print(json.dumps({"waits_ended": waits_ended}))
+wait_calls.append(stop.wait_calls)
+print(json.dumps({"wait_calls": wait_calls}))
 """
 
 # A process that does not end within this time hangs, however slow the machine is.
@@ -221,7 +221,7 @@ def test_change_ends_exactly_one_wait(
     """The kernel can send several messages about one change."""
     output = run_in_namespace(COUNT_EVENTS, [earlier_commands, commands])
 
-    assert output["waits_ended"] == [1, 1, 1]
+    assert output["wait_calls"] == [1, 1, 1]
 
 
 class FailingSocket(socket.socket):

@@ -225,9 +225,9 @@ class Tailnet(Upstream):
         self._random = random.Random(1)
         self._secrets: list[str] = []
         self._state = Database()
+        # The state before the last change, to undo a refused registration or to respond with old data.
         self._previous_state = self._state
-        # For each node id, when the server detects that the client's connection has ended; None = it is open. The time
-        # is in the future if the client was killed.
+        # By node id: when the server detects the end of the connection, which can be in the future; None = it is open.
         self._session_ends: dict[int, datetime | None] = {}
         self._addresses = _Addresses()
         self._api_key_id = self._add_api_key(api_key).id
@@ -251,7 +251,7 @@ class Tailnet(Upstream):
 
     @property
     def accepts_api_key(self) -> bool:
-        """True if this release accepts `api_key`. 0.28 and newer refuse keys that 0.24 and older created."""
+        """True if this release accepts the format of `api_key`. 0.28 and newer refuse keys of 0.24 and older."""
         with self.lock:
             return self._known_api_key(self.api_key) is not None
 
@@ -465,7 +465,7 @@ class Tailnet(Upstream):
             self._save_previous_state()
             key = self._state.api_keys[self._api_key_id]
             expired = replace(key, expires_at=self._now())
-            # No request contains the changed key.
+            # The property `api_key` needs the row, so a deleted key is only replaced by one that no client has.
             self._state.api_keys[key.id] = replace(expired, key="deleted." + key.key) if delete else expired
 
     def add_api_key(self) -> str:
