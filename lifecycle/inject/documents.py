@@ -34,7 +34,7 @@ _BaseDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 @cache
 def _resolved(kind: Any, value: str, implicit: tuple[bool, bool]) -> str:
     tag: str = _RESOLVER.resolve(kind, value, implicit)
-    # PyYAML reads 12:30 as a number of seconds and = as a default value. Kubernetes reads both as text.
+    # PyYAML reads 12:30 as a number of seconds, and gives = a type of its own. Kubernetes reads both as text.
     return STRING if tag == EQUALS_SIGN or (tag in NUMBERS and ":" in value) else tag
 
 

@@ -1,1 +1,1 @@
-"""The key file that the tailscale container reads, and the key metadata beside it."""
+"""Read and write the key file of the tailscale container, and the files beside it."""

@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 
 def in_background(work: Callable[[], Result], *, name: str) -> Future[Result]:
-    """Run a function in a daemon thread. The `time_budget` of the calling thread is not set there.
+    """Run a function in a daemon thread. The caller's time budget (`runtime.deadline`) does not apply there.
 
     Args:
         work: the function. It may still be running after the caller has closed the clients that the function uses.
