@@ -139,8 +139,8 @@ def plan_records_at_name(
     Args:
         records: at least all records at the name, in any order.
         specs: the desired records, at most one of each type at a name. Our records of other types are deleted, except
-            A or AAAA records if the node has such an address, which is then not on the interface yet. Without
-            DNS_IPV6, AAAA records are deleted only if they are marked.
+            A or AAAA records while the node's address of this type is not on the interface yet. Without DNS_IPV6, AAAA
+            records are deleted only if they are marked.
         record_ownership: criteria for owning a record at the name.
         apex: the zone's own name, where NS records are normal; None if it is not known.
     """
@@ -170,7 +170,7 @@ def _plan_type(
     ours: Sequence[Record], spec: RecordSpec | None, record_ownership: RecordOwnership
 ) -> list[RecordChange]:
     if spec is None:
-        return [DeleteRecord(record, reason="the name has no record of this type") for record in ours]
+        return [DeleteRecord(record, reason="the name should have no record of this type") for record in ours]
     if not ours:
         return [CreateRecord(spec, reason="no record exists")]
 
@@ -224,7 +224,7 @@ def decide_records(
     after = _records_after(state.records, plan, specs, config, now)
     if not plan.changes:
         return Decision(replace(state, records=after), events=events)
-    # Clear `compared_specs`, so that the records are read again, unless `decide.conclude` uses `records_after`.
+    # Read the records again after a failure. After a success, `decide.conclude` remembers `records_after` instead.
     reason = "the record is out of sync and has not been updated yet"
     state = replace(state, records=replace(state.records, compared_specs=None, reason=reason))
     return Decision(state, plan.changes, records_after=after, events=events)
