@@ -94,7 +94,7 @@ def _run_job(job: dict[str, Any], stdout_fd: int, stderr_fd: int, result_fd: int
         os.dup2(stdout_fd, 1)
         os.dup2(stderr_fd, 2)
         os.closerange(3, 256)
-        # The inherited stream objects still have properties of the files that these descriptors referred to before.
+        # The inherited stream objects keep the buffering mode of the server's standard output and error.
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         os._exit(_run_program(job))
     os.close(stdout_fd)

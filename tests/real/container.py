@@ -42,7 +42,7 @@ mount --rbind /sys "$1/sys"
 mount --rbind /usr "$1/usr"
 exec chroot "$1" /bin/containerboot
 """
-"""Runs the entry point with the folder $1 as its root. The folder has the image's files and the pod's volumes."""
+"""Runs the entry point with the folder $1 as its root. The folder has the container's programs and volumes."""
 
 
 class TailscaleContainer:
