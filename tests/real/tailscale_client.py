@@ -43,7 +43,7 @@ class TailscaleClient:
     By default, the client uses userspace networking, which needs no privileges and does not change the host's network.
 
     Args:
-        release: the Tailscale release with the programs to run.
+        release: has the paths of tailscale and tailscaled.
         folder: a folder for its state, socket and log. The path of a Unix socket has to be short.
         hostname: the hostname of its node.
         url: the URL of the Headscale server.

@@ -80,7 +80,7 @@ def test_configuration_creates_new_workloads_and_destroys_nothing(tmp_path: Path
     assert imported == {"Service/grafana", "ServiceAccount/grafana"}
 
     state = apply(tmp_path)
-    # Terraform could reset the state Secret, and would store the content of the others in its own state.
+    # Terraform would store the content of a Secret in its state, and could reset a Secret that tailscale has changed.
     for name in ("grafana", "grafana_by_kubectl", "redmine", "image_build"):
         assert not of_kind(list(manifests_in_state(state, name).values()), "Secret")
     assert workload_resource(list(manifests_in_state(state, "grafana").values()))["metadata"]["name"] == "grafana"
