@@ -15,8 +15,8 @@ from lifecycle.dns_watch.state import State
 _UPSTREAMS = ("Headscale", "Cloudflare")
 
 # With HEADSCALE_ACCESS=exec, requests to Headscale go through the Kubernetes API, which can fail while Headscale works.
-# Its failures are counted separately, and its requests as requests to Headscale.
-_FAILING_UPSTREAMS = (*_UPSTREAMS, "Kubernetes")
+# They count as requests to Headscale, but retries after a failure of the Kubernetes API are counted separately.
+_RETRIED_UPSTREAMS = (*_UPSTREAMS, "Kubernetes")
 
 _OUTCOMES = ("ok", "no_answer", "throttled", "server_error", "refused")
 
@@ -63,8 +63,8 @@ class Status:
         self.silent_since_s = self.monotonic()
         # Prometheus' `increase()` does not count the first event if the counter did not exist before it.
         self.requests.update({(upstream, outcome): 0 for upstream in _UPSTREAMS for outcome in _OUTCOMES})
-        self.throttled_s.update(dict.fromkeys(_FAILING_UPSTREAMS, 0.0))
-        self.retries.update(dict.fromkeys(_FAILING_UPSTREAMS, 0))
+        self.throttled_s.update(dict.fromkeys(_RETRIED_UPSTREAMS, 0.0))
+        self.retries.update(dict.fromkeys(_RETRIED_UPSTREAMS, 0))
         self.passes.update(finished=0, failed=0)
         self.succeeded_at.update(dict.fromkeys(_UPSTREAMS, 0.0))
 
@@ -82,7 +82,7 @@ class Status:
         self.throttled_s[upstream] = self.throttled_s.get(upstream, 0.0) + throttled_s
 
     def pass_began(self) -> None:
-        """Record progress. A pass can begin before the end of the planned wait."""
+        """End the planned wait. If it is already over, the time without progress still counts from its planned end."""
         self.silent_since_s = min(self.silent_since_s, self.monotonic())
 
     def pass_ended(self, wait_s: float, *, duration_s: float, failed: bool) -> None:

@@ -140,8 +140,8 @@ class HttpTransport:
         try:
             return operation(dialect)
         except (NotFoundError, ResponseError) as error:
-            # Up to 0.27, a request for a list of keys without a user causes a NotFoundError. After another error that
-            # can mean another dialect, `_send` has already reset the dialect.
+            # Up to 0.27, a request for a list of keys without a user can cause a NotFoundError. After another error
+            # that can mean another dialect, `_send` has already reset the dialect.
             if isinstance(error, NotFoundError):
                 self._dialect = None
             elif error.status not in _OTHER_DIALECT:
