@@ -230,7 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--redact", action="store_true", help="shorten names and addresses")
     add = commands["inject"].add_argument
     add("files", nargs="*", metavar="FILE", help="manifests; none or - for standard input")
-    add("--state-secret", action="store_true", help="also write each state Secret, with its Role and RoleBinding")
+    add("--state-secret", action="store_true", help="also write the Secret, Role and RoleBinding for tailscale's state")
     return parser
 
 
