@@ -216,7 +216,7 @@ class Dialect:
     """Every response with a pre-auth key contains its tags. Otherwise, only lists do."""
     keys_masked: bool = False
     """Lists do not contain the secrets of keys."""
-    keys_without_user: bool = False
+    identifies_keys_by_id: bool = False
     """Requests to list or expire pre-auth keys do not contain a user. The list has the keys of all users, and a key is
     identified by its id."""
     unknown_key_is_404: bool = False
@@ -373,7 +373,7 @@ V0_28 = replace(
     key_format=KeyFormat.PREFIXED_BASE64,
     keys_masked=True,
     api_key_prefix_lengths=frozenset({7}),
-    keys_without_user=True,
+    identifies_keys_by_id=True,
     second_key_until_restart=True,
     forced_tags=False,
     tagged_pseudo_user=True,
@@ -443,7 +443,7 @@ def swagger(dialect: Dialect) -> dict[str, Any]:
     As in the real document, `info.version` does not contain the release.
     """
     operation: dict[str, Any] = {"responses": {"200": {"description": "A successful response."}}}
-    methods = ("get", "post", "delete") if dialect.keys_without_user else ("get", "post")
+    methods = ("get", "post", "delete") if dialect.identifies_keys_by_id else ("get", "post")
     user = {"type": "string"} if dialect.key_user is KeyUser.NAME else {"type": "string", "format": "uint64"}
     return {
         "swagger": "2.0",

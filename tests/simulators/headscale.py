@@ -376,7 +376,7 @@ class HeadscaleSimulator(Tailnet):
 
     def _list_keys(self, request: Request, _arguments: Mapping[str, str]) -> Response:
         keys = self.keys
-        if not self.dialect.keys_without_user:
+        if not self.dialect.identifies_keys_by_id:
             parameter = request.parameters.get("user")
             by_name = self.dialect.key_user is KeyUser.NAME
             user = self._user_by_name(parameter) if by_name else self._user_by_id(parse_id(parameter))
@@ -417,7 +417,7 @@ class HeadscaleSimulator(Tailnet):
 
     def _expire_key(self, request: Request, _arguments: Mapping[str, str]) -> Response:
         dialect = self.dialect
-        if not dialect.keys_without_user:
+        if not dialect.identifies_keys_by_id:
             by_name = dialect.key_user is KeyUser.NAME
             fields = {"user": FieldType.STRING if by_name else FieldType.ID, "key": FieldType.STRING}
             self.expire_key(self._key_of_user(read_body(request, dialect, fields)).id)

@@ -122,9 +122,9 @@ class HeadscaleCli:
         return _json_text({"version": version} | ({"commit": "0" * 40} if self._minor >= 26 else {}))
 
     def _help(self) -> str:
-        value = "uint       User identifier (ID)" if self._users_have_ids else "string     User"
-        user = "" if self._keys_without_user else f"  -u, --user {value}\n"
-        title = "List all preauthkeys" if self._keys_without_user else "List the preauthkeys for this user"
+        value = "uint       User identifier (ID)" if self._identifies_users_by_id else "string     User"
+        user = "" if self._identifies_keys_by_id else f"  -u, --user {value}\n"
+        title = "List all preauthkeys" if self._identifies_keys_by_id else "List the preauthkeys for this user"
         return (
             f"{title}\n\nUsage:\n  headscale preauthkeys list [flags]\n\nFlags:\n  -h, --help   help for list\n\n"
             f"Global Flags:\n  -o, --output string   Output format\n{user}"
@@ -154,8 +154,8 @@ class HeadscaleCli:
         return _json_text({} if self._minor <= 28 else {"Result": "Node deleted"})
 
     def _list_keys(self, rest: Sequence[str]) -> str:
-        options = _options(rest, {"-o": True} if self._keys_without_user else {"-o": True, "--user": True})
-        query = {} if self._keys_without_user else {"user": self._user(options)}
+        options = _options(rest, {"-o": True} if self._identifies_keys_by_id else {"-o": True, "--user": True})
+        query = {} if self._identifies_keys_by_id else {"user": self._user(options)}
         return self._list(self._request("GET", "/api/v1/preauthkey", "listing preauthkeys", query=query)["preAuthKeys"])
 
     def _create_key(self, rest: Sequence[str]) -> str:
@@ -176,7 +176,7 @@ class HeadscaleCli:
         return self._output(key)
 
     def _expire_key(self, rest: Sequence[str]) -> str:
-        if self._keys_without_user:
+        if self._identifies_keys_by_id:
             options = _options(rest, {"-o": True, "--id": True})
             body = {"id": options["--id"]}
         else:
@@ -193,18 +193,19 @@ class HeadscaleCli:
         return int(self._server.version.split(".")[1])
 
     @property
-    def _users_have_ids(self) -> bool:
+    def _identifies_users_by_id(self) -> bool:
         return self._server.dialect.key_user is not KeyUser.NAME
 
     @property
-    def _keys_without_user(self) -> bool:
-        return self._server.dialect.keys_without_user
+    def _identifies_keys_by_id(self) -> bool:
+        """True if keys are listed for all users, and expired by id."""
+        return self._server.dialect.identifies_keys_by_id
 
     def _user(self, options: Mapping[str, str]) -> str:
         user = options.get("--user")
         if user is None:
             raise _FailedError('Error: required flag(s) "user" not set\n')
-        if self._users_have_ids and not user.isdecimal():
+        if self._identifies_users_by_id and not user.isdecimal():
             reason = f'strconv.ParseUint: parsing "{user}": invalid syntax'
             raise _FailedError(f'Error: invalid argument "{user}" for "-u, --user" flag: {reason}\n')
         return user
