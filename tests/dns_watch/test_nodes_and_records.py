@@ -661,7 +661,7 @@ class TestChooseNodeProperties:
         shuffled = ids[:]
         random.shuffle(shuffled)
         renumbered = dict(zip(ids, shuffled, strict=True))
-        kept = hints.named_node.id if hints.named_node else None
+        kept = hints.kept_node.id if hints.kept_node else None
         metadata = replace(hints.metadata, kept_node_id=kept and renumbered.get(kept, kept))
 
         before = choose_node(nodes, hints)
@@ -702,8 +702,8 @@ class TestChooseNodeProperties:
         listed = {node.id: node for node in nodes}
         if loss.kind is LossKind.GONE:
             assert is_gone
-            assert hints.own is not None
-            assert hints.own.id not in listed or not hints.own.is_same(listed[hints.own.id])
+            assert hints.own_node is not None
+            assert hints.own_node.id not in listed or not hints.own_node.is_same(listed[hints.own_node.id])
         if loss.kind is LossKind.EXPIRED:
             assert loss.node_id is not None
             assert listed[loss.node_id].is_expired(NOW)
