@@ -264,7 +264,6 @@ class EventRecorder:
                 return None
             delay_s = retry_delay_s(attempt, max_s=_MAX_EVENT_DELAY_S, jitter=0.0, error=error)
             return min(delay_s, _MAX_EVENT_DELAY_S)
-        self._logged_failures.clear()
         return None
 
     def _write_once(self, event: PodEvent, writer: EventWriter) -> None:
@@ -278,7 +277,9 @@ class EventRecorder:
                 # By default, the API server deletes an Event after an hour. It is then created again below.
                 writer.repeat_event(written.name, written.count + 1, now)
                 written.count, written.written_at = written.count + 1, now
+                self._logged_failures.clear()
                 return
         self._written[event] = _WrittenEvent(writer.create_event(event, now), 1, now)
+        self._logged_failures.clear()
         while len(self._written) > _MAX_REMEMBERED_EVENTS:
             del self._written[next(iter(self._written))]

@@ -199,6 +199,15 @@ class TestFailures:
         recording.record(error("node.lost", node_id="9", reason="", advice=""))
         assert len(events_named(events, "kubernetes_event.failed")) == 2
 
+    def test_event_that_is_only_counted_does_not_end_an_outage(self, recording: Recording, events: list[Any]) -> None:
+        recording.record(RETURNED)
+        recording.kubernetes.faults.add(faults.html(403), path=PATH, times=None)
+        recording.record(LOST)
+        recording.record(RETURNED)
+        recording.record(error("node.lost", node_id="9", reason="", advice=""))
+        assert recording.reasons_and_counts == [("NodeReturned", 1)]
+        assert len(events_named(events, "kubernetes_event.failed")) == 1
+
     def test_token_that_is_not_bound_to_a_pod_is_reported(self, recording: Recording, events: list[Any]) -> None:
         recording.kubernetes.token_pod = None
         recording.record(LOST)
