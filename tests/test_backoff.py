@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.domain.backoff import add_jitter, backoff_s, retry_delay_s, subtract_jitter
+from lifecycle.domain.backoff import add_jitter, dns_watch_delay_s, retry_delay_s, subtract_jitter
 from lifecycle.domain.errors import ApiError, TransientError
 
 JITTER = st.floats(0, 1)
@@ -68,4 +68,4 @@ def test_delays_double_up_to_the_maximum() -> None:
 def test_backoff_is_at_least_a_minute_after_a_429_without_retry_after(
     error: TransientError, failures: int, expected_s: float
 ) -> None:
-    assert backoff_s(failures, max_s=300.0, jitter=0, error=error) == expected_s
+    assert dns_watch_delay_s(failures, max_s=300.0, jitter=0, error=error) == expected_s

@@ -43,7 +43,7 @@ from lifecycle.dns_watch.state import (
     Unregistered,
     WatchConfig,
 )
-from lifecycle.domain.backoff import add_jitter, backoff_s
+from lifecycle.domain.backoff import add_jitter, dns_watch_delay_s
 from lifecycle.domain.changes import Change, WriteKeyMetadata
 from lifecycle.domain.errors import ApiError, AuthError, KeyFileError
 from lifecycle.domain.events import Event, debug, error, info, warning
@@ -108,7 +108,7 @@ def failure_event(failure: Failure) -> Event:
 def _after_headscale_failure(state: State, failure: ApiError, config: WatchConfig, now: Moment) -> Decision:
     failures = state.failures + 1
     max_s = max(max_wait_s(config), idle_interval_s(state, config))
-    pause_s = backoff_s(failures, max_s=max_s, jitter=now.jitter, error=failure)
+    pause_s = dns_watch_delay_s(failures, max_s=max_s, jitter=now.jitter, error=failure)
     wait_s = at_least_min_interval(state, pause_s, config, now)
     state = replace(
         state,

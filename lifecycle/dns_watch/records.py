@@ -23,7 +23,7 @@ from lifecycle.dns_watch.state import (
     State,
     WatchConfig,
 )
-from lifecycle.domain.backoff import add_jitter, backoff_s
+from lifecycle.domain.backoff import add_jitter, dns_watch_delay_s
 from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord
 from lifecycle.domain.errors import ApiError
 from lifecycle.domain.events import Event, error, info, warning
@@ -283,7 +283,7 @@ def with_cloudflare_failure(state: State, failure: ApiError, config: WatchConfig
     """Remember a failure of Cloudflare, and when the next request to Cloudflare may be sent."""
     failures = state.records.failures + 1
     max_s = config.verify_interval.total_seconds()
-    wait_s = backoff_s(failures, max_s=max_s, jitter=now.jitter, error=failure)
+    wait_s = dns_watch_delay_s(failures, max_s=max_s, jitter=now.jitter, error=failure)
     records = replace(
         with_failure_reason(state.records, failure),
         compared_specs=None,

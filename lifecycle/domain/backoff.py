@@ -44,7 +44,7 @@ def retry_delay_s(failures: int, *, max_s: float, jitter: float, error: BaseExce
     return add_jitter(delay_s, jitter)
 
 
-def backoff_s(failures: int, *, max_s: float, jitter: float, error: Exception) -> float:
+def dns_watch_delay_s(failures: int, *, max_s: float, jitter: float, error: Exception) -> float:
     """Return `retry_delay_s`, but at least a minute after a response 429 (too many requests) without `Retry-After`."""
     delay_s = retry_delay_s(failures, max_s=max_s, jitter=jitter, error=error)
     if isinstance(error, TransientError) and error.throttled and error.retry_after is None:
