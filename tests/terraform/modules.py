@@ -139,7 +139,7 @@ def _sorted(value: Any, field: str = "") -> Any:
             return value
 
 
-def with_terraform_data(configuration: str) -> str:
+def without_kubernetes_providers(configuration: str) -> str:
     """Replace the resources of the Kubernetes providers, which are not installed, with Terraform's `terraform_data`."""
     text = re.sub(r'(?ms)^provider "\w+" \{.*?^\}\n|^  required_providers \{.*?^  \}\n', "", configuration)
     text = re.sub(r"\bmanifest( *=)", r"input\1", re.sub(r"yaml_body( *=) yamlencode\((.*)\)", r"manifest\1 \2", text))
@@ -147,6 +147,6 @@ def with_terraform_data(configuration: str) -> str:
 
 
 def manifests_in_state(state: dict[str, Any], name: str) -> Manifests:
-    """Return the manifests of a resource that `with_terraform_data` has replaced."""
+    """Return the manifests of a resource that `without_kubernetes_providers` has replaced."""
     (resource,) = (resource for resource in state["resources"] if resource["name"] == name)
     return {instance["index_key"]: instance["attributes"]["input"]["value"] for instance in resource["instances"]}

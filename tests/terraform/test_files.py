@@ -17,7 +17,7 @@ from tests.terraform.modules import (
     needs_terraform,
     normalized,
     terraform,
-    with_terraform_data,
+    without_kubernetes_providers,
 )
 
 
@@ -44,7 +44,7 @@ def test_example_creates_the_objects_of_deploy_services_grafana(tmp_path: Path) 
     copy_modules(tmp_path)
     (tmp_path / "build" / "sources.tar.gz").write_bytes(b"any content")
     folder = tmp_path / "deploy" / "terraform" / "examples" / "grafana"
-    (folder / "main.tf").write_text(with_terraform_data((folder / "main.tf").read_text()))
+    (folder / "main.tf").write_text(without_kubernetes_providers((folder / "main.tf").read_text()))
     state = apply(initialize(folder))
     from_kustomize = manifests_of("grafana")
     application = containers(pod_spec(from_kustomize))["application"]

@@ -32,7 +32,7 @@ from tests.terraform.modules import (
     manifests_in_state,
     needs_terraform,
     terraform,
-    with_terraform_data,
+    without_kubernetes_providers,
 )
 
 PAGE = (ROOT / "docs/move-from-terraform.md").read_text()
@@ -67,7 +67,7 @@ def test_configuration_creates_new_workloads_and_destroys_nothing(tmp_path: Path
     text = "\n".join(CONFIGURATION).replace('"kubectl_manifest" "grafana"', '"kubectl_manifest" "grafana_by_kubectl"')
     text = re.sub(r"from = (\w+)\.(\w+)", r"from = terraform_data.\1_\2", text)
     text = re.sub(r'"git::https://.*//(deploy/terraform/[\w-]+)\?ref=.*"', r'"./\1"', text)
-    (tmp_path / "main.tf").write_text(with_terraform_data(text))
+    (tmp_path / "main.tf").write_text(without_kubernetes_providers(text))
     done = terraform("plan", "-out=plan", "-no-color", folder=initialize(tmp_path))
     assert done.returncode == 0, done.stderr
     changes = json.loads(terraform("show", "-json", "plan", folder=tmp_path).stdout)["resource_changes"]
