@@ -46,7 +46,7 @@ class Pod:
         self.first_key = self.workload.key_file.read_text()
         self.first_address = self.client.address
         (self.first_id,) = self.workload.node_ids
-        self.writes = len(self.workload.cloudflare.writes)
+        self.writes_before = len(self.workload.cloudflare.writes)
 
     @property
     def nodez(self) -> tuple[int, str]:
@@ -75,7 +75,7 @@ class Pod:
         # The record does not change until there is a new address.
         assert (self.workload.record_contents, len(self.workload.cloudflare.writes)) == (
             [self.first_address],
-            self.writes,
+            self.writes_before,
         )
         self.client.restart()
         # The new socket is newer than the restart marker, so the probe passes even before the marker is deleted.
@@ -119,7 +119,7 @@ def test_pods_with_a_deleted_and_an_expired_node_recover(
         assert expired.workload.node_ids == [expired.first_id]
         expired.workload.wait_until_published(expired.client)
         assert expired.client.address == expired.first_address
-        assert len(expired.workload.cloudflare.writes) == expired.writes
+        assert len(expired.workload.cloudflare.writes) == expired.writes_before
         for pod in (deleted, expired):
             assert pod.nodez == (200, "registered")
             assert not pod.probe_fails(probe)
