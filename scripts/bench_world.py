@@ -90,17 +90,17 @@ class Delayed:
     def __init__(self, app: WSGIApplication, delay_s: float) -> None:
         self._app = app
         self._delay_s = delay_s
-        self.requests = 0
+        self.request_count = 0
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Respond after the delay."""
-        self.requests += 1
+        self.request_count += 1
         time.sleep(self._delay_s)
         return self._app(environ, start_response)
 
     def received(self, number: int) -> bool:
         """Return True if at least this number of requests arrived."""
-        return self.requests >= number
+        return self.request_count >= number
 
 
 class World:
