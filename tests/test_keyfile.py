@@ -455,7 +455,7 @@ class TestRestartMarker:
 class TestReadMetadata:
     """Tests of reading the key metadata, as dns-watch does.
 
-    The kept node is the node of an earlier pod that this pod uses again.
+    The kept node is the last known node of this pod, which can be the node of an earlier pod.
     """
 
     @pytest.mark.parametrize(

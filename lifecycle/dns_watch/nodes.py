@@ -69,7 +69,7 @@ def choose_node(nodes: Iterable[Node], hints: Hints) -> Node | Unregistered:
 
 
 def find_loss(nodes: Sequence[Node], hints: Hints, *, is_gone: bool, is_superseded: bool = False) -> Loss | None:
-    """Return the loss because of which `choose_node` found no node; None if the node may not be lost.
+    """Return the loss of the node that `choose_node` did not find; None if the loss is not certain.
 
     Args:
         is_gone: Headscale itself reports that the node `hints.own_node` does not exist, or another machine has its id.

@@ -62,7 +62,7 @@ def added_tailscale() -> dict[str, Json]:
 
 def added_volumes() -> list[Json]:
     """Return the volumes of the added containers."""
-    return [*template()["volumes"], *template()["added-volumes"]]
+    return [*template()["volumes"], *template()["added-tailscale-volumes"]]
 
 
 VOLUMES = tuple(volume["name"] for volume in added_volumes())

@@ -20,7 +20,7 @@ def test_figure_outside_its_limits_is_reported() -> None:
 
 def test_page_has_current_limits_and_a_reference_for_each_figure_with_limits(repository: Path) -> None:
     page = (repository / "docs" / "bench.md").read_text()
-    # The page does not show values separately. Here, the value of each figure that has limits is 0.
+    # The page contains no values, so each figure that has limits gets the value 0.
     figures = [
         bench.Figure(row["measurement"], row["result"], row["reference"], 0.0 if row["limits"] else None)
         for row in rows(page)
