@@ -57,7 +57,7 @@ variable "data_path" {
 }
 
 variable "claim_name" {
-  description = "Name of the volume claim. The pod uses the volume claim CLAIM_NAME-NAME-0, which is created if it does not exist."
+  description = "Name of the volume claim template. The pod uses the volume claim CLAIM_NAME-NAME-0, which is created if it does not exist."
   type        = string
   default     = "data"
   nullable    = false
