@@ -28,7 +28,7 @@ START_TIMEOUT_S: Final = 1800.0
 
 
 def manifests_of_many_pods(grafana: list[Document]) -> list[Document]:
-    """Return a StatefulSet whose pods have `cleanup` and `dns-watch` of Grafana, and the ConfigMaps of both."""
+    """Return a StatefulSet whose pods have Grafana's `cleanup` and `dns-watch` containers, and their ConfigMaps."""
     spec = pod_spec(grafana)
     added = {name: container for name, container in containers(spec).items() if name in ("cleanup", "dns-watch")}
     for container in added.values():
@@ -39,7 +39,7 @@ def manifests_of_many_pods(grafana: list[Document]) -> list[Document]:
             {"name": "NODE_POLICY", "value": "replace"},
             {"name": "MAX_RETRIES", "value": "0"},
         ]
-        # Only NODE_POLICY=keep needs the token of a service account.
+        # Without NODE_POLICY=keep, these containers need no service account token.
         container["volumeMounts"] = [
             mount for mount in container["volumeMounts"] if mount["name"] != "tailscale-lifecycle-token"
         ]
