@@ -14,7 +14,7 @@ END = "-----END CERTIFICATE-----\n"
 
 
 def write_hashed(bundle: str, folder: Path) -> None:
-    """Write each certificate of a PEM bundle as `openssl rehash` names it: HASH.0, HASH.1 if that exists, and so on."""
+    """Write each certificate of a bundle as `openssl rehash` names it: HASH.0, HASH.1 if HASH.0 exists, and so on."""
     folder.mkdir(parents=True)
     for text in bundle.split(END)[:-1]:
         certificate = text[text.index("-----BEGIN") :] + END

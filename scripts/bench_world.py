@@ -146,7 +146,7 @@ class World:
             yield headscale, cloudflare
 
     def add_leftovers(self) -> None:
-        """Add the node of an earlier pod, and replace the workload's record by that of this pod."""
+        """Add the node of an earlier pod, and replace the workload's record by one with this node's address."""
         node = self.headscale.add_node(NAME, user="services", online=False)
         for record in self.cloudflare.records(self.zone, NAME):
             self.cloudflare.remove_record(record.id)

@@ -249,7 +249,7 @@ GONE, LOGGED_OUT, UNREGISTERED = Loss(LossKind.GONE, "1"), Loss(LossKind.EXPIRED
 
 
 class TestFindLoss:
-    """Tests of `find_loss`, which returns how this pod's node was lost, or None if it may not be lost."""
+    """Tests of `find_loss`, which returns why Headscale has no usable node of this pod, or None if it may have one."""
 
     @pytest.mark.parametrize(
         ("nodes", "hints", "own_id", "is_gone", "loss"),
@@ -277,12 +277,12 @@ class TestFindLoss:
                 id="another node expired",
             ),
             # The list does not contain this pod's node, but Headscale does not report that the node does not exist.
-            pytest.param(OTHERS, BY_ADDRESS, None, False, Loss(LossKind.STRANDED), id="unknown address"),
+            pytest.param(OTHERS, BY_ADDRESS, None, False, Loss(LossKind.STRANDED), id="address of no node"),
             pytest.param(OTHERS, BY_ADDRESS, "4", False, None, id="incomplete list, but the node exists"),
             pytest.param(OTHERS, BY_KEY, "4", False, None, id="incomplete list, without an interface"),
             pytest.param([a_node(1, user=ANN)], BY_ADDRESS, None, False, None, id="a foreign node with the address"),
-            pytest.param([a_node(2)], BY_ADDRESS, None, False, None, id="unknown address, and another node of ours"),
-            pytest.param([], BY_ADDRESS, None, False, None, id="unknown address, and an empty list"),
+            pytest.param([a_node(2)], BY_ADDRESS, None, False, None, id="address of no node, and another node of ours"),
+            pytest.param([], BY_ADDRESS, None, False, None, id="address of no node, and an empty list"),
             # This pod's node was never found. It may exist if the workload has another node or the list is empty.
             pytest.param(OTHERS, BY_KEY, None, False, UNREGISTERED, id="key not used yet"),
             pytest.param(OTHERS, NO_HINTS_LATER, None, False, UNREGISTERED, id="no known node"),

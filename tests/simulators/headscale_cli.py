@@ -1,7 +1,6 @@
 """The simulated `headscale` command of every release, which calls the simulated server.
 
-Its output is modeled on the output of the real releases 0.23.0, 0.24.3, 0.25.1, 0.26.1, 0.27.1, 0.28.0 and 0.29.2, and
-of the main branch, which will be 0.30.
+Its output is modeled on 0.23.0, 0.24.3, 0.25.1, 0.26.1, 0.27.1, 0.28.0, 0.29.2 and the main branch, which will be 0.30.
 """
 
 from __future__ import annotations

@@ -43,11 +43,11 @@ def add_foreign_objects(world: World) -> None:
 
 
 def report_on(world: World, variables: Mapping[str, str] | None = None, *, redact: bool = False) -> dict[str, Any]:
-    """Return the report. Check that it contains no secret, and that nothing was changed."""
+    """Return the report. Check that it contains no secret, and that the clients, which can write, changed nothing."""
     defaults = {"HEADSCALE_USER": USER, "DNS_OWNER": OWNER}
     settings = world.settings(StatusSettings, **(defaults | dict(variables or {})))
-    sources = world.writers(settings, no_retries())
-    report = status_report(settings, sources, cluster=None, now=world.clock.now(), redact=redact)
+    clients = world.writers(settings, no_retries())
+    report = status_report(settings, clients, cluster=None, now=world.clock.now(), redact=redact)
     printed = to_text(report) + json.dumps(report)
     for secret in [*world.headscale.secrets(), world.headscale.api_key, world.cloudflare.token]:
         assert secret not in printed
