@@ -33,9 +33,9 @@ SETTINGS = """\
 ## Settings
 
 The program reads settings from the environment, or from `.env` in the working directory. The environment takes
-precedence. An empty variable counts as unset, and whitespace around a value is removed. Durations are written `90`
-(seconds), `90s`, `15m`, `1h30m` or `7d`. The names `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` can also be
-written in lower case. If both names are set, the upper-case name takes precedence.
+precedence. An empty variable, except `TAILSCALE_INTERFACE`, counts as unset. Whitespace around a value is removed.
+Durations are written `90` (seconds), `90s`, `15m`, `1h30m` or `7d`. The names `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`
+and `NO_PROXY` can also be written in lower case. If both names are set, the upper-case name takes precedence.
 """
 
 LOG_EVENTS = """\

@@ -120,7 +120,7 @@ class Settings(BaseSettings):
     ts_hostname: str | None = Field(
         None,
         description="hostname of the node, the same as in the tailscale container; "
-        "unset: in the first pod of a StatefulSet, NAME.DOMAIN_NAME with the name of the StatefulSet",
+        "required, except in a StatefulSet's first pod: in grafana-0, the default is grafana.DOMAIN_NAME",
     )
     pod_name: str | None = Field(
         None, description="name of the pod, from the downward API; unset: the variable HOSTNAME"
@@ -476,8 +476,8 @@ class CleanupSettings(Settings):
     )
     dns_cleanup: Literal["delete", "keep"] = Field(
         "delete",
-        description="delete: delete the workload's stale records; keep: leave one stale record for dns-watch to "
-        "update, unless another node has the record's address",
+        description="delete: delete the workload's stale records; keep: leave one of each type for dns-watch to "
+        "update, unless another node has its address",
     )
 
     @property
@@ -498,7 +498,7 @@ class DnsWatchSettings(Settings):
     max_retries: int = Field(
         30,
         ge=0,
-        description="dns-watch exits if this number of responses of Headscale do not contain the node; 0 = no limit",
+        description="dns-watch exits if it never found the node in this many responses of Headscale; 0 = no limit",
     )
     retry_interval: Duration = Field(
         timedelta(seconds=10), description="maximum interval between lookups of a node that is not registered yet"
