@@ -162,7 +162,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Send the simulated failures that a worker counted, and its measurements, to the main process."""
+    """Send a worker's counts and measurements to the main process."""
     output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["tally"] = tally.snapshot()
@@ -191,7 +191,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print the counts, and let pytest's last line include the number of tests that the workers deselected."""
+    """Print the report of `tally`, and let pytest's last line include the tests that the workers deselected."""
     lines = tally.lines()
     if lines:
         terminalreporter.section("counts")

@@ -278,7 +278,7 @@ class Containerd:
         def are_deleted() -> bool:
             parents = {row[0]: row[1] for row in map(str.split, run_checked([*snapshots, "ls"]).splitlines()[1:])}
             for leaf in set(parents) - set(parents.values()):
-                # This fails if containerd has already deleted the snapshot with its child.
+                # This fails if containerd itself has deleted the snapshot since it was listed.
                 run([*snapshots, "rm", leaf])
             return not parents
 
