@@ -1,5 +1,5 @@
-# The pod of one workload, as scripts/new-service creates it for Kustomize: cleanup, tailscale, dns-watch, nginx with
-# TLS and the application. The module uses no provider: apply its output with kubernetes_manifest or kubectl_manifest.
+# The objects of one workload, as scripts/new-service creates them: the pod has cleanup, tailscale, dns-watch, nginx and
+# the application. The module uses no provider: apply its output with kubernetes_manifest or kubectl_manifest.
 
 terraform {
   # The module also works with OpenTofu 1.7 or newer.
