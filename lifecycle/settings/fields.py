@@ -59,8 +59,8 @@ def checked_text(value: str) -> str:
     reference = _UNEXPANDED.search(value)
     if reference:
         raise ValueError(
-            f"contains {reference[0]}, which Kubernetes did not expand. References are expanded in `env` with `value`, "
-            "after the variable they name, and never in a ConfigMap"
+            f"contains {reference[0]}, which Kubernetes did not expand. In `env`, a `value` can refer to variables "
+            "that come earlier in the list. In a ConfigMap, references are not expanded"
         )
     return value
 
