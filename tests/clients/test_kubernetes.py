@@ -190,7 +190,7 @@ def test_malformed_secret_is_an_error(body: str, kubernetes: KubernetesSimulator
         ({"key": "hskey-api-1", "other": "x"}, "api-key/key"),
     ],
 )
-def test_token_is_read_by_the_name_of_the_secret_or_of_its_key(
+def test_headscale_api_key_is_read_from_the_secret(
     values: dict[str, str], reference: str, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
     """If a Secret has only one key, the reference to the Secret can omit the name of the key."""
@@ -210,7 +210,7 @@ def test_token_is_read_by_the_name_of_the_secret_or_of_its_key(
         pytest.param({"a": "secret-ä"}, "api-key/a", "headscale/api-key/a", id="not-ascii"),
     ],
 )
-def test_missing_or_malformed_token_is_an_auth_error(
+def test_missing_or_malformed_headscale_api_key_is_an_auth_error(
     values: dict[str, str] | None, reference: str, problem: str, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
     """The error must not be a NotFoundError, because to callers this means that a Headscale node is missing."""

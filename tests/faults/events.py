@@ -17,8 +17,8 @@ from tests.world import USER
 
 Item = TypeVar("Item")
 
-NO_NODE_ID: Final = 0
-"""The id of no node: the node id of a pod whose node is not in the restored database."""
+UNUSED_NODE_ID: Final = 0
+"""An id that no node has, for pods whose node is not in the restored database."""
 
 RECONNECT_S: Final = 5.0
 """The time after which a tailscale client reconnects if Headscale has restarted."""
@@ -147,9 +147,9 @@ class Events:
         backup.last_ids["api_keys"] = current.last_ids["api_keys"]
         headscale.restore(backup)
         for pod in self._workload.pods:
-            node = headscale.node(pod.node_id or NO_NODE_ID)
+            node = headscale.node(pod.node_id or UNUSED_NODE_ID)
             if pod.node_id is not None and (node is None or node.machine_key != pod.machine_key):
-                pod.node_id = NO_NODE_ID
+                pod.node_id = UNUSED_NODE_ID
         # Give the ids of nodes and keys that the backup does not contain to nodes of other machines and to other keys.
         for _ in range(current.last_ids["nodes"] - backup.last_ids["nodes"]):
             if step.random.random() < 0.5:
