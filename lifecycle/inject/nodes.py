@@ -139,18 +139,22 @@ def _copied(node: yaml.Node, budget: list[int], parents: tuple[int, ...]) -> yam
         budget: the number of nodes that may still be copied, in a list so that all calls share the number.
         parents: the `id` of each node that contains this node.
     """
-    budget[0] -= 1
-    if budget[0] < 0 or id(node) in parents:
-        raise ManifestError("its aliases cannot be resolved, because there are too many or one contains itself")
+    parents = _with_parent(node, budget, parents)
     if node.tag not in _KNOWN_TAGS:
         raise ManifestError(f"contains the tag {node.tag}, which is not a value of a manifest")
-    parents = (*parents, id(node))
     if isinstance(node, yaml.MappingNode):
         return yaml.MappingNode(node.tag, _pairs(node, budget, parents), flow_style=node.flow_style)
     if isinstance(node, yaml.SequenceNode):
         items = [_copied(item, budget, parents) for item in node.value]
         return yaml.SequenceNode(node.tag, items, flow_style=node.flow_style)
     return yaml.ScalarNode(node.tag, node.value, style=cast("yaml.ScalarNode", node).style)
+
+
+def _with_parent(node: yaml.Node, budget: list[int], parents: tuple[int, ...]) -> tuple[int, ...]:
+    budget[0] -= 1
+    if budget[0] < 0 or id(node) in parents:
+        raise ManifestError("its aliases cannot be resolved, because there are too many or one contains itself")
+    return (*parents, id(node))
 
 
 def _pairs(node: yaml.MappingNode, budget: list[int], parents: tuple[int, ...]) -> list[tuple[yaml.Node, yaml.Node]]:
@@ -165,7 +169,7 @@ def _pairs(node: yaml.MappingNode, budget: list[int], parents: tuple[int, ...]) 
             for source in sources:
                 if not isinstance(source, yaml.MappingNode):
                     raise ManifestError("merges (<<) something that has no fields")
-                for name, copied_value in _pairs(source, budget, (*parents, id(value))):
+                for name, copied_value in _pairs(source, budget, _with_parent(source, budget, parents)):
                     merged.setdefault(name.value, (name, copied_value))
         elif key.value in own:
             raise ManifestError(f"contains the field {key.value} twice in one place")

@@ -149,6 +149,7 @@ spec:
         (f"kind: X\n{LABEL}: [", "line"),
         (f"- {LABEL}", "not an object"),
         (f"x: &a [*a, {LABEL}]", "aliases"),
+        (f"x: &a {{<<: *a, {LABEL}: x}}", "aliases"),
         (f"kind: X\nspec: !!python/object:os.system {{{LABEL}: x}}", "tag"),
         (LABELLED.replace("kind: Deployment", "kind: Rollout"), "Rollout web"),
         (LABELLED.replace("replicas: 1", "replicas: 1\n  replicas: 1"), "replicas twice"),
@@ -162,7 +163,8 @@ spec:
         (LABELLED.replace(f"annotations: {{{HOSTNAME}: web}}", f"annotations: [{HOSTNAME}]"), "annotations"),
     ],
     ids=[
-        *("incomplete", "incomplete with a label", "list", "recursive alias", "Python object", "unknown kind"),
+        *("incomplete", "incomplete with a label", "list", "recursive alias", "recursive merge key"),
+        *("Python object", "unknown kind"),
         *("field twice", "list as a key", "boolean label", "containers as an object", "no containers"),
         "annotations as a list",
     ],
@@ -230,10 +232,11 @@ def test_files_are_read_one_by_one() -> None:
 
 def test_aliases_that_multiply_are_refused() -> None:
     """Nine aliases of nine aliases, and so on, would need too much memory."""
-    lines = [f"a0: &a0 [{LABEL}]"]
-    lines += [f"a{number}: &a{number} [{', '.join([f'*a{number - 1}'] * 9)}]" for number in range(1, 30)]
-    with pytest.raises(ManifestError, match="aliases"):
-        inject("\n".join(lines), SITE)
+    for first, before, after in (f"[{LABEL}]", "[", "]"), (f"{{{LABEL}: x}}", "{<<: [", "]}"):
+        lines = [f"a0: &a0 {first}"]
+        lines += [f"a{n}: &a{n} {before}{', '.join([f'*a{n - 1}'] * 9)}{after}" for n in range(1, 30)]
+        with pytest.raises(ManifestError, match="aliases"):
+            inject("\n".join(lines), SITE)
 
 
 def test_deeply_nested_document_is_refused() -> None:
