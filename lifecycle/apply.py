@@ -167,8 +167,8 @@ def write_fresh_key(
     )
     metadata = KeyMetadata(
         key.id,
-        kept_node_id=change.kept_node_id,
-        kept_machine_key=change.kept_machine_key,
+        node_id=change.node_id,
+        machine_key=change.machine_key,
         key_created_at=key.created_at,
     )
     try:
@@ -183,7 +183,7 @@ def write_fresh_key(
 def write_metadata(change: WriteKeyMetadata, key_file: KeyFileWriter) -> None:
     """Replace the metadata file beside the key file, or raise KeyFileError."""
     key_file.write_metadata(change.metadata)
-    log.debug("key_metadata.written", node_id=change.metadata.kept_node_id, reason=change.reason)
+    log.debug("key_metadata.written", node_id=change.metadata.node_id, reason=change.reason)
 
 
 def write_restart_marker(key_id: str | None, key_file: KeyFileWriter) -> None:

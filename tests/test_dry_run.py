@@ -43,7 +43,7 @@ def write_metadata(world: World, node: Node) -> None:
     """Write the node into the key metadata (the file beside the key file), as dns-watch does when it knows its node."""
     path = world.key_file.with_name("authkey.id")
     values = json.loads(path.read_text())
-    values |= {"kept_node_id": str(node.id), "kept_machine_key": node.machine_key}
+    values |= {"node_id": str(node.id), "machine_key": node.machine_key}
     path.write_text(json.dumps(values))
 
 

@@ -135,13 +135,13 @@ class TestWrite:
     def test_metadata_describes_the_key(self, key_file: KeyFileWriter) -> None:
         assert key_file.metadata_path == key_file.path.with_name("authkey.id")
 
-        key_file.write(KEY, KeyMetadata(pre_auth_key_id="12", kept_node_id="4"))
+        key_file.write(KEY, KeyMetadata(pre_auth_key_id="12", node_id="4"))
 
         digest = hashlib.sha256(KEY_TEXT.encode()).hexdigest()
         expected = {
             "pre_auth_key_id": "12",
-            "kept_node_id": "4",
-            "kept_machine_key": None,
+            "node_id": "4",
+            "machine_key": None,
             "key_sha256": digest,
             "key_created_at": None,
         }
@@ -463,7 +463,7 @@ class TestReadMetadata:
         [
             pytest.param(KeyMetadata("7", "4"), id="key-and-kept-node"),
             pytest.param(KeyMetadata(None, "4"), id="kept-node"),
-            pytest.param(KeyMetadata("7", "4", kept_machine_key="mkey:00"), id="machine-key"),
+            pytest.param(KeyMetadata("7", "4", machine_key="mkey:00"), id="machine-key"),
             pytest.param(KeyMetadata("7", key_created_at=NOW), id="creation-time"),
             pytest.param(KeyMetadata("18446744073709551615"), id="largest-id"),
         ],
@@ -488,7 +488,7 @@ class TestReadMetadata:
     def test_metadata_without_a_digest_matches_every_key(self, key_file: KeyFileWriter) -> None:
         """Without a digest, nothing shows that the key is another one."""
         key_file.write(KEY, METADATA)
-        key_file.metadata_path.write_text('{"pre_auth_key_id": "7", "kept_node_id": null}')
+        key_file.metadata_path.write_text('{"pre_auth_key_id": "7", "node_id": null}')
 
         metadata = key_file.read_metadata()
         assert metadata == KeyMetadata("7")
@@ -505,16 +505,16 @@ class TestReadMetadata:
         [
             pytest.param(b"", id="empty"),
             pytest.param(b'{"pre_auth_key_id": "7"', id="incomplete"),
-            pytest.param(b'{"kept_node_id": "4"}', id="missing-field"),
-            pytest.param(b'{"pre_auth_key_id": 7, "kept_node_id": null}', id="number"),
-            pytest.param(b'{"pre_auth_key_id": "", "kept_node_id": null}', id="empty-id"),
-            pytest.param(b'{"pre_auth_key_id": "-7", "kept_node_id": null}', id="negative"),
+            pytest.param(b'{"node_id": "4"}', id="missing-field"),
+            pytest.param(b'{"pre_auth_key_id": 7, "node_id": null}', id="number"),
+            pytest.param(b'{"pre_auth_key_id": "", "node_id": null}', id="empty-id"),
+            pytest.param(b'{"pre_auth_key_id": "-7", "node_id": null}', id="negative"),
             pytest.param(
-                b'{"pre_auth_key_id": "7", "kept_node_id": null, "key_created_at": "2026-03-01T12:00:00"}', id="no-zone"
+                b'{"pre_auth_key_id": "7", "node_id": null, "key_created_at": "2026-03-01T12:00:00"}', id="no-zone"
             ),
-            pytest.param(b'{"pre_auth_key_id": "7", "kept_node_id": null, "key_created_at": 7}', id="time-as-number"),
+            pytest.param(b'{"pre_auth_key_id": "7", "node_id": null, "key_created_at": 7}', id="time-as-number"),
             pytest.param(b'["7", null]', id="list"),
-            pytest.param(b'"pre_auth_key_id kept_node_id"', id="string"),
+            pytest.param(b'"pre_auth_key_id node_id"', id="string"),
             pytest.param(b"\xff\xfe", id="not-UTF-8"),
         ],
     )
@@ -541,7 +541,7 @@ class TestReadMetadata:
             with suppress(KeyFileError):
                 metadata = key_file.read_metadata()
                 assert metadata is not None
-                assert {"pre_auth_key_id": metadata.pre_auth_key_id, "kept_node_id": metadata.kept_node_id}.items() <= (
+                assert {"pre_auth_key_id": metadata.pre_auth_key_id, "node_id": metadata.node_id}.items() <= (
                     json.loads(content).items()
                 )
 

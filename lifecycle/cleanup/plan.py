@@ -113,8 +113,8 @@ def plan_cleanup(observation: Observation, *, config: CleanupConfig, now: dateti
         key=WriteFreshKey(
             config.key_spec(observation.user),
             reason="every start of the pod needs a fresh key",
-            kept_node_id=kept_id,
-            kept_machine_key=kept_node.machine_key if kept_node else None,
+            node_id=kept_id,
+            machine_key=kept_node.machine_key if kept_node else None,
         ),
         records=tuple(plan_records(observation.records or (), remaining, config=config, user=observation.user)),
         kept=kept,

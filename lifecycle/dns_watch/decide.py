@@ -259,5 +259,5 @@ def _metadata_change(node: Node, metadata: KeyMetadata) -> tuple[Change, ...]:
     """Store the node in existing key metadata, so that dns-watch also detects the loss of the node after a restart."""
     if metadata.pre_auth_key_id is None:
         return ()
-    updated = replace(metadata, kept_node_id=node.id, kept_machine_key=node.machine_key)
+    updated = replace(metadata, node_id=node.id, machine_key=node.machine_key)
     return (WriteKeyMetadata(updated, reason="the node has registered"),) if updated != metadata else ()

@@ -135,8 +135,8 @@ def renew_key(
         spec=config.key_spec(user),
         reason=f"the node is {loss.kind}",
         # An expired node keeps its id and machine key when it registers again.
-        kept_node_id=loss.node_id or metadata.kept_node_id,
-        kept_machine_key=known.machine_key if known else metadata.kept_machine_key,
+        node_id=loss.node_id or metadata.node_id,
+        machine_key=known.machine_key if known else metadata.machine_key,
         # Expire a usable key that is in no file. It is from a process that was killed after it had written the metadata
         # and before it wrote the key.
         replaces=key if is_usable else None,

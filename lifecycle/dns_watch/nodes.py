@@ -32,19 +32,19 @@ class Hints:
     known: KnownNode | None = None
 
     @property
-    def kept_node(self) -> KnownNode | None:
+    def metadata_node(self) -> KnownNode | None:
         """The node that the key metadata names; None if it names no node."""
-        node_id = self.metadata.kept_node_id
-        return None if node_id is None else KnownNode(node_id, self.metadata.kept_machine_key)
+        node_id = self.metadata.node_id
+        return None if node_id is None else KnownNode(node_id, self.metadata.machine_key)
 
     @property
     def own_node(self) -> KnownNode | None:
         """This pod's node when it was last found, or else the node that the key metadata names; None = unknown."""
-        return self.known or self.kept_node
+        return self.known or self.metadata_node
 
     def metadata_identifies(self, node: Node) -> bool:
         """Return True if this pod's key metadata names the node, or names the key that the node registered with."""
-        return (self.kept_node is not None and self.kept_node.is_same(node)) or self.used_pod_key(node)
+        return (self.metadata_node is not None and self.metadata_node.is_same(node)) or self.used_pod_key(node)
 
     def used_pod_key(self, node: Node) -> bool:
         """Return True if the node registered with the key that was written for this pod."""
@@ -61,7 +61,7 @@ def choose_node(nodes: Iterable[Node], hints: Hints) -> Node | Unregistered:
     ours = [node for node in ordered if hints.node_ownership.is_owned(node) and not node.is_expired(hints.now)]
     if hints.interface is not None:
         return _by_interface(ordered, ours, hints.interface)
-    if hints.kept_node is not None or hints.metadata.pre_auth_key_id is not None:
+    if hints.metadata_node is not None or hints.metadata.pre_auth_key_id is not None:
         return _by_metadata(ours, hints)
     if not hints.has_waited:
         return Unregistered("the VPN interface has not appeared yet")
@@ -146,11 +146,11 @@ def _only_node_online(ours: Sequence[Node], known: KnownNode | None) -> Node | U
 
 
 def _by_metadata(ours: Sequence[Node], hints: Hints) -> Node | Unregistered:
-    # A node that used this pod's key takes precedence over the kept node, which may be lost by now.
+    # A node that used this pod's key takes precedence over the metadata's node, which may be lost by now.
     with_key = [node for node in ours if hints.used_pod_key(node)]
-    kept_node = hints.kept_node
-    kept = [node for node in ours if kept_node is not None and kept_node.is_same(node)]
-    match with_key or kept:
+    metadata_node = hints.metadata_node
+    named = [node for node in ours if metadata_node is not None and metadata_node.is_same(node)]
+    match with_key or named:
         case [node]:
             return node
         case []:

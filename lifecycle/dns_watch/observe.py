@@ -167,10 +167,10 @@ def _look_up_in_list(
     choice = choose_node(nodes, hints)
     if isinstance(choice, Node):
         return Observation(interface, choice, node_ownership, metadata, fleet_size=_fleet_size(nodes))
-    kept = hints.kept_node
-    if state.node is None and kept is not None and not any(kept.is_same(node) for node in nodes):
+    named = hints.metadata_node
+    if state.node is None and named is not None and not any(named.is_same(node) for node in nodes):
         # The list can be incomplete, so it does not prove that the node is gone.
-        is_gone = _read_known(headscale, kept) is None
+        is_gone = _read_known(headscale, named) is None
     loss = find_loss(nodes, hints, is_gone=is_gone, is_superseded=state.superseded_by is not None)
     if loss is not None and loss.node_id is not None:
         # A later node that registered with this pod's key belongs to this pod, even if the interface does not have the

@@ -61,15 +61,15 @@ class WriteFreshKey:
     """Create a pre-auth key, and replace the key file and the metadata file beside it.
 
     Attributes:
-        kept_node_id: for the metadata: the id of this pod's last known node; None if there is none.
-        kept_machine_key: for the metadata: the machine key of this node.
+        node_id: for the metadata: the id of this pod's last known node; None if there is none.
+        machine_key: for the metadata: the machine key of this node.
         replaces: an unused older key, which is expired first. If this fails, the new key is created anyway.
     """
 
     spec: KeySpec
     reason: str
-    kept_node_id: str | None = None
-    kept_machine_key: str | None = None
+    node_id: str | None = None
+    machine_key: str | None = None
     replaces: PreAuthKey | None = None
 
 

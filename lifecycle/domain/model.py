@@ -109,16 +109,16 @@ class KeyMetadata:
 
     Attributes:
         pre_auth_key_id: the id of the key in the key file.
-        kept_node_id: the id of this pod's last known node. With NODE_POLICY=keep, the pod uses this node again.
-        kept_machine_key: the machine key of the node `kept_node_id`.
+        node_id: the id of this pod's last known node. With NODE_POLICY=keep, the pod uses this node again.
+        machine_key: the machine key of the node `node_id`.
         key_sha256: the digest of the key; None if unknown. The metadata file is written before the key file. If the
             key in the key file has another digest, the key file was not written afterwards.
         key_created_at: when Headscale created the key; None if unknown.
     """
 
     pre_auth_key_id: DecimalId | None
-    kept_node_id: DecimalId | None = None
-    kept_machine_key: str | None = None
+    node_id: DecimalId | None = None
+    machine_key: str | None = None
     key_sha256: str | None = None
     key_created_at: AwareDatetime | None = None
 

@@ -151,7 +151,7 @@ def test_kept_node_and_its_record_stay_and_others_are_deleted(
     assert world.records() == {f"A {kept.address}": OUR_COMMENT}
     assert world.cloudflare.writes == []
     new_key = world.headscale.keys[-1]
-    assert (metadata(world)["kept_node_id"], metadata(world)["pre_auth_key_id"]) == (str(kept.id), str(new_key.id))
+    assert (metadata(world)["node_id"], metadata(world)["pre_auth_key_id"]) == (str(kept.id), str(new_key.id))
     # The kept node does not need the new key. If it is deleted in Headscale, its pod registers with the new key.
     assert world.headscale.register(key=world.key, hostname=NAME).name == NAME
     [event] = events_named(events, "node.kept")
@@ -181,7 +181,7 @@ def test_first_start_keeps_no_node(world: ClusterWorld, events: Events) -> None:
     world.headscale.add_node(NAME, user=USER, online=False)
     cleanup(world).run()
     assert world.hostnames == []
-    assert metadata(world)["kept_node_id"] is None
+    assert metadata(world)["node_id"] is None
     [event] = events_named(events, "node.not_kept")
     assert event["secret"] == STATE_SECRET
 
@@ -266,7 +266,7 @@ def test_expiry_is_compared_with_the_clock_of_headscale(world: ClusterWorld, ske
     world.headscale.expire_node(node.id, world.clock.true_now() + timedelta(days=30 if skew > timedelta() else -30))
     world.clock.skew = skew
     cleanup(world, access).run()
-    assert (metadata(world)["kept_node_id"] == str(node.id)) is (skew > timedelta())
+    assert (metadata(world)["node_id"] == str(node.id)) is (skew > timedelta())
 
 
 # --- Node ids that Headscale assigns again ----------------------------------------------------------------------
@@ -320,7 +320,7 @@ def test_restored_database_does_not_keep_the_node_of_another_machine(world: Clus
     cleanup(world).run()
 
     assert world.hostnames == []
-    assert metadata(world)["kept_node_id"] is None
+    assert metadata(world)["node_id"] is None
     assert len(events_named(events, "node.not_kept")) == 1
 
 
@@ -331,7 +331,7 @@ def test_metadata_contains_the_public_machine_key_and_no_output_the_private_key(
     values = {"device_id": str(node.id), "_machinekey": PRIVATE_KEY}
     world.kubernetes.put_secret(NAMESPACE, STATE_SECRET, values)
     cleanup(world).run()
-    assert (metadata(world)["kept_node_id"], metadata(world)["kept_machine_key"]) == (str(node.id), PUBLIC_KEY)
+    assert (metadata(world)["node_id"], metadata(world)["machine_key"]) == (str(node.id), PUBLIC_KEY)
     output = json.dumps(events, default=str) + "".join(path.read_text() for path in world.key_file.parent.iterdir())
     assert PRIVATE_KEY.removeprefix("privkey:") not in output
 

@@ -106,8 +106,8 @@ def test_key_and_metadata_are_written(world: World) -> None:
     assert stat.S_IMODE(world.key_file.stat().st_mode) == 0o600
     assert json.loads(Path(f"{world.key_file}.id").read_text()) == {
         "pre_auth_key_id": str(key.id),
-        "kept_node_id": None,
-        "kept_machine_key": None,
+        "node_id": None,
+        "machine_key": None,
         "key_sha256": hashlib.sha256(key.key.encode()).hexdigest(),
         "key_created_at": key.created_at.isoformat().replace("+00:00", "Z"),
     }

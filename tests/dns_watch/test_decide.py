@@ -72,7 +72,7 @@ V4 = "100.64.0.1"
 INTERFACE = addresses(V4)
 NODE = a_node(1, addresses=[V4])
 KNOWN_NODE = KnownNode(NODE.id, NODE.machine_key)
-METADATA = KeyMetadata("7", kept_node_id="1", kept_machine_key=NODE.machine_key)
+METADATA = KeyMetadata("7", node_id="1", machine_key=NODE.machine_key)
 # The node of a later pod.
 SUCCESSOR = a_node(2, addresses=["100.64.0.2"])
 OUTAGE = TransientError("Headscale did not respond", upstream="Headscale")
@@ -493,7 +493,7 @@ def test_an_assumed_user_is_reported_once() -> None:
     [
         pytest.param(KeyMetadata("7"), 1, id="metadata without a node"),
         pytest.param(METADATA, 0, id="metadata with this node"),
-        pytest.param(replace(METADATA, kept_machine_key="mkey:other"), 1, id="metadata with another machine key"),
+        pytest.param(replace(METADATA, machine_key="mkey:other"), 1, id="metadata with another machine key"),
         pytest.param(NO_METADATA, 0, id="no metadata"),
     ],
 )
@@ -623,7 +623,7 @@ def test_a_usable_key_that_is_not_in_the_file_is_replaced() -> None:
     [change] = confirmed_loss(KeyCheck(a_key(), is_in_file=False)).changes
     assert isinstance(change, WriteFreshKey)
     assert change.replaces == a_key()
-    assert (change.kept_node_id, change.kept_machine_key) == ("1", NODE.machine_key)
+    assert (change.node_id, change.machine_key) == ("1", NODE.machine_key)
 
 
 def test_a_stranded_pod_gets_a_fresh_key_only_if_headscale_lists_its_last_key() -> None:

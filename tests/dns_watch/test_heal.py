@@ -207,7 +207,7 @@ def test_an_expired_node_keeps_its_id_when_it_registers_again(
     pod.run(130)
     assert pod.nodez == EXPIRED_WITH_FRESH_KEY
     assert pod.key != old_key
-    assert json.loads(pod.key_file.with_name("authkey.id").read_text())["kept_node_id"] == str(old_id)
+    assert json.loads(pod.key_file.with_name("authkey.id").read_text())["node_id"] == str(old_id)
 
     pod.start_tailscale()
     assert (pod.node_id, pod.address) == (old_id, old_address)

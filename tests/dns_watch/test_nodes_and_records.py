@@ -63,7 +63,7 @@ make_hints = partial(Hints, NODE_OWNERSHIP, NOW)
 BY_ADDRESS = make_hints(interface=addresses(V4, V6))
 NO_ADDRESS = make_hints(interface=())
 BY_KEY = make_hints(interface=None, metadata=KeyMetadata("7"))
-BY_KEPT_NODE = make_hints(interface=None, metadata=KeyMetadata("7", kept_node_id="1"))
+BY_NODE_ID = make_hints(interface=None, metadata=KeyMetadata("7", node_id="1"))
 NO_HINTS = make_hints(interface=None)
 NO_ADDRESS_LATER, BY_KEY_LATER, NO_HINTS_LATER = (
     replace(hints, has_waited=True) for hints in (NO_ADDRESS, BY_KEY, NO_HINTS)
@@ -110,9 +110,9 @@ class TestChooseNode:
             ),
             pytest.param(
                 [a_node(1), a_node(2)],
-                replace(BY_ADDRESS, metadata=KeyMetadata(None, kept_node_id="2"), has_waited=True),
+                replace(BY_ADDRESS, metadata=KeyMetadata(None, node_id="2"), has_waited=True),
                 "1",
-                id="the address takes precedence over the kept node",
+                id="the address takes precedence over the named node",
             ),
             pytest.param([a_node(1), a_node(2, hostname="x")], BY_ADDRESS, "1", id="another node has another hostname"),
             pytest.param([a_node(2)], BY_ADDRESS, None, id="no node with the address"),
@@ -155,21 +155,21 @@ class TestChooseNode:
             pytest.param([a_node(1), a_node(2)], BY_KEY, None, id="two nodes with our key"),
             pytest.param([a_node(1), a_node(2, user=ANN)], BY_KEY, "1", id="a foreign node with our key"),
             pytest.param([a_node(1), a_node(2, expires_at=EXPIRED)], BY_KEY, "1", id="an expired node with our key"),
-            pytest.param([a_node(1, key_id="3")], BY_KEPT_NODE, "1", id="the kept node"),
-            pytest.param([a_node(1, key_id="7")], BY_KEPT_NODE, "1", id="the kept node with our key"),
+            pytest.param([a_node(1, key_id="3")], BY_NODE_ID, "1", id="the named node"),
+            pytest.param([a_node(1, key_id="7")], BY_NODE_ID, "1", id="the named node with our key"),
             pytest.param(
-                [a_node(1, key_id="3"), a_node(2, key_id="8")], BY_KEPT_NODE, "1", id="the kept node and another node"
+                [a_node(1, key_id="3"), a_node(2, key_id="8")], BY_NODE_ID, "1", id="the named node and another node"
             ),
             pytest.param(
                 [a_node(1, key_id="3"), a_node(2, key_id="7")],
-                BY_KEPT_NODE,
+                BY_NODE_ID,
                 "2",
-                id="our key takes precedence over the kept node",
+                id="our key takes precedence over the named node",
             ),
             pytest.param(
-                [a_node(1, key_id="3", user=ANN)], BY_KEPT_NODE, None, id="the kept node belongs to another user"
+                [a_node(1, key_id="3", user=ANN)], BY_NODE_ID, None, id="the named node belongs to another user"
             ),
-            pytest.param([a_node(12, key_id="3")], BY_KEPT_NODE, None, id="an id that begins with the kept node's id"),
+            pytest.param([a_node(12, key_id="3")], BY_NODE_ID, None, id="an id that begins with the named node's id"),
             pytest.param([], BY_KEY, None, id="empty list"),
         ],
     )
@@ -633,7 +633,7 @@ HINTS = st.builds(
     metadata=st.builds(
         KeyMetadata,
         pre_auth_key_id=st.sampled_from([None, "7", "9"]),
-        kept_node_id=st.one_of(st.none(), st.integers(1, 20).map(str)),
+        node_id=st.one_of(st.none(), st.integers(1, 20).map(str)),
     ),
     has_waited=st.booleans(),
 )
@@ -661,8 +661,8 @@ class TestChooseNodeProperties:
         shuffled = ids[:]
         random.shuffle(shuffled)
         renumbered = dict(zip(ids, shuffled, strict=True))
-        kept = hints.kept_node.id if hints.kept_node else None
-        metadata = replace(hints.metadata, kept_node_id=kept and renumbered.get(kept, kept))
+        named_id = hints.metadata_node.id if hints.metadata_node else None
+        metadata = replace(hints.metadata, node_id=named_id and renumbered.get(named_id, named_id))
 
         before = choose_node(nodes, hints)
         after = choose_node(

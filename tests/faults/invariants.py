@@ -320,7 +320,7 @@ class Invariants:
         return self._world.environment["SELF_HEAL"] == "true" and all(
             pod.watch is not None
             and pod.key_file.exists()
-            and (pod.watch.state.node is not None or (pod.has_interface and pod.kept_node_id is not None))
+            and (pod.watch.state.node is not None or (pod.has_interface and pod.metadata_node_id is not None))
             for pod in self._workload.running_pods
         )
 

@@ -80,10 +80,10 @@ class Pod:
         return self.folder / "authkey"
 
     @property
-    def kept_node_id(self) -> str | None:
+    def metadata_node_id(self) -> str | None:
         """The id of the pod's last known node, from the metadata file beside the key file; None if there is none."""
         metadata = self.key_file.with_suffix(".id")
-        return json.loads(metadata.read_text())["kept_node_id"] if metadata.exists() else None
+        return json.loads(metadata.read_text())["node_id"] if metadata.exists() else None
 
     def set_addresses(self, *addresses: str | None) -> None:
         """Set the addresses of the VPN interface."""

@@ -120,7 +120,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> It
         zone_id = cloudflare.add_zone("example.com")
         # dns-watch identifies its node by the id of the pre-auth key. It reads the id from the file beside the key.
         metadata = KeyFileReader(folder / "authkey").metadata_path
-        metadata.write_text(json.dumps({"pre_auth_key_id": str(key.id), "kept_node_id": None}))
+        metadata.write_text(json.dumps({"pre_auth_key_id": str(key.id), "node_id": None}))
         (port,) = free_ports(1)
         watch = BackgroundProcess(
             [sys.executable, "-m", "lifecycle", "dns-watch"],
