@@ -189,7 +189,7 @@ def test_documented_limits_are_those_of_the_program() -> None:
 def test_operations_lists_the_states_of_nodez() -> None:
     """`/nodez` is an endpoint of dns-watch, which returns the state of its node."""
     # The state of an unregistered node is that of `State()`.
-    lost = [State(heal=HealState(lost=kind)) for kind in LossKind if kind is not LossKind.UNREGISTERED]
+    lost = [State(heal=HealState(lost=kind)) for kind in LossKind if kind is not LossKind.NEVER_FOUND]
     states = [State(), State(is_registered=True), State(superseded_by="2"), *lost]
     documented = {state for row in rows(section(OPERATIONS, "## Self-healing")) for state in quoted(row["state"])}
     assert documented == {Status(timedelta(), timedelta(), state=state).node_state for state in states}

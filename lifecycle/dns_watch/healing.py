@@ -49,7 +49,7 @@ def count_loss(heal: HealState, loss: Loss, now: Moment) -> HealState:
     if is_superseded or confirmed:
         heal = replace(heal, is_superseded=is_superseded)
     # A node that was never found is not lost.
-    if confirmed and loss.kind is not LossKind.UNREGISTERED:
+    if confirmed and loss.kind is not LossKind.NEVER_FOUND:
         heal = replace(heal, lost=loss.kind)
     return heal
 

@@ -98,7 +98,7 @@ def find_loss(nodes: Sequence[Node], hints: Hints, *, is_gone: bool, is_supersed
         is_taken = any(interface & set(node.addresses) for node in nodes)
         return None if valid or is_taken else Loss(LossKind.STRANDED)
     # An unexpired node that the key metadata does not identify may be this pod's.
-    return Loss(LossKind.UNREGISTERED) if all(hints.metadata_identifies(node) for node in valid) else None
+    return Loss(LossKind.NEVER_FOUND) if all(hints.metadata_identifies(node) for node in valid) else None
 
 
 def successors(nodes: Iterable[Node], *, node_id: str, node_ownership: NodeOwnership, now: datetime) -> list[Node]:

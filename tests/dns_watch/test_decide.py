@@ -146,7 +146,7 @@ def unregistered(
         is_list_empty: Headscale lists no nodes at all.
         fields: other fields of the observation.
     """
-    node_id = None if kind in (LossKind.STRANDED, LossKind.UNREGISTERED) else "1"
+    node_id = None if kind in (LossKind.STRANDED, LossKind.NEVER_FOUND) else "1"
     loss = None if kind is None else Loss(kind, node_id, is_list_empty, successor)
     observation = Observation(INTERFACE, Unregistered("not found", loss), NODE_OWNERSHIP, METADATA)
     return replace(observation, **fields)  # type: ignore[arg-type]
@@ -424,27 +424,27 @@ def waits_of(state: State, observations: Sequence[Observation], *, config: Watch
 
 def test_lookups_slow_down_to_the_retry_interval() -> None:
     # With the jitter 0, the wait for a lookup is 80 % of its interval, which is 1, 1, 2, 2, 4, 4, 8, 8, 10 and 10 s.
-    waits = waits_of(State(interface=INTERFACE), [unregistered(LossKind.UNREGISTERED)] * 10)
+    waits = waits_of(State(interface=INTERFACE), [unregistered(LossKind.NEVER_FOUND)] * 10)
     assert waits == pytest.approx([0.8, 0.8, 1.6, 1.6, 3.2, 3.2, 6.4, 6.4, 8.0, 8.0])
 
 
 def test_lookups_are_frequent_again_after_the_interface_has_changed() -> None:
-    slow = after(State(), *[(seconds, unregistered(LossKind.UNREGISTERED)) for seconds in range(20)])
+    slow = after(State(), *[(seconds, unregistered(LossKind.NEVER_FOUND)) for seconds in range(20)])
     assert slow.wait_s == pytest.approx(8.0)
-    changed = replace(unregistered(LossKind.UNREGISTERED), interface=addresses("100.64.0.5"))
+    changed = replace(unregistered(LossKind.NEVER_FOUND), interface=addresses("100.64.0.5"))
     assert after(slow.state, (30, changed)).wait_s == pytest.approx(0.8)
 
 
 def test_failed_lookups_back_off_and_do_not_count_as_lookups() -> None:
     failed = Observation(INTERFACE, OUTAGE)
     assert waits_of(State(), [failed] * 8) == [0.5, 1, 2, 4, 8, 16, 30, 30]
-    decision = after(State(), (0, unregistered(LossKind.UNREGISTERED)), (1, failed), (2, failed))
+    decision = after(State(), (0, unregistered(LossKind.NEVER_FOUND)), (1, failed), (2, failed))
     assert (decision.state.lookups, decision.state.failures) == (1, 2)
 
 
 def test_the_command_gives_up_after_max_retries() -> None:
     config = replace(CONFIG, max_retries=3)
-    steps = [(seconds, unregistered(LossKind.UNREGISTERED)) for seconds in range(3)]
+    steps = [(seconds, unregistered(LossKind.NEVER_FOUND)) for seconds in range(3)]
     assert after(State(), *steps[:2], config=config).give_up is None
     reason = after(State(), *steps, config=config).give_up
     assert reason is not None

@@ -245,7 +245,7 @@ class TestChooseNode:
 
 OTHERS = [a_node(5, hostname="x")]
 EXPIRED_NODE = a_node(1, expires_at=EXPIRED)
-GONE, LOGGED_OUT, UNREGISTERED = Loss(LossKind.GONE, "1"), Loss(LossKind.EXPIRED, "1"), Loss(LossKind.UNREGISTERED)
+GONE, LOGGED_OUT, NEVER_FOUND = Loss(LossKind.GONE, "1"), Loss(LossKind.EXPIRED, "1"), Loss(LossKind.NEVER_FOUND)
 
 
 class TestFindLoss:
@@ -273,7 +273,7 @@ class TestFindLoss:
                 BY_KEY,
                 None,
                 False,
-                UNREGISTERED,
+                NEVER_FOUND,
                 id="another node expired",
             ),
             # The list does not contain this pod's node, but Headscale does not report that the node does not exist.
@@ -284,9 +284,9 @@ class TestFindLoss:
             pytest.param([a_node(2)], BY_ADDRESS, None, False, None, id="address of no node, and another node of ours"),
             pytest.param([], BY_ADDRESS, None, False, None, id="address of no node, and an empty list"),
             # This pod's node was never found. It may exist if the workload has another node or the list is empty.
-            pytest.param(OTHERS, BY_KEY, None, False, UNREGISTERED, id="key not used yet"),
-            pytest.param(OTHERS, NO_HINTS_LATER, None, False, UNREGISTERED, id="no known node"),
-            pytest.param(OTHERS, NO_ADDRESS, None, False, UNREGISTERED, id="interface without an address"),
+            pytest.param(OTHERS, BY_KEY, None, False, NEVER_FOUND, id="key not used yet"),
+            pytest.param(OTHERS, NO_HINTS_LATER, None, False, NEVER_FOUND, id="no known node"),
+            pytest.param(OTHERS, NO_ADDRESS, None, False, NEVER_FOUND, id="interface without an address"),
             pytest.param([a_node(2, key_id="8")], BY_KEY, None, False, None, id="key not used, and another pod's node"),
             pytest.param([], BY_KEY, None, False, None, id="key not used yet, and an empty list"),
         ],
