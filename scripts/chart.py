@@ -170,7 +170,7 @@ def templates() -> dict[str, Template]:
                 "RoleBinding/subjects/0/name": Action(".serviceAccountName"),
                 "RoleBinding/subjects/0/namespace": Action(".namespace"),
             },
-            purpose="Lets cleanup read the id of its workload's node from the Secret with tailscale's state.",
+            purpose="With NODE_POLICY=keep, lets cleanup read the node's id from the Secret with tailscale's state.",
         ),
         "rbac-events": Template(
             "deploy/rbac/events/role.yaml",

@@ -189,7 +189,7 @@ def test_signal_during_a_slow_import_ends_the_program(
 ) -> None:
     """A process must end two seconds after a signal. With a low CPU limit, the imports can take longer.
 
-    lifecycle.runtime.stop installs the signal handlers, so a signal during its import takes effect after the import.
+    `main` blocks signals until it has imported lifecycle.runtime.stop, so they take effect after this import.
     """
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)

@@ -39,7 +39,7 @@ _MARGIN_S = 0.001
 
 
 def with_interface(state: State, interface: InterfaceAddresses, now: Moment) -> State:
-    """Remember the VPN interface. After its addresses have changed, lookups become frequent again."""
+    """Remember the VPN interface. After it has changed, dns-watch looks for its node often again."""
     if interface is not None:
         state = replace(state, interface_seen_s=now.monotonic_s)
     if interface == state.interface:
@@ -77,14 +77,14 @@ def is_outdated(records: RecordState, specs: Sequence[RecordSpec], now: Moment) 
 
 
 def lookup_wait_s(state: State, config: WatchConfig, now: Moment) -> float:
-    """Return the wait before the next lookup: 1, 1, 2, 2, 4, 4 … seconds, and 1 again after the interface has changed.
+    """Return the wait before dns-watch looks for its node again: 1, 1, 2, 2, 4, 4 … seconds.
 
-    The wait grows because each lookup lists all nodes, which is expensive, and a cluster that boots starts many pods.
+    After the interface has changed, it is 1 again. It grows because each lookup lists all nodes, which is expensive.
     """
     growing_s = doubled(1.0, (state.lookups - state.lookups_at_interface_change - 1) // 2, max_s=_DAY_S)
     max_s = max_wait_s(config) if state.node is not None else config.retry_interval.total_seconds()
     if fresh_key_id(state, now) is not None:
-        # The liveness probe of the tailscale container fails until dns-watch finds the node again, so poll often.
+        # The liveness probe of the tailscale container fails until dns-watch finds the node again, so look often.
         max_s = min(config.retry_interval, config.poll_interval).total_seconds()
     return at_least_min_interval(state, subtract_jitter(min(growing_s, max_s), now.jitter), config, now)
 

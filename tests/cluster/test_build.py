@@ -145,7 +145,7 @@ def daemon_set(
     folder = scratch_dir / "build-of-the-cluster"
     settings = cluster.node.disk / "build-settings"
     settings.mkdir()
-    with ProxySimulator(AnyTarget()).serve(address=NODE_ADDRESS, namespace=cluster.host.inside()) as proxy:
+    with ProxySimulator(AnyTarget()).serve(address=NODE_ADDRESS, network_namespace=cluster.host.inside()) as proxy:
         flags = write_settings(settings, debian["base"], pip_volumes, proxy)
         shutil.copytree(BUILD, folder / "build", ignore=shutil.ignore_patterns("sources.tar.gz"))
         patch = {"target": {"kind": "DaemonSet"}, "patch": PATCH.format(flags=flags)}

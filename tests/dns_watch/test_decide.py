@@ -1,8 +1,8 @@
 """Test what dns-watch decides in one or several passes. A pass is one iteration of the loop of dns-watch.
 
 The tests call pure functions: `decide` returns the changes to make, and `conclude` returns the decision after they were
-made. A pod is "superseded" and "stands down" (it does not change the records) while a later pod of the workload, its
-"successor", has the name.
+made. A "successor" is the node of a later pod of the workload. A pod is "superseded" and "stands down" (it does not
+change the records) while a record has the address of a successor, or its own node is lost and has a successor.
 """
 
 from __future__ import annotations
@@ -73,7 +73,6 @@ INTERFACE = addresses(V4)
 NODE = a_node(1, addresses=[V4])
 KNOWN_NODE = KnownNode(NODE.id, NODE.machine_key)
 METADATA = KeyMetadata("7", node_id="1", machine_key=NODE.machine_key)
-# The node of a later pod.
 SUCCESSOR = a_node(2, addresses=["100.64.0.2"])
 OUTAGE = TransientError("Headscale did not respond", upstream="Headscale")
 CLOUDFLARE_OUTAGE = TransientError("Cloudflare returned 502", upstream="Cloudflare", status=502)
@@ -708,6 +707,7 @@ def test_an_unwritable_key_file_is_not_counted_as_a_failure_of_headscale() -> No
 
 
 def test_missing_key_metadata_is_reported_once() -> None:
+    """The event `key_file.unwritable` also reports that the metadata cannot be read."""
     decision = after(
         IN_SYNC_STATE,
         (0, unregistered()),

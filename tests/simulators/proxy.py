@@ -32,16 +32,16 @@ class ProxySimulator:
 
     @contextmanager
     def serve(
-        self, *, address: str = "127.0.0.1", namespace: AbstractContextManager[None] | None = None
+        self, *, address: str = "127.0.0.1", network_namespace: AbstractContextManager[None] | None = None
     ) -> Iterator[str]:
         """Listen until the block ends, and yield the URL.
 
         Args:
             address: the address to listen on.
-            namespace: a context manager that enters the network namespace in which the proxy listens; None = the
-                namespace of this process. The proxy connects to the servers in the namespace of this process.
+            network_namespace: a context manager that enters the namespace in which the proxy listens; None = that of
+                this process. The proxy connects to the servers in the namespace of this process.
         """
-        with namespace or nullcontext():
+        with network_namespace or nullcontext():
             server = ThreadingHTTPServer((address, 0), partial(_Handler, self))
         server.daemon_threads = True
         self.url = f"http://{address}:{server.server_port}"

@@ -2,8 +2,8 @@
 
 The differences between responses are in `parsing.py`, and those between error responses in `errors.py`.
 
-Sources: the REST API v1 and its generated description in Headscale's repository, at each tag from v0.23.0 to v0.29.2
-and on the main branch that becomes 0.30 (`proto/headscale/v1`, `hscontrol/grpcv1.go`, `hscontrol/api/v1`).
+Sources: the REST API v1 and its generated description in Headscale's repository, at the tags of 0.23 to 0.29 and on the
+main branch that becomes 0.30 (`proto/headscale/v1`, `hscontrol/grpcv1.go`, `hscontrol/api/v1`).
 """
 
 from __future__ import annotations
