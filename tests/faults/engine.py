@@ -37,6 +37,7 @@ from tests.faults.schedule import (
     FAULTS,
     HIDDEN_NODES,
     KILLED_WRITING,
+    NO_ITEMS,
     OUTPUT_FAILS,
     Schedule,
     Step,
@@ -342,6 +343,7 @@ class Engine:
         elif step.kind == KILLED_WRITING:
             self._lines_until_kill.append(1 + step.seed % MAX_LINES)
         elif step.during_pass:
+            assert step.upstream is not None
             action = partial(self._interrupt, step)
             after_execution = bool(step.seed % 2)
             self._interruptions.append(
@@ -360,16 +362,16 @@ class Engine:
         self.invariants.remember_foreign_objects()
 
     def _inject_fault(self, step: Step) -> None:
+        assert step.upstream is not None
         if step.kind == COMPRESSED:
             fault = compressed_response(twice=step.random.random() < 0.5)
         else:
             fault = FAULTS[step.kind](step.upstream, step.random)
         path = SECOND_PAGE.pattern if step.second_page else None
-        method = "GET" if step.kind == "stale read" else step.method
-        # dns-watch ignores a single incomplete list, so a longer fault affects many requests.
-        times = MANY_REQUESTS if step.kind == "incomplete list" and step.times > 1 else step.times
+        # dns-watch ignores a single list without items, so a longer fault affects many requests.
+        times = MANY_REQUESTS if step.kind == NO_ITEMS and step.times > 1 else step.times
         self.world.fault_queues[step.upstream].add(
-            replace(fault, name=step.kind), method=method, path=path, times=times, after=step.after
+            replace(fault, name=step.kind), method=step.method, path=path, times=times, after=step.after
         )
 
     def _interrupt(self, step: Step) -> None:

@@ -167,7 +167,7 @@ class Events:
     def api_key_renewed(self, _step: Step) -> None:
         self._world.write_secret("HEADSCALE_API_KEY", self._world.headscale.rotate_api_key())
 
-    def credentials_refused(self, _step: Step) -> None:
+    def credentials_outdated(self, _step: Step) -> None:
         """Renew the token and the API key, but not in the pods' files, which are written after the last step."""
         self._workload.credentials_are_valid = False
         self._world.cloudflare.set_token()

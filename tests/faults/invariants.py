@@ -16,7 +16,7 @@ from urllib.parse import parse_qs
 from lifecycle.dns_watch.loop import DnsWatch
 from lifecycle.health.metrics import render_metrics
 from tests.builders import NAME
-from tests.faults.schedule import COMPRESSED, HIDDEN_NODES, UNDETECTABLE
+from tests.faults.schedule import COMPRESSED, HIDDEN_NODES, NO_ITEMS, UNDETECTABLE
 from tests.faults.special_faults import DECODED_BYTES
 from tests.faults.workload import MISLED_S, Pass, Pod, Workload
 from tests.simulators.cloudflare import Record
@@ -95,7 +95,7 @@ class Invariants:
         if fault in UNDETECTABLE:
             current.disturbed = True
         # If dns-watch knows its node, and the list does not contain the node, dns-watch also reads the node by its id.
-        # An incomplete list therefore misleads dns-watch only if it knows no node, or if the node does not exist.
+        # A list without this node therefore misleads dns-watch only if it knows no node, or if the node does not exist.
         known = current.pod.watch.state.node if current.pod.watch else None
         is_known = known is not None and self._world.headscale.node(int(known.id)) is not None
         if fault == "stale read" or (fault == HIDDEN_NODES and not is_known):
@@ -126,7 +126,7 @@ class Invariants:
             records = [read for read in reads if read.path.endswith("/dns_records")]
             all_names = [read for read in records if "match=any" in read.query]
             self._check_looks_correct(request, _last_list(records) + _last_list(all_names))
-            if not current.pod.initialized and nodes and _fault(nodes[-1]) == "incomplete list":
+            if not current.pod.initialized and nodes and _fault(nodes[-1]) == NO_ITEMS:
                 # This is a pass of cleanup, which cannot know that an empty list is wrong.
                 return
             if current.pod.initialized:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from random import Random
 from typing import Any, Final, Literal, TypeAlias
 
@@ -43,6 +43,8 @@ EMPTY_PAGE: Final = json.dumps(
     }
 )
 
+NO_ITEMS: Final = "list without items"
+
 FAULTS: Final[dict[str, Callable[[UpstreamName, Random], Fault]]] = {
     "refused": lambda _upstream, _random: faults.refuse(),
     "reset before execution": lambda _upstream, _random: faults.drop(),
@@ -55,7 +57,7 @@ FAULTS: Final[dict[str, Callable[[UpstreamName, Random], Fault]]] = {
     "wrong content type": lambda _upstream, _random: faults.wrong_content_type(),
     "empty object": lambda _upstream, _random: faults.answer(200, "{}"),
     "null": lambda _upstream, _random: faults.answer(200, "null"),
-    "incomplete list": lambda upstream, _random: faults.answer(
+    NO_ITEMS: lambda upstream, _random: faults.answer(
         200, EMPTY_PAGE if upstream == "cloudflare" else '{"nodes":[],"users":[],"preAuthKeys":[],"apiKeys":[]}'
     ),
     "401": lambda upstream, _random: (
@@ -82,8 +84,8 @@ FAULTS: Final[dict[str, Callable[[UpstreamName, Random], Fault]]] = {
 }
 """Functions that create the faults of single requests, by kind."""
 
-HIDDEN_NODES: Final = "nodes hidden"
-"""A proxy returns 404 for each node, and removes the workload's nodes from lists. They are not lost."""
+HIDDEN_NODES: Final = "nodes hidden by a proxy"
+"""The proxy returns 404 for each node, and removes the workload's nodes from lists. They are not lost."""
 
 EMPTY_NODE_LIST: Final = "node list empty"
 """Headscale and all sidecars have just started. The list of nodes is empty, and the sidecars have not read a node yet.
@@ -110,7 +112,7 @@ EVENTS: Final = (
     "headscale upgraded",
     "token renewed",
     "API key renewed",
-    "credentials refused",
+    "credentials outdated",
     "clock jumps",
     "partition",
     "partition ends",
@@ -174,25 +176,25 @@ class Step:
 
     Attributes:
         kind: a key of `FAULTS`, or one of the other kinds of this module.
+        wait_s: how long the pods run before the next step.
+        seed: the seed of the random choices of this step.
         during_pass: True if the step happens in the middle of a pass; False if it happens between two passes.
-        upstream: the upstream of the affected requests.
+        upstream: the upstream of the affected requests; None = the step affects no requests.
         method: the HTTP method of the affected requests; None = any.
         second_page: True if the fault affects only requests for the second page of a list.
         times: the number of requests that the fault affects.
         after: the number of matching requests before the first affected one.
-        wait_s: how long the pods run before the next step.
-        seed: the seed of the random choices of this step.
     """
 
     kind: str
-    during_pass: bool
-    upstream: UpstreamName
-    method: str | None
-    second_page: bool
-    times: int
-    after: int
     wait_s: float
     seed: int
+    during_pass: bool = False
+    upstream: UpstreamName | None = None
+    method: str | None = None
+    second_page: bool = False
+    times: int = 1
+    after: int = 0
 
     @property
     def random(self) -> Random:
@@ -226,8 +228,12 @@ class Schedule:
         return replace(self, steps=self.steps[:number] + self.steps[number + 1 :])
 
     def text(self) -> str:
-        """Return the schedule as JSON, for regressions.json."""
-        return json.dumps(asdict(self))
+        """Return the schedule as JSON, for regressions.json. Default values of steps are omitted."""
+        steps = [
+            {field.name: value for field in fields(step) if (value := getattr(step, field.name)) != field.default}
+            for step in self.steps
+        ]
+        return json.dumps(asdict(self) | {"steps": steps})
 
 
 def random_schedule(seed: int) -> Schedule:
@@ -289,11 +295,11 @@ def _random_step(random: Random, *, many_records: bool) -> Step:
     )
     upstream: UpstreamName = random.choice(("headscale", "cloudflare"))
     method = random.choice((None, None, "GET", "POST", "PATCH", "DELETE"))
-    if kind == "incomplete list":
+    if kind in {NO_ITEMS, "stale read"}:
         method = "GET"
     # Only Cloudflare has pages, and only if a name has many records.
     second_page = many_records and kind in FAULTS and random.random() < 0.4
-    return Step(
+    step = Step(
         kind=kind,
         during_pass=kind in INTERRUPTIONS or (kind in ALSO_DURING_PASS and random.random() < 0.4),
         upstream="cloudflare" if second_page else upstream,
@@ -304,6 +310,14 @@ def _random_step(random: Random, *, many_records: bool) -> Step:
         wait_s=random.choice((0.0, 1.0, 20.0, 70.0, 200.0, 400.0)),
         seed=random.getrandbits(32),
     )
+    return step if kind in FAULTS else _without_unused_values(step)
+
+
+def _without_unused_values(step: Step) -> Step:
+    """Return a step whose kind is not in `FAULTS`, without the values that only these kinds use."""
+    if step.during_pass and step.kind != KILLED_WRITING:
+        return replace(step, method=None, times=1)
+    return Step(step.kind, step.wait_s, step.seed, step.during_pass)
 
 
 def _random_additional_step(random: Random) -> Step:
