@@ -74,7 +74,7 @@ def test_policy_command_and_component_create_the_same_pod(api_server: ApiServer,
     by_inject = admitted(api_server, pod_of(injected(workload)))
     rendered = with_component(prepared_for_component(workloads()[name]), tmp_path, "with-tailscale", config)
     (result,) = [document for document in rendered if document["kind"] == workload["kind"]]
-    # The component ignores the annotation init-containers, so put the containers into the order that it requires.
+    # The component ignores the annotation init-containers, so sort the containers as the annotation requires.
     in_required_order(workload, template_of(result)["spec"])
     by_component = admitted(api_server, pod_of(result), config)
 
@@ -116,7 +116,7 @@ def test_pod_of_an_invalid_workload_is_refused(api_server: ApiServer) -> None:
 
 
 def test_scaled_deployment_can_be_annotated_and_deleted(api_server: ApiServer) -> None:
-    """The policies do not check `kubectl scale`. They refuse to change the pod template of the scaled Deployment."""
+    """The policies do not check `kubectl scale`. They reject changes of the scaled Deployment's pod template."""
     document = deployment()
     document["metadata"]["name"] = "scaled"
     api_server.create(document)
@@ -186,10 +186,10 @@ EMPTY_SETTINGS = (
 def test_settings_reach_the_containers(
     api_server: ApiServer, settings: dict[str, str], without_effect: dict[str, str]
 ) -> None:
-    image = "" if without_effect else "registry.example.com/lifecycle:1"
+    image = without_effect.get("LIFECYCLE_IMAGE", "registry.example.com/lifecycle:1")
     set_settings(api_server, **{"LIFECYCLE_IMAGE": image, **settings, **without_effect})
     try:
-        site = replace(SITE, settings=SETTINGS | settings, **({"lifecycle_image": image} if image else {}))
+        site = replace(SITE, settings=SETTINGS | settings, lifecycle_image=image or SITE.lifecycle_image)
         expected = admitted(api_server, pod_of(injected(deployment(), site)))
         eventually(lambda: admitted(api_server, pod_of(deployment())) == expected, "the new settings")
     finally:

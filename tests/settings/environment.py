@@ -8,7 +8,7 @@ from lifecycle.domain.errors import ConfigError
 from lifecycle.settings.load import load
 from lifecycle.settings.models import DryRunSettings, Settings
 
-# The variables that every command requires, if it uses the REST API of Headscale.
+# The smallest set of variables with which the settings of cleanup and dns-watch are valid.
 MINIMUM = {
     "CLOUDFLARE_API_TOKEN": "cf-t0ken",
     "DOMAIN_NAME": "example.com",
