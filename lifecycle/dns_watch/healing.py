@@ -43,11 +43,11 @@ def count_loss(heal: HealState, loss: Loss, now: Moment) -> HealState:
         count = LossCount(loss, observations=0, since_s=now.monotonic_s)
     heal = replace(heal, loss_count=replace(count, loss=loss, observations=count.observations + 1))
     confirmed = _is_confirmed(heal, now)
-    is_superseded = loss.successor is not None
+    has_successor = loss.successor is not None
     # A later pod supersedes this pod at once. If its node is no longer listed, this pod stays superseded until the loss
     # without a successor is confirmed.
-    if is_superseded or confirmed:
-        heal = replace(heal, is_superseded=is_superseded)
+    if has_successor or confirmed:
+        heal = replace(heal, has_successor=has_successor)
     # A node that was never found is not lost.
     if confirmed and loss.kind is not LossKind.NEVER_FOUND:
         heal = replace(heal, lost=loss.kind)
@@ -82,7 +82,7 @@ def fresh_key_id(state: State, now: Moment) -> str | None:
     After LossKind.STRANDED, the result is None: the node's id is unknown, so Headscale cannot confirm that it is gone.
     """
     heal = state.heal
-    if heal.loss_count is None or heal.lost not in (LossKind.GONE, LossKind.EXPIRED) or heal.is_superseded:
+    if heal.loss_count is None or heal.lost not in (LossKind.GONE, LossKind.EXPIRED) or heal.has_successor:
         return None
     if heal.key is None or not heal.key.is_usable(now.utc):
         return None

@@ -228,7 +228,7 @@ class HealState:
     Attributes:
         loss_count: None if the last lookup failed, found the node, or did not show whether the node is lost.
         lost: the kind of the confirmed loss; None if there is none.
-        is_superseded: the lost node has a successor, so that this pod must not register again.
+        has_successor: the lost node has a successor, so that this pod must not register again.
         key: the usable key in the key file, with which the node can register again; None if there is none.
         attempts: how many keys were requested since the node was last found.
         not_before_s: monotonic time before which the key is not replaced.
@@ -237,7 +237,7 @@ class HealState:
 
     loss_count: LossCount | None = None
     lost: LossKind | None = None
-    is_superseded: bool = False
+    has_successor: bool = False
     key: PreAuthKey | None = None
     attempts: int = 0
     not_before_s: float = 0.0

@@ -653,7 +653,7 @@ def test_a_restart_helps_after_a_fresh_key_was_written() -> None:
         pytest.param({"key": a_key("8", used=True)}, id="used key"),
         pytest.param({"key": a_key("8", expires_in_s=10)}, id="expired key"),
         pytest.param({"lost": LossKind.STRANDED}, id="stranded"),
-        pytest.param({"is_superseded": True}, id="superseded"),
+        pytest.param({"has_successor": True}, id="superseded"),
     ],
 )
 def test_a_restart_does_not_help(heal: dict[str, object]) -> None:
