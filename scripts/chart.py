@@ -382,6 +382,12 @@ def values_text() -> str:
     return text
 
 
+# Settings of all commands that do not change what prune does.
+_WITHOUT_EFFECT_ON_PRUNE = frozenset(
+    {"AUTHKEY_EPHEMERAL", "AUTHKEY_EXPIRATION", "AUTHKEY_REUSABLE", "KUBERNETES_EVENTS", "VPN_PREFIXES"}
+)
+
+
 def schema_text() -> str:
     """Return values.schema.json with the names and descriptions of all settings."""
     descriptions = {
@@ -392,8 +398,9 @@ def schema_text() -> str:
     }
     schema = json.loads((CHART / "values.schema.json").read_text())
     common = site_variables()
-    prune_settings = [name for name in command_variables(PruneSettings) if name in common or name.startswith("PRUNE_")]
-    for part, names in ((schema, [*common, "LOGIN_SERVER"]), (schema["properties"]["prune"], prune_settings)):
+    of_prune = [name for name in command_variables(PruneSettings) if name in common or name.startswith("PRUNE_")]
+    names_of_prune = {*of_prune} - _WITHOUT_EFFECT_ON_PRUNE
+    for part, names in ((schema, [*common, "LOGIN_SERVER"]), (schema["properties"]["prune"], names_of_prune)):
         part["properties"]["settings"]["properties"] = {
             name: {"$ref": "#/definitions/setting", "description": descriptions[name]} for name in sorted(names)
         }
