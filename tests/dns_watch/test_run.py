@@ -351,7 +351,7 @@ def test_a_record_that_got_the_comment_of_another_owner_is_not_changed(world: Wo
             {"type_": "CNAME", "content": "example.org", "comment": OUR_COMMENT},
             {},
             "CNAME",
-            id="CNAME with our comment",
+            id="CNAME at the main name with our comment",
         ),
         pytest.param({"type_": "NS", "content": "ns.example.org"}, {}, "delegated", id="NS below the apex"),
         pytest.param(
