@@ -39,8 +39,8 @@ class WatchConfig:
         key_path: the path of the key file, for messages.
         retry_interval: longest interval between lookups of a node that is not registered yet.
         max_retries: number of lookups that do not find the node after which dns-watch gives up; 0 = no limit.
-        poll_interval: shortest interval between polls of a registered node.
-        min_poll_interval: shortest wait between passes after the first registration of the node.
+        poll_interval: interval between polls of a registered node. It grows if Headscale is slow or has many nodes.
+        min_poll_interval: lower limit of all waits between passes after the first registration; 0 = none.
         verify_interval: interval between reads of the records if nothing changed.
         expects_interface: tailscale creates a VPN interface in this pod.
     """
@@ -119,11 +119,11 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Unregistered:
-    """This pod's node was not found.
+    """No unexpired node was identified as this pod's.
 
     Attributes:
         reason: why no node was found, for the log.
-        loss: why the node is lost; None if it may not be lost.
+        loss: the loss of the node; None if it is uncertain whether the node is lost.
         error: the problem with a setting or a file that prevents the identification of the node.
     """
 
@@ -160,7 +160,7 @@ class RecordsRead:
         records: all records at the main name, and our records at the further names. If our records at a further name
             are not as desired, all records at this further name are included.
         apex: the zone's own name; None if it is not known.
-        successors: nodes of later pods; empty if all our records have addresses of this pod's node.
+        successors: nodes of later pods; not read if all our records have addresses of this pod's node.
     """
 
     records: tuple[Record, ...]
@@ -227,7 +227,7 @@ class HealState:
 
     Attributes:
         loss_count: None if the last lookup failed, found the node, or did not show whether the node is lost.
-        lost: the kind of the confirmed loss; None if there is none.
+        lost: the kind of the confirmed loss, except UNREGISTERED; None if there is none.
         has_successor: the lost node has a successor, so that this pod must not register again.
         key: the usable key in the key file, with which the node can register again; None if there is none.
         attempts: how many keys were requested since the node was last found.
@@ -282,8 +282,8 @@ class State:
         node_warned_at_s: time of the last warning that the node expires soon.
         api_key_read_due_s: time when the list of API keys is read next.
         node_ownership: criteria for owning a node; None until the users were read.
-        superseded_by: the id of the successor that has the name, so that this pod changes no record; None if there is
-            none.
+        superseded_by: the id of the successor to which this pod leaves the records, because the successor has published
+            an address or this pod's node is lost; None if there is none.
         interface_seen_s: time when the pod last had a VPN interface, or when dns-watch started if it never had one.
         lookups: consecutive lookups that did not find the node. Lookups whose request failed are not counted.
         lookups_at_interface_change: the value of `lookups` when the interface last changed.
