@@ -227,7 +227,7 @@ class HealState:
 
     Attributes:
         loss_count: None if the last lookup failed, found the node, or did not show whether the node is lost.
-        lost: the kind of the confirmed loss, except UNREGISTERED; None if there is none.
+        lost: the kind of the confirmed loss, except NEVER_FOUND; None if there is none.
         has_successor: the lost node has a successor, so that this pod must not register again.
         key: the usable key in the key file, with which the node can register again; None if there is none.
         attempts: how many keys were requested since the node was last found.
