@@ -35,7 +35,7 @@ class Status:
         clock: returns seconds since 1970.
         restart_helps: True if a restart of the tailscale container would bring the node back.
         poll_interval_s: the current interval between polls of a registered node.
-        silent_since_s: monotonic time of the last progress; during a planned wait, the time when the wait ends.
+        no_progress_since_s: monotonic time of the last progress; during a planned wait, the time when the wait ends.
         requests: completed requests by upstream and outcome.
         succeeded_at: when each upstream last returned what was requested, in seconds since 1970.
         throttled_s: total seconds of backoff after rate limiting, by upstream.
@@ -51,7 +51,7 @@ class Status:
     state: State = field(default_factory=State)
     restart_helps: bool = False
     poll_interval_s: float = 0.0
-    silent_since_s: float = 0.0
+    no_progress_since_s: float = 0.0
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     succeeded_at: dict[str, float] = field(default_factory=dict)
     throttled_s: dict[str, float] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Status:
     passes_s: float = 0.0
 
     def __post_init__(self) -> None:
-        self.silent_since_s = self.monotonic()
+        self.no_progress_since_s = self.monotonic()
         # Prometheus' `increase()` does not count the first event if the counter did not exist before it.
         self.requests.update({(upstream, outcome): 0 for upstream in _UPSTREAMS for outcome in _OUTCOMES})
         self.throttled_s.update(dict.fromkeys(_RETRIED_UPSTREAMS, 0.0))
@@ -83,19 +83,19 @@ class Status:
 
     def pass_began(self) -> None:
         """End the planned wait. If it is already over, the time without progress still counts from its planned end."""
-        self.silent_since_s = min(self.silent_since_s, self.monotonic())
+        self.no_progress_since_s = min(self.no_progress_since_s, self.monotonic())
 
     def pass_ended(self, wait_s: float, *, duration_s: float, failed: bool) -> None:
         """Record progress, and that the loop now waits for this many seconds."""
         self.passes["failed" if failed else "finished"] += 1
         self.passes_s += duration_s
-        self.silent_since_s = self.monotonic() + wait_s
+        self.no_progress_since_s = self.monotonic() + wait_s
 
     @property
     def alive(self) -> bool:
         """Return True if the main loop is making progress, also while an upstream is unavailable."""
-        silent_s = self.monotonic() - self.silent_since_s
-        return silent_s <= _TOLERATED_INTERVALS * self.longest_interval.total_seconds()
+        no_progress_s = self.monotonic() - self.no_progress_since_s
+        return no_progress_s <= _TOLERATED_INTERVALS * self.longest_interval.total_seconds()
 
     @property
     def reason(self) -> str:
