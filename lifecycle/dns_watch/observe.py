@@ -131,7 +131,7 @@ def _look_up(state: State, sources: Sources, *, config: WatchConfig, clock: Call
         try:
             nodes = headscale.nodes()
         except ApiError as error:
-            # Headscale may be too slow to list all nodes. Because of `fleet_size`, the next pass does not list them.
+            # Headscale may be too slow to list all nodes. The error in `fleet_size` postpones the next count.
             return Observation(state.interface, error, fleet_size=error)
         fleet_size = _fleet_size(nodes)
         node = next((node for node in nodes if known.is_same(node)), None)
@@ -139,8 +139,8 @@ def _look_up(state: State, sources: Sources, *, config: WatchConfig, clock: Call
         node = _read_known(headscale, known)
     if node is None or not _is_still_valid(node, state.node_ownership, state.interface, clock()):
         return _look_up_in_list(state, sources, config=config, clock=clock, is_gone=node is None)
-    response_s = clock().monotonic_s - started_s if fleet_size is None else None
-    return Observation(state.interface, node, response_s=response_s, fleet_size=fleet_size)
+    node_read_s = clock().monotonic_s - started_s if fleet_size is None else None
+    return Observation(state.interface, node, node_read_s=node_read_s, fleet_size=fleet_size)
 
 
 def _look_up_in_list(

@@ -91,9 +91,9 @@ def lookup_wait_s(state: State, config: WatchConfig, now: Moment) -> float:
 
 def with_load(state: State, observation: Observation, now: Moment) -> State:
     """Remember how many nodes of pods Headscale has, and how long it takes to respond."""
-    if observation.response_s is not None:
-        change_s = (observation.response_s - state.response_s) / _SMOOTHING
-        state = replace(state, response_s=state.response_s + change_s)
+    if observation.node_read_s is not None:
+        change_s = (observation.node_read_s - state.node_read_s) / _SMOOTHING
+        state = replace(state, node_read_s=state.node_read_s + change_s)
     if isinstance(observation.fleet_size, int):
         state = replace(state, fleet_size=observation.fleet_size)
     if observation.fleet_size is not None and now.monotonic_s >= state.fleet_count_due_s:
@@ -115,7 +115,7 @@ def idle_interval_s(state: State, config: WatchConfig) -> float:
     if not state.interface:
         # Without an interface, only polls detect a change of the address.
         return fastest_s
-    load_s = max(state.fleet_size * _POLL_S_PER_NODE, state.response_s * _POLL_S_PER_RESPONSE_S)
+    load_s = max(state.fleet_size * _POLL_S_PER_NODE, state.node_read_s * _POLL_S_PER_RESPONSE_S)
     return max(fastest_s, min(load_s, SLOWEST_POLL_S))
 
 

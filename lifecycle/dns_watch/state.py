@@ -176,7 +176,7 @@ class Observation:
         node_ownership: criteria for owning a node; None also if it is unknown which Headscale user owns our nodes.
         metadata: the key metadata; NO_METADATA if it was not read, or if its file does not exist.
         version: Headscale's version; "" if it could not be read.
-        response_s: duration of a successful read of the node by its id; None if the node was found in a list.
+        node_read_s: duration of a successful read of the node by its id; None if the node was found in a list.
         fleet_size: the number of nodes in Headscale that registered with a pre-auth key.
     """
 
@@ -188,7 +188,7 @@ class Observation:
     records: RecordsRead | ApiError | None = None
     version: str = ""
     api_key: ApiKeyRead | ApiError | None = None
-    response_s: float | None = None
+    node_read_s: float | None = None
     fleet_size: int | ApiError | None = None
 
 
@@ -289,7 +289,7 @@ class State:
         lookups_at_interface_change: the value of `lookups` when the interface last changed.
         failures: consecutive failures of Headscale.
         idle_polls: consecutive polls after which nothing was changed or reported.
-        response_s: duration of a read of the node by its id, as a moving average.
+        node_read_s: duration of a read of the node by its id, as a moving average.
         fleet_size: the number of nodes that registered with a pre-auth key, when all nodes were last listed.
         fleet_count_due_s: time when `fleet_size` is updated next; 0 = the nodes were not counted yet.
         assumed_user: the only user of Headscale, which owns our nodes if HEADSCALE_USER is not set; "" until the log
@@ -313,7 +313,7 @@ class State:
     lookups_at_interface_change: int = 0
     failures: int = 0
     idle_polls: int = 0
-    response_s: float = 0.0
+    node_read_s: float = 0.0
     fleet_size: int = 0
     fleet_count_due_s: float = 0.0
     headscale_version: str = ""

@@ -768,7 +768,7 @@ OVERLOAD = TransientError("Headscale returned 503", upstream="Headscale", status
 
 
 @pytest.mark.parametrize(
-    ("fleet_size", "response_s", "configured_s", "expected_s"),
+    ("fleet_size", "node_read_s", "configured_s", "expected_s"),
     [
         pytest.param(1, 0.06, 30, 30, id="one pod"),
         pytest.param(100, 0.06, 30, 30, id="small fleet"),
@@ -784,12 +784,12 @@ OVERLOAD = TransientError("Headscale returned 503", upstream="Headscale", status
     ],
 )
 def test_the_poll_interval_depends_on_the_load(
-    fleet_size: int, response_s: float, configured_s: float, expected_s: float
+    fleet_size: int, node_read_s: float, configured_s: float, expected_s: float
 ) -> None:
     """It is the longest of 0.3 s per node and 60 times the response time, each up to 300 s, and POLL_INTERVAL."""
     config = replace(CONFIG, poll_interval=timedelta(seconds=configured_s))
-    state = replace(UNCHANGED_STATE, fleet_size=fleet_size, response_s=response_s)
-    observation = replace(registered(records=None), response_s=response_s)
+    state = replace(UNCHANGED_STATE, fleet_size=fleet_size, node_read_s=node_read_s)
+    observation = replace(registered(records=None), node_read_s=node_read_s)
     assert decide_at(state, observation, config=config).wait_s == pytest.approx(expected_s)
 
 
@@ -865,8 +865,8 @@ def test_a_pass_is_scheduled_when_the_node_expires() -> None:
 
 
 def test_a_response_time_has_a_weight_of_a_quarter_in_the_average() -> None:
-    slow = decide_at(UNCHANGED_STATE, replace(registered(records=None), response_s=2.0))
-    assert slow.state.response_s == pytest.approx(0.5)
+    slow = decide_at(UNCHANGED_STATE, replace(registered(records=None), node_read_s=2.0))
+    assert slow.state.node_read_s == pytest.approx(0.5)
 
 
 def test_the_fleet_is_counted_again_within_two_hours_and_then_daily() -> None:
