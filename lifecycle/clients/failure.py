@@ -12,6 +12,7 @@ from lifecycle.clients.network import (
     ResolutionTimeoutError,
     TlsExpectedError,
     UnreachableError,
+    UnreachableTimeoutError,
 )
 from lifecycle.clients.response import excerpt
 from lifecycle.clients.upstream import Upstream
@@ -110,7 +111,7 @@ def _explain_connection(error: OSError, *, what: str, endpoint: Endpoint, timeou
             return f"Resolving {host} took longer than {timeout_s:g} s ({what}). Check DNS in the pod."
         case ResolutionError():
             return f"{error}, for {what}. Check {setting} and DNS in the pod."
-        case TimeoutError():
+        case UnreachableTimeoutError():
             return (
                 f"{name} accepted no connection for {what} within {timeout_s:g} s. Check that it is running, that "
                 f"{setting} is correct, and that no network policy drops the packets."
@@ -125,7 +126,7 @@ def _explain_tls(error: ssl.SSLError, *, what: str, endpoint: Endpoint) -> tuple
         if error.verify_code in _UNKNOWN_AUTHORITY:
             text += f"Add the certificate of its authority to {upstream.ca_setting}."
         elif error.verify_code in _OTHER_NAME:
-            text += f"Use a name that the certificate is for in {upstream.url_setting}."
+            text += f"In {upstream.url_setting}, use a host name that the certificate contains."
         else:
             text += "Check the certificate, and the clock of this machine."
         return TransientError, text

@@ -13,7 +13,7 @@ def state_objects(workload: Workload, *, name: str, manifest: dict[str, Any]) ->
     """Yield the Secrets, Role and RoleBinding of the workload that has this name and manifest.
 
     Raises:
-        ManifestError: the namespace is missing, or the names of the Secrets are known only when the pods run.
+        ManifestError: the namespace is missing, or the names of the Secrets cannot be determined.
     """
     metadata = manifest.get("metadata")
     if not isinstance(metadata, dict) or not metadata.get("namespace"):
@@ -56,8 +56,8 @@ def _secret_names(workload: Workload, *, name: str, manifest: dict[str, Any]) ->
         return
     if workload.kind != "StatefulSet" or "$(NODE_NAME)" in secret or "$(POD_NAMESPACE)" in secret:
         raise ManifestError(
-            f"The annotation {STATE_SECRET} is {secret}, so the names of its Secrets are known only when the pods run. "
-            "Create the Secrets yourself, without --state-secret."
+            f"The annotation {STATE_SECRET} is {secret}, but --state-secret supports only $(POD_NAME), and only for a "
+            "StatefulSet. Create the Secrets yourself, without --state-secret."
         )
     ordinals = manifest["spec"].get("ordinals")
     start = ordinals.get("start") if isinstance(ordinals, dict) else None
