@@ -1,4 +1,4 @@
-"""Log events as values, so that a pure function can return them."""
+"""Represent log events as values, so that pure functions can return them."""
 
 from __future__ import annotations
 

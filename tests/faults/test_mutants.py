@@ -37,7 +37,7 @@ def test_schedules_detect_the_mutant(runner: MutantRunner, mutant: Mutant) -> No
     assert mutant.seed is not None
     detected = runner.run_schedules(mutant, range(mutant.seed, mutant.seed + 1))
     assert detected
-    # The message about a broken guarantee without a number does not start with the guarantee.
+    # The message starts with the guarantee only if the guarantee has a number.
     if mutant.guarantee.startswith("Never"):
         assert detected.startswith(f"{mutant.seed} {mutant.guarantee}: ")
     add_to_count("mutants detected")

@@ -199,7 +199,7 @@ READS = [
 
 
 def add_gone_workload_and_objects_to_keep(world: World) -> Callable[[], tuple[list[int], list[str]]]:
-    """Add a workload that is gone, and objects that stay. Return a function that lists the latter while they exist."""
+    """Add a workload that is gone, and objects to keep. Return a function that lists those that still exist."""
     add_online_and_gone_workload(world)
     world.headscale.add_user("ann")
     nodes = [
@@ -309,7 +309,7 @@ def test_permanent_failure_after_the_wait_ends_the_run(world: World) -> None:
     with pytest.raises(ApiError):
         prune(world).run()
     waited_s = world.clock.elapsed_s - started - CONFIRMATION_DELAY_S
-    # The run ends when the next delay, of at most 19 s, would exceed the budget.
+    # The run ends when the next delay would exceed the budget.
     assert PRUNE_RETRY_BUDGET.total_seconds() / 2 < waited_s < PRUNE_RETRY_BUDGET.total_seconds()
 
 
