@@ -161,7 +161,7 @@ class TestRecorder:
 
 
 class TestFailures:
-    """A failure is only logged, and failures of the same kind are not logged again until an Event is written."""
+    """A failure is only logged, and only once for each error type and HTTP status until an Event is written."""
 
     def test_missing_permission_is_not_retried(self, recording: Recording, events: list[Any]) -> None:
         recording.kubernetes.allow_nothing()

@@ -16,7 +16,7 @@ from threading import Thread
 from tests.simulators.vpn_client import VpnClient
 
 STATE = Path("/tmp")
-"""The folder of the state, an emptyDir, so the state is kept if the container restarts, and lost with the pod."""
+"""The folder of the simulated state, an emptyDir. The real container stores its state in a Secret."""
 
 
 class Health(BaseHTTPRequestHandler):

@@ -54,10 +54,10 @@ def in_new_network() -> Iterator[InNewNetwork]:
         yield lambda scenario: thread.submit(scenario).result()
 
 
-def test_sidecar_of_an_older_manifest_publishes_the_address_of_the_interface(
+def test_sidecar_without_the_key_volume_publishes_the_address_of_the_interface(
     in_new_network: InNewNetwork, make_pod: MakePod
 ) -> None:
-    """In older manifests, the sidecar has no key volume and none of the newer settings."""
+    """Manifests without the key volume and with only these settings must keep working."""
 
     def scenario() -> None:
         pod = make_pod()
