@@ -222,7 +222,7 @@ def test_record_is_ours_only_with_our_comment_or_none(comment: str, content: str
 )
 def test_comment_is_ours_or_another_owners_or_neither(record: Record, is_ours: bool, is_another_owners: bool) -> None:
     assert RECORD_OWNERSHIP.is_marked(record) is is_ours
-    assert RECORD_OWNERSHIP.is_marked_by_another(record) is is_another_owners
+    assert RECORD_OWNERSHIP.has_another_mark(record) is is_another_owners
 
 
 def test_comment_does_not_change_between_releases() -> None:

@@ -172,7 +172,7 @@ def foreign_nodes(nodes: Iterable[Node], *, node_ownership: NodeOwnership) -> li
 def refuse_taken_name(records: Iterable[Record], *, record_ownership: RecordOwnership) -> None:
     """Raise NameTakenError if a record at the name has the comment of another DNS_OWNER or workload."""
     for record in sorted(records, key=lambda record: record.id):
-        if record_ownership.is_marked_by_another(record):
+        if record_ownership.has_another_mark(record):
             raise NameTakenError(
                 f"{record.name} belongs to another owner or workload: its {record.type} record {record.content} has "
                 f'the comment "{record.comment}", and ours would have "{record_ownership.mark}". Another namespace, '

@@ -203,7 +203,7 @@ class RecordOwnership:
         """Return True if the record is ours and has our mark."""
         return self.is_owned(record) and record.comment == self.mark
 
-    def is_marked_by_another(self, record: Record) -> bool:
+    def has_another_mark(self, record: Record) -> bool:
         """Return True if the record has the mark of another owner or workload."""
         return (
             record.name == self.name

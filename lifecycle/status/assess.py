@@ -188,7 +188,7 @@ def _workload_names(observation: Observation, config: StatusConfig) -> Iterator[
             and all(
                 main_name_of(record, config.mark)
                 for record in records_here
-                if record_ownership.is_marked_by_another(record)
+                if record_ownership.has_another_mark(record)
             )
         ):
             yield _WorkloadName(record_ownership, records_here, nodes_here)
