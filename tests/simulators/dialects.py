@@ -72,23 +72,20 @@ class LoginMatch(Enum):
     MACHINE_AND_OWNERSHIP = auto()
     """The machine's untagged node that belongs to the key's user. If there is none, the machine's tagged node.
 
-    For a key without a user, the tagged node, or else the machine's only node. If the key has tags, the node gets them
-    unless it is tagged already."""
+    For a key without a user, the tagged node, or else the machine's only node."""
 
 
 class KeyCheck(Enum):
-    """Whether the pre-auth key must be valid when a machine logs in with an unchanged node key."""
+    """Whether the pre-auth key must be valid if `LoginMatch` finds a node, and its node key is unchanged."""
 
     ALWAYS = auto()
+    NEVER = auto()
     UNLESS_SAME_KEY = auto()
-    """The key must be valid, unless the node registered with it."""
-    UNLESS_KNOWN = auto()
-    """The key need not be valid, because the server knows the machine."""
+    """The key must be valid, unless it is the node's pre-auth key."""
     UNLESS_LIVE = auto()
-    """The key must be valid if the node has expired, or if the key would make it a tagged node."""
+    """The key must be valid if the node has expired, or if the node gets the key's tags."""
     UNLESS_LIVE_OR_TAGGED = auto()
-    """The key must be valid if the node has expired and is not tagged, or if the key has tags. In the second case, it
-    need not be valid if the node is tagged and registered with this key."""
+    """The key must be valid if the node has expired and is not tagged, or if the node gets the key's tags."""
 
 
 class LoginTags(Enum):
@@ -99,9 +96,10 @@ class LoginTags(Enum):
     ALWAYS = auto()
     """If the key has no tags, the node loses its tags."""
     NEVER = auto()
-    """Except for untagged nodes that `LoginMatch.MACHINE_AND_OWNERSHIP` describes."""
+    IF_UNTAGGED = auto()
+    """If the key has tags, and the node is not tagged."""
     IF_ANOTHER_KEY = auto()
-    """If the key has tags, and is not the key with which the node registered."""
+    """If the key has tags, unless the node is tagged and this is its pre-auth key."""
 
 
 class KeyFormat(Enum):
@@ -228,7 +226,7 @@ class Dialect:
     key_snapshot_in_node: bool = False
     """Until the server restarts, responses show the pre-auth key of a node as it was at registration."""
     second_key_until_restart: bool = False
-    """A login with another pre-auth key changes the node's key only until the server restarts."""
+    """A login with another pre-auth key changes the node's pre-auth key only until the server restarts."""
     unknown_key_text: str = "AuthKey not found"
     expired_key_text: str = "AuthKey expired"
     used_key_text: str = "AuthKey has already been used"
@@ -277,7 +275,7 @@ class Dialect:
     login_takes_an_address: bool = False
     """A login uses up a free address, although the node keeps its old address."""
     login_keeps_first_key: bool = True
-    """A login with another pre-auth key does not change the node's key."""
+    """A login with another pre-auth key does not change the node's pre-auth key."""
     frees_addresses: bool = False
     """The address of a deleted node can be assigned again before the next restart of the server."""
     login_loses_created_at: bool = False
@@ -379,7 +377,7 @@ V0_28 = replace(
     tagged_pseudo_user=True,
     frees_addresses=True,
     no_expiry=NoExpiry.NULL_IF_TAGGED,
-    key_check=KeyCheck.UNLESS_KNOWN,
+    key_check=KeyCheck.NEVER,
     login_tags=LoginTags.NEVER,
     tagged_revives=False,
 )
@@ -398,6 +396,7 @@ V0_29_2 = replace(
     given_name_follows_login=False,
     login_match=LoginMatch.MACHINE_AND_OWNERSHIP,
     key_check=KeyCheck.UNLESS_LIVE,
+    login_tags=LoginTags.IF_UNTAGGED,
     login_resets_online=False,
     tagged_keeps_user=False,
     logout_in_1970=False,

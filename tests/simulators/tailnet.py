@@ -788,14 +788,22 @@ class Tailnet(Upstream):
                 return False
             case KeyCheck.UNLESS_SAME_KEY:
                 return self._is_its_key(known, key)
-            case KeyCheck.UNLESS_KNOWN:
+            case KeyCheck.NEVER:
                 return True
             case KeyCheck.UNLESS_LIVE:
-                becomes_tagged = bool(key.tags) and not known.tags
-                return not self._is_expired(known) and not becomes_tagged
+                return not self._is_expired(known) and not self._takes_tags(known, key)
             case KeyCheck.UNLESS_LIVE_OR_TAGGED:
-                changes_tags = bool(key.tags) and not (known.tags and self._is_its_key(known, key))
-                return (bool(known.tags) or not self._is_expired(known)) and not changes_tags
+                return (bool(known.tags) or not self._is_expired(known)) and not self._takes_tags(known, key)
+
+    def _takes_tags(self, known: Node, key: PreAuthKey) -> bool:
+        takes_tags = {
+            LoginTags.ALWAYS: True,
+            LoginTags.IF_ANY: bool(key.tags),
+            LoginTags.NEVER: False,
+            LoginTags.IF_UNTAGGED: bool(key.tags) and not known.tags,
+            LoginTags.IF_ANOTHER_KEY: bool(key.tags) and not (known.tags and self._is_its_key(known, key)),
+        }
+        return takes_tags[self.dialect.login_tags]
 
     @staticmethod
     def _is_its_key(node: Node, key: PreAuthKey) -> bool:
@@ -833,17 +841,10 @@ class Tailnet(Upstream):
             changes["user_id"] = key.user_id
         if dialect.login_loses_created_at:
             changes["created_at"] = ZERO
-        if dialect.login_match is LoginMatch.MACHINE_AND_OWNERSHIP and key.tags and not known.tags:
-            # The node becomes a tagged node, which has no user.
-            changes |= {"tags": key.tags, "user_id": None}
-        takes_tags = {
-            LoginTags.ALWAYS: True,
-            LoginTags.IF_ANY: bool(key.tags),
-            LoginTags.IF_ANOTHER_KEY: bool(key.tags) and not self._is_its_key(known, key),
-            LoginTags.NEVER: False,
-        }
-        if takes_tags[dialect.login_tags]:
+        if self._takes_tags(known, key):
             changes["tags"] = key.tags
+            if not dialect.tagged_keeps_user and not known.tags:
+                changes["user_id"] = None
         if dialect.tagged_revives or not known.tags:
             changes |= {"expires_at": None, "stored_expires_at": None}
         if dialect.login_resets_online:
