@@ -75,7 +75,7 @@ class HeadscaleWriter(HeadscaleReader):
             now: the time by the clock of this machine, as a timezone-aware datetime in UTC.
 
         Raises:
-            ResponseError: the created key is unusable. The key was expired again if possible.
+            ResponseError: no usable key was created. A key with a wrong lifetime was expired if possible.
         """
         spread = timedelta(seconds=random.randrange(_MAX_SPREAD_S))  # noqa: S311 - not a secret
         expires_at = self.server_time(now).replace(microsecond=0) + spec.lifetime + spread
