@@ -67,8 +67,8 @@ def is_in_domain(name: str, domain: str) -> bool:
     return name == domain or name.endswith(f".{domain}")
 
 
-def may_publish(node: Node, name: str) -> bool:
-    """Return True if the node's pod can publish a record with this name.
+def could_publish(node: Node, name: str) -> bool:
+    """Return True if the node's pod could publish a record with this name.
 
     It is unknown here which domain the pod appends to a hostname without a dot, so each domain is possible.
     """
