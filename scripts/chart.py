@@ -382,14 +382,14 @@ def values_text() -> str:
     return text
 
 
-# Settings of all commands that do not change what prune does.
+# Settings of the site that prune accepts, but that do not change what prune does.
 _WITHOUT_EFFECT_ON_PRUNE = frozenset(
     {"AUTHKEY_EPHEMERAL", "AUTHKEY_EXPIRATION", "AUTHKEY_REUSABLE", "KUBERNETES_EVENTS", "VPN_PREFIXES"}
 )
 
 
 def schema_text() -> str:
-    """Return values.schema.json with the names and descriptions of all settings."""
+    """Return values.schema.json with the names and descriptions of the settings of the site and of prune."""
     descriptions = {
         name: field.description
         for command in COMMANDS.values()
@@ -397,10 +397,10 @@ def schema_text() -> str:
         if field.description
     }
     schema = json.loads((CHART / "values.schema.json").read_text())
-    common = site_variables()
-    of_prune = [name for name in command_variables(PruneSettings) if name in common or name.startswith("PRUNE_")]
+    of_site = site_variables()
+    of_prune = [name for name in command_variables(PruneSettings) if name in of_site or name.startswith("PRUNE_")]
     names_of_prune = {*of_prune} - _WITHOUT_EFFECT_ON_PRUNE
-    for part, names in ((schema, [*common, "LOGIN_SERVER"]), (schema["properties"]["prune"], names_of_prune)):
+    for part, names in ((schema, [*of_site, "LOGIN_SERVER"]), (schema["properties"]["prune"], names_of_prune)):
         part["properties"]["settings"]["properties"] = {
             name: {"$ref": "#/definitions/setting", "description": descriptions[name]} for name in sorted(names)
         }

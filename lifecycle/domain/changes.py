@@ -63,7 +63,7 @@ class WriteFreshKey:
     Attributes:
         node_id: for the metadata: the id of this pod's last known node; None if there is none.
         machine_key: for the metadata: the machine key of this node.
-        replaces: an unused older key, which is expired first. If this fails, the new key is created anyway.
+        replaces: an unused older key to expire first. If this fails, the new key is created anyway.
     """
 
     spec: KeySpec

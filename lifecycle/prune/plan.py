@@ -23,7 +23,7 @@ class PruneConfig:
     Attributes:
         name: the hostname of the only workload to delete, even if it runs; None = every workload that no longer runs.
         domain: DOMAIN_NAME, which is appended to a hostname without a dot.
-        mark: the text with which the comment of every record of DNS_OWNER starts.
+        mark: the start of the comments that identify the records of this DNS_OWNER.
         tags: AUTHKEY_TAGS.
         prune_after: PRUNE_AFTER. A workload whose nodes have all been offline for longer than this no longer runs.
         prune_max: PRUNE_MAX, the largest number of workloads that one run may delete.
@@ -39,7 +39,7 @@ class PruneConfig:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What was read: the user that owns the workloads' nodes, all nodes in Headscale, and the records of DNS_OWNER."""
+    """The owner of the workloads' nodes, all nodes, and the records whose comments start with the mark."""
 
     user: User
     nodes: tuple[Node, ...]
@@ -75,7 +75,7 @@ def plan_prune(observation: Observation, *, config: PruneConfig, now: datetime) 
         now: the time by Headscale's clock.
 
     Raises:
-        LifecycleError: no record of DNS_OWNER belongs to the workload `config.name`.
+        LifecycleError: no record of the workload `config.name` has the mark.
     """
     records_by_name: dict[str, list[Record]] = {}
     for record in sorted(observation.records, key=lambda record: (record.name, record.id)):

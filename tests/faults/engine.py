@@ -67,7 +67,7 @@ MAX_LINES: Final = 80
 """A process is killed before one of the first MAX_LINES lines that it executes in these functions."""
 
 MANY_REQUESTS: Final = 20
-"""How many requests a fault affects that lasts until dns-watch treats a missing node as lost, for over a minute."""
+"""The number of requests that a fault affects if it must last until dns-watch treats a missing node as lost."""
 
 MEMORY_FOLDER: Final = Path("/dev/shm")
 """A file system in memory, on Linux."""
@@ -119,7 +119,7 @@ class Engine:
     def _add_foreign_objects(self) -> None:
         """Add nodes and records that the program must not change, and the node and record of an earlier pod."""
         world, headscale = self.world, self.world.headscale
-        # Without this setting, Headscale may have only one user.
+        # Without this setting, Headscale must have only one user.
         if world.environment["HEADSCALE_USER"]:
             headscale.add_user("ann")
             headscale.add_node(NAME, user="ann")
@@ -255,7 +255,7 @@ class Engine:
         return wait_s
 
     def _tap_requests_of(self, pod: Pod) -> None:
-        """Create a Tap of this pod for each upstream of the commands that are created from now on."""
+        """Let the commands that are created from now on send their requests through a `Tap` for this pod."""
 
         def route(upstream: Upstream) -> Handler:
             return Tap(
@@ -327,8 +327,8 @@ class Engine:
             add_to_count("faults injected", step.kind)
             self._output.enter_context(failing_output(step.random, self._log_events))
         elif step.kind == HIDDEN_NODES:
-            # Skip this fault if `dns-watch` cannot read the VPN interface. It then finds its node only in the list, and
-            # correctly creates another key without the node, which the checks would report.
+            # Skip this fault if `dns-watch` cannot read the VPN interface. It then relies on the list alone, and
+            # correctly creates another key if the list lacks its node. The checks would report this key.
             if not self.world.environment["TAILSCALE_INTERFACE"]:
                 return
             queue = self.world.fault_queues["headscale"]

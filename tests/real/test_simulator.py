@@ -219,7 +219,6 @@ REQUESTS: Final = [
 
 
 def test_real_and_simulated_server_send_the_same_responses(servers: ServerPair) -> None:
-    """Compare status, content type, and the name, type and kind of each field."""
     different = []
     with httpx.Client(base_url=servers.server.url, timeout=TIMEOUT_S) as real_http:
         for request in REQUESTS:

@@ -94,6 +94,6 @@ def test_output_and_urls_of_exec_requests_contain_no_secret(cluster_pod: Cluster
         other_files = [file.read_text() for file in pod.volume.iterdir() if file.name != "authkey"]
         assert result.stdout
         assert "Traceback" not in result.output
-        # These secrets, and the token of the service account.
+        # `secrets_in` also searches for the token of the service account.
         add_to_count("secrets searched", by=len(pod.headscale.secrets()) + len(pod.cloudflare.secrets()) + 1)
         assert pod.secrets_in(result.output, *urls, *other_files) == []

@@ -102,7 +102,7 @@ def parse_node(payload: Any) -> Node:
 
 
 def _address(text: str) -> IpAddress:
-    # ipaddress.ip_address() would take six times as long as inet_pton(), and a fifth of the time of parsing a list.
+    # inet_pton() is several times as fast as ipaddress.ip_address(). A list has thousands of addresses.
     try:
         return IPv6Address(inet_pton(AF_INET6, text)) if ":" in text else IPv4Address(inet_pton(AF_INET, text))
     except OSError:
