@@ -30,7 +30,7 @@ class Cleanup:
 
     Attributes:
         now: returns the current time in UTC, with its time zone.
-        stop: set by SIGTERM and SIGINT. When it is set, no further step starts.
+        stop: set by SIGTERM and SIGINT. If it is set, `run` does not start to delete nodes or to create a key.
         read_state: reads tailscale's state Secret; None unless NODE_POLICY=keep.
     """
 

@@ -4,7 +4,7 @@ From Python 3.13 on, verification is strict by default (VERIFY_X509_STRICT): it 
 extension (RFC 5280). Private authorities often lack it, for example those of Kubernetes clusters, so a context with a
 private authority is not strict. Certificates and host names are always verified.
 
-Each function raises OSError if a file or folder is missing, or contains no certificate.
+Each function raises OSError if a file is missing or contains no certificate.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def public_trust() -> ssl.SSLContext:
 
 
 def private_trust(cafile: AnyPath | None) -> ssl.SSLContext:
-    """Return a context that trusts only the authorities in a file."""
+    """Return a context that trusts only the authorities in a file; None = those of the operating system."""
     context = ssl.create_default_context(cafile=cafile)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context

@@ -292,8 +292,8 @@ class Settings(BaseSettings):
             yield "ORDINALS_START: is higher than this pod's ordinal; set it to spec.ordinals.start of the StatefulSet"
         if pod is not None and self._lacks_ordinal(name, stateful_set=pod[1], ordinal=pod[2]):
             yield (
-                "TS_HOSTNAME: lacks the pod's ordinal, so all replicas would share the name. Set it to $(POD_NAME) "
-                "and .DOMAIN_NAME. For one replica with spec.ordinals.start, set ORDINALS_START"
+                "TS_HOSTNAME: lacks the pod's ordinal, so all replicas would share the name. Set it to "
+                "$(POD_NAME).DOMAIN_NAME. For one replica with spec.ordinals.start, set ORDINALS_START"
             )
         is_domain_known = self.domain_name != PLACEHOLDER_DOMAIN
         is_length_known = self.ts_hostname or is_domain_known
@@ -410,7 +410,7 @@ class Settings(BaseSettings):
 
     @property
     def mark(self) -> str:
-        """The comment that marks this program's record at the main name, which is the hostname of the node."""
+        """The comment that marks this program's records at the main name."""
         return mark_of(self.dns_owner or self.namespace)
 
     def key_spec(self, user: User) -> KeySpec:
@@ -430,7 +430,7 @@ class Settings(BaseSettings):
 
     @property
     def record_name(self) -> str:
-        """The full main name of the workload, lower case."""
+        """The main name of the workload in lower case: the hostname, with DOMAIN_NAME if it has no dot."""
         return record_name(self.node_hostname, self.domain_name)
 
     @property
@@ -557,7 +557,7 @@ class PruneSettings(Settings):
 
 
 class StatusSettings(DnsWatchSettings):
-    """Settings of `status`. They include those of dns-watch, because `status` can run in the container of dns-watch."""
+    """Settings of `status`. They include those of dns-watch, because `status` uses DNS_IPV6."""
 
     is_for_one_workload: ClassVar[bool] = False
 
