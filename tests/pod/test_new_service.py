@@ -66,7 +66,7 @@ INVALID_CASES = [
         *((VALID_ARGUMENTS | {name: value}).values() for name, value in INVALID_CASES),
         ("wiki", "docker.io/a/wiki:1.2"),
         ("--into", "/", "wiki", "docker.io/a/wiki:1.2", "8080"),
-        # The folder / does not contain site/site.env.
+        # The folder of --into must contain site/site.env.
         ("--into", "/", "--deploy", "x", "wiki", "docker.io/a/wiki:1.2", "8080"),
         ("--into", "/", "--deploy", "a|b", "wiki", "docker.io/a/wiki:1.2", "8080"),
         ("--into",),
