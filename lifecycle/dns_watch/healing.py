@@ -44,8 +44,8 @@ def count_loss(heal: HealState, loss: Loss, now: Moment) -> HealState:
     heal = replace(heal, loss_count=replace(count, loss=loss, observations=count.observations + 1))
     confirmed = _is_confirmed(heal, now)
     has_successor = loss.successor is not None
-    # A later pod supersedes this pod at once. If its node is no longer listed, this pod stays superseded until the loss
-    # without a successor is confirmed.
+    # A successor (the node of a later pod) supersedes this pod at once. If the successor is no longer listed, this pod
+    # stays superseded until the loss is confirmed without it.
     if has_successor or confirmed:
         heal = replace(heal, has_successor=has_successor)
     # A node that was never found is not lost.
@@ -77,7 +77,7 @@ def is_key_check_due(state: State, now: Moment) -> bool:
 def fresh_key_id(state: State, now: Moment) -> str | None:
     """Return the id of the fresh key with which a restart of tailscale brings the node back; None = do not restart.
 
-    The loss has to be confirmed and current, no later pod may have the name, and a fresh key has to be in the key file.
+    The loss has to be confirmed and current, there must be no successor, and a fresh key has to be in the key file.
     If the VPN interface changed within the last minute, a restart may be in progress, and another one does not help.
     After LossKind.STRANDED, the result is None: the node's id is unknown, so Headscale cannot confirm that it is gone.
     """
