@@ -168,13 +168,13 @@ def cron_job(tailnet: Tailnet) -> Iterator[str]:
 
 
 def test_prune_waits_before_it_deletes_orphaned_records(tailnet: Tailnet, orphan: str, cron_job: str) -> None:
-    """Prune deletes a record when it has been orphaned for a quarter of an hour. The test does not wait for this."""
+    """Without `--name`, prune waits a quarter of an hour before it deletes. The test does not wait for this."""
     cluster = tailnet.cluster
     cluster.kubectl("-n", "services", "create", "job", "prune-now", f"--from={cron_job}")
     try:
         (waiting,) = eventually(
             lambda: job_events(tailnet, "prune-now", "prune.waiting") or None,
-            "a plan",
+            "prune to wait",
             details=lambda: cluster.kubectl("-n", "services", "describe", "pod", "-l", "job-name=prune-now"),
             timeout_s=RECOVERY_TIMEOUT_S,
         )

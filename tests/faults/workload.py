@@ -98,7 +98,7 @@ class Pass:
     Attributes:
         pod: the pod of the command.
         requests: the requests of the command, oldest first.
-        disturbed: True if an upstream changed during the pass, or if a response was wrong without a detectable sign.
+        disturbed: True if the pass was interrupted, or if a response was wrong without a detectable sign.
         changed_after_read: the ids of records that were changed by someone else after this pass last read them.
         successors_at_start: the ids of nodes of later pods that had a record already when the pass started.
     """

@@ -153,7 +153,7 @@ ACCEPTED_FINDINGS: dict[str, tuple[str, set[str]]] = {
     "CKV_K8S_23": ("tailscale and systemd run as root", {*WORKLOADS, "ingress/external"}),
     "CKV_K8S_9": (
         "tailscale and dns-watch must not affect the readiness of the pod",
-        {*WORKLOADS, "ingress/external"} - {"freeipa"},  # In freeipa, they are never ordinary containers.
+        {*WORKLOADS, "ingress/external"} - {"freeipa"},  # In freeipa, they are always init containers.
     ),
     "CKV_K8S_28": ("systemd needs the default capabilities", {"freeipa"}),
     "CKV_K8S_37": ("systemd needs the default capabilities", {"freeipa"}),
@@ -177,7 +177,7 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> set[tuple[str, str]]:
     for name in (*FOLDERS, *WORKLOAD_VARIANTS):
         file = f"{len(names)}.yaml"
         (scanned / file).write_text(yaml.safe_dump_all(manifests_of(name)))
-        names[f"/{file}"] = name.removesuffix("/plain")
+        names[f"/{file}"] = name.removesuffix("/plain")  # the folder of a workload in both variants
     done = subprocess.run(
         [ROOT / "scripts/checkov", "--directory", scanned, "--output", "json", "--quiet", "--soft-fail"],
         capture_output=True,

@@ -88,7 +88,7 @@ class Pod:
 def test_pods_with_a_deleted_and_an_expired_node_recover(
     releases: list[Release], temporary_folder: Path, version: str, interface: str
 ) -> None:
-    """The clients run all the time. From Headscale 0.27 on, a client is not notified that its node was deleted."""
+    """From Headscale 0.27 on, a running client is not notified that its node was deleted."""
     release = {release.name: release for release in releases}.get(version)
     if release is None:
         pytest.skip(f"needs headscale-{version}")
