@@ -90,7 +90,7 @@ EVENTS = {
         "node_id reason advice",
         "the pod's node was deleted or has expired, or no node has the pod's address; this was confirmed by 3 polls",
     ),
-    "node.returned": _event("info", "after", "the pod's node exists again after `node.lost`"),
+    "node.returned": _event("info", "after", "the pod has a node again after `node.lost`; `after` is the cause"),
     "node.superseded": _event(
         "warning",
         "node_id successor_id reason",
@@ -170,7 +170,7 @@ EVENTS = {
     "pass.finished": _event(
         "info",
         "nodes_deleted records_deleted key_id duration_s node_id content changes in_sync workloads",
-        "the summary of a pass; which keys it has depends on the command",
+        "`cleanup` or `prune --yes` is done, or `dns-watch` has polled successfully; the keys depend on the command",
     ),
     "pass.skipped": _event("warning", "reason lookups", "the pod's node was not found; nothing was changed"),
     "pass.failed": _event(

@@ -44,7 +44,7 @@ LOG_EVENTS = """\
 Each event is one line: JSON, or text on a terminal. It has the keys `timestamp`, `level` and `event`, and keys from the
 last column of the table. Events of the level `error` need action by an operator, events of the level `warning` may need
 it, and events of the level `info` are normal. [architecture.md](architecture.md#glossary) explains terms such as *key
-metadata*, *pass* and *restart marker*.
+metadata* and *restart marker*.
 """
 
 POD_EVENTS = """\
