@@ -152,8 +152,8 @@ class Node:
         pre_auth_key: the key that the node registered with; None for another register method.
         online: not reliable: it can stay true for 15 minutes after the connection was lost.
         expires_at: None = never.
-        last_seen: when the node went offline; None if unknown. This is not a heartbeat: it can be old while the node
-            is online, or after a restart of Headscale.
+        last_seen: when the node went offline; None if unknown. It can be much older while the node is online and after
+            a restart of Headscale, because Headscale does not update it during a connection.
     """
 
     id: str

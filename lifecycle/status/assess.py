@@ -130,7 +130,7 @@ _NO_NODES = (
 
 @dataclass(frozen=True, slots=True)
 class _WorkloadName:
-    """One name of a workload, with all records and nodes that have it."""
+    """One name of a workload, the records at this name, and the nodes with the workload's hostname."""
 
     record_ownership: RecordOwnership
     records: Sequence[Record]

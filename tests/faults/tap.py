@@ -51,7 +51,7 @@ class Interruption:
     Attributes:
         action: the function to run.
         upstream: the upstream to which the request is sent.
-        skip: how many more requests to this upstream run without the action before this one.
+        skip: how many more requests to this upstream come before the interrupted one.
         after_execution: True if the action runs after the request is executed; False if it runs before.
     """
 

@@ -17,8 +17,8 @@ from tests.process.commands import PROGRAM, CompletedRun, Pod
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.vpn_client import VpnClient
 
-# Older manifests, which must keep working, have MAX_RETRIES and RETRY_INTERVAL for dns-watch, and the settings in `Pod`
-# for both containers. Port 0 disables the health endpoints.
+# Before the program had other settings, manifests set only MAX_RETRIES and RETRY_INTERVAL for dns-watch, and those in
+# `Pod.environment`. Such manifests must keep working. Port 0 disables the health endpoints.
 SIDECAR_SETTINGS = {"MAX_RETRIES": "30", "RETRY_INTERVAL": "10", "HEALTH_PORT": "0"}
 
 
@@ -30,7 +30,7 @@ def logs_events_only(result: CompletedRun) -> bool:
 
 
 def run_all_commands(pod: Pod) -> dict[str, Any]:
-    """Run a dry run, `cleanup` and `dns-watch`, with the settings of older manifests, and check their effects.
+    """Run a dry run, `cleanup` and `dns-watch`, and check their effects.
 
     Returns:
         The "context" in the JSON report of the dry run.
