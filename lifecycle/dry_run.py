@@ -106,7 +106,7 @@ def read_context(settings: Settings, sources: Sources, cluster: Cluster | None) 
 
 
 def _read(read: Callable[[], str]) -> str | None:
-    # The value is left out if it cannot be read. The plans need the same value, so they report the error.
+    # The error is ignored here, because each plan that needs the value reports it.
     with suppress(LifecycleError):
         return read()
     return None
@@ -143,10 +143,10 @@ def cleanup_section(
 def watch_section(
     settings: DnsWatchSettings, sources: Sources, interface: InterfaceAddresses, *, now: datetime
 ) -> Section:
-    """Return what one pass of dns-watch would change after the limited time in which it waits for a VPN interface."""
+    """Return what one pass of dns-watch would change when it no longer waits for a VPN interface."""
     section = Section("dns-watch")
     config = watch_config(settings)
-    # With this state, the time is over.
+    # With this value, dns-watch no longer waits for a VPN interface.
     state = State(interface_seen_s=float("-inf"), records=RecordState(reason=""))
 
     def clock() -> Moment:
