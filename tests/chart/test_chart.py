@@ -183,7 +183,7 @@ def test_settings_of_injection_are_in_the_namespace_of_the_release(chart: Path) 
         pytest.param(
             {"settings": {**SITE, "LOGIN_SERVER": "http://headscale.example.com"}},
             "settings.LOGIN_SERVER",
-            id="login server with http and a name",
+            id="login server with http and a host name",
         ),
         pytest.param(
             {"settings": SITE, "image": {"tag": "1"}}, "build.enabled", id="custom image although build is enabled"

@@ -1,4 +1,4 @@
-"""The invariants of a schedule: what must be true at every request and after every step.
+"""The invariants: what must be true at every request and after every step of a sequence of faults and events.
 
 They are checked with the data of the simulators, without the program's own rules. docs/architecture.md lists the
 guarantees "Never 1" to "Never 8". A pass is one run of `cleanup`, or one iteration of the loop of `dns-watch`.
@@ -124,8 +124,8 @@ class Invariants:
         nodes = [read for read in reads if read.path == "/api/v1/node"]
         if upstream is self._world.cloudflare:
             records = [read for read in reads if read.path.endswith("/dns_records")]
-            all_names = [read for read in records if "match=any" in read.query]
-            self._check_looks_correct(request, _last_list(records) + _last_list(all_names))
+            reads_by_comment = [read for read in records if "match=any" in read.query]
+            self._check_looks_correct(request, _last_list(records) + _last_list(reads_by_comment))
             if not current.pod.initialized and nodes and _fault(nodes[-1]) == NO_ITEMS:
                 # This is a pass of cleanup, which cannot know that an empty list is wrong.
                 return
@@ -314,8 +314,8 @@ class Invariants:
     def _can_recover(self) -> bool:
         """Return True if every running pod can get a new node without a restart of the pod.
 
-        dns-watch creates a new key only if it knows that its pod had a node: if it has found the node itself, or from
-        the key metadata if it can also read the VPN interface.
+        dns-watch creates a new key only if it knows that its pod had a node: it has found the node itself, or it can
+        read the VPN interface, and the file beside the key file names the node.
         """
         return self._world.environment["SELF_HEAL"] == "true" and all(
             pod.watch is not None

@@ -34,11 +34,11 @@ from tests.world import MIN_WAIT_S, USER, Interface, World
 HOUR_S = 3600.0
 DAY_S = 24 * HOUR_S
 
-# The time limits until the record is in sync. `dns-watch` reads the addresses of the interface every second, the record
-# every VERIFY_INTERVAL, and the node every POLL_INTERVAL. Both intervals are 5 minutes, plus jitter of at most a
-# quarter. If Headscale restarts, the next request can fail, and the retry follows within another VERIFY_INTERVAL.
-AFTER_ADDRESS_CHANGE_S = 2.0
-AFTER_RECORD_CHANGE_S = 300.0 * 1.25 + AFTER_ADDRESS_CHANGE_S
+# The time limits until the record is in sync, plus one second. `dns-watch` reads the addresses of the interface every
+# second, the record every VERIFY_INTERVAL, and the node every POLL_INTERVAL. Both intervals are 5 minutes, plus jitter
+# of at most a quarter. If Headscale restarts, the next request can fail, and the retry follows within another interval.
+AFTER_ADDRESS_CHANGE_S = 1.0 + 1.0
+AFTER_RECORD_CHANGE_S = 300.0 * 1.25 + 1.0
 AFTER_HEADSCALE_RESTART_S = 2 * AFTER_RECORD_CHANGE_S
 
 # These limits allow for caches that still grow after the second day. They are small enough to detect a list that gets
