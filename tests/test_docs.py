@@ -24,7 +24,7 @@ from lifecycle.dns_watch.state import HealState, LossKind, State
 from lifecycle.dns_watch.status import Status
 from lifecycle.domain.expiry import WARN_BEFORE
 from lifecycle.prune.run import CONFIRMATION_DELAY_S
-from lifecycle.runtime.retry import MAX_RETRIES
+from lifecycle.runtime.retry import RETRIES_PER_BUDGET
 from lifecycle.runtime.stop import GRACE_S
 from lifecycle.settings.fields import parse_duration
 from lifecycle.settings.models import DnsWatchSettings, InjectSettings, every_variable
@@ -163,7 +163,7 @@ def test_message_in_operations_occurs_in_the_program(message: str) -> None:
 LIMITS = {
     "Time after which `cleanup` makes no more retries of requests to Headscale": CLEANUP_RETRY_BUDGET,
     "Time after which `prune` makes no more retries of requests to Headscale": PRUNE_RETRY_BUDGET,
-    "Largest number of retries of `cleanup` or `prune`": MAX_RETRIES,
+    "Largest number of retries of `cleanup` or `prune`": RETRIES_PER_BUDGET,
     "Time limit of a whole request to Headscale": HEADSCALE.timeout_factor,
     "Delay between the two observations of `prune`": timedelta(seconds=CONFIRMATION_DELAY_S),
     "Time between the first warning and the expiration of a key or a node": WARN_BEFORE,

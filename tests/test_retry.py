@@ -19,7 +19,7 @@ from lifecycle.domain.errors import (
     StoppedError,
     TransientError,
 )
-from lifecycle.runtime.retry import MAX_RETRIES, RetryPolicy, no_retries
+from lifecycle.runtime.retry import RETRIES_PER_BUDGET, RetryPolicy, no_retries
 from tests.conftest import FakeStop
 
 BUDGET_S = 120.0
@@ -193,7 +193,7 @@ def test_last_error_is_raised_when_the_budget_is_used_up() -> None:
     ("budget_s", "duration_s", "attempts"),
     [
         pytest.param(BUDGET_S, 40.0, 3, id="duration of the requests"),
-        pytest.param(3600.0, 0.0, 1 + MAX_RETRIES, id="number of retries"),
+        pytest.param(3600.0, 0.0, 1 + RETRIES_PER_BUDGET, id="number of retries"),
     ],
 )
 def test_budget_limits_the_attempts(budget_s: float, duration_s: float, attempts: int) -> None:

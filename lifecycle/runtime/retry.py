@@ -30,7 +30,7 @@ _MAX_DELAY_S = 15.0
 
 # The largest number of retries within a budget. If Headscale or Cloudflare refuses connections, these retries take two
 # to three minutes in total.
-MAX_RETRIES = 12
+RETRIES_PER_BUDGET = 12
 
 # A request that takes longer shows that the server is busy: an idle server returns a list of 5,000 nodes in one second.
 _SLOW_S = 2.0
@@ -77,7 +77,7 @@ class RetryPolicy(tenacity.Retrying):
     def renew_budget(self) -> None:
         """Allow the full time and number of retries again."""
         self._budget_ends_at_s = self._clock() + self._budget_s
-        self._retries_left = MAX_RETRIES
+        self._retries_left = RETRIES_PER_BUDGET
 
     def __call__(self, fn: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
         """Call the function after the current pause, and retry it."""
