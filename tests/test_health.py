@@ -172,14 +172,14 @@ def test_readyz_fails_if_the_record_is_wrong_or_was_read_too_long_ago(clock: Clo
         pytest.param({"superseded_by": "2", "lost": "gone"}, 200, "superseded", id="gone and superseded"),
         pytest.param({"lost": "gone"}, 200, "gone", id="gone"),
         pytest.param({"lost": "expired"}, 200, "expired", id="expired"),
-        pytest.param({"lost": "gone", "restart_helps": True}, 503, "gone", id="gone with a fresh key"),
-        pytest.param({"lost": "expired", "restart_helps": True}, 503, "expired", id="expired with a fresh key"),
+        pytest.param({"lost": "gone", "restart_helps": True}, 503, "gone", id="gone with a usable key"),
+        pytest.param({"lost": "expired", "restart_helps": True}, 503, "expired", id="expired with a usable key"),
     ],
 )
 def test_nodez_fails_only_if_a_restart_helps(
     status: Status, port: int, change: dict[str, Any], expected_status: int, state: str
 ) -> None:
-    """A restart of the tailscale container helps if the node is gone or expired, and the key file has a fresh key."""
+    """A restart of the tailscale container helps if the node is gone or expired, and the key file has a usable key."""
     set_status(status, **change)
     answer = get(port, "/nodez")
     assert (answer.status_code, answer.json()["state"]) == (expected_status, state)

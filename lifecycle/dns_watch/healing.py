@@ -1,7 +1,7 @@
-"""Pure functions that decide when this pod's node is lost, and when a fresh pre-auth key is needed to register again.
+"""Pure functions that decide when this pod's node is lost, and when a new pre-auth key is needed to register again.
 
-A node is lost if it was deleted or has expired. A fresh key is a key that no node has used yet. When the tailscale
-container is restarted, it registers with this key. The key metadata is a file beside the key file, with the key's id.
+A node is lost if it was deleted or has expired. A key is usable if a node can register with it. A restarted tailscale
+container registers with the key in the key file. The key metadata is a file beside the key file, with the key's id.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ CONFIRMING_S = 60.0
 # empty database while its database is restored.
 EMPTY_LIST_CONFIRMING_S = 300.0
 
-# The first and the longest interval between checks whether a fresh key is needed. The interval doubles with each fresh
-# key.
+# The first and the longest interval between checks whether a new key is needed. The interval doubles with each new key.
 _FIRST_PAUSE_S = 60.0
 _MAX_PAUSE_S = 3600.0
 
@@ -71,13 +70,13 @@ def is_key_check_due(state: State, now: Moment) -> bool:
     count = state.heal.loss_count
     if count is None or count.loss.successor is not None:
         return False
-    return _is_renewal_due(state.heal, now) or fresh_key_id(state, now) is not None
+    return _is_renewal_due(state.heal, now) or usable_key_id(state, now) is not None
 
 
-def fresh_key_id(state: State, now: Moment) -> str | None:
-    """Return the id of the fresh key with which a restart of tailscale brings the node back; None = do not restart.
+def usable_key_id(state: State, now: Moment) -> str | None:
+    """Return the id of the usable key with which a restart of tailscale brings the node back; None = do not restart.
 
-    The loss has to be confirmed and current, there must be no successor, and a fresh key has to be in the key file.
+    The loss has to be confirmed and current, there must be no successor, and the key file has to have a usable key.
     If the VPN interface changed within the last minute, a restart may be in progress, and another one does not help.
     After LossKind.STRANDED, the result is None: the node's id is unknown, so Headscale cannot confirm that it is gone.
     """
@@ -99,7 +98,7 @@ def renew_key(
     config: WatchConfig,
     now: Moment,
 ) -> tuple[HealState, str | None, WriteFreshKey | None]:
-    """Decide whether a fresh key is needed, after the loss was counted.
+    """Decide whether a new key is needed, after the loss was counted.
 
     Returns:
         What to remember, the problem that prevents the creation of a key, and the change that creates a key.

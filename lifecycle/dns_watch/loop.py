@@ -12,7 +12,7 @@ import structlog
 
 from lifecycle.apply import Writers, change_records, write_fresh_key, write_metadata, write_restart_marker
 from lifecycle.dns_watch.decide import conclude, decide, failure_event
-from lifecycle.dns_watch.healing import fresh_key_id
+from lifecycle.dns_watch.healing import usable_key_id
 from lifecycle.dns_watch.observe import observe, watch_config
 from lifecycle.dns_watch.schedule import SLOWEST_POLL_S, poll_interval_s
 from lifecycle.dns_watch.state import (
@@ -104,12 +104,12 @@ class DnsWatch:
         conclusion = conclude(decision, applied, config=config, now=self._moment())
         self._report(conclusion)
         self.state = conclusion.state
-        key_id = fresh_key_id(self.state, self._moment())
-        # The marker makes tailscale's probe fail, so that it restarts with the fresh key. None removes the marker.
+        key_id = usable_key_id(self.state, self._moment())
+        # The marker makes tailscale's probe fail, so that it restarts with this key. None removes the marker.
         try:
             write_restart_marker(key_id, self._writers.key_file)
         except KeyFileError as error:
-            # If the volume is read-only here, dns-watch can write no fresh key either, and needs no marker.
+            # If the volume is read-only here, dns-watch can write no new key either, and needs no marker.
             log.debug("restart.marker_failed", error=str(error))
         self.status.state, self.status.restart_helps = self.state, key_id is not None
         self.status.poll_interval_s = poll_interval_s(self.state, config)

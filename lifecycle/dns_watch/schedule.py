@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lifecycle.dns_watch.healing import fresh_key_id
+from lifecycle.dns_watch.healing import usable_key_id
 from lifecycle.dns_watch.state import InterfaceAddresses, Moment, Observation, RecordState, State, WatchConfig
 from lifecycle.domain.backoff import add_jitter, doubled, subtract_jitter
 from lifecycle.domain.errors import ApiError, TransientError
@@ -83,7 +83,7 @@ def lookup_wait_s(state: State, config: WatchConfig, now: Moment) -> float:
     """
     growing_s = doubled(1.0, (state.lookups - state.lookups_at_interface_change - 1) // 2, max_s=_DAY_S)
     max_s = max_wait_s(config) if state.node is not None else config.retry_interval.total_seconds()
-    if fresh_key_id(state, now) is not None:
+    if usable_key_id(state, now) is not None:
         # The liveness probe of the tailscale container fails until dns-watch finds the node again, so look often.
         max_s = min(config.retry_interval, config.poll_interval).total_seconds()
     return at_least_min_interval(state, subtract_jitter(min(growing_s, max_s), now.jitter), config, now)

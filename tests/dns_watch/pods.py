@@ -25,13 +25,13 @@ class Nodez(NamedTuple):
 
 
 # `waiting` means that dns-watch has not found its node. `superseded` means that a later pod has the name. `gone` means
-# that the node was deleted. A fresh key is a pre-auth key that has not been used and has not expired.
+# that the node was deleted. A pre-auth key is usable if a node can register with it.
 WAITING = Nodez("waiting", restart_helps=False)
 REGISTERED = Nodez("registered", restart_helps=False)
 SUPERSEDED = Nodez("superseded", restart_helps=False)
 GONE = Nodez("gone", restart_helps=False)
-GONE_WITH_FRESH_KEY = Nodez("gone", restart_helps=True)
-EXPIRED_WITH_FRESH_KEY = Nodez("expired", restart_helps=True)
+GONE_WITH_USABLE_KEY = Nodez("gone", restart_helps=True)
+EXPIRED_WITH_USABLE_KEY = Nodez("expired", restart_helps=True)
 
 
 class Pod:

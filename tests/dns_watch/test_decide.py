@@ -19,7 +19,7 @@ from lifecycle.dns_watch.healing import (
     CONFIRMING_OBSERVATIONS,
     CONFIRMING_S,
     EMPTY_LIST_CONFIRMING_S,
-    fresh_key_id,
+    usable_key_id,
 )
 from lifecycle.dns_watch.schedule import records_are_due
 from lifecycle.dns_watch.state import (
@@ -403,7 +403,7 @@ def test_a_pod_that_lost_its_node_stands_down_for_a_later_pod_and_creates_no_key
     decision = after(IN_SYNC_STATE, *steps)
     assert decision.changes == ()
     assert decision.state.superseded_by == "2"
-    assert fresh_key_id(decision.state, at(120)) is None
+    assert usable_key_id(decision.state, at(120)) is None
 
 
 # --- Lookups: attempts to find this pod's node ------------------------------------------------------
@@ -507,8 +507,6 @@ def test_a_node_that_registers_is_stored_in_the_metadata(metadata: KeyMetadata, 
 
 # --- A lost node: it was deleted or has expired -----------------------------------------------------
 
-# A fresh key is a new pre-auth key, which has not been used and has not expired.
-
 USED_KEY = KeyCheck(a_key(used=True), is_in_file=True)
 USABLE_KEY = KeyCheck(a_key(), is_in_file=True)
 
@@ -597,7 +595,7 @@ def confirmed_loss(
         pytest.param(None, False, id="keys not read"),
     ],
 )
-def test_a_fresh_key_is_created_only_if_the_file_has_no_usable_one(
+def test_a_new_key_is_created_only_if_the_file_has_no_usable_one(
     key_check: KeyCheck | ApiError | KeyFileError | None, creates_key: bool
 ) -> None:
     changes = confirmed_loss(key_check).changes
@@ -625,24 +623,24 @@ def test_a_usable_key_that_is_not_in_the_file_is_replaced() -> None:
     assert (change.node_id, change.machine_key) == ("1", NODE.machine_key)
 
 
-def test_a_stranded_pod_gets_a_fresh_key_only_if_headscale_lists_its_last_key() -> None:
+def test_a_stranded_pod_gets_a_new_key_only_if_headscale_lists_its_last_key() -> None:
     """A stranded pod has a VPN address that no node has. If its key is unknown, its node may be on another server."""
     assert len(confirmed_loss(USED_KEY, LossKind.STRANDED).changes) == 1
     not_listed = KeyCheck(None)
     assert confirmed_loss(not_listed, LossKind.STRANDED).changes == ()
 
 
-def state_with_fresh_key() -> State:
-    """Return the state after a confirmed loss, with a fresh key that was written at 60 s."""
+def state_with_usable_key() -> State:
+    """Return the state after a confirmed loss, with a new key that was written at 60 s."""
     return conclude_at(confirmed_loss(USED_KEY), ApplyResult(key=a_key("8")), 60).state
 
 
-def test_a_restart_helps_after_a_fresh_key_was_written() -> None:
+def test_a_restart_helps_after_a_new_key_was_written() -> None:
     """After a restart, the tailscale container registers a node with the key."""
-    assert fresh_key_id(confirmed_loss(USED_KEY).state, at(60)) is None
-    assert fresh_key_id(state_with_fresh_key(), at(61)) == "8"
+    assert usable_key_id(confirmed_loss(USED_KEY).state, at(60)) is None
+    assert usable_key_id(state_with_usable_key(), at(61)) == "8"
     unused = unregistered(key_check=KeyCheck(a_key("8"), is_in_file=True))
-    assert fresh_key_id(after(state_with_fresh_key(), (70, unused)).state, at(70)) == "8"
+    assert usable_key_id(after(state_with_usable_key(), (70, unused)).state, at(70)) == "8"
 
 
 @pytest.mark.parametrize(
@@ -657,19 +655,19 @@ def test_a_restart_helps_after_a_fresh_key_was_written() -> None:
     ],
 )
 def test_a_restart_does_not_help(heal: dict[str, object]) -> None:
-    state = state_with_fresh_key()
+    state = state_with_usable_key()
     state = replace(state, heal=replace(state.heal, **heal))  # type: ignore[arg-type]
-    assert fresh_key_id(state, at(61)) is None
+    assert usable_key_id(state, at(61)) is None
 
 
 def test_a_restart_does_not_help_while_the_interface_is_changing() -> None:
-    state = replace(state_with_fresh_key(), interface_changed_s=50.0)
-    assert fresh_key_id(state, at(50 + CONFIRMING_S - 1)) is None
-    assert fresh_key_id(state, at(50 + CONFIRMING_S)) == "8"
+    state = replace(state_with_usable_key(), interface_changed_s=50.0)
+    assert usable_key_id(state, at(50 + CONFIRMING_S - 1)) is None
+    assert usable_key_id(state, at(50 + CONFIRMING_S)) == "8"
 
 
-def test_the_interval_between_fresh_keys_grows_up_to_an_hour() -> None:
-    state = state_with_fresh_key()
+def test_the_interval_between_new_keys_grows_up_to_an_hour() -> None:
+    state = state_with_usable_key()
     created = []
     pass_interval_s = 10
     for seconds in range(70, 4 * 3600, pass_interval_s):
@@ -686,7 +684,7 @@ def test_the_interval_between_fresh_keys_grows_up_to_an_hour() -> None:
 
 
 def test_a_node_that_returns_ends_the_loss() -> None:
-    decision = after(state_with_fresh_key(), (70, registered(records=[a_record(content=V4)])))
+    decision = after(state_with_usable_key(), (70, registered(records=[a_record(content=V4)])))
     assert decision.state.heal == HealState()
     assert "node.returned" in event_names(decision)
 

@@ -1,7 +1,7 @@
 """Test that with SELF_HEAL, a lost node registers again with one new pre-auth key, and that nothing else is changed.
 
-A node is lost if it was deleted or has expired. A fresh key is a key that has not been used and has not expired. The
-tests run `dns-watch` with simulators of Headscale and Cloudflare, and with a simulated clock.
+A node is lost if it was deleted or has expired. A key is usable if a node can register with it. The tests run
+`dns-watch` with simulators of Headscale and Cloudflare, and with a simulated clock.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import pytest
 from lifecycle.health.metrics import render_metrics
 from tests.builders import NAME
 from tests.dns_watch.pods import (
-    EXPIRED_WITH_FRESH_KEY,
+    EXPIRED_WITH_USABLE_KEY,
     GONE,
-    GONE_WITH_FRESH_KEY,
+    GONE_WITH_USABLE_KEY,
     REGISTERED,
     WAITING,
     Nodez,
@@ -95,7 +95,7 @@ def test_a_deleted_node_registers_again(
     pod.run(55)
     assert (pod.nodez, pod.key, key_count(world)) == (WAITING, old_key, 1)
     pod.run(60)
-    assert pod.nodez == GONE_WITH_FRESH_KEY
+    assert pod.nodez == GONE_WITH_USABLE_KEY
     assert pod.restart_marker.exists()
     assert pod.key != old_key
     assert world.usable_keys().count(pod.key) == 1
@@ -135,7 +135,7 @@ def test_the_only_node_of_a_tailnet_registers_again(
 
     pod.run(299)
     assert (pod.nodez, pod.key, key_count(world)) == (WAITING, old_key, 1)
-    pod.run_until(GONE_WITH_FRESH_KEY, within_s=150)
+    pod.run_until(GONE_WITH_USABLE_KEY, within_s=150)
     assert [event["node_id"] for event in events_named(events, "node.lost")] == [str(old_id)]
     assert world.usable_keys() == [pod.key]
 
@@ -158,7 +158,7 @@ def test_a_node_whose_id_belongs_to_another_machine_registers_again(
     assert other.id == old_id
 
     pod.run(130)
-    assert pod.nodez == GONE_WITH_FRESH_KEY
+    assert pod.nodez == GONE_WITH_USABLE_KEY
     assert [event["node_id"] for event in events_named(events, "node.lost")] == [str(old_id)]
     assert pod.key != old_key
     pod.start_tailscale()
@@ -187,7 +187,7 @@ def test_a_key_whose_id_belongs_to_another_key_is_replaced(
     other = world.headscale.create_key("svc")
     assert other.id == old_key_id
 
-    pod.run_until(GONE_WITH_FRESH_KEY, within_s=200)
+    pod.run_until(GONE_WITH_USABLE_KEY, within_s=200)
     assert pod.key != old_key
     assert sorted(world.usable_keys()) == sorted([pod.key, other.key])
 
@@ -196,7 +196,7 @@ def test_a_key_whose_id_belongs_to_another_key_is_replaced(
 def test_an_expired_node_keeps_its_id_when_it_registers_again(
     any_world: World, tmp_path: Path, events: list[Any], has_interface: bool
 ) -> None:
-    """The node logs in again with a fresh key, and keeps its address and record."""
+    """The node logs in again with a new key, and keeps its address and record."""
     world = any_world
     pod = a_pod(world, tmp_path / "pod", has_interface=has_interface)
     old_id, old_address, old_key, writes = pod.node_id, pod.address, pod.key, len(world.cloudflare.writes)
@@ -205,7 +205,7 @@ def test_an_expired_node_keeps_its_id_when_it_registers_again(
         # While a client has to log in, its interface has no address.
         pod.interface.set_addresses()
     pod.run(130)
-    assert pod.nodez == EXPIRED_WITH_FRESH_KEY
+    assert pod.nodez == EXPIRED_WITH_USABLE_KEY
     assert pod.key != old_key
     assert json.loads(pod.key_file.with_name("authkey.id").read_text())["node_id"] == str(old_id)
 
@@ -216,7 +216,7 @@ def test_an_expired_node_keeps_its_id_when_it_registers_again(
     assert len(world.cloudflare.writes) == writes
 
 
-@pytest.mark.parametrize(("skew_days", "nodez"), [(400, REGISTERED), (-400, EXPIRED_WITH_FRESH_KEY)])
+@pytest.mark.parametrize(("skew_days", "nodez"), [(400, REGISTERED), (-400, EXPIRED_WITH_USABLE_KEY)])
 def test_expiry_is_compared_with_the_clock_of_headscale(
     world: World, tmp_path: Path, skew_days: int, nodez: Nodez
 ) -> None:
@@ -238,33 +238,33 @@ def test_expiry_of_a_key_is_compared_with_the_clock_of_headscale(world: World, t
     world.clock.skew = timedelta(days=skew_days)
     delete_node(pod)
     pod.run(300)
-    assert (pod.nodez, key_count(world)) == (GONE_WITH_FRESH_KEY, 2)
+    assert (pod.nodez, key_count(world)) == (GONE_WITH_USABLE_KEY, 2)
 
 
-def test_a_fresh_key_that_is_not_in_the_file_is_replaced(world: World, tmp_path: Path) -> None:
+def test_a_new_key_that_is_not_in_the_file_is_replaced(world: World, tmp_path: Path) -> None:
     """The process died between writing the metadata and the key: the file still contains the used key."""
     pod = a_pod(world, tmp_path / "pod")
     old_key = pod.key
     delete_node(pod)
-    pod.run_until(GONE_WITH_FRESH_KEY, within_s=200)
+    pod.run_until(GONE_WITH_USABLE_KEY, within_s=200)
     pod.key_file.write_text(old_key)
     pod.new_watch()
-    pod.run_until(GONE_WITH_FRESH_KEY, within_s=200)
+    pod.run_until(GONE_WITH_USABLE_KEY, within_s=200)
     assert pod.key != old_key
     assert world.usable_keys() == [pod.key]
     pod.start_tailscale()
     pod.run_until(REGISTERED, within_s=60)
 
 
-def test_metadata_of_a_fresh_key_names_the_lost_node(world: World, tmp_path: Path) -> None:
+def test_metadata_of_a_new_key_names_the_lost_node(world: World, tmp_path: Path) -> None:
     """A restarted dns-watch reads in the metadata which node is expected to register again."""
     pod = a_pod(world, tmp_path / "pod")
     delete_node(pod)
     pod.run(130)
-    fresh = pod.key
+    new_key = pod.key
     pod.new_watch()
     pod.run(130)
-    assert (pod.nodez, pod.key) == (GONE_WITH_FRESH_KEY, fresh)
+    assert (pod.nodez, pod.key) == (GONE_WITH_USABLE_KEY, new_key)
     assert key_count(world) == 2
 
 
@@ -374,7 +374,7 @@ def test_a_reusable_key_is_kept_until_it_expires(world: World, tmp_path: Path) -
     key = pod.key
     delete_node(pod)
     pod.run(120)
-    assert (pod.nodez, pod.key) == (GONE_WITH_FRESH_KEY, key)
+    assert (pod.nodez, pod.key) == (GONE_WITH_USABLE_KEY, key)
     pod.run(HOUR_S)
     assert (pod.nodez, pod.key) == (GONE, key)
 
@@ -432,7 +432,7 @@ def test_a_key_whose_response_was_lost_is_expired(
     assert world.headscale.faults.pending == 0
     assert pod.key != old_key
     assert world.usable_keys() == [pod.key]
-    assert pod.nodez == GONE_WITH_FRESH_KEY
+    assert pod.nodez == GONE_WITH_USABLE_KEY
 
 
 def test_failing_key_creation_is_retried_with_backoff(world: World, tmp_path: Path, events: list[Any]) -> None:
@@ -445,7 +445,7 @@ def test_failing_key_creation_is_retried_with_backoff(world: World, tmp_path: Pa
     attempts = [exchange for exchange in world.headscale.writes if exchange.path == "/api/v1/preauthkey"]
     assert 4 <= len(attempts) <= 12
     world.headscale.faults.clear()
-    pod.run_until(GONE_WITH_FRESH_KEY, within_s=2 * HOUR_S)
+    pod.run_until(GONE_WITH_USABLE_KEY, within_s=2 * HOUR_S)
 
 
 def test_no_key_is_created_if_the_folder_is_not_writable(world: World, tmp_path: Path, events: list[Any]) -> None:
@@ -460,7 +460,7 @@ def test_no_key_is_created_if_the_folder_is_not_writable(world: World, tmp_path:
     assert (pod.nodez, pod.key, key_count(world)) == (GONE, old_key, count)
     assert 2 <= len(events_named(events, "key_file.unwritable")) <= 8
     blocked.rmdir()
-    pod.run_until(GONE_WITH_FRESH_KEY, within_s=2 * HOUR_S)
+    pod.run_until(GONE_WITH_USABLE_KEY, within_s=2 * HOUR_S)
 
 
 # --- Until the node is registered again -----------------------------------------------------------------------------
@@ -492,7 +492,7 @@ def test_no_restart_is_requested_with_a_used_key(world: World, tmp_path: Path) -
     """The client has used the key in user space mode, and the list does not contain the new node yet."""
     pod = a_pod(world, tmp_path / "pod", has_interface=False)
     delete_node(pod)
-    pod.run_until(GONE_WITH_FRESH_KEY, within_s=130)
+    pod.run_until(GONE_WITH_USABLE_KEY, within_s=130)
     pod.client.start()
     world.headscale.faults.add(omit_items(NAME), method="GET", path=NODES, times=1)
     pod.watch.run_pass()

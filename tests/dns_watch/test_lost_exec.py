@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.dns_watch import test_heal, test_standing_down
-from tests.dns_watch.pods import GONE_WITH_FRESH_KEY, REGISTERED, Nodez, published_addresses, start_two_pods
+from tests.dns_watch.pods import GONE_WITH_USABLE_KEY, REGISTERED, Nodez, published_addresses, start_two_pods
 from tests.dns_watch.test_heal import (
     INCOMPLETE_LIST,
     NODE,
@@ -106,7 +106,7 @@ def test_incomplete_lists_create_one_key(world: ClusterWorld, tmp_path: Path) ->
     pod = a_pod(world, tmp_path / "pod")
     keys, writes = key_count(world), len(world.cloudflare.writes)
     make_headscale_fail(world, {NODE: NOT_FOUND, NODES: INCOMPLETE_LIST})
-    pod.run_until(GONE_WITH_FRESH_KEY, within_s=600)
+    pod.run_until(GONE_WITH_USABLE_KEY, within_s=600)
     assert (published_addresses(world), len(world.cloudflare.writes)) == ([pod.address], writes)
     world.headscale.faults.clear()
     pod.run(600)

@@ -16,7 +16,7 @@ from lifecycle.health.metrics import render_metrics
 from tests.builders import NAME
 from tests.dns_watch.pods import (
     GONE,
-    GONE_WITH_FRESH_KEY,
+    GONE_WITH_USABLE_KEY,
     REGISTERED,
     SUPERSEDED,
     Pod,
@@ -183,7 +183,7 @@ def pods_with_a_late_successor(world: World, folder: Path) -> tuple[Pod, Pod]:
     new = Pod(world, folder / "new")
     new.cleanup()
     old.run(120)
-    assert old.nodez == GONE_WITH_FRESH_KEY
+    assert old.nodez == GONE_WITH_USABLE_KEY
     new.start_tailscale()
     old.run(60)
     return old, new
@@ -231,7 +231,7 @@ def test_an_incomplete_list_does_not_restart_a_superseded_pod(world: World, tmp_
     new.client.stop()
     world.headscale.delete_node(new.node_id)
     old.run(120)
-    assert old.nodez == GONE_WITH_FRESH_KEY
+    assert old.nodez == GONE_WITH_USABLE_KEY
 
 
 def test_dns_watch_that_restarts_after_the_later_pod_registered_stands_down(world: World, tmp_path: Path) -> None:
