@@ -12,7 +12,7 @@
 # KEEP_LAYERS   "no" to delete all images and layers of buildah or podman after the image is saved
 set -eu
 here=$(dirname "$0")
-# Defines IMAGE and the functions log, fail and open_archive.
+# Sets IMAGE and the default of ARCHIVE. Its function open_archive sets config_digest or invalid.
 # shellcheck source=build/archive.sh
 . "$here/archive.sh"
 

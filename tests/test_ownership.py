@@ -197,7 +197,7 @@ def test_record_is_ours_only_with_our_comment_or_none(comment: str, content: str
 
 
 @pytest.mark.parametrize(
-    ("record", "is_ours", "is_another_owners"),
+    ("record", "is_marked", "has_another_mark"),
     [
         pytest.param(a_record(), True, False, id="ours"),
         pytest.param(a_record(comment=""), False, False, id="no-comment"),
@@ -220,9 +220,9 @@ def test_record_is_ours_only_with_our_comment_or_none(comment: str, content: str
         pytest.param(a_record(comment="managed by terraform"), False, False, id="foreign"),
     ],
 )
-def test_comment_is_ours_or_another_owners_or_neither(record: Record, is_ours: bool, is_another_owners: bool) -> None:
-    assert RECORD_OWNERSHIP.is_marked(record) is is_ours
-    assert RECORD_OWNERSHIP.has_another_mark(record) is is_another_owners
+def test_comment_is_ours_or_another_owners_or_neither(record: Record, is_marked: bool, has_another_mark: bool) -> None:
+    assert RECORD_OWNERSHIP.is_marked(record) is is_marked
+    assert RECORD_OWNERSHIP.has_another_mark(record) is has_another_mark
 
 
 def test_comment_does_not_change_between_releases() -> None:

@@ -1,4 +1,4 @@
-"""Test that only lifecycle/apply.py calls the writing methods of the clients and of the key file."""
+"""Test that only lifecycle/apply.py and the writers call the writing methods of the clients and of the key file."""
 
 from __future__ import annotations
 
@@ -32,5 +32,4 @@ def test_writing_methods_are_found() -> None:
 
 def test_other_modules_call_no_writing_method(repository: Path) -> None:
     for path in (repository / "lifecycle").rglob("*.py"):
-        # The writers also call each other's methods.
         assert path.name in {"apply.py", "writer.py"} or not called_methods(path) & writing_methods(), path

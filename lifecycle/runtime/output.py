@@ -1,4 +1,4 @@
-"""Write to standard output and standard error, without blocking or ending the program."""
+"""Write log lines and other text to standard output and standard error."""
 
 from __future__ import annotations
 

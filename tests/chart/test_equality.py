@@ -94,7 +94,7 @@ def test_chart_renders_the_objects_of_the_kustomize_folder(folder: str, chart: P
         assert expected_labels.items() <= labels.items()
         assert labels.keys() - expected_labels.keys() <= ADDED_LABELS
         if folder == "deploy/prune":
-            # The Kustomize folder sets no namespace. The operator selects the namespace with `kubectl --namespace`.
+            # The Kustomize folder sets no namespace. It is selected with `kubectl --namespace`.
             assert from_chart[name]["metadata"].pop("namespace") == "services"
     assert from_chart == from_kustomize
 

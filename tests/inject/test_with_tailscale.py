@@ -40,7 +40,7 @@ CHANGED = {"env", "securityContext", "volumeMounts", *PROBES}
 """Fields of the tailscale container that the component may change."""
 
 CONFLICTING = {"TS_AUDIENCE", "TS_CLIENT_ID", "TS_CLIENT_SECRET", "TS_HEALTHCHECK_ADDR_PORT", "TS_ID_TOKEN"}
-"""Variables that the component removes, because with its own variables, tailscale would not start."""
+"""Variables that the component removes, because together with those that it sets, tailscale would not start."""
 
 each_case = pytest.mark.parametrize(("name", "variant"), CASES, ids=["-".join(case) for case in CASES])
 

@@ -20,7 +20,7 @@ class ProxySimulator:
 
     Attributes:
         servers: the address of a server on loopback, for each `host:port` that clients may request.
-        credentials: the `user:password` that the proxy requires; None = it requires no credentials.
+        credentials: the `user:password` that each request must have; None = it must have none.
         url: the URL of the proxy, without credentials. It is empty until `serve` is called.
         requested: the `host:port` of each request, oldest first.
     """
