@@ -36,8 +36,8 @@ MakePod = Callable[..., ClusterPod]
 
 API_KEY_SECRET = "headscale-api-key"
 
-# The only settings of manifests that were written before the program had its other settings. They must keep working.
-OLDER_SETTINGS = {
+# A manifest with only these settings must work.
+MINIMAL_SETTINGS = {
     "HEADSCALE_NAMESPACE",
     "CLOUDFLARE_API_TOKEN",
     "CLOUDFLARE_ZONE_ID",
@@ -139,10 +139,10 @@ def test_status_needs_the_same_permissions_as_dns_watch(pod: ClusterPod, argumen
     assert pod.has_no_writes
 
 
-def test_pod_of_these_tests_has_only_the_settings_of_older_manifests(pod: ClusterPod) -> None:
+def test_pod_of_these_tests_has_only_the_minimal_settings(pod: ClusterPod) -> None:
     """CLOUDFLARE_API_URL is the URL of the simulator, and HEALTH_PORT=0 disables the health endpoints."""
     settings = {name for name in pod.environment | SIDECAR_SETTINGS if name in command_variables(DryRunSettings)}
-    assert settings - {"CLOUDFLARE_API_URL", "HEALTH_PORT"} == OLDER_SETTINGS
+    assert settings - {"CLOUDFLARE_API_URL", "HEALTH_PORT"} == MINIMAL_SETTINGS
 
 
 @pytest.mark.full
