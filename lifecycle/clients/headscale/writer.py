@@ -75,7 +75,8 @@ class HeadscaleWriter(HeadscaleReader):
             now: the time by the clock of this machine, as a timezone-aware datetime in UTC.
 
         Raises:
-            ResponseError: no usable key was created. A key with a wrong lifetime was expired if possible.
+            ResponseError: no usable key was created. A key without a secret or with a wrong lifetime was expired if
+                possible.
         """
         spread = timedelta(seconds=random.randrange(_MAX_SPREAD_S))  # noqa: S311 - not a secret
         expires_at = self.server_time(now).replace(microsecond=0) + spec.lifetime + spread
@@ -98,6 +99,7 @@ class HeadscaleWriter(HeadscaleReader):
                 log.warning("pre_auth_key.create_unconfirmed", user=spec.user.label, expires_at=expires_at)
             raise
         if key.known_secret is None:
+            self.discard_pre_auth_key(key, spec.user, reason="its secret is unknown")
             raise ResponseError("Headscale created a pre-auth key, but returned no secret.", upstream=UPSTREAM)
         if not _has_requested_lifetime(key, spec.lifetime):
             self.discard_pre_auth_key(key, spec.user, reason="its lifetime differs from the requested one")
