@@ -123,7 +123,7 @@ def test_role_has_no_unneeded_permission(mode: str) -> None:
 def test_rules_name_one_resource_where_rbac_allows_it(mode: str) -> None:
     for rule in role_of(mode)["rules"]:
         assert rule["apiGroups"] == ["events.k8s.io" if mode == "events" else ""]
-        # RBAC cannot limit listing pods or creating Events to a name. The pods of a Deployment have random names.
+        # Pods are listed by labels or have random names, and RBAC cannot limit creating Events to a name.
         nameable = rule["resources"] not in (["pods"], ["events"]) and mode != "exec-any-pod"
         assert len(rule.get("resourceNames", ())) == (1 if nameable else 0)
 

@@ -17,8 +17,8 @@ from tests.process.commands import PROGRAM, CompletedRun, Pod
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.vpn_client import VpnClient
 
-# Before the program had other settings, manifests set only MAX_RETRIES and RETRY_INTERVAL for dns-watch, and those in
-# `Pod.environment`. Such manifests must keep working. Port 0 disables the health endpoints.
+# Manifests that set only MAX_RETRIES and RETRY_INTERVAL for dns-watch, and those in `Pod.environment`, must work.
+# Port 0 disables the health endpoints.
 SIDECAR_SETTINGS = {"MAX_RETRIES": "30", "RETRY_INTERVAL": "10", "HEALTH_PORT": "0"}
 
 

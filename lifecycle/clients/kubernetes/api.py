@@ -150,7 +150,7 @@ class Cluster:
     def pods(self, namespace: str, selector: str) -> list[Pod]:
         """Return the pods that match a label selector, in no particular order."""
         path = f"/api/v1/namespaces/{quote(namespace)}/pods"
-        # The rule has no names of pods, because RBAC cannot limit the verb `list` to some objects.
+        # The rule has no names of pods, because the request selects pods by their labels.
         pods = self._get(path, {"labelSelector": selector}, RbacRule(namespace, "pods", ("list",)))
         with well_formed(malformed(f"the pods in namespace {namespace}")):
             match pods:
