@@ -228,7 +228,7 @@ def test_temporary_failure_to_read_the_secret_is_retried(fault: Fault, world: Cl
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_permanent_failure_to_read_the_secret_deletes_nothing(fault: Fault, world: ClusterWorld) -> None:
+def test_lasting_failure_to_read_the_secret_deletes_nothing(fault: Fault, world: ClusterWorld) -> None:
     add_kept_node(world)
     world.kubernetes.faults.add(fault, path="/secrets/", times=None)
     with pytest.raises(TransientError):

@@ -274,7 +274,7 @@ def test_a_used_key_of_an_unregistered_pod_is_replaced(world: World, tmp_path: P
     pod.start()
     old_key = pod.key
     pod.client.stop()
-    pod.interface.set_addresses(None)
+    pod.interface.set_addresses(None)  # remove the interface
     delete_node(pod)
     pod.run(130)
     assert pod.key != old_key

@@ -26,7 +26,7 @@ def invalid_settings(result: CompletedRun) -> list[str]:
     [
         pytest.param({"CLOUDFLARE_API_TOKEN": ""}, ["CLOUDFLARE_API_TOKEN"], id="no token"),
         pytest.param({"CLOUDFLARE_ZONE_ID": "example.com"}, ["CLOUDFLARE_ZONE_ID"], id="invalid zone id"),
-        pytest.param({"HOSTNAME": f"{'a' * 58}-0"}, ["TS_HOSTNAME"], id="too long name from the pod"),
+        pytest.param({"HOSTNAME": f"{'a' * 58}-0"}, ["TS_HOSTNAME"], id="pod name too long with the domain"),
         # Only the first pod has a default hostname: the name of the StatefulSet.
         pytest.param({"HOSTNAME": "grafana-1"}, ["TS_HOSTNAME"], id="second pod of a StatefulSet"),
         pytest.param({"AUTHKEY_OUTPUT_PATH": "/volume/auth\nkey"}, ["AUTHKEY_OUTPUT_PATH"], id="line break in a path"),
@@ -52,7 +52,7 @@ def test_invalid_settings_exit_with_2(pod: Pod, variables: dict[str, str], inval
 
 @pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize("command", [["dns-watch"], ["dns-watch", "--once"], ["--dry-run"]])
-def test_invalid_settings_exit_with_2_for_every_command(pod: Pod, command: list[str]) -> None:
+def test_invalid_settings_exit_with_2_in_dns_watch_and_dry_runs(pod: Pod, command: list[str]) -> None:
     result = pod.run(*command, CLOUDFLARE_ZONE_ID="example.com", DNS_TTL="5")
     assert result.status == 2
     assert invalid_settings(result) == ["CLOUDFLARE_ZONE_ID", "DNS_TTL"]
