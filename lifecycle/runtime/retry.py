@@ -105,8 +105,8 @@ class RetryPolicy(tenacity.Retrying):
         max_pause_s = min(self._pause_factor * (duration_s - _SLOW_S), _MAX_PAUSE_S)
         min_pause_s = 0.0
         if has_failed:
-            # The server may still be working on the request, so the pause is not shorter than the request, and the
-            # limit of later pauses doubles.
+            # The server may still be working on the request, so the pause is not shorter than the request, and
+            # later pauses can be twice as long.
             min_pause_s = min(duration_s, max_pause_s)
             self._pause_factor *= 2
         self._pause_ends_at_s = self._clock() + random.uniform(min_pause_s, max_pause_s)  # noqa: S311 - spreads load

@@ -64,14 +64,14 @@ def to_json_values(
     }
 
 
-def make_shortener(words: Iterable[str]) -> Callable[[str], str]:
+def make_shortener(texts: Iterable[str]) -> Callable[[str], str]:
     """Return a function that shortens names and addresses in a text, so that it can be published.
 
     Args:
-        words: names without a dot, and texts of which each word is shortened. Names with a dot are always shortened.
+        texts: names without a dot, and longer texts, to shorten word by word. Names with a dot are always shortened.
     """
-    longest_first = sorted(filter(None, words), key=len, reverse=True)
-    known = "|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in longest_first)
+    longest_first = sorted(filter(None, texts), key=len, reverse=True)
+    known = "|".join(rf"(?<!\w){re.escape(text)}(?!\w)" for text in longest_first)
     names = re.compile(f"{known}|{_DOTTED_NAME}" if known else _DOTTED_NAME)
 
     def shorten(value: str) -> str:
@@ -102,8 +102,8 @@ def to_text(report: Mapping[str, Any]) -> str:
     names = defaultdict(list)
     for row in rows:
         if row["advice"]:
-            in_the_way = f" ({row['in_the_way']})" if row["in_the_way"] else ""
-            names[row["state"], row["advice"]].append(printable(row["name"] + in_the_way))
+            foreign = f" ({row['in_the_way']})" if row["in_the_way"] else ""
+            names[row["state"], row["advice"]].append(printable(row["name"] + foreign))
     for (state, advice), affected in names.items():
         more = f" and {len(affected) - _NAMES_SHOWN} more" if len(affected) > _NAMES_SHOWN else ""
         lines += ["", f"{state}: {', '.join(affected[:_NAMES_SHOWN])}{more}", *_wrapped(advice)]

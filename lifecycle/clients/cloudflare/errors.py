@@ -103,11 +103,11 @@ def explain(request: str, response: Response) -> ApiError | None:
     codes = sorted(set(_codes(response.json)))
     # The path /zones contains no id, so if the API does not know this path, its URL is wrong.
     is_wrong_url = request == "GET /zones" and not _NO_ROUTE.isdisjoint(codes)
-    kind, meaning = _WRONG_API_URL if is_wrong_url else _meaning(status, codes)
+    kind, text = _WRONG_API_URL if is_wrong_url else _meaning(status, codes)
     details = f"{request}: {status}, code {', '.join(map(str, codes)) or 'none'}"
     if ray := response.headers.get("cf-ray"):
         details += f", cf-ray {ray}"
-    return kind(f"Cloudflare: {meaning} ({details}){response.reason}", upstream=UPSTREAM, status=status)
+    return kind(f"Cloudflare: {text} ({details}){response.reason}", upstream=UPSTREAM, status=status)
 
 
 def _meaning(status: int, codes: list[int]) -> Meaning:
