@@ -54,8 +54,8 @@ def page(figures: Iterable[Figure], notes: str) -> str:
         "each result with the reference in its row. The runs for a result and for its reference alternate. CPU time\n"
         "depends less on the load than elapsed time. A ratio of CPU times, such as 1.2 x, compares the shortest run\n"
         "for the result with the shortest run for the reference.\n\n"
-        "`scripts/bench.toml` has the goals, and the limits outside of which a result shows changed "
-        f"performance.\n\n{table(figures)}\n{notes}"
+        "`scripts/bench.toml` has the goals (desired results) and the limits outside of which a result shows "
+        f"changed performance.\n\n{table(figures)}\n{notes}"
     )
 
 

@@ -14,7 +14,7 @@ from tests.image.tools import Containerd, ImageBuild
 
 @pytest.fixture
 def image_build(shared_build: ImageBuild, scratch_dir: Path, request: pytest.FixtureRequest) -> Iterator[ImageBuild]:
-    """The shared build with a copy of its archive. The test may change the copy and use other sources."""
+    """A build with the shared sources and a copy of the shared archive, which the test may change."""
     folder = scratch_dir / request.node.name.replace("/", "-")
     folder.mkdir()
     shutil.copy(shared_build.archive.path, folder / "image.tar")

@@ -232,7 +232,7 @@ class Pod:
         self.termination_log = working_directory / "termination-log"
         self.environment = {
             **environment,
-            # Older manifests have only these settings for cleanup and dns-watch, and must keep working.
+            # The program must work with only these settings and those for the simulators below.
             "HEADSCALE_NAMESPACE": "headscale",
             "CLOUDFLARE_API_TOKEN": self.cloudflare.token,
             "CLOUDFLARE_ZONE_ID": self.zone_id,
@@ -242,7 +242,7 @@ class Pod:
             "HEADSCALE_URL": headscale_url,
             "HEADSCALE_API_KEY": headscale.api_key,
             "CLOUDFLARE_API_URL": f"{cloudflare_url}/client/v4",
-            # A variable that the kubelet sets.
+            # The kubelet sets this variable. Without TS_HOSTNAME, the hostname is grafana.example.com.
             "HOSTNAME": "grafana-0",
         }
 
