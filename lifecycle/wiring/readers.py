@@ -140,7 +140,7 @@ def connect_cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = 
         may_use_kubeconfig=only_reads,
         timeout=settings.http_timeout,
         proxy_for=settings.proxies.for_url,
-        public_authorities=partial(_trust, settings),
+        default_trust=partial(_trust, settings),
     )
     return stack.enter_context(Cluster(access, timeout=settings.http_timeout))
 

@@ -69,7 +69,7 @@ def find_access(
     may_use_kubeconfig: bool,
     timeout: timedelta,
     proxy_for: Callable[[str], Proxy | None] = lambda _url: None,
-    public_authorities: Callable[[], ssl.SSLContext] = public_trust,
+    default_trust: Callable[[], ssl.SSLContext] = public_trust,
 ) -> Access:
     """Return the access with this pod's service account, or outside of a cluster the access with the kubeconfig.
 
@@ -79,7 +79,7 @@ def find_access(
             current context can be any cluster.
         timeout: the time that a credential plugin of the kubeconfig may take.
         proxy_for: returns the proxy for a URL, for a kubeconfig that sets no proxy. In the cluster, no proxy is used.
-        public_authorities: returns the trusted authorities, for a kubeconfig that sets no authorities.
+        default_trust: returns the TLS context for a kubeconfig that sets no authorities.
 
     Raises:
         ConfigError: there is neither a service account nor a usable kubeconfig.
@@ -90,7 +90,7 @@ def find_access(
         if not may_use_kubeconfig:
             raise
         try:
-            return _kubeconfig(timeout=timeout, proxy_for=proxy_for, public_authorities=public_authorities)
+            return _kubeconfig(timeout=timeout, proxy_for=proxy_for, default_trust=default_trust)
         except ConfigException as error:
             # The exception is not chained, because it can contain parts of the file.
             raise ConfigError(f"{not_in_cluster} {_KUBECONFIG} cannot be used: {excerpt(str(error))}") from None
@@ -118,7 +118,7 @@ def _in_cluster(*, needed_for: str) -> Access:
 
 
 def _kubeconfig(
-    *, timeout: timedelta, proxy_for: Callable[[str], Proxy | None], public_authorities: Callable[[], ssl.SSLContext]
+    *, timeout: timedelta, proxy_for: Callable[[str], Proxy | None], default_trust: Callable[[], ssl.SSLContext]
 ) -> Access:
     """Return the access with the current context of the kubeconfig.
 
@@ -153,7 +153,7 @@ def _kubeconfig(
             f"run `kubectl get pods` with the same kubeconfig. {excerpt(' '.join(problems))}"
         )
     try:
-        trust = private_trust(configuration.ssl_ca_cert) if configuration.ssl_ca_cert else public_authorities()
+        trust = private_trust(configuration.ssl_ca_cert) if configuration.ssl_ca_cert else default_trust()
         if configuration.cert_file:
             trust.load_cert_chain(configuration.cert_file, configuration.key_file)
     except OSError as error:
