@@ -29,7 +29,7 @@ def cleanup_config(settings: CleanupSettings) -> CleanupConfig:
         further_name_ownerships=settings.further_name_ownerships,
         key_spec=settings.key_spec,
         keep_node=settings.node_policy == "keep",
-        leave_one_record=settings.dns_cleanup == "keep",
+        keep_name_resolving=settings.dns_cleanup == "keep",
     )
 
 
@@ -56,7 +56,7 @@ def observe(
         with time_budget(timeout_s):
             return tuple(cloudflare.records(settings.record_name, comment=settings.workload_mark))
 
-    # The Cloudflare token can be in a file. Reading a file can block without a time limit, so a thread does.
+    # Reading the Cloudflare token from a file can block without a time limit, so a thread reads the records.
     reading = in_background(read_records, name="records")
     detection = in_background(headscale.detect_version, name="version")
     try:

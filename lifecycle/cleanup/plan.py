@@ -24,7 +24,7 @@ class CleanupConfig:
         tags: the tags of the pre-auth keys that this program creates.
         key_spec: returns the properties of the pre-auth key to create for a user.
         keep_node: keep the node whose id is in tailscale's state Secret (NODE_POLICY=keep).
-        leave_one_record: keep one stale record of each type, so that the name continues to resolve (DNS_CLEANUP=keep).
+        keep_name_resolving: keep one stale record of each type, so that the name still resolves (DNS_CLEANUP=keep).
     """
 
     hostname: str
@@ -32,7 +32,7 @@ class CleanupConfig:
     main_name_ownership: RecordOwnership
     key_spec: Callable[[User], KeySpec]
     keep_node: bool
-    leave_one_record: bool
+    keep_name_resolving: bool
     further_name_ownerships: tuple[RecordOwnership, ...] = ()
 
     def node_ownership(self, user: User) -> NodeOwnership:
@@ -187,9 +187,9 @@ def plan_records(
     """Find our stale records.
 
     A record is stale if none of our nodes has its address, or if its name was removed from DNS_ALIASES or
-    DNS_SHARED_NAMES. An alias's CNAME record, which points to the main name, is not stale. With `leave_one_record`, one
-    stale record of each type is kept, and dns-watch updates it. A record with the address of a node that is not ours is
-    never kept.
+    DNS_SHARED_NAMES. An alias's CNAME record, which points to the main name, is not stale. With `keep_name_resolving`,
+    one stale record of each type is kept, and dns-watch updates it. A record with the address of a node that is not
+    ours is never kept.
 
     Args:
         nodes: the nodes in Headscale that cleanup does not delete.
@@ -205,7 +205,7 @@ def plan_records(
         ours = [record for record in records if record_ownership.is_owned(record)]
         # A name resolves without a stale record if it has a valid record, or if other pods share it.
         resolving_types = {record.type for record in ours if record.address in our_addresses}
-        may_leave_one = config.leave_one_record and record_ownership.kind is not NameKind.SHARED
+        may_leave_one = config.keep_name_resolving and record_ownership.kind is not NameKind.SHARED
         for record in ours:
             is_of_another_node = record.address in other_addresses
             if record.address in our_addresses or record_ownership.is_alias(record):

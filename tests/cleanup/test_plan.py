@@ -48,7 +48,7 @@ CONFIG = CleanupConfig(
     main_name_ownership=RECORD_OWNERSHIP,
     key_spec=lambda user: KeySpec(user, lifetime=timedelta(hours=1)),
     keep_node=False,
-    leave_one_record=False,
+    keep_name_resolving=False,
 )
 
 
@@ -103,7 +103,7 @@ def record_deletions(
         a_node(1, addresses=map(str, our_addresses)),
         a_node(2, user=ANN, addresses=map(str, other_addresses)),
     ]
-    return plan_records(records, nodes, config=replace(CONFIG, leave_one_record=leave_one), user=OUR_USER)
+    return plan_records(records, nodes, config=replace(CONFIG, keep_name_resolving=leave_one), user=OUR_USER)
 
 
 def deleted_records(*records: Record, **options: Any) -> list[str]:
