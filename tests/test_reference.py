@@ -52,7 +52,7 @@ def test_event_names_have_two_parts() -> None:
 @pytest.mark.parametrize("name", EVENTS)
 def test_event_is_logged_as_documented(logged: dict[str, Logged], name: str) -> None:
     assert set(EVENTS[name].levels) == logged[name].levels
-    assert sorted(EVENTS[name].keys) == sorted(logged[name].keys - {"**"})  # `**` = keys of a dictionary
+    assert sorted(EVENTS[name].keys) == sorted(logged[name].keys - {"**"})  # `**kwargs` of a call
 
 
 def test_page_lists_each_setting_once() -> None:

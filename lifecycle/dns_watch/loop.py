@@ -150,9 +150,9 @@ class DnsWatch:
     def _change_records(self, changes: tuple[Change, ...]) -> ApiError | None:
         """Make the record changes, in one transaction for each name, and return the first failure.
 
-        If Cloudflare refuses the changes at one name, the changes at the other names are still made, except CNAME
-        records that point to the refused name, which could be another owner's. After any other failure, no further
-        changes are made.
+        If Cloudflare refuses the changes at one name, the changes at the other names are still made. Aliases that point
+        to the refused name are skipped, because the records there could be another owner's. After any other failure, no
+        further changes are made.
         """
         names: dict[str, list[RecordChange]] = {}
         for change in changes:
