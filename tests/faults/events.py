@@ -68,11 +68,11 @@ class Events:
     def second_record_added(self, step: Step) -> None:
         self._world.add_record("100.64.88.8", comment=step.random.choice((None, OUR_COMMENT)))
 
-    def record_taken_over(self, step: Step) -> None:
+    def record_comment_changed(self, step: Step) -> None:
         self._world.cloudflare.change_record(self._choose_record(step).id, comment="mine now")
         self._add_change_for_stale_reads()
 
-    def name_taken_by_another_owner(self, _step: Step) -> None:
+    def foreign_record_added(self, _step: Step) -> None:
         self._world.add_record("100.64.99.9", comment=COMMENT_OF_OTHER_OWNER)
         self._add_change_for_stale_reads()
 
@@ -167,7 +167,7 @@ class Events:
     def api_key_renewed(self, _step: Step) -> None:
         self._world.write_secret("HEADSCALE_API_KEY", self._world.headscale.rotate_api_key())
 
-    def credentials_outdated(self, _step: Step) -> None:
+    def credentials_revoked(self, _step: Step) -> None:
         """Renew the token and the API key, but not in the pods' files, which are written after the last step."""
         self._workload.credentials_are_valid = False
         self._world.cloudflare.set_token()
