@@ -254,7 +254,7 @@ class World:
 
     @property
     def hostnames(self) -> list[str]:
-        """Return the hostname of every node, in the order of their ids."""
+        """Return the hostname that each node reported, in the order of the node ids."""
         return [node.name for node in self.headscale.nodes]
 
     def usable_keys(self) -> list[str]:

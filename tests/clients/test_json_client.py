@@ -362,7 +362,7 @@ def test_no_error_contains_the_token(client: JsonClient, api: Api, fault: Fault)
     assert TOKEN not in all_texts_of(failure(client))
 
 
-# --- The health check after a refusal ------------------------------------------------------------------
+# --- The health check after a refused token ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("health", [200, 204, 401, 403, 404, 405], ids=str)
@@ -395,7 +395,7 @@ def test_refusal_by_an_unhealthy_upstream_is_a_transient_error(
     assert error.status == status
 
 
-def test_no_health_check_without_a_refusal(api: Api) -> None:
+def test_no_health_check_unless_the_token_is_refused(api: Api) -> None:
     client = client_of(api)
     client.send("GET", "/thing")
     api.faults.add(faults.answer(404))

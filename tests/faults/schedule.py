@@ -85,7 +85,7 @@ FAULTS: Final[dict[str, Callable[[UpstreamName, Random], Fault]]] = {
 """Functions that create the faults of single requests, by kind."""
 
 HIDDEN_NODES: Final = "nodes hidden by a proxy"
-"""The proxy returns 404 for each node, and removes the workload's nodes from lists. They are not lost."""
+"""A proxy returns 404 for requests for a single node, and removes the workload's nodes from lists."""
 
 EMPTY_NODE_LIST: Final = "node list empty"
 """Headscale and all sidecars have just started. The list of nodes is empty, and the sidecars have not read a node yet.
@@ -314,7 +314,7 @@ def _random_step(random: Random, *, many_records: bool) -> Step:
 
 
 def _without_unused_values(step: Step) -> Step:
-    """Return a step whose kind is not in `FAULTS`, without the values that only these kinds use."""
+    """Return a step whose kind is not in `FAULTS`, with defaults in the fields that its kind does not use."""
     if step.during_pass and step.kind != KILLED_WRITING:
         return replace(step, method=None, times=1)
     return Step(step.kind, step.wait_s, step.seed, step.during_pass)

@@ -112,7 +112,7 @@ def _read(connection: Any, what: str) -> Mapping[int, bytearray]:
                 connection.write(ABNF.create_frame(data, ABNF.OPCODE_PONG).format())
             case ABNF.OPCODE_BINARY | ABNF.OPCODE_TEXT | ABNF.OPCODE_CONT:
                 message += data
-                # Other channels are ignored, such as the channel on which v5 reports that a channel was closed.
+                # Messages of other channels are ignored.
                 if frame.fin and message[:1] and message[0] in output:
                     output[message[0]] += message[1:]
                 if frame.fin:
