@@ -217,8 +217,8 @@ def test_invalid_settings_are_reported(api_server: ApiServer, settings: dict[str
         restore_settings(api_server)
 
 
-def test_policies_are_valid_for_every_kind(api_server: ApiServer) -> None:
-    """The API server checks the types in the expressions, and writes warnings into the status."""
+def test_expressions_of_both_policies_have_valid_types(api_server: ApiServer) -> None:
+    """The API server checks the types for each matched resource, and writes warnings into the status."""
     for kind in ("mutatingadmissionpolicies", "validatingadmissionpolicies"):
         policy = json.loads(api_server.kubectl("get", kind, "tailscale-lifecycle", "-o", "json"))
         assert not policy.get("status", {}).get("typeChecking", {}).get("expressionWarnings"), yaml.safe_dump(policy)

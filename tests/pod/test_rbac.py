@@ -33,8 +33,8 @@ Rules = list[dict[str, Any]]
 MODES = sorted(folder.name for folder in (DEPLOY / "rbac").iterdir())
 """The modes, which are the names of the folders in deploy/rbac.
 
-`exec` and `exec-any-pod` run Headscale's CLI in its pod. `api-key-secret` reads Headscale's API key from a Secret, and
-`keep` reads the Secret with the state of tailscale. `events` writes Kubernetes Events.
+`exec` and `exec-any-pod` run Headscale's CLI in its pod. `api-key-secret` reads Headscale's API key from a Secret.
+`keep` is for NODE_POLICY=keep, which reads the Secret with tailscale's state. `events` writes Kubernetes Events.
 """
 POD_NAMES = {"exec": "headscale-0", "exec-any-pod": "headscale-5d9c7b-x2x4z"}
 """By mode: the name of Headscale's pod. A StatefulSet has fixed pod names, a Deployment has not."""

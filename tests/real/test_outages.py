@@ -66,7 +66,7 @@ def test_pod_recovers_when_a_restored_database_reuses_its_node_id(
     client, watch = workload.start_pod()
     (old_id,), writes_before = workload.node_ids, len(workload.cloudflare.writes)
     workload.server.stop()
-    # Otherwise, the client would try to log in with a node key that the restored database does not contain.
+    # The client must not log in before the other client has registered.
     client.stop()
     administrator.restore_database(temporary_folder / "copy")
     with workload_on(workload.server, temporary_folder / "later", "later.example.com") as later:
