@@ -45,8 +45,8 @@ class StormResult:
 
     def __str__(self) -> str:
         return (
-            f"{self.pods} pods at the same time, one core: last pre-auth key after {self.last_key_s:.0f} s "
-            f"(Headscale's CPU time: {self.min_cpu_s:.0f} s), last record after {self.last_record_s:.0f} s, "
+            f"{self.pods} pods at the same time, one core: last pre-auth key after {self.last_key_s:.0f} s, last "
+            f"record after {self.last_record_s:.0f} s (at least {self.min_cpu_s:.0f} s of CPU time are needed), "
             f"{self.wasted} of {self.key_checks} API key checks wasted, {self.exits} container exits"
         )
 
