@@ -123,7 +123,7 @@ class JsonClient:
                     throttled=error.throttled,
                 ) from refusal
         except ApiError:
-            # The health endpoint cannot be reached, for example because a proxy forwards only the API.
+            # Any other error does not show that the upstream is unhealthy: a proxy may forward only the API.
             return
 
     def _send(self, method: str, path: str, *, token: str | None, body: Any = None, **options: Any) -> Response:

@@ -43,8 +43,6 @@ log = structlog.get_logger()
 class DnsWatch:
     """Keeps one pod's records in sync with its node.
 
-    Decisions depend only on `state`, observations and settings.
-
     Args:
         interface: returns the addresses of this pod's VPN interface; None if the interface does not exist.
         now: returns the current time in UTC, with its time zone.

@@ -233,8 +233,8 @@ def _read_records(
         records = _records_at_our_names(sources.cloudflare, node, specs, config)
         apex = None
         if any(record.type == "NS" for record in records):
-            # NS records prevent changes at a name, except at the zone's own name. If the token may not read the zone,
-            # this name is unknown, and they prevent changes at every name.
+            # NS records at a name prevent changes there, except at the zone's own name. If the token may not read the
+            # zone, this name is unknown, and its NS records prevent changes there, too.
             with suppress(AuthError):
                 apex = sources.cloudflare.zone_name()
         later: list[Node] = []

@@ -36,7 +36,7 @@ class HeadscaleReader:
         return now + (self._transport.clock_skew() or timedelta())
 
     def version(self) -> str:
-        """Return the server's version, or a range such as "0.26 or 0.27" if the server reports no release."""
+        """Return the server's version, or a range such as "0.26 or 0.27" if its exact version is unknown."""
         return self._retrying(self._transport.version)
 
     def detect_version(self) -> None:
