@@ -36,8 +36,8 @@ class Prune:
         name: the hostname of the only workload whose nodes and records are deleted, even if it runs; None = all
             workloads that no longer run.
         now: returns the current time in UTC, with its time zone.
-        stop: is set by SIGTERM and SIGINT. No further step starts after that.
-        renew_budget: starts a new retry budget after the wait, which is longer than one budget.
+        stop: is set by SIGTERM and SIGINT. If it is set during the wait, nothing is deleted.
+        renew_budget: allows the full time and number of retries again, because the wait uses up the time.
     """
 
     settings: PruneSettings

@@ -29,7 +29,7 @@ from lifecycle.domain.text import timestamp
 
 
 class State(StrEnum):
-    """The state of one workload, or of one of its nodes."""
+    """The state of one name of a workload, or of a superseded node."""
 
     IN_SYNC = "in sync"
     EXPIRING = "node expiring"

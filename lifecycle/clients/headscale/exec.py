@@ -18,7 +18,7 @@ from lifecycle.domain.model import KeySpec, Node, PreAuthKey, User
 Parsed = TypeVar("Parsed")
 
 # The command line computes the expiry of a new key, and the server sets its creation time a moment later. The
-# difference between the two times is therefore shorter than the requested lifetime, at most by this delay.
+# difference between the two times is therefore shorter than the requested lifetime by at most this delay.
 _MAX_CREATION_DELAY = timedelta(seconds=0.5)
 # The clocks of Headscale's pod and of the API server can differ by this time, and so can the expiry of a key and the
 # requested expiry.
