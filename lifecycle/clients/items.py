@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
-from lifecycle.clients.response import needs_little_memory
+from lifecycle.clients.response import is_small_enough_to_parse
 
 Parsed = TypeVar("Parsed")
 
@@ -45,7 +45,7 @@ class Items(Generic[Parsed]):
         if start is None or start.end() >= end:
             return
         text = body[start.end() : end].decode(errors="replace")
-        if not needs_little_memory(text):
+        if not is_small_enough_to_parse(text):
             return
         position = 0
         with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):

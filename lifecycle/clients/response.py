@@ -81,7 +81,7 @@ def parse_response(status: int, headers: Mapping[str, str], body: bytearray, *, 
     text = body.decode(errors="replace")
     body.clear()
     content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if (content_type == "application/json" or content_type.endswith("+json")) and needs_little_memory(text):
+    if (content_type == "application/json" or content_type.endswith("+json")) and is_small_enough_to_parse(text):
         with suppress(ValueError, RecursionError):
             return Response(status, headers, "", json.loads(text), secret)
     return Response(status, headers, text, None, secret)
@@ -99,7 +99,7 @@ def well_formed(malformed: ApiError) -> Iterator[None]:
         raise malformed from None
 
 
-def needs_little_memory(text: str) -> bool:
+def is_small_enough_to_parse(text: str) -> bool:
     """Return True if a JSON text has so few values that parsing it takes little memory."""
     # Each value except the first follows one of these characters.
     return sum(map(text.count, ",[{")) <= _MAX_VALUES

@@ -373,8 +373,8 @@ class Settings(BaseSettings):
         return [name for name in names if getattr(self, name.lower())]
 
     @property
-    def uses_kubernetes(self) -> bool:
-        """Whether the command needs the Kubernetes API."""
+    def needs_cluster(self) -> bool:
+        """Whether the command needs `Cluster`, to read Secrets or to run commands in Headscale's pod."""
         return self.access == "exec" or self.headscale_api_key_secret is not None
 
     @property
@@ -481,9 +481,9 @@ class CleanupSettings(Settings):
     )
 
     @property
-    def uses_kubernetes(self) -> bool:
-        """Whether the command needs the Kubernetes API."""
-        return super().uses_kubernetes or self.node_policy == "keep"
+    def needs_cluster(self) -> bool:
+        """Whether the command needs `Cluster`, to read Secrets or to run commands in Headscale's pod."""
+        return super().needs_cluster or self.node_policy == "keep"
 
     def problems(self) -> Iterable[str]:
         """Yield the problems with combinations of settings. Each problem begins with the name of a variable."""

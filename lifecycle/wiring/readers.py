@@ -5,7 +5,7 @@ The functions have these arguments in common:
 - `settings`: the settings of the command.
 - `policy`: the retry policy for Headscale.
 - `stack`: closes the connections when it is closed.
-- `cluster`: the client of the Kubernetes API; None if no setting needs this API.
+- `cluster`: the client of the Kubernetes API; None unless the settings need a `Cluster`.
 
 They raise a ConfigError if a setting names a file that cannot be used.
 """
@@ -116,7 +116,7 @@ def _certificate_errors(setting: str) -> Iterator[None]:
 
 
 def connect_cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = False) -> Cluster | None:
-    """Return a client of the Kubernetes API; None if no setting needs this API.
+    """Return a client of the Kubernetes API; None unless the settings need a `Cluster`.
 
     Args:
         only_reads: the command only reads, so it may use a kubeconfig. A command that writes must not use a kubeconfig,
@@ -125,7 +125,7 @@ def connect_cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = 
     Raises:
         ConfigError: the API is not available here.
     """
-    if not settings.uses_kubernetes:
+    if not settings.needs_cluster:
         return None
     # These imports are not at the top of the file, because they take time, and most pods do not need them.
     from lifecycle.clients.kubernetes.access import find_access  # noqa: PLC0415
