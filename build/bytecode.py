@@ -60,7 +60,7 @@ def imported_modules() -> list[str]:
 def loaded_files(**settings: str) -> set[str]:
     """Return the files that a dry run loads. It sends a request, for which libraries import further modules.
 
-    The request fails, because no server listens. Each dry run is a process, because some settings are read only once.
+    The request fails, because no server listens.
     """
     result = subprocess.run(  # noqa: S603 - a fixed command
         [sys.executable, "-c", DRY_RUN], env=SETTINGS | settings, text=True, stdout=subprocess.PIPE, check=False

@@ -1,8 +1,8 @@
 """Pure functions that decide which records to publish, what to change, and what to remember about the records.
 
 Our names are the main name (the hostname) and the further names (DNS_ALIASES and DNS_SHARED_NAMES). A marked record has
-the comment that identifies our records. A foreign record is not ours, and prevents changes at its name. A successor is
-a node of a later pod of the same workload.
+the comment that identifies our records. A foreign record is not ours. If it blocks its name (`domain/foreign.py`),
+nothing is changed at this name. A successor is a node of a later pod of the same workload.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class RecordPlan:
 
     Attributes:
         changes: empty if the records are right.
-        in_the_way: the foreign records, in ascending order of id. Nothing is changed at their names.
+        in_the_way: the records that block their names, in ascending order of id.
     """
 
     changes: tuple[RecordChange, ...] = ()
@@ -106,7 +106,7 @@ def _marked_addresses(records: Iterable[Record], config: WatchConfig) -> set[IpA
 
 
 def plan_records(read: RecordsRead, node: Node, specs: Sequence[RecordSpec], config: WatchConfig) -> RecordPlan:
-    """Compare the records at all names with the desired ones. A foreign record prevents changes only at its name."""
+    """Compare the records at all names with the desired ones. If the main name is blocked, aliases are not changed."""
     changes: list[RecordChange] = []
     in_the_way: list[Record] = []
     for record_ownership in config.record_ownerships:
@@ -256,7 +256,7 @@ def _with_comparison(
 def _records_after(
     records: RecordState, plan: RecordPlan, specs: tuple[RecordSpec, ...], config: WatchConfig, now: Moment
 ) -> RecordState:
-    """Return what to remember after the plan's changes: the records are right, except at names with a foreign record.
+    """Return what to remember after the plan's changes: the records are right, except at blocked names.
 
     If this pod creates a record, the records are read again after one poll interval, because another pod may create the
     same record.

@@ -507,7 +507,7 @@ class DnsWatchSettings(Settings):
     dns_ipv6: bool = Field(default=False, description="also publish an AAAA record")
     tailscale_interface: str = Field(
         "tailscale0",
-        description="network interface with the pod's VPN address; empty: none (for host network)",
+        description="network interface with the pod's VPN address; empty: use none",
     )
     poll_interval: Duration = Field(
         timedelta(seconds=30),
@@ -553,7 +553,7 @@ class PruneSettings(Settings):
         """Yield the problems with combinations of settings. Each problem begins with the name of a variable."""
         yield from super().problems()
         if self.dns_owner is None:
-            yield "DNS_OWNER: is required for prune, since the pod's own namespace may be another owner"
+            yield "DNS_OWNER: is required for prune; set it to the workloads' DNS_OWNER or namespace"
 
 
 class StatusSettings(DnsWatchSettings):
