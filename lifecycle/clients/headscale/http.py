@@ -135,7 +135,7 @@ class HttpTransport:
         self._in_dialect(expire)
 
     def _in_dialect(self, operation: Callable[[Dialect], Parsed]) -> Parsed:
-        """Send a request that depends on the release. Repeat it if the server was upgraded in the meantime."""
+        """Send a request that depends on the release. If it fails, and another release is then detected, repeat it."""
         dialect = self._current_dialect()
         try:
             return operation(dialect)
@@ -197,7 +197,7 @@ class HttpTransport:
         match response.json:
             case {"preAuthKeys": list()}:
                 return Dialect.of_minor(28, "0.28 or newer")
-        # `_detect` raises this error only if /version exists, but its response has no valid version.
+        # `_detect` raises this error only if none of the paths is missing, and none of the responses shows the release.
         raise malformed_response("GET /version")
 
     def _send(self, method: str, path: str, **request: Any) -> Any:
