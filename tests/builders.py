@@ -38,7 +38,7 @@ APEX = "example.com"
 SHARED_NAME = "*.apps.example.com"
 FURTHER_NAMES = tuple(
     RecordOwnership(name, COMMENT_AT_FURTHER_NAMES, VPN_PREFIXES, kind, NAME)
-    for name, kind in ((ALIAS, NameKind.ALIAS), (APEX, NameKind.DOMAIN_ALIAS), (SHARED_NAME, NameKind.SHARED))
+    for name, kind in ((ALIAS, NameKind.ALIAS), (APEX, NameKind.DOMAIN), (SHARED_NAME, NameKind.SHARED))
 )
 """The criteria for owning a record at each of these names."""
 

@@ -34,7 +34,7 @@ def blocks(record: Record, *, record_ownership: RecordOwnership, ipv6: bool, ape
 _HOW_TO_AVOID_NAME = {
     NameKind.MAIN: "choose another TS_HOSTNAME",
     NameKind.ALIAS: "remove the name from DNS_ALIASES",
-    NameKind.DOMAIN_ALIAS: "remove the name from DNS_ALIASES",
+    NameKind.DOMAIN: "remove the name from DNS_ALIASES",
     NameKind.SHARED: "remove the name from DNS_SHARED_NAMES",
 }
 

@@ -152,8 +152,8 @@ class NameKind(Enum):
     """The hostname of the node. It has address records."""
     ALIAS = auto()
     """A name in DNS_ALIASES. It has a CNAME record that points to the main name."""
-    DOMAIN_ALIAS = auto()
-    """A name in DNS_ALIASES that is the domain itself. It has address records: a CNAME would hide the other records."""
+    DOMAIN = auto()
+    """The domain itself, if it is in DNS_ALIASES. It has address records: a CNAME would hide the other records."""
     SHARED = auto()
     """A name in DNS_SHARED_NAMES. It has the address records of all workloads that share the name."""
 

@@ -453,7 +453,7 @@ class Settings(BaseSettings):
         """Decide for each further name whether a record is owned."""
         aliases = [record_name(name, self.domain_name) for name in self.dns_aliases]
         kinds = {
-            **{name: NameKind.DOMAIN_ALIAS if name == self.domain_name else NameKind.ALIAS for name in aliases},
+            **{name: NameKind.DOMAIN if name == self.domain_name else NameKind.ALIAS for name in aliases},
             **{record_name(name, self.domain_name): NameKind.SHARED for name in self.dns_shared_names},
         }
         return tuple(

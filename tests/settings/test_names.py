@@ -119,7 +119,7 @@ def test_invalid_name_is_refused(env: Environment, variables: dict[str, str | No
         pytest.param("WWW.Example.com.", None, {"www.example.com": NameKind.ALIAS}, id="full name"),
         pytest.param("*.wiki", None, {"*.wiki.example.com": NameKind.ALIAS}, id="wildcard"),
         pytest.param("*", None, {"*.example.com": NameKind.ALIAS}, id="wildcard of the domain"),
-        pytest.param("example.com", None, {"example.com": NameKind.DOMAIN_ALIAS}, id="domain"),
+        pytest.param("example.com", None, {"example.com": NameKind.DOMAIN}, id="domain"),
         pytest.param("xn--bcher-kva", None, {"xn--bcher-kva.example.com": NameKind.ALIAS}, id="international"),
         pytest.param(None, "*.apps", {"*.apps.example.com": NameKind.SHARED}, id="shared"),
         pytest.param(None, "example.com", {"example.com": NameKind.SHARED}, id="shared domain"),
