@@ -172,7 +172,7 @@ EVENTS = {
         "nodes_deleted records_deleted key_id duration_s node_id content changes in_sync workloads",
         "`cleanup` or `prune --yes` is done, or `dns-watch` has polled successfully; the keys depend on the command",
     ),
-    "pass.skipped": _event("warning", "reason lookups", "the pod's node was not found; nothing was changed"),
+    "pass.skipped": _event("warning", "reason lookups", "the node was not found in `lookups` lookups in a row"),
     "pass.failed": _event(
         "warning error",
         "upstream error error_type failures_in_a_row wait_s",

@@ -36,7 +36,7 @@ class Status:
         restart_helps: True if a restart of the tailscale container would bring the node back.
         poll_interval_s: the current interval between polls of a registered node.
         no_progress_since_s: monotonic time of the last progress; during a planned wait, the time when the wait ends.
-        requests: completed requests by upstream and outcome.
+        requests: the number of requests by upstream and outcome.
         succeeded_at: when each upstream last returned what was requested, in seconds since 1970.
         throttled_s: total seconds of backoff after rate limiting, by upstream.
         retries: retries after a failure, by upstream.
@@ -69,7 +69,7 @@ class Status:
         self.succeeded_at.update(dict.fromkeys(_UPSTREAMS, 0.0))
 
     def count_request(self, upstream: str, outcome: str) -> None:
-        """Count a completed request."""
+        """Count a request by its outcome."""
         self.requests[upstream, outcome] += 1
 
     def record_success(self, upstream: str) -> None:

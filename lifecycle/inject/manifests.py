@@ -137,7 +137,7 @@ def _add_containers(obj: _Object, site: Site, problems: list[str]) -> list[Items
         problems: gets the reasons why the containers cannot be added.
 
     Returns:
-        What `add_items` returned for each changed list; empty if the object was not changed.
+        For each changed list, the items that `write_document` adds as text; None if they were added as nodes.
     """
     workload = _workload(obj)
     if workload is None:

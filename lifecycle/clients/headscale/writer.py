@@ -68,8 +68,8 @@ class HeadscaleWriter(HeadscaleReader):
     def create_pre_auth_key(self, spec: KeySpec, *, now: datetime) -> PreAuthKey:
         """Create a key that is valid from now on.
 
-        If the response is lost, the key may exist. Before a retry or a later call creates another key, it looks for
-        the first key in the list of keys and expires it.
+        If the response is lost, the key may exist. A retry or a later call then searches Headscale's keys for this key
+        and expires it before it creates another one.
 
         Args:
             now: the time by the clock of this machine, as a timezone-aware datetime in UTC.
