@@ -67,8 +67,8 @@ def is_in_domain(name: str, domain: str) -> bool:
     return name == domain or name.endswith(f".{domain}")
 
 
-def could_publish(node: Node, name: str) -> bool:
-    """Return True if the node's pod could publish a record with this name.
+def could_have_main_name(node: Node, name: str) -> bool:
+    """Return True if the name could be the main name of the node's workload.
 
     It is unknown here which domain the pod appends to a hostname without a dot, so each domain is possible.
     """

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 from lifecycle.domain.errors import LifecycleError, PruneLimitError
 from lifecycle.domain.model import Node, Record, User
-from lifecycle.domain.ownership import NodeOwnership, could_publish, main_name_of, record_name
+from lifecycle.domain.ownership import NodeOwnership, could_have_main_name, main_name_of, record_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def plan_prune(observation: Observation, *, config: PruneConfig, now: datetime) 
         return []
     plan = []
     for name, records in sorted(records_by_name.items()):
-        candidates = [node for node in observation.nodes if could_publish(node, name)]
+        candidates = [node for node in observation.nodes if could_have_main_name(node, name)]
         if any(_may_be_in_use(node, user, config, now) for node in candidates):
             continue
         nodes = tuple(node for node in candidates if record_name(node.hostname, config.domain) == name)
