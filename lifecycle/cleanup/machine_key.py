@@ -36,12 +36,12 @@ def _x25519(scalar: bytes) -> bytes:
         if swapped ^ bit:
             x2, z2, x3, z3 = x3, z3, x2, z2
         swapped = bit
-        total, difference = (x2 + z2) % _PRIME, (x2 - z2) % _PRIME
-        squared, squared_difference = total * total % _PRIME, difference * difference % _PRIME
-        spread = (squared - squared_difference) % _PRIME
-        crossed, crossed_other = (x3 - z3) * total % _PRIME, (x3 + z3) * difference % _PRIME
-        x3, z3 = (crossed + crossed_other) ** 2 % _PRIME, _BASE_POINT * (crossed - crossed_other) ** 2 % _PRIME
-        x2, z2 = squared * squared_difference % _PRIME, spread * (squared + _A24 * spread) % _PRIME
+        a, b = (x2 + z2) % _PRIME, (x2 - z2) % _PRIME
+        aa, bb = a * a % _PRIME, b * b % _PRIME
+        e = (aa - bb) % _PRIME
+        da, cb = (x3 - z3) * a % _PRIME, (x3 + z3) * b % _PRIME
+        x3, z3 = (da + cb) ** 2 % _PRIME, _BASE_POINT * (da - cb) ** 2 % _PRIME
+        x2, z2 = aa * bb % _PRIME, e * (aa + _A24 * e) % _PRIME
     if swapped:
         x2, z2 = x3, z3
     return (x2 * pow(z2, _PRIME - 2, _PRIME) % _PRIME).to_bytes(32, "little")
