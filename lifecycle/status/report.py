@@ -68,7 +68,7 @@ def make_shortener(texts: Iterable[str]) -> Callable[[str], str]:
     """Return a function that shortens names and addresses in a text, so that it can be published.
 
     Args:
-        texts: names without a dot, and longer texts, to shorten word by word. Names with a dot are always shortened.
+        texts: names without a dot, and texts of which every word is shortened. Names with a dot need not be listed.
     """
     longest_first = sorted(filter(None, texts), key=len, reverse=True)
     known = "|".join(rf"(?<!\w){re.escape(text)}(?!\w)" for text in longest_first)

@@ -97,7 +97,7 @@ def _meaning(text: str) -> tuple[type[ApiError], str]:
 
 
 def malformed_output(arguments: Sequence[str], target: Target | None) -> ResponseError:
-    """Return the error for output that is not from the command `headscale`."""
+    """Return the error for output that cannot be parsed, for example because another program wrote it."""
     return ResponseError(f"Malformed output of {describe(arguments)} in {target}. {CHECK_SETTINGS}", upstream=UPSTREAM)
 
 

@@ -1,6 +1,6 @@
 # Builds the image on every cluster node, and runs Grafana as in deploy/services/grafana, with the provider
-# hashicorp/kubernetes. Create the Secret for tailscale's state first: see docs/move-from-terraform.md. The Secret
-# grafana-admin must exist, too: see deploy/services/grafana.
+# hashicorp/kubernetes. First create build/sources.tar.gz and the Secret for tailscale's state, which
+# docs/move-from-terraform.md describes, and the Secret grafana-admin, which deploy/services/grafana describes.
 
 terraform {
   required_version = ">= 1.7"
