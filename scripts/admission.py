@@ -47,7 +47,7 @@ API = "admissionregistration.k8s.io/v1"
 MAX_LINE = 110
 """An expression that is longer is written over several lines."""
 
-# Settings that only the policies use. All other settings of the ConfigMap become variables of cleanup and dns-watch.
+# All settings in the ConfigMap except these become variables of cleanup and dns-watch.
 INJECTION_SETTINGS = ("LOGIN_SERVER", "LIFECYCLE_IMAGE", "TAILSCALE_IMAGE")
 
 DOMAIN_PATTERN = r"^[a-z0-9-]+(\.[a-z0-9-]+)+$"

@@ -90,7 +90,7 @@ EVENTS = {
         "node_id reason advice",
         "the pod's node was deleted or has expired, or no node has the pod's address; this was confirmed by 3 polls",
     ),
-    "node.returned": _event("info", "after", "the pod has a node again after `node.lost`; `after` is the cause"),
+    "node.returned": _event("info", "after", "the pod has a node again; `after` is the cause of the last `node.lost`"),
     "node.superseded": _event(
         "warning",
         "node_id successor_id reason",

@@ -20,13 +20,13 @@ _DAY_S = 86_400.0
 SLOWEST_POLL_S = 300.0
 """The longest interval between polls of a registered node, unless POLL_INTERVAL is longer."""
 
-# The poll interval is at least this value multiplied by the number of nodes that registered with a pre-auth key, as
-# pods do. So all pods together send at most 1 / 0.3 = 3.3 requests per second. Headscale checks the API key of each
-# request with bcrypt, which takes about 60 ms of a core.
+# Up to SLOWEST_POLL_S, the poll interval is at least this value multiplied by the number of nodes that registered with
+# a pre-auth key, as pods do. So up to 1000 idle pods send at most 1 / 0.3 = 3.3 requests per second. Headscale
+# checks the API key of each request with bcrypt, which takes about 60 ms of a core.
 _POLL_S_PER_NODE = 0.3
 
-# The poll interval is at least this value multiplied by the seconds that Headscale takes to respond. For example, 0.5 s
-# gives 30 s, which is the default of POLL_INTERVAL.
+# Up to SLOWEST_POLL_S, the poll interval is at least this value multiplied by the seconds that Headscale takes to
+# respond. For example, 0.5 s gives 30 s, which is the default of POLL_INTERVAL.
 _POLL_S_PER_RESPONSE_S = 60.0
 
 # The weight of a new duration in the moving average is 1 / _SMOOTHING.

@@ -197,7 +197,7 @@ class Settings(BaseSettings):
     )
     http_timeout: Duration = Field(
         timedelta(seconds=10),
-        description="time limit of one request; four times as long for Headscale, once the connection is open",
+        description="time limit of connecting, and of one request; a request to Headscale may take four times as long",
     )
     http_proxy: ProxyUrl | None = Field(None, description="proxy for http:// URLs outside the cluster")
     https_proxy: ProxyUrl | None = Field(None, description="proxy for https:// URLs outside the cluster")
