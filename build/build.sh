@@ -72,9 +72,6 @@ $(tail -n 12 "$work/log")"
     builder_pid=''
 }
 
-# All timestamps are 0, so that the same sources and packages give the same image on every machine. The build steps get
-# only the capabilities that they need to install packages. With more capabilities or higher ulimits, the
-# Buildah container in the cluster would need more privileges.
 case $BUILDER in
 docker)
     set --
@@ -82,6 +79,9 @@ docker)
     export BUILDX_NO_DEFAULT_ATTESTATIONS=1
     ;;
 *)
+    # All timestamps are 0, so that the same sources and packages give the same image on every machine. The build steps
+    # get only the capabilities that they need to install packages. With more capabilities or higher ulimits, the
+    # Buildah container in the cluster would need more privileges.
     set -- --layers --timestamp 0 --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 \
         --cap-drop all --cap-add CHOWN,DAC_OVERRIDE,FOWNER,SETGID,SETUID,SYS_CHROOT
     ;;
