@@ -43,7 +43,7 @@ def plan_commands(settings: Settings, *, name: str | None = None) -> Report:
 
     Args:
         settings: the settings of one command, or of `cleanup` and `dns-watch` together.
-        name: the only workload that `prune` would remove; None = every workload that has been gone for a long time.
+        name: the only workload that `prune` would delete; None = every workload that no longer runs (PRUNE_AFTER).
     """
     with ExitStack() as stack:
         cluster = connect_cluster(settings, stack, only_reads=True)
@@ -61,7 +61,7 @@ def plan_commands(settings: Settings, *, name: str | None = None) -> Report:
 
 
 def status(settings: StatusSettings, *, redact: bool) -> dict[str, Any]:
-    """Return the state of every workload of the owner, as JSON values. `redact` shortens names and addresses."""
+    """Return the state of every workload of DNS_OWNER, as JSON values. `redact` shortens names and addresses."""
     with ExitStack() as stack:
         cluster = connect_cluster(settings, stack, only_reads=True)
         readers = connect_readers(settings, no_retries(), stack, cluster)

@@ -47,7 +47,6 @@ def count_loss(heal: HealState, loss: Loss, now: Moment) -> HealState:
     # stays superseded until the loss is confirmed without it.
     if has_successor or confirmed:
         heal = replace(heal, has_successor=has_successor)
-    # A node that was never found is not lost.
     if confirmed and loss.kind is not LossKind.NEVER_FOUND:
         heal = replace(heal, lost=loss.kind)
     return heal
@@ -64,8 +63,8 @@ def loss_events(heal: HealState, loss: Loss, *, reported: LossKind | None, confi
 def is_key_check_due(state: State, now: Moment) -> bool:
     """Return True if the key in the key file has to be compared with Headscale's list of keys.
 
-    While a restart helps, the key is checked in each pass, because a restart no longer helps once a node has used
-    the key.
+    While a restart of tailscale would bring the node back, the key is checked in each pass, because a restart no longer
+    helps once a node has used the key.
     """
     count = state.heal.loss_count
     if count is None or count.loss.successor is not None:

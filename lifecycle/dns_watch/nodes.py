@@ -17,9 +17,10 @@ from lifecycle.domain.ownership import NodeOwnership
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What distinguishes this pod's node from other nodes, at a time of Headscale's clock.
+    """What distinguishes this pod's node from other nodes.
 
     Attributes:
+        now: the time by Headscale's clock.
         has_waited: the time for which dns-watch waits for a VPN interface is over.
         known: this pod's node when it was last found; None = never.
     """
@@ -69,7 +70,7 @@ def choose_node(nodes: Iterable[Node], hints: Hints) -> Node | Unregistered:
 
 
 def find_loss(nodes: Sequence[Node], hints: Hints, *, is_gone: bool, is_superseded: bool = False) -> Loss | None:
-    """Return the loss of the node that `choose_node` did not find; None if the loss is not certain.
+    """Return why Headscale has no usable node of this pod; None if it may have one.
 
     Args:
         is_gone: Headscale itself reports that the node `hints.own_node` does not exist, or another machine has its id.
@@ -97,7 +98,7 @@ def find_loss(nodes: Sequence[Node], hints: Hints, *, is_gone: bool, is_supersed
         # Our unexpired nodes may belong to later pods. If a foreign node has the address, the settings are wrong.
         is_taken = any(interface & set(node.addresses) for node in nodes)
         return None if valid or is_taken else Loss(LossKind.STRANDED)
-    # An unexpired node that the key metadata does not identify may be this pod's.
+    # `choose_node` chose none of the nodes that the key metadata identifies. Any other may be this pod's.
     return Loss(LossKind.NEVER_FOUND) if all(hints.metadata_identifies(node) for node in valid) else None
 
 

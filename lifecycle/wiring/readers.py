@@ -3,7 +3,7 @@
 The functions have these arguments in common:
 
 - `settings`: the settings of the command.
-- `policy`: the retry policy for Headscale.
+- `policy`: the retry policy for Headscale, or in `state_reader` for the Kubernetes API.
 - `stack`: closes the connections when it is closed.
 - `cluster`: the client of the Kubernetes API; None unless the settings need a `Cluster`.
 
