@@ -425,6 +425,20 @@ def test_create_without_a_response_is_logged(
     assert [event["user"] for event in events_named(events, "pre_auth_key.create_unconfirmed")] == ["svc"]
 
 
+def test_create_that_was_not_sent_leaves_no_key_to_look_for(
+    server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock, events: list[dict[str, object]]
+) -> None:
+    user = find_user(headscale)
+    add_fault(server, CREATE, faults.refuse(), times=None)
+    with pytest.raises(TransientError):
+        headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
+    assert events_named(events, "pre_auth_key.create_unconfirmed") == []
+    server.faults.clear()
+    server.requests.clear()
+    headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
+    assert ("GET", "/api/v1/preauthkey") not in [(exchange.method, exchange.path) for exchange in server.requests]
+
+
 @pytest.mark.parametrize(
     "fault",
     [

@@ -17,8 +17,10 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Generic, TypeVar
 
+import httpcore
 import httpx
 
+from lifecycle.clients.network import UnreachableError
 from tests.simulators.messages import Request, Response
 
 # The number of bytes in each part of a large body.
@@ -292,7 +294,9 @@ def apply_fault(
 def _failure(kind: Kind) -> httpx.TransportError:
     match kind:
         case Kind.REFUSE:
-            return httpx.ConnectError("[Errno 111] Connection refused")
+            error = httpx.ConnectError("[Errno 111] Connection refused")
+            error.__cause__ = httpcore.ConnectError(UnreachableError("Connection refused"))
+            return error
         case Kind.HANG:
             return httpx.ReadTimeout(TIMED_OUT)
         case _:

@@ -88,7 +88,7 @@ class HeadscaleWriter(HeadscaleReader):
             try:
                 return self._transport.create_pre_auth_key(spec, expires_at)
             except (TransientError, ResponseError) as error:
-                if not _is_refusal(error):
+                if not _is_without_effect(error):
                     self._unconfirmed = (spec, expires_at)
                 raise
 
@@ -151,10 +151,10 @@ class HeadscaleWriter(HeadscaleReader):
             log.warning("pre_auth_key.create_unconfirmed", user=spec.user.label, expires_at=expires_at)
 
 
-def _is_refusal(error: TransientError | ResponseError) -> bool:
-    """Return True if the server refused a request, so that it did not execute the request."""
+def _is_without_effect(error: TransientError | ResponseError) -> bool:
+    """Return True if the server did not execute a request, because it refused it or did not receive it."""
     if isinstance(error, TransientError):
-        return error.throttled
+        return error.throttled or not error.was_sent
     return error.status is not None and error.status >= HTTPStatus.BAD_REQUEST
 
 
