@@ -17,8 +17,8 @@ def main() -> int:
     from lifecycle.runtime.stop import exit_on_stop_signals  # noqa: PLC0415 - as above
 
     arguments = sys.argv[1:]
-    # dns-watch runs until it is stopped, so a stop signal is no failure. Every other command ends by itself, so a stop
-    # signal means that its work is not done.
+    # dns-watch runs until it is stopped, so a stop signal is not a failure. Every other command ends by itself, so a
+    # stop signal means that its work is not done.
     is_watching = arguments[:1] == ["dns-watch"] and "--dry-run" not in arguments
     exit_on_stop_signals(0 if is_watching else EXIT_FAILED)
     import lifecycle.imports  # noqa: PLC0415, F401 - makes the imports of libraries faster

@@ -96,7 +96,7 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo("fifo")
     Path("folder").mkdir()
     Path("hashed").mkdir()
-    # OpenSSL reads this file, because the name is the hash of a certificate's subject. The content is no certificate.
+    # OpenSSL reads this file, because the name is the hash of a certificate's subject. It contains no certificate.
     Path("hashed/4042bcee.0").write_text("text")
     Path("plain.yaml").write_text(kubeconfig())
     Path("proxy.yaml").write_text(kubeconfig(**{"proxy-url": f"http://me:{PASSWORD}@{UNUSED_ADDRESS}"}))

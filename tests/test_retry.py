@@ -164,7 +164,7 @@ def test_delay_after_a_slow_failure_is_longer() -> None:
 
 
 def test_delay_after_a_slow_failure_to_connect_is_not_longer() -> None:
-    """A slow failure to connect is no sign of an overloaded server. A firewall that drops packets can be the cause."""
+    """A slow failure to connect does not show that the server is overloaded: a firewall may drop the packets."""
     stop = FakeStop()
 
     policy(stop)(FakeRequest(stop, [UNSENT] * 4, duration_s=10.0))

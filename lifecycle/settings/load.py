@@ -27,7 +27,7 @@ ENV_FILE = ".env"
 # Like other programs, this program also reads these variables in lower case. The upper-case variable takes precedence.
 _ALSO_LOWER_CASE = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"})
 
-# Many programs read these variables and similar ones, so a similar name, such as NIX_SSL_CERT_FILE, is no typing error.
+# Many programs read these variables and similar ones, so a similar name, such as NIX_SSL_CERT_FILE, is not reported.
 _SHARED_VARIABLES = _ALSO_LOWER_CASE | {"SSL_CERT_FILE", "SSL_CERT_DIR"}
 
 # The only variable that may be empty. For all others, an empty value counts as unset.

@@ -478,7 +478,7 @@ def test_key_of_a_malformed_response_is_expired_by_the_next_call(
 ) -> None:
     """The server created the key, but a proxy replaced the response with a web page, or compressed it.
 
-    If the key's lifetime has ended before the next call, some releases refuse to expire the key. That is no error.
+    If the key's lifetime has ended before the next call, some releases refuse to expire the key. That is not an error.
     """
     user = find_user(headscale)
     add_fault(server, CREATE, fault)

@@ -339,7 +339,7 @@ def test_rotated_token_is_read_after_a_refusal(api: Api, results: list[str | Con
 def test_token_without_a_valid_replacement_is_an_auth_error(
     api: Api, results: list[str | ConfigError], expected: list[int]
 ) -> None:
-    """The error is no ConfigError, because that would end `dns-watch`."""
+    """The error is not a ConfigError, because that would end `dns-watch`."""
     api.token = "a-third-token"
     assert isinstance(failure(client_of(api, read=reading(*results))), AuthError)
     assert statuses(api) == expected

@@ -1,4 +1,4 @@
-"""Fixtures that each test gets anew: a copy of the built image, and a containerd."""
+"""Fixtures that are created for each test: a copy of the built image, and a containerd."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def health_address(variables: Mapping[str, str]) -> tuple[str, int]:
 
 
 def create_socket(path: Path) -> socket.socket:
-    """Create the socket anew, as tailscaled does when it starts. The liveness probe reads its modification time."""
+    """Replace the socket, as tailscaled does when it starts. The liveness probe reads its modification time."""
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))

@@ -455,6 +455,6 @@ def test_dns_owner_is_required(world: World) -> None:
 
 
 def test_settings_need_no_pod_name(world: World) -> None:
-    """The pod of a CronJob has a random name, which is no hostname of a workload."""
+    """The pod of a CronJob has a random name, which is not the hostname of a workload."""
     settings = world.settings(PruneSettings, DNS_OWNER=OWNER, HOSTNAME="prune-28391-x7k2p")
     assert settings.mark == OUR_COMMENT
