@@ -92,7 +92,7 @@ class LossKind(StrEnum):
     """The node exists and has to log in again."""
     STRANDED = "stranded"
     """This pod's interface has a VPN address that no node has, and this workload has no unexpired node."""
-    NEVER_FOUND = "never found"
+    NEVER_FOUND = "not found"
     """No node of this pod was ever found, and this workload has no other unexpired node."""
 
 
