@@ -72,7 +72,7 @@ They share what is expensive to create, such as the image, or what cannot exist 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("tiers", TIERS)
     group.addoption("--full", action="store_true", help="all tests: every release, more simulated faults, image, pods")
-    group.addoption("--soak", action="store_true", help="all tests, and thousands of new simulated faults")
+    group.addoption("--soak", action="store_true", help="all tests, and thousands of random simulated faults")
     group.addoption(
         "--system", action="store_true", help="fail tests that lack a package of scripts/bootstrap --system"
     )

@@ -109,7 +109,7 @@ class KeyMetadata:
 
     Attributes:
         pre_auth_key_id: the id of the key in the key file; None if there is no metadata file.
-        node_id: the id of this pod's last known node. With NODE_POLICY=keep, the pod uses this node again.
+        node_id: the id of this pod's last known node. With NODE_POLICY=keep, the previous pod had the same node.
         machine_key: the machine key of the node `node_id`.
         key_sha256: the digest of the key; None if unknown. The metadata file is written before the key file. If the
             key in the key file has another digest, the key file was not written afterwards.
@@ -152,8 +152,8 @@ class Node:
         pre_auth_key: the key that the node registered with; None for another register method.
         online: not reliable: it can stay true for 15 minutes after the connection was lost.
         expires_at: None = never.
-        last_seen: when the node went offline; None if unknown. Headscale does not update it during a connection. While
-            the node is online and after a restart of Headscale, it can be as old as the node's registration.
+        last_seen: when the node went offline; None if unknown. Headscale does not update it during a connection. It can
+            be as old as the node's registration while the node is online, and for any node after Headscale restarted.
     """
 
     id: str

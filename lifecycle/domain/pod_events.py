@@ -21,7 +21,7 @@ NOTES: Final = {
     ),
     "node.lost": ("NodeLost", "Node {node_id} is lost: {reason}. {advice}"),
     "node.returned": ("NodeReturned", "The node is registered again after it was {after}"),
-    "node.superseded": ("NodeSuperseded", "The pod's node was superseded by node {successor_id}: {reason}"),
+    "node.superseded": ("NodeSuperseded", "A later pod has the hostname now, with node {successor_id}: {reason}"),
     "node.expiring": ("NodeExpiring", "Node {node_id} expires at {expires_at}. {advice}"),
     "node.foreign": (
         "NodeForeign",
@@ -31,7 +31,8 @@ NOTES: Final = {
 }
 """Maps the name of a log event to the reason of the Kubernetes Event, and to a template of the Event's note.
 
-The placeholders of the template are fields of the log event. In `node.returned`, `after` is "gone" or "expired".
+The placeholders of the template are fields of the log event. In `node.returned`, `after` is the cause of the loss,
+such as "gone" or "expired".
 """
 
 

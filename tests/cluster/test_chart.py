@@ -26,6 +26,7 @@ INSTALL_VALUES: Values = {
     "rbac": {
         "apiKeySecret": {"enabled": True, "subjects": SUBJECTS},
         "exec": {"enabled": True, "subjects": SUBJECTS},
+        # Roles for NODE_POLICY=keep.
         "keep": [{"name": "read-state", "namespace": "services", "secret": "grafana", "serviceAccountName": "grafana"}],
     },
     "podMonitor": {"enabled": True, "namespace": "monitoring"},
