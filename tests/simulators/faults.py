@@ -20,7 +20,6 @@ from typing import Generic, TypeVar
 import httpcore
 import httpx
 
-from lifecycle.clients.network import UnreachableError
 from tests.simulators.messages import Request, Response
 
 # The number of bytes in each part of a large body.
@@ -294,6 +293,9 @@ def apply_fault(
 def _failure(kind: Kind) -> httpx.TransportError:
     match kind:
         case Kind.REFUSE:
+            # In tests/pod, this module is in a container without the package `lifecycle`.
+            from lifecycle.clients.network import UnreachableError  # noqa: PLC0415
+
             error = httpx.ConnectError("[Errno 111] Connection refused")
             error.__cause__ = httpcore.ConnectError(UnreachableError("Connection refused"))
             return error
