@@ -252,9 +252,14 @@ class EventRecorder:
 
     def _write(self, event: PodEvent, attempt: int) -> float | None:
         """Write an Event. Return the delay before the next attempt; None if no attempt is needed or can help."""
+        now = self._now()
+        written = self._written.get(event)
+        if written is not None and now - written.written_at < _EVENT_INTERVAL:
+            written.count += 1
+            return None
         try:
             self._writer = self._writer or self._connect()
-            self._write_once(event, self._writer)
+            self._send(event, written, self._writer, now)
         except LifecycleError as error:
             failure = type(error), getattr(error, "status", None)
             if failure not in self._logged_failures:
@@ -264,22 +269,16 @@ class EventRecorder:
                 return None
             delay_s = retry_delay_s(attempt, max_s=_MAX_EVENT_DELAY_S, jitter=0.0, error=error)
             return min(delay_s, _MAX_EVENT_DELAY_S)
+        self._logged_failures.clear()
         return None
 
-    def _write_once(self, event: PodEvent, writer: EventWriter) -> None:
-        now = self._now()
-        written = self._written.get(event)
-        if written is not None and now - written.written_at < _EVENT_INTERVAL:
-            written.count += 1
-            return
+    def _send(self, event: PodEvent, written: _WrittenEvent | None, writer: EventWriter, now: datetime) -> None:
         if written is not None:
             with suppress(NotFoundError):
                 # By default, the API server deletes an Event after an hour. It is then created again below.
                 writer.repeat_event(written.name, written.count + 1, now)
                 written.count, written.written_at = written.count + 1, now
-                self._logged_failures.clear()
                 return
         self._written[event] = _WrittenEvent(writer.create_event(event, now), 1, now)
-        self._logged_failures.clear()
         while len(self._written) > _MAX_REMEMBERED_EVENTS:
             del self._written[next(iter(self._written))]
