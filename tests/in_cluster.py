@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Final
 
+import httpx
 import pytest
 import tenacity
 
@@ -22,9 +24,11 @@ from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.http import HttpClient
 from lifecycle.clients.kubernetes.access import Access
 from lifecycle.clients.kubernetes.api import Cluster, Pod, read_state
+from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import public_trust
 from lifecycle.clients.upstream import Upstream
 from lifecycle.commands import CLEANUP_RETRY_BUDGET
+from lifecycle.domain.proxy import Proxy
 from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.retry import RetryPolicy
 from lifecycle.settings.models import CleanupSettings, Settings
@@ -66,36 +70,49 @@ def may_read(*names: str) -> dict[str, Any]:
     return {"apiGroups": [""], "resources": ["secrets"], "resourceNames": list(names), "verbs": ["get"]}
 
 
-def cluster_at(url: str, kubernetes: KubernetesSimulator, *, timeout_s: float = 10.0) -> Cluster:
-    """Return a client of a simulator that listens at a URL, with the token that it accepts now."""
-    return Cluster(access_to(url, kubernetes.token), timeout=timedelta(seconds=timeout_s))
+@contextmanager
+def cluster_at(url: str, kubernetes: KubernetesSimulator, *, timeout_s: float = 10.0) -> Iterator[Cluster]:
+    """Yield a client of a simulator that listens at a URL, with the token that it accepts now."""
+    access = access_to(url, kubernetes.token)
+    with access.client:
+        yield Cluster(access, timeout=timedelta(seconds=timeout_s))
 
 
-def access_to(url: str, token: str, *, trust: ssl.SSLContext | None = None) -> Access:
-    """Return the address and credentials of a simulator that listens at a URL."""
+def access_to(
+    url: str,
+    token: str,
+    *,
+    trust: ssl.SSLContext | None = None,
+    proxy: Proxy | None = None,
+    tls_server_name: str | None = None,
+) -> Access:
+    """Return the access to a simulator that listens at a URL."""
+    client = open_http(url, trust=trust or public_trust(), proxy=proxy, tls_server_name=tls_server_name)
+    return replace(_access_with(client, token), proxy=proxy)
+
+
+def _access_with(client: httpx.Client, token: str) -> Access:
     return Access(
-        url=url,
+        client=client,
         description=DESCRIPTION,
         credentials="simulated token",
         upstream=Upstream("Kubernetes", url_setting="KUBERNETES_SERVICE_HOST", ca_setting="ca.crt"),
-        trust=trust or public_trust(),
         authorization=lambda: {"Authorization": f"Bearer {token}"},
     )
 
 
 def memory_access(kubernetes: KubernetesSimulator) -> Access:
-    """Return the address and credentials of a simulator in this process."""
-    # The context has no certificates, because loading the public certificates takes long.
-    return access_to(MEMORY_URL, kubernetes.token, trust=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    """Return the access to a simulator in this process."""
+    return _access_with(MemoryClient(kubernetes.handle, MEMORY_URL), kubernetes.token)
 
 
 class MemoryCluster(Cluster):
     """A Kubernetes client whose requests are calls of a simulator in this process."""
 
     def __init__(self, kubernetes: KubernetesSimulator, now: Callable[[], datetime] = utc_now) -> None:
-        self._access = memory_access(kubernetes)
-        self._client = MemoryClient(kubernetes.handle, MEMORY_URL)
-        self._http = HttpClient(self._client, upstream=self._access.upstream, timeout=timedelta(seconds=10), now=now)
+        access, timeout = memory_access(kubernetes), timedelta(seconds=10)
+        super().__init__(access, timeout=timeout)
+        self._http = HttpClient(access.client, upstream=access.upstream, timeout=timeout, now=now)
 
 
 def exec_transport(cluster: Cluster, now: Callable[[], datetime], **settings: str) -> ExecTransport:

@@ -16,18 +16,16 @@ import pytest
 from documented_events import EVENTS
 
 from lifecycle.apply import EventRecorder
-from lifecycle.clients.http import HttpClient
 from lifecycle.clients.kubernetes.events import EventWriter
 from lifecycle.domain.errors import ConfigError
 from lifecycle.domain.events import Event, error, info, warning
 from lifecycle.domain.pod_events import NOTES, pod_event
 from lifecycle.runtime.logs import listening
 from tests.builders import COMMENT_OF_OTHER_OWNER, NAME, NOW, OUR_COMMENT
-from tests.in_cluster import MEMORY_URL, memory_access
+from tests.in_cluster import memory_access
 from tests.pod.rendering import DEPLOY, of_kind, render
 from tests.simulators import faults
 from tests.simulators.kubernetes import SERVICE_ACCOUNT, KubernetesSimulator
-from tests.simulators.memory import MemoryClient
 from tests.world import USER, Clock, Interface, World, events_named
 
 NAMESPACE = SERVICE_ACCOUNT.split(":")[2]
@@ -39,15 +37,6 @@ HANG_TIMEOUT_S = 60.0
 
 LOST = error("node.lost", node_id="7", reason="it is gone", advice="Restart the pod.")
 RETURNED = info("node.returned", after="gone")
-
-
-class MemoryEventWriter(EventWriter):
-    """A writer whose requests are calls of a simulator in this process."""
-
-    def __init__(self, kubernetes: KubernetesSimulator) -> None:
-        self._access = memory_access(kubernetes)
-        self._client = MemoryClient(kubernetes.handle, MEMORY_URL)
-        self._http = HttpClient(self._client, upstream=self._access.upstream, timeout=timedelta(seconds=10))
 
 
 class Recording:
@@ -62,7 +51,11 @@ class Recording:
         self.kubernetes = KubernetesSimulator()
         self.kubernetes.allow(NAMESPACE, *ROLE["rules"])
         self.pauses: list[float] = []
-        self.recorder = EventRecorder(lambda: MemoryEventWriter(self.kubernetes), now=self.clock.now, pause=self._pause)
+        self.recorder = EventRecorder(
+            lambda: EventWriter(memory_access(self.kubernetes), timeout=timedelta(seconds=10)),
+            now=self.clock.now,
+            pause=self._pause,
+        )
 
     def record(self, *events: Event) -> None:
         """Record log events, and wait until their Events have been written."""

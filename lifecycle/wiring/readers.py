@@ -142,7 +142,8 @@ def connect_cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = 
         proxy_for=settings.proxies.for_url,
         default_trust=partial(_trust, settings),
     )
-    return stack.enter_context(Cluster(access, timeout=settings.http_timeout))
+    stack.enter_context(access.client)
+    return Cluster(access, timeout=settings.http_timeout)
 
 
 def _exec_transport(settings: Settings, cluster: Cluster, on_outcome: Callable[[str], None]) -> HeadscaleTransport:

@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from kubernetes.config import incluster_config
@@ -516,7 +517,9 @@ def test_only_a_server_with_a_certificate_of_the_clusters_ca_gets_requests(
     cluster_authority, other_authority = Authority(tmp_path / "cluster"), Authority(tmp_path / "other")
     with serve(kubernetes, tls=cluster_authority.server) as url:
         trust = private_trust((cluster_authority if is_trusted else other_authority).certificate)
-        with Cluster(access_to(url, kubernetes.token, trust=trust), timeout=timedelta(seconds=10)) as cluster:
+        access = access_to(url, kubernetes.token, trust=trust)
+        with access.client:
+            cluster = Cluster(access, timeout=timedelta(seconds=10))
             call: Callable[[], object] = (
                 (lambda: cluster.run(HEADSCALE_POD, "headscale", ["echo"]))
                 if is_exec
@@ -636,7 +639,8 @@ def test_address_and_token_of_the_service_account_are_used(
     (service_account / "token").write_text("first")
     in_cluster = access()
     [value] = in_cluster.authorization().values()
-    assert (in_cluster.url, value.split()) == (url, ["bearer", "first"])
+    assert in_cluster.client.base_url == httpx.URL(url)
+    assert value.split() == ["bearer", "first"]
 
 
 # --- The kubeconfig ------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -110,12 +109,15 @@ def test_command_in_a_pod_runs_through_the_proxy(stack: ExitStack, tmp_path: Pat
     kubernetes.allow(HEADSCALE_NAMESPACE, MAY_EXEC)
     server = stack.enter_context(serve(kubernetes, tls=authority.server_context(name="DNS:kubernetes")))
     proxy, url = serve_proxy(stack, server, "10.0.0.1:443")
-    access = replace(
-        access_to("https://10.0.0.1", kubernetes.token, trust=private_trust(authority.certificate)),
+    access = access_to(
+        "https://10.0.0.1",
+        kubernetes.token,
+        trust=private_trust(authority.certificate),
         proxy=Proxy(url, "HTTPS_PROXY"),
         tls_server_name="kubernetes",
     )
-    with Cluster(access, timeout=timedelta(seconds=10)) as cluster:
+    with access.client:
+        cluster = Cluster(access, timeout=timedelta(seconds=10))
         assert cluster.run(HEADSCALE_POD, "headscale", ["echo"]).stdout == b"out"
     assert set(proxy.requested) == {"10.0.0.1:443"}
 

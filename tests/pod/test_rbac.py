@@ -61,8 +61,10 @@ def simulated_cluster(mode: str, rules: Sequence[Mapping[str, Any]], *, minor: i
     kubernetes.account = "system:serviceaccount:services:grafana"
     kubernetes.allow(role_of(mode)["metadata"]["namespace"], *rules)
     client = EventWriter if mode == "events" else Cluster
-    with serve(kubernetes) as url, client(access_to(url, kubernetes.token), timeout=timedelta(seconds=10)) as cluster:
-        yield cluster
+    with serve(kubernetes) as url:
+        access = access_to(url, kubernetes.token)
+        with access.client:
+            yield client(access, timeout=timedelta(seconds=10))
 
 
 def run_commands(cluster: Cluster) -> None:

@@ -21,6 +21,7 @@ from kubernetes.config import ConfigException, list_kube_config_contexts, load_i
 from yaml import YAMLError
 
 from lifecycle.clients.response import excerpt
+from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import private_trust, public_trust
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ConfigError, TransientError
@@ -45,21 +46,18 @@ class Access:
     """How to reach a Kubernetes API server.
 
     Attributes:
+        client: sends requests to the server, through the proxy if there is one. The caller has to close it.
         description: a description of the cluster, for messages.
         credentials: a description of the credentials, for messages.
         upstream: the names of the server and of the settings for its URL and certificate authorities, for messages.
-        trust: a TLS context with the trusted authorities, and with the client certificate if there is one.
         authorization: returns the request header with the current token; {} if there is a client certificate instead.
-        tls_server_name: the host name that the server's certificate has to contain; None = the host of the URL.
     """
 
-    url: str
+    client: httpx.Client
     description: str
     credentials: str
     upstream: Upstream
-    trust: ssl.SSLContext
     authorization: Callable[[], Mapping[str, str]]
-    tls_server_name: str | None = None
     proxy: Proxy | None = None
 
 
@@ -108,11 +106,10 @@ def _in_cluster(*, needed_for: str) -> Access:
             f"another command that changes nothing, with a kubeconfig. Alternatively, {_ALTERNATIVES[needed_for]}."
         ) from error
     return Access(
-        url=configuration.host,
+        client=open_http(configuration.host, trust=trust),
         description=f"in-cluster, {configuration.host}",
         credentials="service account's token",
         upstream=Upstream(UPSTREAM, url_setting="KUBERNETES_SERVICE_HOST", ca_setting="the ConfigMap kube-root-ca.crt"),
-        trust=trust,
         authorization=partial(_authorization, configuration),
     )
 
@@ -158,15 +155,15 @@ def _kubeconfig(
             trust.load_cert_chain(configuration.cert_file, configuration.key_file)
     except OSError as error:
         raise ConfigError(f"A certificate of the kubeconfig cannot be used ({error.strerror}).") from None
+    proxy = _kubeconfig_proxy(configuration.proxy) or proxy_for(configuration.host)
+    tls_server_name = configuration.tls_server_name
     return Access(
-        url=configuration.host,
+        client=open_http(configuration.host, trust=trust, proxy=proxy, tls_server_name=tls_server_name),
         description=f"kubeconfig context {name}, {configuration.host}",
         credentials=f"user {user} of the kubeconfig",
         upstream=Upstream(UPSTREAM, url_setting="the kubeconfig", ca_setting="certificate-authority in the kubeconfig"),
-        trust=trust,
         authorization=partial(_authorization, configuration),
-        tls_server_name=configuration.tls_server_name,
-        proxy=_kubeconfig_proxy(configuration.proxy) or proxy_for(configuration.host),
+        proxy=proxy,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -19,7 +19,6 @@ from lifecycle.clients.http import HttpClient
 from lifecycle.clients.kubernetes.access import UPSTREAM, Access
 from lifecycle.clients.kubernetes.exec import Output, handshake_headers, read_output
 from lifecycle.clients.response import Response, well_formed
-from lifecycle.clients.transport import open_http
 from lifecycle.domain.errors import ApiError, AuthError, NotFoundError, ResponseError, TransientError
 
 # A token consists of characters that are allowed in a header.
@@ -88,16 +87,7 @@ class Cluster:
 
     def __init__(self, access: Access, *, timeout: timedelta) -> None:
         self._access = access
-        self._client = open_http(
-            access.url, trust=access.trust, proxy=access.proxy, tls_server_name=access.tls_server_name
-        )
-        self._http = HttpClient(self._client, upstream=access.upstream, timeout=timeout, proxy=access.proxy)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._client.close()
+        self._http = HttpClient(access.client, upstream=access.upstream, timeout=timeout, proxy=access.proxy)
 
     @property
     def description(self) -> str:
