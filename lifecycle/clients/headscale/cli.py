@@ -58,6 +58,7 @@ _LOCAL_FAILURES: tuple[tuple[str, type[ResponseError], str], ...] = (
 )
 
 _LINE_START = re.compile(r"^(?=[^\s])", re.MULTILINE)
+_SNAKE = re.compile(r"_([a-z])")
 
 
 def describe(arguments: Sequence[str]) -> str:
@@ -102,12 +103,14 @@ def malformed_output(arguments: Sequence[str], target: Target | None) -> Respons
 
 
 def last_json(text: str) -> Any:
-    """Return the JSON value at the end of a text. Log lines can precede the value.
+    """Return the JSON value at the end of a text, with the names of members as in the REST API.
+
+    Log lines can precede the value.
 
     Raises:
         ValueError: the text does not end with a JSON value that begins at the start of a line.
     """
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_hook=_with_camel_case_names)
     for line in _LINE_START.finditer(text):
         try:
             value, end = decoder.raw_decode(text, line.start())
@@ -116,6 +119,11 @@ def last_json(text: str) -> Any:
         if not text[end:].strip():
             return value
     raise ValueError("no JSON value at the end")
+
+
+def _with_camel_case_names(members: dict[str, Any]) -> dict[str, Any]:
+    """Rename the members of an object: `ip_addresses` becomes `ipAddresses`."""
+    return {_SNAKE.sub(lambda match: match[1].upper(), name): value for name, value in members.items()}
 
 
 def _reason(stderr: bytes) -> str:

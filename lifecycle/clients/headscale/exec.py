@@ -199,7 +199,7 @@ class ExecTransport:
         if not output.strip():
             raise TransientError(f"{cli.describe(command)} in {self._target} wrote no output.", upstream=UPSTREAM)
         with well_formed(cli.malformed_output(command, self._target)):
-            return parse(parsing.with_camel_case_names(cli.last_json(output)))
+            return parse(cli.last_json(output))
 
     def _run(self, *arguments: str) -> str:
         """Run a command and return its output. An ApiError means that it failed, or that its result is unknown."""

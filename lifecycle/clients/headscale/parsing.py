@@ -33,7 +33,6 @@ _REGISTER_METHODS: dict[object, RegisterMethod] = {
 _MIN_PREFIX_LENGTH = 7
 
 _ID = re.compile(r"[1-9][0-9]{0,19}")
-_SNAKE = re.compile(r"_([a-z])")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NANOSECONDS_PER_SECOND = 1_000_000_000
@@ -244,16 +243,3 @@ def _instant_of_numbers(value: dict[str, Any]) -> datetime:
     if type(seconds) is not int or type(nanoseconds) is not int or not 0 <= nanoseconds < _NANOSECONDS_PER_SECOND:
         raise ValueError("seconds is not an integer, or nanos is not a fraction of a second")
     return _EPOCH + timedelta(seconds=seconds, microseconds=nanoseconds // 1000)
-
-
-def with_camel_case_names(value: Any) -> Any:
-    """Rename the members of JSON from the command line as in the REST API: `ip_addresses` becomes `ipAddresses`."""
-    match value:
-        case dict():
-            return {
-                _SNAKE.sub(lambda match: match[1].upper(), name): with_camel_case_names(item)
-                for name, item in value.items()
-            }
-        case list():
-            return [with_camel_case_names(item) for item in value]
-    return value
