@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -20,8 +19,6 @@ from lifecycle.domain.errors import ApiError, NotFoundError, ResponseError, Tran
 from lifecycle.domain.model import KeySpec, Node, PreAuthKey, User
 
 Parsed = TypeVar("Parsed")
-
-_ID = re.compile(r"[1-9][0-9]*")
 
 # Statuses with which a release refuses a request in the dialect of another release. For example, if there are several
 # users, 0.24 and 0.25 return 500 for a list of keys without a user.
@@ -242,6 +239,5 @@ class HttpTransport:
 
 
 def _node_path(node_id: str) -> str:
-    if not _ID.fullmatch(node_id):
-        raise ValueError("not the id of a node")
-    return f"/api/v1/node/{node_id}"
+    # Up to 0.26, the id 0 addresses the first node.
+    return f"/api/v1/node/{parsing.parse_required_id(node_id)}"

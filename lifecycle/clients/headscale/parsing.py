@@ -86,7 +86,7 @@ def parse_node(payload: Any) -> Node:
     if not isinstance(machine_key, str) or not machine_key or not isinstance(hostname, str):
         raise TypeError("a node without a machine key or a name")
     return Node(
-        id=_required_id(payload["id"]),
+        id=parse_required_id(payload["id"]),
         hostname=hostname,
         machine_key=machine_key,
         addresses=tuple(map(_address, _texts(payload.get("ipAddresses")))),
@@ -129,7 +129,7 @@ def parse_pre_auth_key(payload: Any) -> PreAuthKey:
     """Parse a pre-auth key from a list, or a key that was just created."""
     secret = _value(payload.get("key"), str)
     return PreAuthKey(
-        id=_required_id(payload["id"]),
+        id=parse_required_id(payload["id"]),
         user=parse_user(payload.get("user")),
         tags=frozenset(_texts(payload.get("aclTags"))),
         reusable=_value(payload.get("reusable"), bool),
@@ -194,7 +194,8 @@ def parse_id(value: Any) -> str | None:
     raise ValueError("not a positive integer")
 
 
-def _required_id(value: Any) -> str:
+def parse_required_id(value: Any) -> str:
+    """Parse a 64-bit id that must not be absent."""
     required = parse_id(value)
     if required is None:
         raise ValueError("the id is missing")
