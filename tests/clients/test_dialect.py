@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from lifecycle.clients.headscale.dialect import (
     OLDEST_MINOR,
     Dialect,
+    dialect_of_description,
     dialect_of_help,
-    dialect_of_openapi,
-    dialect_of_swagger,
     dialect_of_version,
 )
 from lifecycle.domain.errors import ResponseError
@@ -107,7 +106,7 @@ class TestDescription:
     @pytest.mark.parametrize("version", RELEASES)
     def test_every_release_is_detected_by_its_description(self, version: str) -> None:
         release = DIALECTS[version]
-        detected = dialect_of_swagger(swagger(release)) if release.swagger else dialect_of_openapi(openapi(release))
+        detected = dialect_of_description(swagger(release) if release.swagger else openapi(release))
 
         expected = dialect_of_version(version)
         assert detected is not None
@@ -119,7 +118,7 @@ class TestDescription:
         document: dict[str, Any] = {"paths": {"/api/v1/machine": {}, "/api/v1/node": {}}, "definitions": {}}
 
         with pytest.raises(ResponseError, match=r"0\.22"):
-            dialect_of_swagger(document)
+            dialect_of_description(document)
 
     @pytest.mark.parametrize(
         "document",
@@ -142,16 +141,14 @@ class TestDescription:
         ],
     )
     def test_document_of_another_form_has_no_dialect(self, document: object) -> None:
-        assert dialect_of_swagger(document) is None
-        assert dialect_of_openapi(document) is None
+        assert dialect_of_description(document) is None
 
     @given(JSON)
     def test_arbitrary_document_has_no_dialect(self, value: Any) -> None:
-        assert dialect_of_swagger(value) is None
-        assert dialect_of_openapi(value) is None
-        assert dialect_of_swagger({"paths": value, "definitions": value}) is None
+        assert dialect_of_description(value) is None
+        assert dialect_of_description({"paths": value, "definitions": value}) is None
         paths = {"/api/v1/preauthkey": value}
-        detected = dialect_of_swagger({"paths": paths, "definitions": {"v1CreatePreAuthKeyRequest": value}})
+        detected = dialect_of_description({"paths": paths, "definitions": {"v1CreatePreAuthKeyRequest": value}})
         assert detected is None or isinstance(value, dict)
 
     @pytest.mark.parametrize(

@@ -73,13 +73,15 @@ def dialect_of_version(text: object) -> Dialect | None:
     return Dialect.of_minor(int(match[1]), match[0].removeprefix("v"))
 
 
-def dialect_of_swagger(document: Any) -> Dialect | None:
-    """Detect the dialect from the generated API description that releases up to 0.29 serve.
+def dialect_of_description(document: Any) -> Dialect | None:
+    """Detect the dialect from the API description that a server serves: Swagger up to 0.29, then OpenAPI 3.
 
     Raises:
         ResponseError: the API is that of a release before 0.23.
     """
     match document:
+        case {"openapi": str(), "paths": {"/api/v1/node": _}}:
+            return Dialect.of_minor(30, "0.30 or newer")
         case {"paths": {"/api/v1/machine": _}, "definitions": dict()}:
             raise unsupported("0.22 or older")
         case {"paths": {"/api/v1/preauthkey": {"delete": dict()}}, "definitions": dict()}:
@@ -94,21 +96,13 @@ def dialect_of_swagger(document: Any) -> Dialect | None:
     return None
 
 
-def dialect_of_openapi(document: Any) -> Dialect | None:
-    """Detect the dialect from the API description that 0.30 and newer serve."""
-    match document:
-        case {"openapi": str(), "paths": {"/api/v1/node": _}}:
-            return Dialect.of_minor(30, "0.30 or newer")
-    return None
-
-
 def dialect_of_help(text: str) -> Dialect | None:
     """Detect the dialect from the option `--user` in the help text of `headscale preauthkeys list`."""
     if "preauthkeys list" not in text:
         return None
-    match re.search(r"--user (string|uint)", text):
-        case None:
-            return Dialect.of_minor(28, "0.28 or newer")
-        case match if match[1] == "uint":
-            return Dialect.of_minor(26, "0.26 or 0.27")
+    option = re.search(r"--user (string|uint)", text)
+    if option is None:
+        return Dialect.of_minor(28, "0.28 or newer")
+    if option[1] == "uint":
+        return Dialect.of_minor(26, "0.26 or 0.27")
     return Dialect.of_minor(23, "0.23 to 0.25")

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import httpx
 
 from lifecycle.clients.headscale import parsing
-from lifecycle.clients.headscale.dialect import Dialect, dialect_of_openapi, dialect_of_swagger, dialect_of_version
+from lifecycle.clients.headscale.dialect import Dialect, dialect_of_description, dialect_of_version
 from lifecycle.clients.headscale.errors import malformed_response
 from lifecycle.clients.items import Items
 from lifecycle.clients.json_client import JsonClient
@@ -27,8 +27,8 @@ _OTHER_DIALECT = frozenset({400, 404, 405, 415, 422, 500})
 # The paths from which the release is read without an API key, in this order. Each path exists only in some releases.
 _VERSION_SOURCES: tuple[tuple[str, Callable[[Any], Dialect | None]], ...] = (
     ("/version", lambda body: dialect_of_version(body.get("version"))),
-    ("/swagger/v1/openapiv2.json", dialect_of_swagger),
-    ("/api/v1/openapi.json", dialect_of_openapi),
+    ("/swagger/v1/openapiv2.json", dialect_of_description),
+    ("/api/v1/openapi.json", dialect_of_description),
 )
 # Statuses for a path that does not exist. 401 is one of them, because up to 0.29 every path below /api needs an API
 # key.
