@@ -61,8 +61,16 @@ class HeadscaleReader:
 
     def pre_auth_keys(self, user: User) -> list[PreAuthKey]:
         """Return the user's keys, used and expired keys included."""
-        keys = self._retrying(self._transport.pre_auth_keys, user)
-        return [key for key in keys if is_key_of(key, user)]
+        return self._retrying(self._pre_auth_keys, user)
+
+    def _pre_auth_keys(self, user: User) -> list[PreAuthKey]:
+        # Up to 0.25, the response contains only the keys of the requested user, and the keys have no id of the user. So
+        # a key whose user has no id is included. The user's name is not compared, because it can be an e-mail address.
+        return [
+            key
+            for key in self._transport.pre_auth_keys(user)
+            if key.user is not None and (key.user.id is None or key.user.is_same(user))
+        ]
 
 
 class HeadscaleSnapshot(HeadscaleReader):
@@ -79,12 +87,3 @@ class HeadscaleSnapshot(HeadscaleReader):
     def nodes(self) -> list[Node]:
         """Return every node of the VPN, as first read."""
         return self._nodes()
-
-
-def is_key_of(key: PreAuthKey, user: User) -> bool:
-    """Return True if a listed key belongs to the user.
-
-    Up to 0.25, a list contains only the keys of the requested user, and the keys have no id of the user. So a key whose
-    user has no id is accepted. The user's name is not compared, because it can be an e-mail address.
-    """
-    return key.user is not None and (key.user.id is None or key.user.is_same(user))

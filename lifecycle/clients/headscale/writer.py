@@ -12,7 +12,7 @@ import structlog
 import tenacity
 
 from lifecycle.clients.headscale.errors import UPSTREAM
-from lifecycle.clients.headscale.reader import HeadscaleReader, HeadscaleTransport, is_key_of
+from lifecycle.clients.headscale.reader import HeadscaleReader, HeadscaleTransport
 from lifecycle.domain.errors import ApiError, ConflictError, NotFoundError, ResponseError, TransientError
 from lifecycle.domain.model import KeySpec, Node, PreAuthKey, User
 
@@ -126,12 +126,10 @@ class HeadscaleWriter(HeadscaleReader):
 
     def _expire_lost(self, spec: KeySpec, expires_at: datetime) -> None:
         """Expire the key whose response was lost. If several keys match the request, no key is expired."""
-        keys = self._transport.pre_auth_keys(spec.user)
         matching = [
             key
-            for key in keys
-            if is_key_of(key, spec.user)
-            and self._transport.matches_request(key, expires_at)
+            for key in self._pre_auth_keys(spec.user)
+            if self._transport.matches_request(key, expires_at)
             and not key.used
             and (key.reusable, key.ephemeral, key.tags) == (spec.reusable, spec.ephemeral, spec.tags)
         ]
