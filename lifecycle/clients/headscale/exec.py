@@ -67,8 +67,7 @@ class ExecTransport:
 
     def nodes(self) -> list[Node]:
         """Return every node."""
-        # The command line omits empty members, such as the `name` of a node without a name.
-        return self._list(("nodes", "list"), lambda node: parsing.parse_node({"name": ""} | node))
+        return self._list(("nodes", "list"), parsing.parse_node)
 
     def node(self, node_id: str) -> Node:
         """Return one node. The command line cannot read a single node, so all nodes are listed.

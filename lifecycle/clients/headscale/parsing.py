@@ -82,9 +82,9 @@ def parse_listed_user(payload: Any) -> User:
 def parse_node(payload: Any) -> Node:
     """Parse a node."""
     machine_key = payload["machineKey"]
-    hostname = payload["name"]
+    hostname = payload.get("name", "")
     if not isinstance(machine_key, str) or not machine_key or not isinstance(hostname, str):
-        raise TypeError("a node without a machine key or a name")
+        raise TypeError("a node without a machine key, or with a malformed name")
     return Node(
         id=parse_required_id(payload["id"]),
         hostname=hostname,
