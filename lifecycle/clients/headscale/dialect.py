@@ -48,20 +48,16 @@ class Dialect:
             ResponseError: the release is not supported.
         """
         if minor < OLDEST_MINOR:
-            raise unsupported(version)
+            raise ResponseError(
+                f"Headscale {version} is not supported. Upgrade it to 0.{OLDEST_MINOR} or newer, one minor version at "
+                "a time.",
+                upstream=UPSTREAM,
+            )
         return cls(version, uses_user_ids=minor >= _USER_IDS_SINCE, uses_key_ids=minor >= _KEY_IDS_SINCE)
 
     def user_reference(self, user: User) -> str:
         """Return what requests about pre-auth keys contain for a user: the id or the name."""
         return user.id if self.uses_user_ids and user.id is not None else user.name
-
-
-def unsupported(version: str) -> ResponseError:
-    """Return the error for a release that is too old."""
-    return ResponseError(
-        f"Headscale {version} is not supported. Upgrade it to 0.{OLDEST_MINOR} or newer, one minor version at a time.",
-        upstream=UPSTREAM,
-    )
 
 
 def dialect_of_version(text: object) -> Dialect | None:
@@ -83,7 +79,7 @@ def dialect_of_description(document: Any) -> Dialect | None:
         case {"openapi": str(), "paths": {"/api/v1/node": _}}:
             return Dialect.of_minor(30, "0.30 or newer")
         case {"paths": {"/api/v1/machine": _}, "definitions": dict()}:
-            raise unsupported("0.22 or older")
+            return Dialect.of_minor(22, "0.22 or older")
         case {"paths": {"/api/v1/preauthkey": {"delete": dict()}}, "definitions": dict()}:
             return Dialect.of_minor(28, "0.28 or 0.29")
         case {
