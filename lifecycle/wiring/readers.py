@@ -119,8 +119,7 @@ def connect_cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = 
     """Return a client of the Kubernetes API; None unless the settings need a `Cluster`.
 
     Args:
-        only_reads: the command only reads, so it may use a kubeconfig. A command that writes must not use a kubeconfig,
-            because the current context of a laptop can be any cluster.
+        only_reads: the command only reads, so it may use a kubeconfig; see `find_access`.
 
     Raises:
         ConfigError: the API is not available here.

@@ -23,7 +23,6 @@ class HeadscaleReader:
     """Reads from a Headscale server.
 
     Args:
-        transport: sends the requests.
         retrying: the policy for every request that is safe to send twice.
     """
 

@@ -27,10 +27,7 @@ _LIFETIME_TOLERANCE = timedelta(minutes=5)
 
 
 class HeadscaleWriter(HeadscaleReader):
-    """A Headscale server that may be changed. Only `lifecycle.apply` calls the methods defined here.
-
-    The arguments are those of `HeadscaleReader`.
-    """
+    """A Headscale server that may be changed. Only `lifecycle.apply` calls the methods defined here."""
 
     def __init__(self, transport: HeadscaleTransport, retrying: tenacity.Retrying) -> None:
         super().__init__(transport, retrying)

@@ -47,8 +47,7 @@ class Access:
 
     Attributes:
         client: sends requests to the server, through the proxy if there is one. The caller has to close it.
-        description: a description of the cluster, for messages.
-        credentials: a description of the credentials, for messages.
+        description, credentials: descriptions of the cluster and of the credentials, for messages.
         upstream: the names of the server and of the settings for its URL and certificate authorities, for messages.
         authorization: returns the request header with the current token; {} if there is a client certificate instead.
     """

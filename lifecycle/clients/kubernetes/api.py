@@ -152,7 +152,6 @@ class Cluster:
         """Run a command in a container, without a shell, and wait until it ends. Return its output and exit status.
 
         Args:
-            command: the program and its arguments.
             where: how messages describe the container and the pod.
 
         Raises:
