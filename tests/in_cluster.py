@@ -23,7 +23,7 @@ from lifecycle.clients.headscale.pod import HeadscalePod
 from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.http import HttpClient
 from lifecycle.clients.kubernetes.access import Access
-from lifecycle.clients.kubernetes.api import Cluster, Pod, read_state
+from lifecycle.clients.kubernetes.api import Cluster, Pod
 from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import public_trust
 from lifecycle.clients.upstream import Upstream
@@ -164,7 +164,7 @@ class ClusterWorld(World):
         state = None
         if settings.node_policy == "keep":
             name = settings.ts_kube_secret or ""
-            state = partial(read_state, self.cluster(), namespace=settings.namespace, name=name, retrying=policy)
+            state = partial(self.cluster().tailscale_state, settings.namespace, name, policy)
         return Cleanup(
             settings,
             writers=self.writers(settings, policy),

@@ -165,6 +165,4 @@ def state_reader(
     name = settings.ts_kube_secret
     if settings.node_policy != "keep" or cluster is None or name is None:
         return None
-    from lifecycle.clients.kubernetes.api import read_state  # noqa: PLC0415 - only for keep
-
-    return partial(read_state, cluster, namespace=settings.namespace, name=name, retrying=policy)
+    return partial(cluster.tailscale_state, settings.namespace, name, policy)

@@ -137,6 +137,22 @@ class Cluster:
             problem = f"Secret {namespace}/{reference} does not contain a valid token."
         raise AuthError(f"HEADSCALE_API_KEY_SECRET: {problem}", upstream=UPSTREAM)
 
+    def tailscale_state(self, namespace: str, name: str, retrying: tenacity.Retrying) -> dict[str, bytes] | None:
+        """Return the values of the Secret with the state of a tailscale container; None if it does not exist.
+
+        Raises:
+            TransientError: the Secret could not be read, even after all retries.
+        """
+
+        def read() -> dict[str, bytes] | None:
+            try:
+                return self.secret(namespace, name)
+            except AuthError as error:
+                # This is retried, because the Role with the permission is often created shortly after the pod.
+                raise TransientError(str(error), upstream=error.upstream, status=error.status) from error
+
+        return retrying(read)
+
     def pods(self, namespace: str, selector: str) -> list[Pod]:
         """Return the pods that match a label selector, in no particular order."""
         path = f"/api/v1/namespaces/{quote(namespace)}/pods"
@@ -253,23 +269,6 @@ class Cluster:
         return TransientError(
             f"Kubernetes refused {what}, but is not ready (GET /readyz: {status}).", upstream=UPSTREAM, status=status
         )
-
-
-def read_state(cluster: Cluster, *, namespace: str, name: str, retrying: tenacity.Retrying) -> dict[str, bytes] | None:
-    """Return the values of the Secret with the state of a tailscale container; None if it does not exist.
-
-    Raises:
-        TransientError: the Secret could not be read, even after all retries.
-    """
-
-    def read() -> dict[str, bytes] | None:
-        try:
-            return cluster.secret(namespace, name)
-        except AuthError as error:
-            # This is retried, because the Role with the permission is often created shortly after the pod.
-            raise TransientError(str(error), upstream=error.upstream, status=error.status) from error
-
-    return retrying(read)
 
 
 def _parse_pod(item: Any) -> Pod:
