@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from documented_events import EVENTS
 from generated_files import ROOT, write_or_check
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic.fields import FieldInfo
 
 from lifecycle.dns_watch.state import State
 from lifecycle.dns_watch.status import Status
@@ -17,9 +19,14 @@ from lifecycle.domain import errors
 from lifecycle.domain.pod_events import NOTES
 from lifecycle.health.metrics import render_metrics
 from lifecycle.health.server import ENDPOINTS
-from lifecycle.settings.reference import groups, table
+from lifecycle.settings.reference import default_text, groups
 
 PAGE = ROOT / "docs" / "reference.md"
+
+# How the description of a required setting begins.
+REQUIRED = "required; "
+# A variable in a description, with or without a value, such as NODE_POLICY=keep.
+VARIABLE = re.compile(r"\b[A-Z]+(_[A-Z]+)+(=\w+)?\b")
 
 HEAD = """\
 # Reference
@@ -88,7 +95,7 @@ def page() -> str:
         [
             HEAD,
             SETTINGS,
-            *(f"### {_settings_heading(command)}\n\n{table(variables)}\n" for command, variables in groups()),
+            *(_settings_section(command, variables) for command, variables in groups()),
             LOG_EVENTS,
             _table(("event", "level", "when", "keys"), _events()),
             POD_EVENTS,
@@ -105,8 +112,18 @@ def page() -> str:
     )
 
 
-def _settings_heading(command: str | None) -> str:
-    return f"Further settings of `{command}`" if command else "Settings of all commands"
+def _settings_section(command: str | None, variables: dict[str, FieldInfo]) -> str:
+    heading = f"Further settings of `{command}`" if command else "Settings of all commands"
+    return f"### {heading}\n\n{_table(('name', 'default', 'meaning'), _settings(variables))}"
+
+
+def _settings(variables: dict[str, FieldInfo]) -> Iterator[tuple[str, ...]]:
+    for name, field in variables.items():
+        default = f"`{default_text(field)}`" if default_text(field) else ""
+        meaning = field.description or ""
+        if meaning.startswith(REQUIRED):
+            default, meaning = "required", meaning.removeprefix(REQUIRED)
+        yield f"`{name}`", default, VARIABLE.sub(r"`\g<0>`", meaning)
 
 
 def _table(header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:

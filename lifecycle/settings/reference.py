@@ -1,8 +1,7 @@
-"""Format settings as text: for --help, for the reference documentation and for the log."""
+"""Format settings as text, for --help and for the log."""
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Iterator
 from datetime import timedelta
@@ -14,9 +13,6 @@ from pydantic.fields import FieldInfo
 from lifecycle.domain.proxy import Proxy
 from lifecycle.settings.fields import Octal
 from lifecycle.settings.models import COMMANDS, SECRETS, Settings, command_variables
-
-_REQUIRED = "required; "
-_VARIABLE = re.compile(r"\b[A-Z]+(_[A-Z]+)+(=\w+)?\b")
 
 
 def default_text(field: FieldInfo) -> str:
@@ -71,19 +67,6 @@ def help_text() -> str:
             default = default_text(field)
             lines.append(f"  {name}" + (f" (default: {default})" if default else ""))
             lines += textwrap.wrap(field.description or "", 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return "\n".join(lines)
-
-
-def table(variables: dict[str, FieldInfo]) -> str:
-    """Return settings as a Markdown table."""
-    lines = ["| name | default | meaning |", "|---|---|---|"]
-    for name, field in variables.items():
-        meaning = field.description or ""
-        default = f"`{default_text(field)}`" if default_text(field) else ""
-        if meaning.startswith(_REQUIRED):
-            default, meaning = "required", meaning.removeprefix(_REQUIRED)
-        meaning = _VARIABLE.sub(r"`\g<0>`", meaning)
-        lines.append(f"| `{name}` | {default} | {meaning} |")
     return "\n".join(lines)
 
 
