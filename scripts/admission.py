@@ -464,7 +464,12 @@ def _pod_validations() -> Iterator[Document]:
     count = "string(variables.podCount)"
     yield _require(f"variables.podCount < 2 || {hostname}{per_pod}", "replicas", value=count)
     yield _require(f"variables.podCount < 2 || {secret} == '' || {secret}{per_pod}", "state-shared", value=count)
-    yield _require("object.kind != 'Pod' || variables.isInjected", "missing")
+    yield _with_message(
+        _if_requested("object.kind != 'Pod' || variables.isInjected"),
+        f"'The containers were not added to this pod. Check that the MutatingAdmissionPolicy {PROJECT} exists, and "
+        "that the API server applies such policies. Kubernetes 1.36 and newer do so by default, 1.34 and 1.35 with two "
+        "flags of the API server.'",
+    )
 
 
 def _site_validations() -> Iterator[Document]:

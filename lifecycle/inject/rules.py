@@ -110,9 +110,6 @@ REFUSALS = {
     f"own tailscale container, remove the label {LABEL} and use deploy/components/lifecycle.",
     "partial": f"The pod has only a part of the containers and volumes of {PROJECT}: {{value}}. Remove "
     "these from the manifest. The injection adds all of them.",
-    "missing": f"The containers were not added to this pod. Check that the MutatingAdmissionPolicy {PROJECT} exists, "
-    "and that the API server applies such policies. Kubernetes 1.36 and newer do so by default, 1.34 and 1.35 with two "
-    "flags of the API server.",
     "port": "The container {name} declares the port {value}, which tailscale (9002) or dns-watch (9003) uses. Choose "
     "another port.",
     "replicas": "{value} pods would share one hostname. Use one replica, or a StatefulSet with $(POD_NAME) in the "
