@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import yaml
@@ -42,24 +41,6 @@ _VERSIONS = frozenset({"v1", "apps/v1", "batch/v1"})
 _MAX_LIST_DEPTH = 3
 
 
-@dataclass(frozen=True, slots=True)
-class _Object:
-    """One Kubernetes object: its YAML nodes, which can be changed, and its values."""
-
-    node: yaml.MappingNode
-    data: dict[str, Any]
-
-    @property
-    def kind(self) -> str:
-        return str(self.data.get("kind", "object"))
-
-    @property
-    def name(self) -> str:
-        metadata = self.data.get("metadata")
-        known = metadata if isinstance(metadata, dict) else {}
-        return str(known.get("name") or known.get("generateName") or "without a name")
-
-
 def inject(text: str | Sequence[str], site: Site, *, with_state_secrets: bool = False) -> str:
     """Add the containers to each workload that has the label.
 
@@ -76,21 +57,24 @@ def inject(text: str | Sequence[str], site: Site, *, with_state_secrets: bool = 
     problems: list[str] = []
     results: list[str] = []
     roots: list[yaml.Node] = []
-    objects: list[_Object] = []
+    workloads: list[Workload] = []
     texts = [text] if isinstance(text, str) else text
     for number, (document, separator) in enumerate(_separated(texts), 1):
+        added: list[ItemsAsText | None] = []
         try:
             root, is_json = parse_document(document)
-            document_objects = list(_objects(root, document))
-            added = [items for obj in document_objects for items in _add_containers(obj, site, problems)]
+            for node in list(_objects(root, document)):
+                workload = _workload(node)
+                if workload is not None:
+                    workloads.append(workload)
+                    added += _add_containers(workload, site, problems)
         except ManifestError as error:
             problems.append(f"document {number}: {error}")
             continue
         roots.append(root)
-        objects += document_objects
         results.append(separator + (write_document(document, root, added, is_json=is_json) if added else document))
     if with_state_secrets and not problems:
-        results += _state_documents(objects, roots, problems)
+        results += _state_documents(workloads, roots, problems)
     if problems:
         raise ManifestError("\n".join(problems))
     return join_documents(results)
@@ -106,7 +90,7 @@ def _separated(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield document, separator if needs_separator else ""
 
 
-def _objects(root: yaml.Node, document: str) -> Iterator[_Object]:
+def _objects(root: yaml.Node, document: str) -> Iterator[yaml.MappingNode]:
     """Yield the objects of a document and its lists, if the document contains this program's label or annotations."""
     # The text can contain PROJECT with escapes, such as "\u002d" for "-".
     if (PROJECT not in document and "\\" not in document) or f"{PROJECT}/" not in scalar_text(root):
@@ -115,7 +99,7 @@ def _objects(root: yaml.Node, document: str) -> Iterator[_Object]:
     yield from _members(root)
 
 
-def _members(node: yaml.Node) -> Iterator[_Object]:
+def _members(node: yaml.Node) -> Iterator[yaml.MappingNode]:
     """Yield an object, or the objects in it if it is a list."""
     if not isinstance(node, yaml.MappingNode):
         raise ManifestError("is not an object")
@@ -127,11 +111,11 @@ def _members(node: yaml.Node) -> Iterator[_Object]:
                 raise ManifestError(f"is a {kind.value} whose items have no kind. Use a List")
             yield from _members(item)
     else:
-        yield _Object(node, node_value(node))
+        yield node
 
 
-def _add_containers(obj: _Object, site: Site, problems: list[str]) -> list[ItemsAsText | None]:
-    """Add the containers and volumes to one object if it has the label.
+def _add_containers(workload: Workload, site: Site, problems: list[str]) -> list[ItemsAsText | None]:
+    """Add the containers and volumes to one workload if it has the label.
 
     Args:
         problems: gets the reasons why the containers cannot be added.
@@ -139,43 +123,56 @@ def _add_containers(obj: _Object, site: Site, problems: list[str]) -> list[Items
     Returns:
         For each changed list, the items that `write_document` adds as text; None if they were added as nodes.
     """
-    workload = _workload(obj)
-    if workload is None:
-        return []
     reasons = list(refusals(workload, site))
-    problems += [f"{obj.kind} {obj.name}: {reason}" for reason in reasons]
+    problems += [f"{workload}: {reason}" for reason in reasons]
     if reasons or not workload.requests_injection or workload.is_injected:
         return []
     containers = filled_containers(placeholder_values(workload, site))
     # "before" means that the pod's own init containers start before the added containers.
     at_end = workload.annotations.get(INIT_CONTAINERS) == "before"
-    spec = cast("yaml.MappingNode", field_of(obj.node, *TEMPLATES[obj.kind], "spec"))
+    spec = cast("yaml.MappingNode", field_of(workload.node, *TEMPLATES[workload.kind], "spec"))
     return [
         add_items(spec, "initContainers", containers, at_end=at_end),
         add_items(spec, "volumes", added_volumes(), at_end=True),
     ]
 
 
-def _workload(obj: _Object) -> Workload | None:
+def _workload(node: yaml.MappingNode) -> Workload | None:
     """Return the workload of an object; None if the object has no pod template of a known kind."""
-    data = obj.data
-    if obj.kind not in TEMPLATES or data.get("apiVersion", "v1") not in _VERSIONS:
-        if any(_has_label(value) for name, value in data.items() if name != "metadata"):
+    manifest: dict[str, Any] = node_value(node)
+    kind = str(manifest.get("kind", "object"))
+    metadata = _object_at(manifest, "metadata")
+    name = str(metadata.get("name") or metadata.get("generateName") or "without a name")
+    if kind not in TEMPLATES or manifest.get("apiVersion", "v1") not in _VERSIONS:
+        if any(_has_label(value) for field, value in manifest.items() if field != "metadata"):
             raise ManifestError(
-                f"{obj.kind} {obj.name} has the label {LABEL}, but its kind is not known. Remove the label, or use "
+                f"{kind} {name} has the label {LABEL}, but its kind is not known. Remove the label, or use "
                 "the admission policy of deploy/inject, which works with pods of every kind"
             )
         return None
-    template = _object_at(data, *TEMPLATES[obj.kind])
-    workload = Workload(
-        kind=obj.kind,
-        pod_count=_pod_count(obj),
-        labels_of_object=_object_at(data, "metadata", "labels") if TEMPLATES[obj.kind] else {},
-        metadata=_object_at(template, "metadata"),
-        spec=_object_at(template, "spec"),
+    template = _object_at(manifest, *TEMPLATES[kind])
+    metadata_of_pods, spec = _object_at(template, "metadata"), _object_at(template, "spec")
+    try:
+        pod_count = _pod_count(manifest, kind)
+        _check_shape(metadata_of_pods, spec)
+    except ManifestError as error:
+        raise ManifestError(f"{kind} {name}: {error}") from None
+    return Workload(
+        kind=kind,
+        name=name,
+        node=node,
+        manifest=manifest,
+        pod_count=pod_count,
+        labels_of_object=_object_at(metadata, "labels"),
+        labels=_texts(metadata_of_pods.get("labels")),
+        annotations=_texts(metadata_of_pods.get("annotations")),
+        spec=spec,
     )
-    _check_shape(obj, workload)
-    return workload
+
+
+def _texts(values: dict[str, Any] | None) -> dict[str, Any]:
+    """Return labels or annotations, with an empty text in place of null. Kubernetes reads null in the same way."""
+    return {name: "" if value is None else value for name, value in (values or {}).items()}
 
 
 def _has_label(data: Any) -> bool:
@@ -186,11 +183,11 @@ def _has_label(data: Any) -> bool:
     return is_object and (LABEL in _object_at(data, "labels") or any(map(_has_label, data.values())))
 
 
-def _check_shape(obj: _Object, workload: Workload) -> None:
-    """Raise an error if a field that this program reads does not have the type that Kubernetes requires."""
-    wrong = [name for name in ("labels", "annotations") if not isinstance(workload.metadata.get(name) or {}, dict)]
+def _check_shape(metadata: dict[str, Any], spec: dict[str, Any]) -> None:
+    """Raise an error if a field of the pod template that this program reads does not have the required type."""
+    wrong = [name for name in ("labels", "annotations") if not isinstance(metadata.get(name) or {}, dict)]
     for group in ("containers", "initContainers", "volumes"):
-        members = workload.spec.get(group)
+        members = spec.get(group)
         if not _is_list_of_objects(members):
             wrong.append(group)
         elif not all(_is_list_of_objects(member.get("ports")) for member in members or []):
@@ -198,22 +195,22 @@ def _check_shape(obj: _Object, workload: Workload) -> None:
         elif not all(isinstance(member.get("name", ""), str) for member in members or []):
             wrong.append(f"the names of {group}")
     if wrong:
-        raise ManifestError(f"{obj.kind} {obj.name}: {', '.join(wrong)} of the pod template are malformed")
-    if LABEL in workload.labels and not workload.spec.get("containers"):
-        raise ManifestError(f"{obj.kind} {obj.name}: the pod template has no containers")
+        raise ManifestError(f"{', '.join(wrong)} of the pod template are malformed")
+    if LABEL in (metadata.get("labels") or {}) and not spec.get("containers"):
+        raise ManifestError("the pod template has no containers")
 
 
 def _is_list_of_objects(value: Any) -> bool:
     return value is None or (isinstance(value, list) and all(isinstance(member, dict) for member in value))
 
 
-def _pod_count(obj: _Object) -> int:
+def _pod_count(manifest: dict[str, Any], kind: str) -> int:
     """Return how many pods of an object run at the same time, according to `replicas` or `parallelism`."""
-    spec = _object_at(obj.data, *(("spec", "jobTemplate", "spec") if obj.kind == "CronJob" else ("spec",)))
-    field = "parallelism" if obj.kind in ("Job", "CronJob") else "replicas"
+    spec = _object_at(manifest, *(("spec", "jobTemplate", "spec") if kind == "CronJob" else ("spec",)))
+    field = "parallelism" if kind in ("Job", "CronJob") else "replicas"
     count = spec.get(field)
     if count is not None and not isinstance(count, int):
-        raise ManifestError(f"{obj.kind} {obj.name}: {field} is {count}, which is not an integer")
+        raise ManifestError(f"{field} is {count}, which is not an integer")
     return 1 if count is None else count
 
 
@@ -224,25 +221,24 @@ def _object_at(data: Any, *path: str) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _state_documents(objects: Sequence[_Object], roots: Sequence[yaml.Node], problems: list[str]) -> list[str]:
+def _state_documents(workloads: Sequence[Workload], roots: Sequence[yaml.Node], problems: list[str]) -> list[str]:
     """Return the state Secrets that are missing, with their Roles and RoleBindings."""
     present = {identity for root in roots for identity in _identities(root)}
     owners: dict[tuple[str, str], str] = {}
     documents = []
-    for obj in objects:
-        workload = _workload(obj)
-        if workload is None or not workload.requests_injection or not workload.annotations.get(STATE_SECRET):
+    for workload in workloads:
+        if not workload.requests_injection or not workload.annotations.get(STATE_SECRET):
             continue
         try:
-            contents = list(state_objects(workload, name=obj.name, manifest=obj.data))
+            contents = list(state_objects(workload))
             for content in contents:
                 secret = (content["metadata"]["namespace"], content["metadata"]["name"])
-                if content["kind"] == "Secret" and owners.setdefault(secret, obj.name) != obj.name:
+                if content["kind"] == "Secret" and owners.setdefault(secret, workload.name) != workload.name:
                     raise ManifestError(
                         f"The state Secret {secret[1]} is also that of {owners[secret]}. Set another name."
                     )
         except ManifestError as error:
-            problems.append(f"{obj.kind} {obj.name}: {error}")
+            problems.append(f"{workload}: {error}")
             continue
         documents += [
             f"---\n{block_yaml(content)}"

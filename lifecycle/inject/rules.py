@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from lifecycle.domain.ownership import is_in_domain
 from lifecycle.inject.template import (
     CONTAINERS,
@@ -140,27 +142,27 @@ class Workload:
     """One object with a pod template, such as a Deployment.
 
     Attributes:
+        node: the object as a YAML node, which can be changed.
+        manifest: the object as values.
         pod_count: how many pods of the workload run at the same time; for a DaemonSet, how many on each cluster node.
-        labels_of_object: the labels of the object itself; empty for a Pod.
-        metadata: the metadata of the pod template.
+        labels_of_object: the labels of the object itself.
+        labels: the labels of its pods.
+        annotations: the annotations of its pods.
         spec: the spec of the pod template.
     """
 
     kind: str
+    name: str
+    node: yaml.MappingNode
+    manifest: Mapping[str, Any]
     pod_count: int
     labels_of_object: Mapping[str, Any]
-    metadata: Mapping[str, Any]
+    labels: Mapping[str, Any]
+    annotations: Mapping[str, Any]
     spec: Mapping[str, Any]
 
-    @property
-    def labels(self) -> Mapping[str, Any]:
-        """The labels of its pods."""
-        return _texts(self.metadata.get("labels"))
-
-    @property
-    def annotations(self) -> Mapping[str, Any]:
-        """The annotations of its pods."""
-        return _texts(self.metadata.get("annotations"))
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
 
     @property
     def requests_injection(self) -> bool:
@@ -185,11 +187,6 @@ class Workload:
     def is_injected(self) -> bool:
         """Whether the pod already contains the added containers."""
         return KEY_VOLUME in self.reserved_volumes and set(CONTAINERS) <= set(self.container_names)
-
-
-def _texts(values: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return labels or annotations, with an empty text in place of null. Kubernetes reads null in the same way."""
-    return {name: "" if value is None else value for name, value in (values or {}).items()}
 
 
 def refusals(workload: Workload, site: Site) -> Iterator[str]:

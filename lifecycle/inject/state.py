@@ -9,20 +9,20 @@ from lifecycle.domain.errors import ManifestError
 from lifecycle.inject.rules import STATE_SECRET, Workload
 
 
-def state_objects(workload: Workload, *, name: str, manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the Secrets, Role and RoleBinding of the workload that has this name and manifest.
+def state_objects(workload: Workload) -> Iterator[dict[str, Any]]:
+    """Yield the Secrets, Role and RoleBinding of a workload.
 
     Raises:
         ManifestError: the namespace is missing, or the names of the Secrets cannot be determined.
     """
-    metadata = manifest.get("metadata")
+    metadata = workload.manifest.get("metadata")
     if not isinstance(metadata, dict) or not metadata.get("namespace"):
         raise ManifestError(
             "It has no metadata.namespace, which its RoleBinding needs. Set it, or omit --state-secret."
         )
     namespace, rbac = metadata["namespace"], "rbac.authorization.k8s.io"
-    secrets = list(_secret_names(workload, name=name, manifest=manifest))
-    role = secrets[0] if len(secrets) == 1 else f"{name}-tailscale"
+    secrets = list(_secret_names(workload))
+    role = secrets[0] if len(secrets) == 1 else f"{workload.name}-tailscale"
 
     def new(version: str, kind: str, name: str, **fields: Any) -> dict[str, Any]:
         return {"apiVersion": version, "kind": kind, "metadata": {"name": name, "namespace": namespace}, **fields}
@@ -49,7 +49,7 @@ def state_objects(workload: Workload, *, name: str, manifest: dict[str, Any]) ->
     )
 
 
-def _secret_names(workload: Workload, *, name: str, manifest: dict[str, Any]) -> Iterator[str]:
+def _secret_names(workload: Workload) -> Iterator[str]:
     secret = str(workload.annotations[STATE_SECRET])
     if "$(" not in secret:
         yield secret
@@ -59,8 +59,8 @@ def _secret_names(workload: Workload, *, name: str, manifest: dict[str, Any]) ->
             f"The annotation {STATE_SECRET} is {secret}, but --state-secret supports only $(POD_NAME), and only for a "
             "StatefulSet. Create the Secrets yourself, without --state-secret."
         )
-    ordinals = manifest["spec"].get("ordinals")
+    ordinals = workload.manifest["spec"].get("ordinals")
     start = ordinals.get("start") if isinstance(ordinals, dict) else None
     first = start if isinstance(start, int) else 0
     for number in range(first, first + workload.pod_count):
-        yield secret.replace("$(POD_NAME)", f"{name}-{number}")
+        yield secret.replace("$(POD_NAME)", f"{workload.name}-{number}")
