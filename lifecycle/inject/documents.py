@@ -88,7 +88,7 @@ def parse_document(document: str) -> tuple[yaml.Node, bool]:
         except ValueError:
             pass
         else:
-            return node_from_value(value, style='"'), True
+            return node_from_value(value), True
     try:
         _check_depth(document)
         # An empty document has no node.

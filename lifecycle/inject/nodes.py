@@ -44,29 +44,23 @@ class Number(str):
     __slots__ = ()
 
 
-def node_from_value(value: Any, style: str | None = None, depth: int = 0) -> yaml.Node:
-    """Return the node of a JSON value, whose objects and numbers can also be `Fields` and `Number`.
+def node_from_value(value: Any, depth: int = 0) -> yaml.Node:
+    """Return the node of a JSON value, on one line. Its objects and numbers can also be `Fields` and `Number`.
 
     Args:
-        style: the quotation mark of every text, in flow style as in JSON; None = block style, with quotes where needed.
         depth: how many values contain this value.
     """
     if depth > MAX_DEPTH:
         raise ManifestError(f"is nested in more than {MAX_DEPTH} levels")
     if isinstance(value, Fields | dict):
         fields = value if isinstance(value, Fields) else value.items()
-        pairs = [
-            (yaml.ScalarNode(STRING, key, style=style), node_from_value(member, style, depth + 1))
-            for key, member in fields
-        ]
-        return yaml.MappingNode(_MAPPING, pairs, flow_style=style is not None)
+        pairs = [(yaml.ScalarNode(STRING, key), node_from_value(member, depth + 1)) for key, member in fields]
+        return yaml.MappingNode(_MAPPING, pairs, flow_style=True)
     if isinstance(value, list):
-        return yaml.SequenceNode(
-            _SEQUENCE, [node_from_value(member, style, depth + 1) for member in value], flow_style=style is not None
-        )
+        return yaml.SequenceNode(_SEQUENCE, [node_from_value(item, depth + 1) for item in value], flow_style=True)
     if isinstance(value, str) and not isinstance(value, Number):
         # Without quotes, Kubernetes reads 1e3 or 0o14 as a number and y as a boolean, unlike PyYAML.
-        return yaml.ScalarNode(STRING, value, style=style or ("'" if _AMBIGUOUS.match(value) else None))
+        return yaml.ScalarNode(STRING, value, style="'" if _AMBIGUOUS.match(value) else None)
     text = str(value) if isinstance(value, Number) else json.dumps(value)
     number = _INTEGER if text.lstrip("-").isdigit() else _FLOAT
     return yaml.ScalarNode({bool: _BOOLEAN, type(None): _NULL}.get(type(value), number), text)
