@@ -38,7 +38,7 @@ def manifest() -> dict[str, Any]:
         if document["kind"] == "Deployment"
     ]
     Path(".env").write_text((ROOT / "deploy/site/site.env").read_text())
-    injected = json.loads(inject(json.dumps(deployment), site_from_settings(load(InjectSettings))))
+    injected = json.loads(inject([json.dumps(deployment)], site_from_settings(load(InjectSettings))))
     Path(".env").unlink()
     for document in (deployment, injected):
         kubernetes_validate.validate(document, kubernetes_validate.latest_version().rpartition(".")[0], strict=True)

@@ -41,14 +41,14 @@ _VERSIONS = frozenset({"v1", "apps/v1", "batch/v1"})
 _MAX_LIST_DEPTH = 3
 
 
-def inject(text: str | Sequence[str], site: Site, *, with_state_secrets: bool = False) -> str:
+def inject(texts: Sequence[str], site: Site, *, with_state_secrets: bool = False) -> str:
     """Add the containers to each workload that has the label.
 
     Other documents stay as they are. In a changed document, every value keeps its spelling, but comments and the layout
     are lost.
 
     Args:
-        text: the content of one file or of several files: YAML documents, or one JSON document.
+        texts: the content of each file: YAML documents, or one JSON document.
         with_state_secrets: append each missing Secret for tailscale's state, with the Role that permits its use.
 
     Raises:
@@ -58,7 +58,6 @@ def inject(text: str | Sequence[str], site: Site, *, with_state_secrets: bool = 
     results: list[str] = []
     roots: list[yaml.Node] = []
     workloads: list[Workload] = []
-    texts = [text] if isinstance(text, str) else text
     for number, (document, separator) in enumerate(_separated(texts), 1):
         added: list[ItemsAsText | None] = []
         try:

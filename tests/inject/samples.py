@@ -50,8 +50,13 @@ NAMES = sorted(workloads())
 
 def injected(document: Document, site: Site = SITE) -> Document:
     """Return a manifest to which `lifecycle inject` has added the containers."""
-    result: Document = json.loads(inject(json.dumps(document), site))
+    result: Document = json.loads(inject_text(json.dumps(document), site))
     return result
+
+
+def inject_text(text: str, site: Site = SITE, *, with_state_secrets: bool = False) -> str:
+    """Add the containers to the workloads in the content of one file."""
+    return inject([text], site, with_state_secrets=with_state_secrets)
 
 
 def with_component(document: Document, folder: Path, variant: str, literals: dict[str, str]) -> list[Document]:

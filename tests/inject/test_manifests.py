@@ -20,7 +20,7 @@ from lifecycle.inject.manifests import inject
 from lifecycle.inject.rules import HOSTNAME, LABEL
 from lifecycle.inject.template import CONTAINERS
 from tests.inject.labelled_workloads import annotated, deployment, pod, stateful_set, template_of
-from tests.inject.samples import NAMES, SITE, Document, injected, workloads
+from tests.inject.samples import NAMES, SITE, Document, inject_text, injected, workloads
 
 WORKLOADS_TEXT = Path(__file__).with_name("workloads.yaml").read_text()
 
@@ -60,11 +60,11 @@ spec:
 
 
 def test_text_without_labelled_workloads_is_returned_unchanged() -> None:
-    assert inject(UNLABELLED, SITE) == UNLABELLED
+    assert inject_text(UNLABELLED) == UNLABELLED
 
 
 def test_other_documents_keep_every_byte() -> None:
-    changed = inject(UNLABELLED + LABELLED + "---\n" + UNLABELLED, SITE)
+    changed = inject_text(UNLABELLED + LABELLED + "---\n" + UNLABELLED)
     assert changed.startswith(UNLABELLED + "---\n# Source: chart/templates/deployment.yaml\n")
     assert changed.endswith("---\n" + UNLABELLED)
 
@@ -72,20 +72,20 @@ def test_other_documents_keep_every_byte() -> None:
 def test_values_keep_their_spelling() -> None:
     values = {"1": "yes", "2": "0o14", "3": "012", "4": "1e3", "5": "~", "6": '"2026-01-01"', "7": "'x'", "8": "="}
     lines = "".join(f"        - {{name: A{name}, value: {value}}}\n" for name, value in values.items())
-    changed = inject(f"{LABELLED}        env:\n{lines}", SITE)
+    changed = inject_text(f"{LABELLED}        env:\n{lines}")
     assert lines in changed
 
 
 def test_time_of_day_is_written_as_text() -> None:
     """Without quotes, some YAML parsers read 12:30:45 as a number."""
-    changed = inject(f"{LABELLED}        env: [{{name: A, value: 12:30:45}}]\n", SITE)
+    changed = inject_text(f"{LABELLED}        env: [{{name: A, value: 12:30:45}}]\n")
     assert "value: '12:30:45'" in changed
 
 
 @cache
 def injected_workloads() -> dict[str, Document]:
     """Return the workloads of workloads.yaml with the containers, by name."""
-    return {document["metadata"]["name"]: document for document in yaml.safe_load_all(inject(WORKLOADS_TEXT, SITE))}
+    return {document["metadata"]["name"]: document for document in yaml.safe_load_all(inject_text(WORKLOADS_TEXT))}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -108,13 +108,13 @@ def test_only_containers_and_volumes_are_added(name: str) -> None:
 
 
 def test_second_run_changes_nothing() -> None:
-    once = inject(WORKLOADS_TEXT, SITE)
-    assert inject(once, SITE) == once
+    once = inject_text(WORKLOADS_TEXT)
+    assert inject_text(once) == once
 
 
 def test_workloads_in_a_list_are_changed() -> None:
     document = {"apiVersion": "v1", "kind": "List", "items": [deployment(), {"kind": "Secret"}, pod()]}
-    first, secret, second = json.loads(inject(json.dumps(document), SITE))["items"]
+    first, secret, second = json.loads(inject_text(json.dumps(document)))["items"]
     assert (first, secret, second) == (injected(deployment()), {"kind": "Secret"}, injected(pod()))
 
 
@@ -135,7 +135,7 @@ spec:
   copied_containers: *containers
   copied_init: *init
 """
-    changed = yaml.safe_load(inject(text, SITE))
+    changed = yaml.safe_load(inject_text(text))
     template = changed["spec"]["template"]
     assert template["metadata"]["labels"] == {"app": "web", LABEL: "true", "tier": "one"}
     assert [container["name"] for container in template["spec"]["initContainers"]] == [*CONTAINERS, "own"]
@@ -171,7 +171,7 @@ spec:
 )
 def test_malformed_text_is_reported(text: str, expected: str) -> None:
     with pytest.raises(ManifestError, match=expected):
-        inject(text, SITE)
+        inject_text(text)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_malformed_text_is_reported(text: str, expected: str) -> None:
 )
 def test_workload_with_unexpected_values_is_refused_or_unchanged(text: str) -> None:
     try:
-        assert inject(text, SITE) == text
+        assert inject_text(text) == text
         # Only this text has no workload with the label.
         assert "labels: 5" in text
     except ManifestError as error:
@@ -201,7 +201,7 @@ def test_null_annotations_count_as_empty() -> None:
     text = json.dumps(document).replace(
         '"tailscale-lifecycle/tailscale-args": ""', '"tailscale-lifecycle/tailscale-args": null'
     )
-    changed = json.loads(inject(text, SITE))
+    changed = json.loads(inject_text(text))
     assert template_of(changed)["spec"] == template_of(expected)["spec"]
 
 
@@ -209,7 +209,7 @@ def test_text_that_kubernetes_would_read_as_another_type_has_quotes() -> None:
     values = ["y", "N", "1e3", "0o14", "-.5", "on", "~", "null"]
     site = replace(SITE, settings={f"A{number}": value for number, value in enumerate(values)})
     for text in (LABELLED, json.dumps(deployment()), yaml.safe_dump(deployment(), default_flow_style=True)):
-        changed = inject(text, site)
+        changed = inject_text(text, site)
         for value in values:
             assert re.search(rf"""value"?: ['"]{re.escape(value)}['"]""", changed), value
 
@@ -217,7 +217,7 @@ def test_text_that_kubernetes_would_read_as_another_type_has_quotes() -> None:
 def test_thousands_of_blank_lines_are_read_quickly() -> None:
     """A regular expression with exponential backtracking would not end."""
     text = "\n" * 5000 + LABELLED
-    assert inject(text, SITE).startswith("\n" * 5000 + "---\n")
+    assert inject_text(text).startswith("\n" * 5000 + "---\n")
 
 
 def test_files_are_read_one_by_one() -> None:
@@ -236,12 +236,12 @@ def test_aliases_that_multiply_are_refused() -> None:
         lines = [f"a0: &a0 {first}"]
         lines += [f"a{n}: &a{n} {before}{', '.join([f'*a{n - 1}'] * 9)}{after}" for n in range(1, 30)]
         with pytest.raises(ManifestError, match="aliases"):
-            inject("\n".join(lines), SITE)
+            inject_text("\n".join(lines))
 
 
 def test_deeply_nested_document_is_refused() -> None:
     with pytest.raises(ManifestError):
-        inject(f"{'[' * 100_000}{LABEL}", SITE)
+        inject_text(f"{'[' * 100_000}{LABEL}")
 
 
 # --- Properties ---------------------------------------------------------------------------------------
@@ -280,8 +280,8 @@ def test_arbitrary_workload_is_changed_once_and_keeps_its_fields(document: Docum
         text = json.dumps(document)
     else:
         text = yaml.safe_dump(document, default_flow_style=style == "flow", allow_unicode=True)
-    once = inject(text, SITE)
-    assert inject(once, SITE) == once
+    once = inject_text(text)
+    assert inject_text(once) == once
     load = json.loads if style == "json" else yaml.safe_load
     after = load(once)
     assert after["status"] == load(text)["status"]
@@ -300,7 +300,7 @@ def test_arbitrary_workload_is_changed_once_and_keeps_its_fields(document: Docum
 @given(st.text(max_size=60))
 def test_any_text_is_returned_or_refused(text: str) -> None:
     try:
-        assert inject(text, SITE) == text.removeprefix("\ufeff")
+        assert inject_text(text) == text.removeprefix("\ufeff")
     except ManifestError as error:
         assert str(error)  # noqa: PT017 - both outcomes are valid
 
@@ -318,8 +318,8 @@ def test_annotation_for_a_state_secret_sets_node_policy_to_keep() -> None:
 @pytest.mark.parametrize("kind", ["Secret", "Role", "RoleBinding"])
 def test_state_secret_and_its_role_are_appended_once(kind: str) -> None:
     text = json.dumps(annotated(deployment(), state_secret="web-state"))
-    once = inject(text, SITE, with_state_secrets=True)
-    assert inject(once, SITE, with_state_secrets=True) == once
+    once = inject_text(text, with_state_secrets=True)
+    assert inject_text(once, with_state_secrets=True) == once
     (appended,) = [document for document in yaml.safe_load_all(once) if document["kind"] == kind]
     assert appended["metadata"] == {"name": "web-state", "namespace": "services"}
     if kind == "Role":
@@ -331,7 +331,7 @@ def test_state_secret_and_its_role_are_appended_once(kind: str) -> None:
 def test_each_ordinal_gets_a_state_secret() -> None:
     document = annotated(stateful_set(replicas=2), hostname="$(POD_NAME)", state_secret="$(POD_NAME)-state")
     document["spec"]["ordinals"] = {"start": 5}
-    documents = list(yaml.safe_load_all(inject(json.dumps(document), SITE, with_state_secrets=True)))
+    documents = list(yaml.safe_load_all(inject_text(json.dumps(document), with_state_secrets=True)))
     names = [item["metadata"]["name"] for item in documents if item["kind"] == "Secret"]
     assert names == ["web-5-state", "web-6-state"]
     (role,) = [item for item in documents if item["kind"] == "Role"]
@@ -342,10 +342,10 @@ def test_state_secret_needs_a_namespace() -> None:
     document = annotated(deployment(), state_secret="web-state")
     del document["metadata"]["namespace"]
     with pytest.raises(ManifestError, match=r"Deployment web: .*metadata\.namespace"):
-        inject(json.dumps(document), SITE, with_state_secrets=True)
+        inject_text(json.dumps(document), with_state_secrets=True)
 
 
 def test_state_secret_whose_name_is_known_only_in_the_pod_is_refused() -> None:
     document = annotated(stateful_set(), hostname="$(POD_NAME)", state_secret="$(POD_NAMESPACE)-state")
     with pytest.raises(ManifestError, match="StatefulSet web"):
-        inject(json.dumps(document), SITE, with_state_secrets=True)
+        inject_text(json.dumps(document), with_state_secrets=True)

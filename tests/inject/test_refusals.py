@@ -10,11 +10,10 @@ import json
 import pytest
 
 from lifecycle.domain.errors import ManifestError
-from lifecycle.inject.manifests import inject
 from lifecycle.inject.rules import REFUSALS
 from lifecycle.inject.template import CONTAINERS
 from tests.inject.labelled_workloads import ACCEPTED, KINDS, REFUSED, annotated, deployment, labelled
-from tests.inject.samples import SITE
+from tests.inject.samples import inject_text
 
 
 def to_text(*documents: object) -> str:
@@ -26,7 +25,7 @@ def to_text(*documents: object) -> str:
 def test_workload_is_refused_with_its_name_and_the_remedy(name: str) -> None:
     document, texts = REFUSED[name]
     with pytest.raises(ManifestError) as refused:
-        inject(to_text(document), SITE)
+        inject_text(to_text(document))
     message = str(refused.value)
     assert f"{document['kind']} {document['metadata']['name']}" in message
     assert [text for text in texts if text not in message] == []
@@ -34,13 +33,13 @@ def test_workload_is_refused_with_its_name_and_the_remedy(name: str) -> None:
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_workload_is_accepted(name: str) -> None:
-    result = inject(to_text(ACCEPTED[name]), SITE)
+    result = inject_text(to_text(ACCEPTED[name]))
     assert all(f'"name": "{container}"' in result for container in CONTAINERS) is (name != "label-false")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_workload_gets_the_containers(kind: str) -> None:
-    result = json.loads(inject(to_text(KINDS[kind]()), SITE))
+    result = json.loads(inject_text(to_text(KINDS[kind]())))
     template = result if kind == "pod" else result["spec"].get("jobTemplate", result)["spec"]["template"]
     assert [container["name"] for container in template["spec"]["initContainers"]] == list(CONTAINERS)
     assert all(container["image"] for container in template["spec"]["initContainers"])
@@ -50,7 +49,7 @@ def test_every_refusal_has_a_case() -> None:
     reported = set()
     for document, _ in REFUSED.values():
         with pytest.raises(ManifestError) as refused:
-            inject(to_text(document), SITE)
+            inject_text(to_text(document))
         lines = str(refused.value).splitlines()
         for refusal, text in REFUSALS.items():
             # The parts of the message between the placeholders.
@@ -65,7 +64,7 @@ def test_all_refusals_are_reported_in_one_error() -> None:
     second = labelled(deployment(replicas=2), inject="true")
     second["metadata"]["name"] = "second"
     with pytest.raises(ManifestError) as refused:
-        inject(to_text(first, deployment(), second), SITE)
+        inject_text(to_text(first, deployment(), second))
     lines = str(refused.value).splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("Deployment web: ")
