@@ -373,9 +373,11 @@ class Settings(BaseSettings):
         return [name for name in names if getattr(self, name.lower())]
 
     @property
-    def needs_cluster(self) -> bool:
-        """Whether the command needs `Cluster`, to read Secrets or to run commands in Headscale's pod."""
-        return self.access == "exec" or self.headscale_api_key_secret is not None
+    def cluster_needed_for(self) -> str | None:
+        """The setting for which the command needs `Cluster`, to read Secrets or to run commands in Headscale's pod."""
+        if self.access == "exec":
+            return "HEADSCALE_ACCESS"
+        return "HEADSCALE_API_KEY_SECRET" if self.headscale_api_key_secret else None
 
     @property
     def effective_headscale_url(self) -> str:
@@ -481,9 +483,9 @@ class CleanupSettings(Settings):
     )
 
     @property
-    def needs_cluster(self) -> bool:
-        """Whether the command needs `Cluster`, to read Secrets or to run commands in Headscale's pod."""
-        return super().needs_cluster or self.node_policy == "keep"
+    def cluster_needed_for(self) -> str | None:
+        """The setting for which the command needs `Cluster`, to read Secrets or to run commands in Headscale's pod."""
+        return super().cluster_needed_for or ("NODE_POLICY" if self.node_policy == "keep" else None)
 
     def problems(self) -> Iterable[str]:
         """Yield the problems with combinations of settings. Each problem begins with the name of a variable."""

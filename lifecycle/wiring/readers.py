@@ -124,16 +124,13 @@ def connect_cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = 
     Raises:
         ConfigError: the API is not available here.
     """
-    if not settings.needs_cluster:
+    needed_for = settings.cluster_needed_for
+    if needed_for is None:
         return None
     # These imports are not at the top of the file, because they take time, and most pods do not need them.
     from lifecycle.clients.kubernetes.access import find_access  # noqa: PLC0415
     from lifecycle.clients.kubernetes.api import Cluster  # noqa: PLC0415
 
-    if settings.access == "exec":
-        needed_for = "HEADSCALE_ACCESS"
-    else:
-        needed_for = "HEADSCALE_API_KEY_SECRET" if settings.headscale_api_key_secret else "NODE_POLICY"
     access = find_access(
         needed_for=needed_for,
         may_use_kubeconfig=only_reads,
