@@ -8,6 +8,7 @@ from datetime import timedelta
 from ipaddress import ip_network
 from pathlib import Path
 from typing import ClassVar, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr
 from pydantic.fields import FieldInfo
@@ -52,7 +53,7 @@ from lifecycle.settings.fields import (
     is_dns_name,
     parse_token,
 )
-from lifecycle.settings.proxies import Proxies
+from lifecycle.settings.proxies import is_direct
 
 SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -384,17 +385,17 @@ class Settings(BaseSettings):
         """HEADSCALE_URL, or its default."""
         return self.headscale_url or f"http://headscale.{self.headscale_namespace}.svc.cluster.local:8080"
 
-    @property
-    def proxies(self) -> Proxies:
-        """The proxies from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY."""
-        default = self._proxy("ALL_PROXY")
-        by_scheme = {"http": self._proxy("HTTP_PROXY") or default, "https": self._proxy("HTTPS_PROXY") or default}
-        return Proxies(by_scheme, self.no_proxy)
+    def proxy_for(self, url: str) -> Proxy | None:
+        """Return the proxy for a URL from HTTP_PROXY, HTTPS_PROXY or ALL_PROXY, or None for a direct connection."""
+        if is_direct(url, self.no_proxy):
+            return None
+        setting = {"http": "HTTP_PROXY", "https": "HTTPS_PROXY"}[urlsplit(url).scheme]
+        return self._proxy(setting) or self._proxy("ALL_PROXY")
 
     @property
     def proxy_of_headscale(self) -> Proxy | None:
         """The proxy for HEADSCALE_URL; None = a direct connection."""
-        return self._proxy("HEADSCALE_PROXY") or self.proxies.for_url(self.effective_headscale_url)
+        return self._proxy("HEADSCALE_PROXY") or self.proxy_for(self.effective_headscale_url)
 
     def _proxy(self, name: str) -> Proxy | None:
         url: SecretStr | None = getattr(self, name.lower())

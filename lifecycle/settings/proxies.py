@@ -1,45 +1,32 @@
-"""Decide which requests of this program's clients go through a proxy."""
+"""Decide which requests of this program's clients do not use a proxy."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
 from lifecycle.domain.model import IpAddress
 from lifecycle.domain.ownership import IpNetwork
-from lifecycle.domain.proxy import Proxy
 
 _WITH_PORT = re.compile(r"(.+):(\d{1,5})", re.ASCII)
 _BRACKETED = re.compile(r"\[([^]]*)\](/\d+)?", re.ASCII)
 _DEFAULT_PORT = {"http": 80, "https": 443}
 
 
-@dataclass(frozen=True, slots=True)
-class Proxies:
-    """The proxies from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
+def is_direct(url: str, no_proxy: str) -> bool:
+    """Return True if requests to a URL do not use HTTP_PROXY, HTTPS_PROXY or ALL_PROXY.
 
     The rules for NO_PROXY are those of Go programs such as kubectl and tailscale. Unlike them, this program never uses
     these proxies for names inside the cluster.
 
-    Attributes:
-        by_scheme: the proxies for `http` and `https` URLs; None = a direct connection.
+    Args:
         no_proxy: what to reach directly: host names, addresses, networks or `*`, each with or without a port.
     """
-
-    by_scheme: Mapping[str, Proxy | None]
-    no_proxy: str
-
-    def for_url(self, url: str) -> Proxy | None:
-        """Return the proxy for a URL, or None for a direct connection."""
-        parts = urlsplit(url)
-        host = (parts.hostname or "").rstrip(".")
-        port = parts.port or _DEFAULT_PORT[parts.scheme]
-        if _is_internal(host) or any(_matches(entry, host, port) for entry in re.split(r"[,\s]+", self.no_proxy)):
-            return None
-        return self.by_scheme[parts.scheme]
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".")
+    port = parts.port or _DEFAULT_PORT[parts.scheme]
+    return _is_internal(host) or any(_matches(entry, host, port) for entry in re.split(r"[,\s]+", no_proxy))
 
 
 def _is_internal(host: str) -> bool:

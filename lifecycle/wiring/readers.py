@@ -81,9 +81,7 @@ def open_upstreams(
         )
 
     url = settings.cloudflare_api_url
-    cloudflare = connect(
-        CLOUDFLARE, url, settings.proxies.for_url(url), partial(settings.secret, "CLOUDFLARE_API_TOKEN")
-    )
+    cloudflare = connect(CLOUDFLARE, url, settings.proxy_for(url), partial(settings.secret, "CLOUDFLARE_API_TOKEN"))
     if settings.access == "exec" and cluster is not None:
         return _exec_transport(settings, cluster, partial(on_outcome, HEADSCALE.name)), cloudflare
     if settings.headscale_ca_file:
@@ -135,7 +133,7 @@ def connect_cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = 
         needed_for=needed_for,
         may_use_kubeconfig=only_reads,
         timeout=settings.http_timeout,
-        proxy_for=settings.proxies.for_url,
+        proxy_for=settings.proxy_for,
         default_trust=partial(_trust, settings),
     )
     stack.enter_context(access.client)
