@@ -15,6 +15,7 @@ from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.loop import repeat
 from lifecycle.runtime.retry import RetryPolicy, no_retries
 from lifecycle.runtime.stop import StopEvent
+from lifecycle.settings.load import settings_to_pass_on
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, InjectSettings, PruneSettings
 from lifecycle.wiring.readers import connect_cluster, state_reader
 from lifecycle.wiring.writers import connect_writers, writing_kubernetes_events
@@ -100,7 +101,7 @@ def prune(settings: PruneSettings, stop: Event, *, name: str | None) -> None:
 
 def inject(settings: InjectSettings, files: Sequence[str], with_state_secrets: bool) -> str:  # noqa: FBT001 - an option
     """Return manifests with containers added to labelled workloads, and optionally Secrets for tailscale's state."""
-    from lifecycle.inject.input import read, site_from_settings  # noqa: PLC0415
+    from lifecycle.inject.input import read  # noqa: PLC0415
     from lifecycle.inject.manifests import inject as add_containers  # noqa: PLC0415 - only inject needs these
 
-    return add_containers(read(files), site_from_settings(settings), with_state_secrets=with_state_secrets)
+    return add_containers(read(files), settings, settings_to_pass_on(settings), with_state_secrets=with_state_secrets)

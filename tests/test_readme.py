@@ -12,9 +12,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from lifecycle.inject.input import site_from_settings
 from lifecycle.inject.manifests import inject
-from lifecycle.settings.load import load
+from lifecycle.settings.load import load, settings_to_pass_on
 from lifecycle.settings.models import (
     CleanupSettings,
     DnsWatchSettings,
@@ -38,7 +37,8 @@ def manifest() -> dict[str, Any]:
         if document["kind"] == "Deployment"
     ]
     Path(".env").write_text((ROOT / "deploy/site/site.env").read_text())
-    injected = json.loads(inject([json.dumps(deployment)], site_from_settings(load(InjectSettings))))
+    settings = load(InjectSettings)
+    injected = json.loads(inject([json.dumps(deployment)], settings, settings_to_pass_on(settings)))
     Path(".env").unlink()
     for document in (deployment, injected):
         kubernetes_validate.validate(document, kubernetes_validate.latest_version().rpartition(".")[0], strict=True)

@@ -1,4 +1,4 @@
-"""Read the input of `inject`: the manifests, and the settings that all workloads share."""
+"""Read the manifests to which `inject` adds containers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lifecycle.domain.errors import ManifestError
-from lifecycle.inject.rules import Site
-from lifecycle.settings.load import settings_to_pass_on
-from lifecycle.settings.models import InjectSettings, site_variables
 
 
 def read(files: Sequence[str]) -> list[str]:
@@ -32,14 +29,3 @@ def read(files: Sequence[str]) -> list[str]:
         except UnicodeDecodeError:
             raise ManifestError(f"{file}: is not UTF-8 text") from None
     return texts
-
-
-def site_from_settings(settings: InjectSettings) -> Site:
-    """Return the values of the settings that are the same for all workloads."""
-    return Site(
-        domain=settings.domain_name,
-        login_server=settings.login_server,
-        settings={**settings_to_pass_on(site_variables()), "DOMAIN_NAME": settings.domain_name},
-        lifecycle_image=settings.lifecycle_image,
-        tailscale_image=settings.tailscale_image,
-    )

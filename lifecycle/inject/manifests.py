@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import yaml
@@ -14,13 +14,13 @@ from lifecycle.inject.rules import (
     INIT_CONTAINERS,
     LABEL,
     STATE_SECRET,
-    Site,
     Workload,
     placeholder_values,
     refusals,
 )
 from lifecycle.inject.state import state_objects
 from lifecycle.inject.template import PROJECT, added_volumes, filled_containers
+from lifecycle.settings.models import InjectSettings
 
 # The path of the pod template in each kind of object. A Pod is its own template.
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -41,7 +41,9 @@ _VERSIONS = frozenset({"v1", "apps/v1", "batch/v1"})
 _MAX_LIST_DEPTH = 3
 
 
-def inject(texts: Sequence[str], site: Site, *, with_state_secrets: bool = False) -> str:
+def inject(
+    texts: Sequence[str], settings: InjectSettings, shared: Mapping[str, str], *, with_state_secrets: bool = False
+) -> str:
     """Add the containers to each workload that has the label.
 
     Other documents stay as they are. In a changed document, every value keeps its spelling, but comments and the layout
@@ -49,6 +51,7 @@ def inject(texts: Sequence[str], site: Site, *, with_state_secrets: bool = False
 
     Args:
         texts: the content of each file: YAML documents, or one JSON document.
+        shared: the variables of cleanup and dns-watch that all workloads share.
         with_state_secrets: append each missing Secret for tailscale's state, with the Role that permits its use.
 
     Raises:
@@ -66,7 +69,7 @@ def inject(texts: Sequence[str], site: Site, *, with_state_secrets: bool = False
                 workload = _workload(node)
                 if workload is not None:
                     workloads.append(workload)
-                    added += _add_containers(workload, site, problems)
+                    added += _add_containers(workload, settings, shared, problems)
         except ManifestError as error:
             problems.append(f"document {number}: {error}")
             continue
@@ -113,7 +116,9 @@ def _members(node: yaml.Node) -> Iterator[yaml.MappingNode]:
         yield node
 
 
-def _add_containers(workload: Workload, site: Site, problems: list[str]) -> list[ItemsAsText | None]:
+def _add_containers(
+    workload: Workload, settings: InjectSettings, shared: Mapping[str, str], problems: list[str]
+) -> list[ItemsAsText | None]:
     """Add the containers and volumes to one workload if it has the label.
 
     Args:
@@ -122,11 +127,11 @@ def _add_containers(workload: Workload, site: Site, problems: list[str]) -> list
     Returns:
         For each changed list, the items that `write_document` adds as text; None if they were added as nodes.
     """
-    reasons = list(refusals(workload, site))
+    reasons = list(refusals(workload, settings.domain_name))
     problems += [f"{workload}: {reason}" for reason in reasons]
     if reasons or not workload.requests_injection or workload.is_injected:
         return []
-    containers = filled_containers(placeholder_values(workload, site))
+    containers = filled_containers(placeholder_values(workload, settings, shared))
     # "before" means that the pod's own init containers start before the added containers.
     at_end = workload.annotations.get(INIT_CONTAINERS) == "before"
     spec = cast("yaml.MappingNode", field_of(workload.node, *TEMPLATES[workload.kind], "spec"))

@@ -23,6 +23,7 @@ from lifecycle.inject.template import (
     VOLUMES,
     template,
 )
+from lifecycle.settings.models import InjectSettings
 
 LABEL = f"{PROJECT}/inject"
 HOSTNAME = f"{PROJECT}/hostname"
@@ -127,17 +128,6 @@ REFUSALS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
-    """The configuration that all workloads share. `settings` contains variables of cleanup and dns-watch."""
-
-    domain: str
-    login_server: str
-    settings: Mapping[str, str]
-    lifecycle_image: str
-    tailscale_image: str
-
-
-@dataclass(frozen=True, slots=True)
 class Workload:
     """One object with a pod template, such as a Deployment.
 
@@ -189,12 +179,12 @@ class Workload:
         return KEY_VOLUME in self.reserved_volumes and set(CONTAINERS) <= set(self.container_names)
 
 
-def refusals(workload: Workload, site: Site) -> Iterator[str]:
+def refusals(workload: Workload, domain: str) -> Iterator[str]:
     """Yield each reason why the containers cannot be added; nothing if they can be added."""
     yield from _name_refusals(workload)
     if not workload.requests_injection:
         return
-    yield from _annotation_refusals(workload, site)
+    yield from _annotation_refusals(workload, domain)
     yield from _pod_refusals(workload)
     yield from _count_refusals(workload)
 
@@ -216,7 +206,7 @@ def _name_refusals(workload: Workload) -> Iterator[str]:
                 yield _message("unknown", value=f"The {place} {name}{hint}")
 
 
-def _annotation_refusals(workload: Workload, site: Site) -> Iterator[str]:
+def _annotation_refusals(workload: Workload, domain: str) -> Iterator[str]:
     annotations = workload.annotations
     for name, annotation in ANNOTATIONS.items():
         value = annotations.get(name)
@@ -224,14 +214,14 @@ def _annotation_refusals(workload: Workload, site: Site) -> Iterator[str]:
             yield _message("value", name=name, value=value, valid=annotation.valid_values)
     hostname = annotations.get(HOSTNAME)
     if hostname is None:
-        yield _message("hostname-missing", domain=site.domain)
+        yield _message("hostname-missing", domain=domain)
     elif isinstance(hostname, str):
-        if "." in hostname and not is_in_domain(hostname, site.domain):
-            yield _message("hostname-domain", value=hostname, domain=site.domain)
+        if "." in hostname and not is_in_domain(hostname, domain):
+            yield _message("hostname-domain", value=hostname, domain=domain)
         # References such as $(POD_NAME) are not counted, because their values are known only in the pod, where cleanup
         # checks the length.
-        elif len(re.sub(_REFERENCE, "", full_hostname(hostname, site.domain))) > MAX_HOSTNAME_LENGTH:
-            yield _message("hostname-length", value=full_hostname(hostname, site.domain))
+        elif len(re.sub(_REFERENCE, "", full_hostname(hostname, domain))) > MAX_HOSTNAME_LENGTH:
+            yield _message("hostname-length", value=full_hostname(hostname, domain))
     args = annotations.get(TAILSCALE_ARGS, "")
     if isinstance(args, str) and re.search(RESERVED_ARGS, args, re.ASCII):
         yield _message("args", value=args)
@@ -277,40 +267,44 @@ def full_hostname(hostname: str, domain: str) -> str:
     return hostname if "." in hostname else f"{hostname}.{domain}"
 
 
-def placeholder_values(workload: Workload, site: Site) -> dict[str, Any]:
-    """Return the value of each placeholder in containers.yaml for a workload."""
+def placeholder_values(workload: Workload, settings: InjectSettings, shared: Mapping[str, str]) -> dict[str, Any]:
+    """Return the value of each placeholder in containers.yaml for a workload.
+
+    Args:
+        shared: the variables of cleanup and dns-watch that all workloads share.
+    """
     annotations = workload.annotations
-    hostname = full_hostname(annotations[HOSTNAME], site.domain)
+    hostname = full_hostname(annotations[HOSTNAME], settings.domain_name)
     secret: str = annotations.get(STATE_SECRET, "")
     args: str = annotations.get(TAILSCALE_ARGS, "").strip(" ")
-    uses_exec = site.settings.get("HEADSCALE_ACCESS") == "exec"
+    uses_exec = shared.get("HEADSCALE_ACCESS") == "exec"
     # With exec, no API key is needed. With HEADSCALE_API_KEY_SECRET, the key is read from this Secret, not from a file.
-    needs_kubernetes_api = uses_exec or bool(site.settings.get("HEADSCALE_API_KEY_SECRET"))
-    settings = {
+    needs_kubernetes_api = uses_exec or bool(shared.get("HEADSCALE_API_KEY_SECRET"))
+    variables = {
         name: value for name, value in DEFAULTS.items() if name != "HEADSCALE_API_KEY_FILE" or not needs_kubernetes_api
     }
-    settings |= site.settings
-    settings |= {
+    variables |= shared
+    variables |= {
         annotation.setting: annotations[name]
         for name, annotation in ANNOTATIONS.items()
         if annotation.setting and annotations.get(name)
     }
-    settings["TS_HOSTNAME"] = hostname
+    variables["TS_HOSTNAME"] = hostname
     if secret:
-        settings |= {"NODE_POLICY": "keep", "TS_KUBE_SECRET": secret}
+        variables |= {"NODE_POLICY": "keep", "TS_KUBE_SECRET": secret}
     token = [template()["token-mount"]]
-    writes_events = settings.get("KUBERNETES_EVENTS", "").lower() not in ("", "false")
+    writes_events = variables.get("KUBERNETES_EVENTS", "").lower() not in ("", "false")
     needs_token = needs_kubernetes_api or writes_events
     return {
         "hostname": hostname,
-        "tailscale_args": f"--login-server={site.login_server} {args}".rstrip(),
+        "tailscale_args": f"--login-server={settings.login_server} {args}".rstrip(),
         "state_secret": secret,
         # An empty value counts as unset.
-        "settings": [{"name": name, "value": value} for name, value in sorted(settings.items()) if value],
+        "settings": [{"name": name, "value": value} for name, value in sorted(variables.items()) if value],
         "node_name": [template()["node-name"]] if "$(NODE_NAME)" in f"{hostname} {secret}" else [],
         # cleanup reads the state Secret.
         "cleanup_token": token if needs_token or secret else [],
         "dns_watch_token": token if needs_token else [],
-        "lifecycle_image": site.lifecycle_image,
-        "tailscale_image": site.tailscale_image,
+        "lifecycle_image": settings.lifecycle_image,
+        "tailscale_image": settings.tailscale_image,
     }

@@ -18,8 +18,10 @@ from lifecycle.settings.models import (
     PLACEHOLDERS,
     SECRET_FOLDER,
     Command,
+    InjectSettings,
     command_variables,
     every_variable,
+    site_variables,
 )
 
 ENV_FILE = ".env"
@@ -113,15 +115,15 @@ def _variables_of_file() -> dict[str, str]:
     return {name: (value or "").strip() for name, value in from_file.items()}
 
 
-def settings_to_pass_on(names: Iterable[str]) -> dict[str, str]:
-    """Return those of these settings that have a value, as text, so that `inject` can pass them on to pods.
+def settings_to_pass_on(settings: InjectSettings) -> dict[str, str]:
+    """Return the settings that `inject` passes on to all pods, as text, by the names of their variables.
 
     Proxies and certificate authorities are passed on only from `.env`, because those in the environment are for this
     machine.
     """
     variables, from_file = environment(), _variables_of_file()
-    values = {name: (from_file if name in _SHARED_VARIABLES else variables).get(name, "") for name in names}
-    return {name: value for name, value in values.items() if value}
+    values = {name: (from_file if name in _SHARED_VARIABLES else variables).get(name) for name in site_variables()}
+    return {name: value for name, value in values.items() if value} | {"DOMAIN_NAME": settings.domain_name}
 
 
 def service_links(variables: Mapping[str, str]) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ from tests.cluster.api_server import ApiServer, RefusedError
 from tests.cluster.conftest import set_settings
 from tests.inject.labelled_workloads import ACCEPTED, REFUSED, annotated, deployment, pod, template_of
 from tests.inject.samples import (
+    INJECT_SETTINGS,
     LOGIN_SERVER,
     NAMES,
     SETTINGS,
-    SITE,
     comparable,
     in_required_order,
     injected,
@@ -189,8 +188,9 @@ def test_settings_reach_the_containers(
     image = without_effect.get("LIFECYCLE_IMAGE", "registry.example.com/lifecycle:1")
     set_settings(api_server, **{"LIFECYCLE_IMAGE": image, **settings, **without_effect})
     try:
-        site = replace(SITE, settings=SETTINGS | settings, lifecycle_image=image or SITE.lifecycle_image)
-        expected = admitted(api_server, pod_of(injected(deployment(), site)))
+        images = {"lifecycle_image": image} if image else {}
+        command = INJECT_SETTINGS.model_copy(update=images)
+        expected = admitted(api_server, pod_of(injected(deployment(), SETTINGS | settings, command)))
         eventually(lambda: admitted(api_server, pod_of(deployment())) == expected, "the new settings")
     finally:
         restore_settings(api_server)

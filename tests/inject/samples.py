@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache
 from operator import itemgetter
@@ -13,7 +14,7 @@ from typing import Any
 import yaml
 
 from lifecycle.inject.manifests import inject
-from lifecycle.inject.rules import STATE_SECRET, Site
+from lifecycle.inject.rules import STATE_SECRET
 from lifecycle.inject.template import CONTAINERS
 from lifecycle.settings.models import DryRunSettings, InjectSettings, command_variables
 from tests.inject.labelled_workloads import template_of
@@ -23,13 +24,7 @@ Document = dict[str, Any]
 
 SETTINGS = {"DOMAIN_NAME": "example.com", "HEADSCALE_USER": "services", "HEADSCALE_URL": "http://10.96.0.20:8080"}
 LOGIN_SERVER = "https://headscale.example.com"
-SITE = Site(
-    domain="example.com",
-    login_server=LOGIN_SERVER,
-    settings=SETTINGS,
-    lifecycle_image=InjectSettings.model_fields["lifecycle_image"].default,
-    tailscale_image=InjectSettings.model_fields["tailscale_image"].default,
-)
+INJECT_SETTINGS = InjectSettings.model_validate({"DOMAIN_NAME": "example.com", "LOGIN_SERVER": LOGIN_SERVER})
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 COMPONENTS = DEPLOY / "components/lifecycle"
@@ -48,15 +43,17 @@ def workloads() -> dict[str, Document]:
 NAMES = sorted(workloads())
 
 
-def injected(document: Document, site: Site = SITE) -> Document:
+def injected(
+    document: Document, shared: Mapping[str, str] = SETTINGS, settings: InjectSettings = INJECT_SETTINGS
+) -> Document:
     """Return a manifest to which `lifecycle inject` has added the containers."""
-    result: Document = json.loads(inject_text(json.dumps(document), site))
+    result: Document = json.loads(inject([json.dumps(document)], settings, shared))
     return result
 
 
-def inject_text(text: str, site: Site = SITE, *, with_state_secrets: bool = False) -> str:
+def inject_text(text: str, shared: Mapping[str, str] = SETTINGS, *, with_state_secrets: bool = False) -> str:
     """Add the containers to the workloads in the content of one file."""
-    return inject([text], site, with_state_secrets=with_state_secrets)
+    return inject([text], INJECT_SETTINGS, shared, with_state_secrets=with_state_secrets)
 
 
 def with_component(document: Document, folder: Path, variant: str, literals: dict[str, str]) -> list[Document]:

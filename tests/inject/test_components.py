@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from lifecycle.settings.models import DryRunSettings, command_variables
 from tests.inject.labelled_workloads import template_of
 from tests.inject.samples import (
     NAMES,
-    SITE,
     comparable,
     in_required_order,
     injected,
@@ -55,5 +53,5 @@ def test_inject_creates_the_same_pod_as_the_manifests_in_deploy_services(name: s
         STATE_SECRET: literals["TS_KUBE_SECRET"],
         INIT_CONTAINERS: "before",
     }
-    added = injected(workload, replace(SITE, settings=settings))
+    added = injected(workload, settings)
     assert comparable(template_of(added)["spec"]) == expected

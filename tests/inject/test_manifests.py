@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from copy import deepcopy
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from lifecycle.inject.manifests import inject
 from lifecycle.inject.rules import HOSTNAME, LABEL
 from lifecycle.inject.template import CONTAINERS
 from tests.inject.labelled_workloads import annotated, deployment, pod, stateful_set, template_of
-from tests.inject.samples import NAMES, SITE, Document, inject_text, injected, workloads
+from tests.inject.samples import INJECT_SETTINGS, NAMES, SETTINGS, Document, inject_text, injected, workloads
 
 WORKLOADS_TEXT = Path(__file__).with_name("workloads.yaml").read_text()
 
@@ -207,9 +206,9 @@ def test_null_annotations_count_as_empty() -> None:
 
 def test_text_that_kubernetes_would_read_as_another_type_has_quotes() -> None:
     values = ["y", "N", "1e3", "0o14", "-.5", "on", "~", "null"]
-    site = replace(SITE, settings={f"A{number}": value for number, value in enumerate(values)})
+    shared = {f"A{number}": value for number, value in enumerate(values)}
     for text in (LABELLED, json.dumps(deployment()), yaml.safe_dump(deployment(), default_flow_style=True)):
-        changed = inject_text(text, site)
+        changed = inject_text(text, shared)
         for value in values:
             assert re.search(rf"""value"?: ['"]{re.escape(value)}['"]""", changed), value
 
@@ -227,7 +226,7 @@ def test_files_are_read_one_by_one() -> None:
         "%YAML 1.1\n---\nkind: Secret",
         "kind: Service\n",
     ]
-    assert inject(texts, SITE) == f"{texts[0]}\n...\n{texts[1]}\n---\n{texts[2]}"
+    assert inject(texts, INJECT_SETTINGS, SETTINGS) == f"{texts[0]}\n...\n{texts[1]}\n---\n{texts[2]}"
 
 
 def test_aliases_that_multiply_are_refused() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from lifecycle.inject.template import PROJECT, template
 from tests.inject.labelled_workloads import deployment, stateful_set, template_of
-from tests.inject.samples import SITE, with_component
+from tests.inject.samples import INJECT_SETTINGS, with_component
 from tests.inject.with_tailscale import (
     CASES,
     is_native,
@@ -161,7 +161,7 @@ def test_cleanup_and_dns_watch_have_every_field_of_the_template(name: str, varia
     all_containers = containers(spec_of(rendered_workload(name, variant)))
     for command in ("cleanup", "dns-watch"):
         container, expected = all_containers[command], template()[command]
-        assert container["image"] == SITE.lifecycle_image
+        assert container["image"] == INJECT_SETTINGS.lifecycle_image
         assert container["envFrom"] == [{"configMapRef": {"name": "lifecycle"}}]
         # Other items of the template are placeholders, which the component does not contain.
         assert container["env"] == [variable for variable in expected["env"] if isinstance(variable, dict)]
