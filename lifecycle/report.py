@@ -30,7 +30,6 @@ class Step:
     """One change that a command would make.
 
     Attributes:
-        kind: what kind of object is changed.
         what: a description of the changed object, for people.
         details: values of the changed object, for programs that read the JSON report.
     """

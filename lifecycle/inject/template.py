@@ -70,11 +70,7 @@ VOLUMES = tuple(volume["name"] for volume in added_volumes())
 
 
 def filled_containers(values: Mapping[str, Json]) -> list[Json]:
-    """Return the containers of one workload.
-
-    Args:
-        values: the value of each placeholder.
-    """
+    """Return the containers of one workload, with the values of the placeholders."""
     return [_fill(container, values) for container in added_containers()]
 
 

@@ -38,7 +38,6 @@ def to_json_values(
 
     Args:
         context: versions, user and other values that were read; None for a value that could not be read.
-        rows: the states of the workloads.
         problems: the problems that concern no single workload.
         shorten: is applied to names and addresses, and to text that may contain them.
     """
