@@ -147,7 +147,7 @@ def _workload(node: yaml.MappingNode) -> Workload | None:
     kind = str(manifest.get("kind", "object"))
     metadata = _object_at(manifest, "metadata")
     name = str(metadata.get("name") or metadata.get("generateName") or "without a name")
-    if kind not in TEMPLATES or manifest.get("apiVersion", "v1") not in _VERSIONS:
+    if kind not in TEMPLATES or str(manifest.get("apiVersion", "v1")) not in _VERSIONS:
         if any(_has_label(value) for field, value in manifest.items() if field != "metadata"):
             raise ManifestError(
                 f"{kind} {name} has the label {LABEL}, but its kind is not known. Remove the label, or use "

@@ -178,12 +178,17 @@ def test_malformed_text_is_reported(text: str, expected: str) -> None:
     [
         LABELLED.replace("Deployment", "PodTemplate").replace("spec:\n  replicas: 1\n  template:", "template:\n  x:"),
         LABELLED.replace("apps/v1", "apps.example.com/v1"),
+        LABELLED.replace("apiVersion: apps/v1", "apiVersion: [apps/v1]"),
+        LABELLED.replace("apiVersion: apps/v1", "apiVersion: {apps: v1}"),
         LABELLED.replace("replicas: 1", "replicas: 3.0"),
         LABELLED.replace("replicas: 1", "replicas: '3'"),
         LABELLED.replace("name: web\n        image", "name: [a]\n        image"),
         LABELLED.replace("kind: Deployment", "kind: Other").replace("labels: {", "labels: 5\n      other: {"),
     ],
-    ids=["other kind", "other API group", "float", "text", "list as a name", "number as labels"],
+    ids=[
+        *("other kind", "other API group", "list as a version", "object as a version"),
+        *("float", "text", "list as a name", "number as labels"),
+    ],
 )
 def test_workload_with_unexpected_values_is_refused_or_unchanged(text: str) -> None:
     try:
