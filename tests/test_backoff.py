@@ -18,7 +18,7 @@ MAX_JITTER_FACTOR = 1.25
 def rate_limited(retry_after_s: float | None = None) -> TransientError:
     """Return the error of a response with status 429, with or without a Retry-After."""
     retry_after = None if retry_after_s is None else timedelta(seconds=retry_after_s)
-    return TransientError("429", upstream="Cloudflare", retry_after=retry_after, throttled=True)
+    return TransientError("429", upstream="Cloudflare", status=429, retry_after=retry_after)
 
 
 @given(seconds=st.floats(0, 1e6), jitter=JITTER)

@@ -120,7 +120,6 @@ class JsonClient:
                     upstream=error.upstream,
                     status=error.status,
                     retry_after=error.retry_after,
-                    throttled=error.throttled,
                 ) from refusal
         except ApiError:
             # Any other error does not show that the upstream is unhealthy: a proxy may forward only the API.
@@ -159,19 +158,14 @@ class JsonClient:
         elif error := self._upstream.explain(what, response):
             return error
         elif status == httpx.codes.TOO_MANY_REQUESTS or httpx.codes.is_server_error(status):
-            is_throttled = status == httpx.codes.TOO_MANY_REQUESTS
             text = (
                 f"{name}: {what} was rate-limited ({status})."
-                if is_throttled
+                if status == httpx.codes.TOO_MANY_REQUESTS
                 else f"{name}, or a proxy in front of it, returned {status} for {what}{endpoint.via}. Check its log or "
                 "status page."
             )
             return TransientError(
-                f"{text}{response.reason}",
-                upstream=name,
-                status=status,
-                retry_after=response.retry_after,
-                throttled=is_throttled,
+                f"{text}{response.reason}", upstream=name, status=status, retry_after=response.retry_after
             )
         elif httpx.codes.is_redirect(status):
             text = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from http import HTTPStatus
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -76,7 +77,6 @@ class TransientError(ApiError):
 
     Attributes:
         retry_after: the delay that the upstream requested; None if it requested none.
-        throttled: the response was "too many requests" (429).
         was_sent: False if no connection was opened, so the upstream cannot have received the request.
     """
 
@@ -87,13 +87,16 @@ class TransientError(ApiError):
         upstream: str,
         status: int | None = None,
         retry_after: timedelta | None = None,
-        throttled: bool = False,
         was_sent: bool = True,
     ) -> None:
         super().__init__(message, upstream=upstream, status=status)
         self.retry_after = retry_after
-        self.throttled = throttled
         self.was_sent = was_sent
+
+    @property
+    def throttled(self) -> bool:
+        """True if the response was "too many requests"."""
+        return self.status == HTTPStatus.TOO_MANY_REQUESTS
 
 
 class AuthError(ApiError):

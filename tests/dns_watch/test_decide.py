@@ -76,7 +76,7 @@ METADATA = KeyMetadata("7", node_id="1", machine_key=NODE.machine_key)
 SUCCESSOR = a_node(2, addresses=["100.64.0.2"])
 OUTAGE = TransientError("Headscale did not respond", upstream="Headscale")
 CLOUDFLARE_OUTAGE = TransientError("Cloudflare returned 502", upstream="Cloudflare", status=502)
-RATE_LIMIT = TransientError("429", upstream="Cloudflare", retry_after=timedelta(seconds=700), throttled=True)
+RATE_LIMIT = TransientError("429", upstream="Cloudflare", status=429, retry_after=timedelta(seconds=700))
 REFUSED = AuthError("the token was refused", upstream="Cloudflare", status=403)
 
 POLL_INTERVAL_S = 30.0

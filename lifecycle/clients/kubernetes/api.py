@@ -253,9 +253,7 @@ class Cluster:
         # means that the pod was replaced after it was listed, or that a proxy responded.
         has_ended = status == httpx.codes.BAD_REQUEST and rule.resource == "pods/exec" and "is not valid" not in message
         if has_ended or is_throttled or status == httpx.codes.NOT_FOUND or status >= httpx.codes.INTERNAL_SERVER_ERROR:
-            return TransientError(
-                text, upstream=UPSTREAM, status=status, retry_after=response.retry_after, throttled=is_throttled
-            )
+            return TransientError(text, upstream=UPSTREAM, status=status, retry_after=response.retry_after)
         return ResponseError(text, upstream=UPSTREAM, status=status)
 
     def _error_if_unhealthy(self, what: str) -> TransientError | None:
