@@ -132,8 +132,8 @@ def cleanup_section(
             f"node {node.id} stays: it has the hostname, but the program does not own it ({describe(node)})"
             for node in plan.foreign
         ]
-        if observation.records_error is not None:
-            raise observation.records_error
+        if isinstance(observation.records, LifecycleError):
+            raise observation.records
         _check_zone(sources, settings.record_name)
     except LifecycleError as error:
         section.problems.append(str(error))

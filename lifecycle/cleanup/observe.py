@@ -70,14 +70,14 @@ def observe(
     detection.exception()
     version = headscale.version()
     state = saved_state(read_state()) if read_state is not None else None
+    records: tuple[Record, ...] | LifecycleError
     try:
         records = reading.result(max(0.0, deadline - monotonic()))
     except TimeoutError:
-        error = LifecycleError("Cloudflare did not respond within HTTP_TIMEOUT")
-        return Observation(version, user, nodes, None, error, state)
+        records = LifecycleError("Cloudflare did not respond within HTTP_TIMEOUT")
     except LifecycleError as error:
-        return Observation(version, user, nodes, None, error, state)
-    return Observation(version, user, nodes, records, None, state)
+        records = error
+    return Observation(version, user, nodes, records, state)
 
 
 def saved_state(values: Mapping[str, bytes] | None) -> SavedState | None:

@@ -60,17 +60,15 @@ class Observation:
     Attributes:
         user: the Headscale user that owns our nodes and keys.
         nodes: all nodes in Headscale.
-        records: all records at the main name, and our records at further names; None if they could not be read.
-        records_error: why the records could not be read.
+        records: all records at the main name, and our records at further names; or why they could not be read.
         state: None if the state Secret does not exist or is not needed.
     """
 
     headscale_version: str
     user: User
     nodes: tuple[Node, ...]
-    records: tuple[Record, ...] | None
-    records_error: LifecycleError | None = None
-    state: SavedState | None = None
+    records: tuple[Record, ...] | LifecycleError
+    state: SavedState | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +98,8 @@ def plan_cleanup(observation: Observation, *, config: CleanupConfig, now: dateti
     Raises:
         NameTakenError: another DNS_OWNER or workload uses the main name.
     """
-    refuse_taken_name(observation.records or (), record_ownership=config.main_name_ownership)
+    records = () if isinstance(observation.records, LifecycleError) else observation.records
+    refuse_taken_name(records, record_ownership=config.main_name_ownership)
     node_ownership = config.node_ownership(observation.user)
     kept = find_kept_node(observation, node_ownership=node_ownership, now=now) if config.keep_node else None
     kept_node = kept if isinstance(kept, Node) else None
@@ -116,7 +115,7 @@ def plan_cleanup(observation: Observation, *, config: CleanupConfig, now: dateti
             node_id=kept_id,
             machine_key=kept_node.machine_key if kept_node else None,
         ),
-        records=tuple(plan_records(observation.records or (), remaining, config=config, user=observation.user)),
+        records=tuple(plan_records(records, remaining, config=config, user=observation.user)),
         kept=kept,
         foreign=tuple(foreign_nodes(observation.nodes, node_ownership=node_ownership)),
     )

@@ -13,7 +13,7 @@ import structlog
 from lifecycle import apply
 from lifecycle.cleanup.observe import ReadState, cleanup_config, observe
 from lifecycle.cleanup.plan import CleanupConfig, Observation, Plan, plan_cleanup, plan_records
-from lifecycle.domain.errors import ApiError, StoppedError
+from lifecycle.domain.errors import ApiError, LifecycleError, StoppedError
 from lifecycle.domain.events import warning
 from lifecycle.domain.expiry import node_warning
 from lifecycle.domain.model import Node
@@ -82,7 +82,7 @@ class Cleanup:
 
         The first list of nodes can be minutes old, because of retries. A failure does not prevent the pod's start.
         """
-        if not plan.records or observation.records is None:
+        if not plan.records or isinstance(observation.records, LifecycleError):
             return 0
         try:
             nodes = self.writers.headscale.nodes()
@@ -94,8 +94,8 @@ class Cleanup:
         return len(changes)
 
     def _log_plan(self, plan: Plan, observation: Observation) -> None:
-        if observation.records_error is not None:
-            log.warning("zone.unreadable", error=str(observation.records_error))
+        if isinstance(observation.records, LifecycleError):
+            log.warning("zone.unreadable", error=str(observation.records))
         if self.settings.headscale_user is None:
             log.warning("user.assumed", user=observation.user.label, reason="it is the only user; set HEADSCALE_USER")
         untested = untested_warning(observation.headscale_version)

@@ -39,7 +39,7 @@ def kept_id_or_reason(*nodes: Node, device_id: str | None = "3", version: str = 
     values = {key: value.encode() for key, value in state.items()}
     if device_id is not None:
         values["device_id"] = device_id.encode()
-    observation = Observation(version, OUR_USER, nodes, records=None, state=saved_state(values))
+    observation = Observation(version, OUR_USER, nodes, records=(), state=saved_state(values))
     kept = find_kept_node(observation, node_ownership=NODE_OWNERSHIP, now=NOW)
     return kept.id if isinstance(kept, Node) else kept
 
@@ -84,7 +84,7 @@ def test_id_is_compared_exactly(device_id: str) -> None:
 
 
 def test_no_node_is_kept_without_the_secret() -> None:
-    observation = Observation("0.29.2", OUR_USER, (a_node(3),), records=None, state=None)
+    observation = Observation("0.29.2", OUR_USER, (a_node(3),), records=(), state=None)
     assert isinstance(find_kept_node(observation, node_ownership=NODE_OWNERSHIP, now=NOW), str)
 
 
