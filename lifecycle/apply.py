@@ -23,7 +23,6 @@ from lifecycle.domain.changes import (
     DeleteNode,
     DeleteRecord,
     RecordChange,
-    UpdateRecord,
     WriteFreshKey,
     WriteKeyMetadata,
 )
@@ -100,11 +99,7 @@ def change_records(changes: Sequence[RecordChange], cloudflare: CloudflareWriter
         ApiError: it could not be confirmed that the changes were made.
     """
     changes = _remaining_changes(changes, cloudflare)
-    cloudflare.change(
-        deletes=[change.record for change in changes if isinstance(change, DeleteRecord)],
-        updates=[(change.record, change.spec) for change in changes if isinstance(change, UpdateRecord)],
-        creates=[change.spec for change in changes if isinstance(change, CreateRecord)],
-    )
+    cloudflare.change(changes)
     for change in changes:
         if isinstance(change, DeleteRecord):
             record = change.record

@@ -12,6 +12,7 @@ import pytest
 
 from lifecycle.clients.cloudflare.errors import CLOUDFLARE
 from lifecycle.clients.cloudflare.writer import CloudflareWriter
+from lifecycle.domain.changes import CreateRecord, DeleteRecord, UpdateRecord
 from lifecycle.domain.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
 from lifecycle.domain.model import Record, RecordSpec
 from tests.builders import COMMENT_OF_OTHER_OWNER, NAME, OUR_COMMENT, a_record, a_spec
@@ -67,6 +68,18 @@ def sent_changes(account: Account) -> list[tuple[str, str, Any]]:
         (write.method, write.path.partition("/dns_records")[2], json.loads(write.body) if write.body else None)
         for write in account.writes
     ]
+
+
+def create(spec: RecordSpec | None = None) -> CreateRecord:
+    return CreateRecord(spec or a_spec(), reason="no record exists")
+
+
+def update(record: Record) -> UpdateRecord:
+    return UpdateRecord(record, a_spec(), reason="it differs")
+
+
+def delete(record: Record) -> DeleteRecord:
+    return DeleteRecord(record, reason="duplicate")
 
 
 # --- Reading -------------------------------------------------------------------------------------------
@@ -225,7 +238,7 @@ def test_failed_request_ends_the_search_for_the_zone(account: Account, fault: Fa
 
 
 def test_create_sends_every_field(account: Account, cloudflare: CloudflareWriter) -> None:
-    cloudflare.change(creates=[a_spec("100.64.0.1", ttl_s=120)])
+    cloudflare.change([create(a_spec("100.64.0.1", ttl_s=120))])
     [(method, path, body)] = sent_changes(account)
     assert (method, path) == ("POST", "")
     assert body == {
@@ -260,7 +273,7 @@ def test_update_sends_only_the_fields_that_differ(
 ) -> None:
     record_id = account.add(**({"content": "100.64.0.1"} | old))
     [record] = cloudflare.records(NAME)
-    cloudflare.change(updates=[(record, a_spec("100.64.0.1"))])
+    cloudflare.change([update(record)])
     assert sent_changes(account) == [("PATCH", f"/{record_id}", changed)]
     assert a_spec("100.64.0.1").differences(cloudflare.records(NAME)[0]) == {}
 
@@ -268,9 +281,7 @@ def test_update_sends_only_the_fields_that_differ(
 def test_several_changes_are_one_transaction(account: Account, cloudflare: CloudflareWriter) -> None:
     updated, deleted = account.add("100.64.0.1", ttl=300), account.add("100.64.0.2")
     records = {record.id: record for record in cloudflare.records(NAME)}
-    cloudflare.change(
-        deletes=[records[deleted]], updates=[(records[updated], a_spec("100.64.0.1"))], creates=[IPV6_SPEC]
-    )
+    cloudflare.change([delete(records[deleted]), update(records[updated]), create(IPV6_SPEC)])
     [(method, path, body)] = sent_changes(account)
     assert (method, path) == ("POST", "/batch")
     assert body["deletes"] == [{"id": deleted}]
@@ -284,20 +295,20 @@ def test_failed_transaction_changes_nothing(account: Account, cloudflare: Cloudf
     records = {record.id: record for record in cloudflare.records(NAME)}
     account.remove_record(second)
     with pytest.raises(NotFoundError):
-        cloudflare.change(deletes=[records[second]], updates=[(records[first], a_spec("100.64.0.1"))])
+        cloudflare.change([delete(records[second]), update(records[first])])
     assert [record.ttl for record in account.records_at_name()] == [300]
 
 
 def test_no_changes_need_no_request(account: Account, cloudflare: CloudflareWriter) -> None:
-    cloudflare.change()
+    cloudflare.change([])
     assert account.requests == []
 
 
 def test_deletion_of_a_missing_record_succeeds(account: Account, cloudflare: CloudflareWriter) -> None:
     record_id = account.add("100.64.0.1")
     [record] = cloudflare.records(NAME)
-    cloudflare.change(deletes=[record])
-    cloudflare.change(deletes=[record])
+    cloudflare.change([delete(record)])
+    cloudflare.change([delete(record)])
     assert [write[:2] for write in sent_changes(account)] == [("DELETE", f"/{record_id}")] * 2
     assert [record.content for record in account.records_at_name()] == []
 
@@ -309,7 +320,7 @@ def test_404_of_a_proxy_does_not_mean_a_missing_record(
     account.add("100.64.0.9")
     account.faults.add(faults.answer(404, body), method="DELETE")
     with pytest.raises(TransientError):
-        cloudflare.change(deletes=cloudflare.records(NAME))
+        cloudflare.change([delete(record) for record in cloudflare.records(NAME)])
 
 
 # --- Records created at another name -------------------------------------------------------------------
@@ -327,7 +338,7 @@ def test_nothing_is_created_in_the_zone_of_another_name(account: Account) -> Non
     """Otherwise, Cloudflare would create a record at grafana.example.com.example.org."""
     wrong = account.add_zone("example.org")
     with pytest.raises(ResponseError, match=r"CLOUDFLARE_ZONE_ID.*example\.org.*grafana\.example\.com"):
-        client_of(account, wrong).change(creates=[a_spec()])
+        client_of(account, wrong).change([create()])
     assert account.writes == []
 
 
@@ -335,9 +346,9 @@ def test_nothing_is_created_while_the_name_of_the_zone_is_unknown(account: Accou
     account.faults.add(faults.html(502), path=r"/zones/[0-9a-f]+$")
     cloudflare = client_of(account, account.zone_id)
     with pytest.raises(TransientError):
-        cloudflare.change(creates=[a_spec()])
+        cloudflare.change([create()])
     assert account.writes == []
-    cloudflare.change(creates=[a_spec()])
+    cloudflare.change([create()])
     assert len(account.writes) == 1
 
 
@@ -354,8 +365,8 @@ def test_only_names_in_the_zone_are_accepted(cloudflare: CloudflareWriter, name:
 
 
 def test_name_of_the_zone_is_read_once_for_all_changes(account: Account, cloudflare: CloudflareWriter) -> None:
-    cloudflare.change(creates=[a_spec("100.64.0.1")])
-    cloudflare.change(creates=[a_spec("100.64.0.2")])
+    cloudflare.change([create(a_spec("100.64.0.1"))])
+    cloudflare.change([create(a_spec("100.64.0.2"))])
     assert [exchange.method for exchange in account.requests] == ["GET", "POST", "POST"]
 
 
@@ -364,7 +375,7 @@ def test_records_at_another_name_are_deleted_and_not_created_again(account: Acco
     cloudflare = client_of(account, wrong_zone)
     for _ in range(3):
         with pytest.raises(ResponseError, match=r"grafana\.example\.com\.example\.org.*CLOUDFLARE_ZONE_ID"):
-            cloudflare.change(creates=[a_spec(), IPV6_SPEC])
+            cloudflare.change([create(), create(IPV6_SPEC)])
     assert account.records(wrong_zone) == []
     assert [write.method for write in account.writes] == ["POST", "DELETE", "DELETE"]
 
@@ -374,10 +385,10 @@ def test_record_at_another_name_is_deleted_by_the_next_change(fault: Fault, acco
     cloudflare = client_of(account, wrong_zone)
     account.faults.add(fault, method="DELETE")
     with pytest.raises(TransientError):
-        cloudflare.change(creates=[a_spec()])
+        cloudflare.change([create()])
     assert len(account.records(wrong_zone)) == 1
     with pytest.raises(ResponseError, match="CLOUDFLARE_ZONE_ID"):
-        cloudflare.change(creates=[a_spec()])
+        cloudflare.change([create()])
     assert account.records(wrong_zone) == []
 
 
@@ -386,10 +397,10 @@ def test_record_at_another_name_with_a_new_owner_is_kept(account: Account, wrong
     cloudflare = client_of(account, wrong_zone)
     account.faults.add(faults.html(503), method="DELETE")
     with pytest.raises(TransientError):
-        cloudflare.change(creates=[a_spec()])
+        cloudflare.change([create()])
     [record] = account.records(wrong_zone)
     account.change_record(record.id, comment="managed by terraform")
-    cloudflare.change()
+    cloudflare.change([])
     assert [record.comment for record in account.records(wrong_zone)] == ["managed by terraform"]
 
 
@@ -398,7 +409,7 @@ def test_name_of_a_workers_domain_is_a_conflict(account: Account, cloudflare: Cl
     [record] = cloudflare.records(NAME)
     assert (record.type, record.content, record.read_only) == ("AAAA", "100::", True)
     with pytest.raises(ConflictError, match=r"Workers.*81062"):
-        cloudflare.change(creates=[a_spec()])
+        cloudflare.change([create()])
 
 
 def test_record_that_was_renamed_before_its_update_is_not_deleted(
@@ -409,7 +420,7 @@ def test_record_that_was_renamed_before_its_update_is_not_deleted(
     [record] = cloudflare.records(NAME)
     account.change_record(record_id, name="wiki.example.com")
     with pytest.raises(ConflictError, match=r"wiki\.example\.com"):
-        cloudflare.change(updates=[(record, a_spec())])
+        cloudflare.change([update(record)])
     assert [write.method for write in account.writes] == ["PATCH"]
     assert len(account.records(account.zone_id, "wiki.example.com")) == 1
 
@@ -421,7 +432,7 @@ def test_partly_applied_change_is_an_error(account: Account, cloudflare: Cloudfl
     response_record = {**RECORD, "ttl": 300, "comment": OUR_COMMENT, "proxied": False}
     account.faults.add(faults.answer(200, json.dumps({"success": True, "result": response_record})), method="PATCH")
     with pytest.raises(ResponseError, match="ttl"):
-        cloudflare.change(updates=[(record, a_spec())])
+        cloudflare.change([update(record)])
 
 
 @pytest.mark.parametrize("body", ["{}", '{"success": true, "result": []}', '{"success": true, "result": {"id": "1"}}'])
@@ -432,22 +443,21 @@ def test_malformed_response_to_a_change_is_an_error(
     account.add("100.64.0.9")
     [record] = cloudflare.records(NAME)
     account.faults.add(faults.answer(200, body), method=method)
-    updates = [(record, a_spec())] if method == "PATCH" else []
     with pytest.raises(ResponseError):
-        cloudflare.change(updates=updates, creates=[] if updates else [a_spec()])
+        cloudflare.change([update(record) if method == "PATCH" else create()])
 
 
 def test_batch_response_with_fewer_records_is_an_error(account: Account, cloudflare: CloudflareWriter) -> None:
     body = json.dumps({"success": True, "result": {"posts": [], "patches": None}})
     account.faults.add(faults.answer(200, body), method="POST")
     with pytest.raises(ResponseError):
-        cloudflare.change(creates=[a_spec(), IPV6_SPEC])
+        cloudflare.change([create(), create(IPV6_SPEC)])
 
 
 def test_create_with_a_lost_response_is_not_repeated(account: Account, cloudflare: CloudflareWriter) -> None:
     account.faults.add(faults.drop(after_execution=True), method="POST")
     with pytest.raises(TransientError):
-        cloudflare.change(creates=[a_spec()])
+        cloudflare.change([create()])
     assert len(account.writes) == 1
     assert len(cloudflare.records(NAME)) == 1
 
@@ -498,7 +508,7 @@ def test_refusal_is_explained_by_its_code_and_status(
     account: Account, cloudflare: CloudflareWriter, method: str, fault: Fault, kind: type[ApiError], pattern: str
 ) -> None:
     account.faults.add(fault, method=method)
-    call = partial(cloudflare.records, NAME) if method == "GET" else partial(cloudflare.change, creates=[a_spec()])
+    call = partial(cloudflare.records, NAME) if method == "GET" else partial(cloudflare.change, [create()])
     with pytest.raises(kind, match=pattern) as raised:
         call()
     assert type(raised.value) is kind
@@ -516,7 +526,7 @@ def test_codes_of_the_error_chain_are_used(account: Account, cloudflare: Cloudfl
     errors = [{"code": 1004, "message": "DNS Validation Error", "error_chain": [{"code": 81058, "message": "twice"}]}]
     account.faults.add(faults.answer(400, json.dumps({"success": False, "errors": errors, "result": None})))
     with pytest.raises(ConflictError, match="code 1004, 81058"):
-        cloudflare.change(creates=[a_spec()])
+        cloudflare.change([create()])
 
 
 @pytest.mark.parametrize("errors", [None, 7, "text", [None], [{"code": "9109"}], [{"error_chain": {}}], {}])
@@ -531,5 +541,5 @@ def test_error_contains_the_request_the_status_the_code_and_the_ray_id(
 ) -> None:
     account.set_token(permission="read")
     with pytest.raises(AuthError) as raised:
-        cloudflare.change(creates=[a_spec()])
+        cloudflare.change([create()])
     assert f"POST /zones/{account.zone_id}/dns_records: 403, code 10000, cf-ray " in str(raised.value)

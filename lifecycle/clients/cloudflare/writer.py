@@ -9,6 +9,7 @@ from typing import Any
 from lifecycle.clients.cloudflare.errors import UPSTREAM
 from lifecycle.clients.cloudflare.reader import CloudflareReader, malformed_response, parse_record
 from lifecycle.clients.json_client import JsonClient
+from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord
 from lifecycle.domain.errors import AuthError, ConflictError, NotFoundError, ResponseError
 from lifecycle.domain.model import Record, RecordSpec
 
@@ -24,13 +25,7 @@ class CloudflareWriter(CloudflareReader):
         # with this message.
         self._wrong_zone_message = ""
 
-    def change(
-        self,
-        *,
-        deletes: Sequence[Record] = (),
-        updates: Sequence[tuple[Record, RecordSpec]] = (),
-        creates: Sequence[RecordSpec] = (),
-    ) -> None:
+    def change(self, changes: Sequence[RecordChange]) -> None:
         """Make all of these changes or none.
 
         Raises:
@@ -42,8 +37,8 @@ class CloudflareWriter(CloudflareReader):
         updates, then creates. It accepts 200 records on every plan of Cloudflare.
         """
         path = f"{self.zone_path()}/dns_records"
-        patches = [(record, spec, spec.differences(record)) for record, spec in updates]
-        bodies = [_create_body(spec) for spec in creates]
+        updates = [change for change in changes if isinstance(change, UpdateRecord)]
+        creates = [change.spec for change in changes if isinstance(change, CreateRecord)]
         names = {spec.name for spec in creates}
         created: list[Record] = []
         changed: list[Record] = []
@@ -54,20 +49,22 @@ class CloudflareWriter(CloudflareReader):
         with suppress(AuthError):
             for name in names:
                 self.check_zone(name)
-        match (deletes, patches, bodies):
-            case ([], [], []):
+        match changes:
+            case []:
                 return
-            case ([record], [], []):
+            case [DeleteRecord(record)]:
                 self._delete(path, record.id)
-            case ([], [(record, _, fields)], []):
-                changed = [self._one("PATCH", f"{path}/{record.id}", parse_record, body=fields)]
-            case ([], [], [body]):
-                created = [self._one("POST", path, parse_record, body=body)]
+            case [UpdateRecord(record, spec)]:
+                changed = [self._one("PATCH", f"{path}/{record.id}", parse_record, body=spec.differences(record))]
+            case [CreateRecord(spec)]:
+                created = [self._one("POST", path, parse_record, body=_create_body(spec))]
             case _:
                 batch = {
-                    "deletes": [{"id": record.id} for record in deletes],
-                    "patches": [{"id": record.id, **fields} for record, _, fields in patches],
-                    "posts": bodies,
+                    "deletes": [{"id": change.record.id} for change in changes if isinstance(change, DeleteRecord)],
+                    "patches": [
+                        {"id": change.record.id, **change.spec.differences(change.record)} for change in updates
+                    ],
+                    "posts": [_create_body(spec) for spec in creates],
                 }
                 created, changed = self._one(
                     "POST",
@@ -85,7 +82,7 @@ class CloudflareWriter(CloudflareReader):
             self._delete_strays(path)
             raise ResponseError(self._wrong_zone_message, upstream=UPSTREAM)
         _check_result(path, created, creates)
-        _check_result(path, changed, [spec for _, spec, _ in patches])
+        _check_result(path, changed, [change.spec for change in updates])
 
     def _delete(self, path: str, record_id: str) -> None:
         # Another client may have deleted the record since it was read.
