@@ -17,7 +17,7 @@ from lifecycle.dns_watch.observe import Sources, watch_config
 from lifecycle.dns_watch.observe import observe as observe_watch
 from lifecycle.dns_watch.state import InterfaceAddresses, Moment, RecordState, State
 from lifecycle.domain.changes import DeleteNode, DeleteRecord
-from lifecycle.domain.errors import ApiError, AuthError, LifecycleError
+from lifecycle.domain.errors import ApiError, LifecycleError
 from lifecycle.domain.model import Node, describe
 from lifecycle.domain.ownership import choose_user
 from lifecycle.domain.text import timestamp
@@ -134,7 +134,7 @@ def cleanup_section(
         ]
         if isinstance(observation.records, LifecycleError):
             raise observation.records
-        _check_zone(sources, settings.record_name)
+        sources.cloudflare.check_zone(settings.record_name)
     except LifecycleError as error:
         section.problems.append(str(error))
     return section
@@ -154,7 +154,7 @@ def watch_section(
 
     try:
         for name in settings.names:
-            _check_zone(sources, name)
+            sources.cloudflare.check_zone(name)
         observation = observe_watch(state, sources, interface, config=config, clock=clock)
         for read in (observation.node, observation.records):
             if isinstance(read, ApiError):
@@ -185,7 +185,7 @@ def _prune_section(settings: PruneSettings, sources: Sources, name: str | None, 
     section = Section("prune")
     config = prune_config(settings, name=name)
     try:
-        _check_zone(sources, settings.domain_name)
+        sources.cloudflare.check_zone(settings.domain_name)
         observation = observe_prune(settings, headscale=sources.headscale, cloudflare=sources.cloudflare)
         workloads = plan_prune(observation, config=config, now=sources.headscale.server_time(now))
         for workload in workloads:
@@ -200,9 +200,3 @@ def _prune_section(settings: PruneSettings, sources: Sources, name: str | None, 
     except LifecycleError as error:
         section.problems.append(str(error))
     return section
-
-
-def _check_zone(sources: Sources, name: str) -> None:
-    # A Cloudflare token that may edit records is not always allowed to read the zone. In this case, nothing is checked.
-    with suppress(AuthError):
-        sources.cloudflare.check_zone(name)

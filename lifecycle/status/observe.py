@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from lifecycle.clients.cloudflare.reader import CloudflareReader
 from lifecycle.clients.headscale.reader import HeadscaleReader
-from lifecycle.domain.errors import ApiError, AuthError, LifecycleError
+from lifecycle.domain.errors import ApiError, LifecycleError
 from lifecycle.domain.ownership import choose_user
 from lifecycle.settings.models import StatusSettings
 from lifecycle.status.assess import Observation, StatusConfig
@@ -36,10 +36,7 @@ def observe(settings: StatusSettings, *, headscale: HeadscaleReader, cloudflare:
     except LifecycleError as error:
         problems.append(str(error))
     try:
-        # Some tokens can edit records, but cannot read the zone.
-        with suppress(AuthError):
-            cloudflare.check_zone(settings.domain_name)
-            observation = replace(observation, apex=cloudflare.zone_name())
+        observation = replace(observation, apex=cloudflare.check_zone(settings.domain_name))
         observation = replace(observation, records=cloudflare.all_records())
     except LifecycleError as error:
         problems.append(str(error))

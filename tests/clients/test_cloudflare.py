@@ -358,10 +358,14 @@ def test_nothing_is_created_while_the_name_of_the_zone_is_unknown(account: Accou
 )
 def test_only_names_in_the_zone_are_accepted(cloudflare: CloudflareWriter, name: str, is_in_zone: bool) -> None:
     if is_in_zone:
-        cloudflare.check_zone(name)
+        assert cloudflare.check_zone(name) == ZONE
         return
     with pytest.raises(ResponseError, match="CLOUDFLARE_ZONE_ID"):
         cloudflare.check_zone(name)
+
+
+def test_zone_that_the_token_cannot_read_is_not_checked(account: Account, wrong_zone: str) -> None:
+    assert client_of(account, wrong_zone).check_zone(NAME) is None
 
 
 def test_name_of_the_zone_is_read_once_for_all_changes(account: Account, cloudflare: CloudflareWriter) -> None:

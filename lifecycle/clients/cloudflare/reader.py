@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from lifecycle.clients.cloudflare.errors import UPSTREAM
 from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.response import well_formed
-from lifecycle.domain.errors import ResponseError
+from lifecycle.domain.errors import AuthError, ResponseError
 from lifecycle.domain.model import Record
 from lifecycle.domain.ownership import is_in_domain
 
@@ -67,19 +67,27 @@ class CloudflareReader:
         filters = {"comment.startswith": comment_start} if comment_start else {}
         return self._pages(f"{self.zone_path()}/dns_records", filters, _RECORDS_PER_LARGE_PAGE, parse_record)
 
-    def check_zone(self, name: str) -> None:
+    def check_zone(self, name: str) -> str | None:
         """Check that a name belongs to the zone. For any other name, Cloudflare would create a record at `NAME.ZONE`.
+
+        Returns:
+            The name of the zone. None if the token may not read the zone, so that nothing was checked. Some tokens can
+            edit records, but cannot read the zone.
 
         Raises:
             ResponseError: the name belongs to another zone.
         """
-        zone = self.zone_name()
+        try:
+            zone = self.zone_name()
+        except AuthError:
+            return None
         if not is_in_domain(name, zone):
             raise ResponseError(
                 f"CLOUDFLARE_ZONE_ID is the zone {zone}, to which {name} does not belong. Set it to the id of "
                 "the zone of DOMAIN_NAME, or leave it out.",
                 upstream=UPSTREAM,
             )
+        return zone
 
     def zone_name(self) -> str:
         """Return the name of the zone, also called its apex. Source: GET /zones/{zone}, which is sent only once."""

@@ -10,7 +10,7 @@ from lifecycle.clients.cloudflare.errors import UPSTREAM
 from lifecycle.clients.cloudflare.reader import CloudflareReader, malformed_response, parse_record
 from lifecycle.clients.json_client import JsonClient
 from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord
-from lifecycle.domain.errors import AuthError, ConflictError, NotFoundError, ResponseError
+from lifecycle.domain.errors import ConflictError, NotFoundError, ResponseError
 from lifecycle.domain.model import Record, RecordSpec
 
 
@@ -45,10 +45,8 @@ class CloudflareWriter(CloudflareReader):
         self._delete_strays(path)
         if self._wrong_zone_message and names:
             raise ResponseError(self._wrong_zone_message, upstream=UPSTREAM)
-        # A token that may edit records is not always allowed to read the zone. In this case, the names are not checked.
-        with suppress(AuthError):
-            for name in names:
-                self.check_zone(name)
+        for name in names:
+            self.check_zone(name)
         match changes:
             case []:
                 return
