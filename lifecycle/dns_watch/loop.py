@@ -24,7 +24,7 @@ from lifecycle.dns_watch.state import (
     State,
 )
 from lifecycle.dns_watch.status import Status
-from lifecycle.domain.changes import Change, DeleteRecord, RecordChange, WriteFreshKey, WriteKeyMetadata
+from lifecycle.domain.changes import Change, DeleteRecord, RecordChange, WriteFreshKey, WriteKeyMetadata, name_of
 from lifecycle.domain.errors import (
     ApiError,
     ConflictError,
@@ -155,7 +155,7 @@ class DnsWatch:
         names: dict[str, list[RecordChange]] = {}
         for change in changes:
             if isinstance(change, RecordChange):
-                names.setdefault(change.name, []).append(change)
+                names.setdefault(name_of(change), []).append(change)
         failure: ApiError | None = None
         refused: set[str] = set()
         for name, name_changes in names.items():

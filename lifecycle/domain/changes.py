@@ -23,11 +23,6 @@ class CreateRecord:
     spec: RecordSpec
     reason: str
 
-    @property
-    def name(self) -> str:
-        """The full name of the record."""
-        return self.spec.name
-
 
 @dataclass(frozen=True, slots=True)
 class UpdateRecord:
@@ -37,11 +32,6 @@ class UpdateRecord:
     spec: RecordSpec
     reason: str
 
-    @property
-    def name(self) -> str:
-        """The full name of the record."""
-        return self.spec.name
-
 
 @dataclass(frozen=True, slots=True)
 class DeleteRecord:
@@ -49,11 +39,6 @@ class DeleteRecord:
 
     record: Record
     reason: str
-
-    @property
-    def name(self) -> str:
-        """The full name of the record."""
-        return self.record.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +68,8 @@ class WriteKeyMetadata:
 
 RecordChange: TypeAlias = CreateRecord | UpdateRecord | DeleteRecord
 Change: TypeAlias = DeleteNode | WriteFreshKey | WriteKeyMetadata | RecordChange
+
+
+def name_of(change: RecordChange) -> str:
+    """Return the full name of the record that is changed."""
+    return change.record.name if isinstance(change, DeleteRecord) else change.spec.name

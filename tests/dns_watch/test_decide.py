@@ -47,6 +47,7 @@ from lifecycle.domain.changes import (
     UpdateRecord,
     WriteFreshKey,
     WriteKeyMetadata,
+    name_of,
 )
 from lifecycle.domain.errors import ApiError, AuthError, KeyFileError, TransientError, UserError
 from lifecycle.domain.model import KeyMetadata, KeySpec, Node, PreAuthKey, Record, RecordSpec, User
@@ -302,7 +303,7 @@ RECORD_OF_ANOTHER_WORKLOAD = a_record(
 def changed_names(*records: Record) -> list[tuple[type, str]]:
     """Return the type and the name of each change, if these records exist."""
     decision = decide_at(REGISTERED_STATE, registered(records=records), config=CONFIG_WITH_FURTHER_NAMES)
-    return [(type(change), change.name) for change in decision.changes if isinstance(change, RecordChange)]
+    return [(type(change), name_of(change)) for change in decision.changes if isinstance(change, RecordChange)]
 
 
 def test_missing_records_are_created_at_every_name() -> None:
@@ -336,7 +337,7 @@ def test_missing_records_are_created_at_every_name() -> None:
 def test_a_foreign_record_concerns_only_its_own_name(foreign: Record) -> None:
     observation = registered(records=[foreign])
     decision = decide_at(REGISTERED_STATE, observation, config=CONFIG_WITH_FURTHER_NAMES)
-    assert [change.name for change in decision.changes if isinstance(change, RecordChange)] == [
+    assert [name_of(change) for change in decision.changes if isinstance(change, RecordChange)] == [
         name for name in (NAME, ALIAS, APEX, SHARED_NAME) if name != foreign.name
     ]
     [event] = [event for event in decision.events if event.name == "record.foreign"]
