@@ -31,6 +31,7 @@ from lifecycle.domain.events import Event, info
 from lifecycle.domain.model import KeyMetadata, Node, PreAuthKey
 from lifecycle.domain.pod_events import PodEvent, pod_event
 from lifecycle.keyfile.writer import KeyFileWriter
+from lifecycle.readers import Readers
 from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.logs import log_event
 
@@ -61,7 +62,7 @@ class _WrittenEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class Writers:
+class Writers(Readers):
     """The clients for everything that this program can change. All of them can also read."""
 
     headscale: HeadscaleWriter

@@ -13,8 +13,8 @@ from lifecycle.cleanup.observe import observe as observe_cleanup
 from lifecycle.cleanup.plan import plan_cleanup
 from lifecycle.clients.interface import interface_addresses
 from lifecycle.dns_watch.decide import decide
-from lifecycle.dns_watch.observe import Sources, watch_config
 from lifecycle.dns_watch.observe import observe as observe_watch
+from lifecycle.dns_watch.observe import watch_config
 from lifecycle.dns_watch.state import InterfaceAddresses, Moment, RecordState, State
 from lifecycle.domain.changes import DeleteNode, DeleteRecord
 from lifecycle.domain.errors import ApiError, LifecycleError
@@ -24,6 +24,7 @@ from lifecycle.domain.text import timestamp
 from lifecycle.prune.observe import observe as observe_prune
 from lifecycle.prune.observe import prune_config
 from lifecycle.prune.plan import check_limit, plan_prune
+from lifecycle.readers import Readers
 from lifecycle.report import Report, Section
 from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.retry import no_retries
@@ -69,18 +70,18 @@ def status(settings: StatusSettings, *, redact: bool) -> dict[str, Any]:
 
 
 def status_report(
-    settings: StatusSettings, sources: Sources, cluster: Cluster | None, *, now: datetime, redact: bool
+    settings: StatusSettings, readers: Readers, cluster: Cluster | None, *, now: datetime, redact: bool
 ) -> dict[str, Any]:
-    """Return the result of `status`, from what these sources return."""
-    observation = observe_status(settings, headscale=sources.headscale, cloudflare=sources.cloudflare)
-    server_time = sources.headscale.server_time(now)
+    """Return the result of `status`, from what these clients read."""
+    observation = observe_status(settings, readers)
+    server_time = readers.headscale.server_time(now)
     rows, problems = assess_workloads(observation, config=status_config(settings), now=server_time)
     expires_at = observation.api_key_expires_at
     no_expiry = "never, or unknown" if observation.nodes is not None else None
     head = {
         "version": __version__,
         "clock": timestamp(now) + (f", by Headscale {timestamp(server_time)}" if observation.nodes is not None else ""),
-        **read_context(settings, sources, cluster),
+        **read_context(settings, readers, cluster),
         "api_key_expires_at": timestamp(expires_at) if expires_at else no_expiry,
     }
     if not redact:
@@ -91,15 +92,15 @@ def status_report(
     return to_json_values(head, rows, problems, shorten=make_shortener([*words, *(row.in_the_way for row in rows)]))
 
 
-def read_context(settings: Settings, sources: Sources, cluster: Cluster | None) -> dict[str, str | None]:
+def read_context(settings: Settings, readers: Readers, cluster: Cluster | None) -> dict[str, str | None]:
     """Return the settings and values that the plans are based on. A value that could not be read is None."""
     headscale = f"the CLI in namespace {settings.headscale_namespace} (HEADSCALE_ACCESS=exec)"
     values = {
         "kubernetes": cluster.description if cluster else "not used (no setting needs it)",
         "headscale": settings.effective_headscale_url if settings.access == "api" else headscale,
-        "headscale_version": _read(sources.headscale.version),
-        "user": _read(lambda: choose_user(sources.headscale.users(), settings.headscale_user).label),
-        "zone": _read(sources.cloudflare.zone_name) or settings.cloudflare_zone_id,
+        "headscale_version": _read(readers.headscale.version),
+        "user": _read(lambda: choose_user(readers.headscale.users(), settings.headscale_user).label),
+        "zone": _read(readers.cloudflare.zone_name) or settings.cloudflare_zone_id,
     }
     name = {"name": ", ".join(settings.names)} if settings.is_for_one_workload else {}
     return {**values, **name, "owner": settings.mark}
@@ -113,15 +114,13 @@ def _read(read: Callable[[], str]) -> str | None:
 
 
 def cleanup_section(
-    settings: CleanupSettings, sources: Sources, read_state: ReadState | None, *, now: datetime
+    settings: CleanupSettings, readers: Readers, read_state: ReadState | None, *, now: datetime
 ) -> Section:
     """Return what cleanup would change."""
     section = Section("cleanup")
     try:
-        observation = observe_cleanup(
-            settings, headscale=sources.headscale, cloudflare=sources.cloudflare, read_state=read_state
-        )
-        plan = plan_cleanup(observation, config=cleanup_config(settings), now=sources.headscale.server_time(now))
+        observation = observe_cleanup(settings, readers, read_state=read_state)
+        plan = plan_cleanup(observation, config=cleanup_config(settings), now=readers.headscale.server_time(now))
         section.add([*plan.nodes, plan.key, *plan.records], key_path=settings.authkey_output_path)
         match plan.kept:
             case str(reason):
@@ -134,14 +133,14 @@ def cleanup_section(
         ]
         if isinstance(observation.records, LifecycleError):
             raise observation.records
-        sources.cloudflare.check_zone(settings.record_name)
+        readers.cloudflare.check_zone(settings.record_name)
     except LifecycleError as error:
         section.problems.append(str(error))
     return section
 
 
 def watch_section(
-    settings: DnsWatchSettings, sources: Sources, interface: InterfaceAddresses, *, now: datetime
+    settings: DnsWatchSettings, readers: Readers, interface: InterfaceAddresses, *, now: datetime
 ) -> Section:
     """Return what one pass of dns-watch would change when it no longer waits for a VPN interface."""
     section = Section("dns-watch")
@@ -150,12 +149,12 @@ def watch_section(
     state = State(interface_seen_s=float("-inf"), records=RecordState(reason=""))
 
     def clock() -> Moment:
-        return Moment(sources.headscale.server_time(now), monotonic_s=0.0, jitter=0.0)
+        return Moment(readers.headscale.server_time(now), monotonic_s=0.0, jitter=0.0)
 
     try:
         for name in settings.names:
-            sources.cloudflare.check_zone(name)
-        observation = observe_watch(state, sources, interface, config=config, clock=clock)
+            readers.cloudflare.check_zone(name)
+        observation = observe_watch(state, readers, interface, config=config, clock=clock)
         for read in (observation.node, observation.records):
             if isinstance(read, ApiError):
                 raise read
@@ -181,13 +180,13 @@ def watch_section(
     return section
 
 
-def _prune_section(settings: PruneSettings, sources: Sources, name: str | None, *, now: datetime) -> Section:
+def _prune_section(settings: PruneSettings, readers: Readers, name: str | None, *, now: datetime) -> Section:
     section = Section("prune")
     config = prune_config(settings, name=name)
     try:
-        sources.cloudflare.check_zone(settings.domain_name)
-        observation = observe_prune(settings, headscale=sources.headscale, cloudflare=sources.cloudflare)
-        workloads = plan_prune(observation, config=config, now=sources.headscale.server_time(now))
+        readers.cloudflare.check_zone(settings.domain_name)
+        observation = observe_prune(settings, readers)
+        workloads = plan_prune(observation, config=config, now=readers.headscale.server_time(now))
         for workload in workloads:
             section.add(
                 [

@@ -7,11 +7,10 @@ from time import monotonic
 
 from lifecycle.cleanup.machine_key import public_machine_key
 from lifecycle.cleanup.plan import CleanupConfig, Observation, SavedState
-from lifecycle.clients.cloudflare.reader import CloudflareReader
-from lifecycle.clients.headscale.reader import HeadscaleReader
 from lifecycle.domain.errors import AuthError, LifecycleError, NotFoundError, ResponseError
 from lifecycle.domain.model import Record
 from lifecycle.domain.ownership import choose_user
+from lifecycle.readers import Readers
 from lifecycle.runtime.background import in_background
 from lifecycle.runtime.deadline import time_budget
 from lifecycle.settings.models import CleanupSettings
@@ -33,13 +32,7 @@ def cleanup_config(settings: CleanupSettings) -> CleanupConfig:
     )
 
 
-def observe(
-    settings: CleanupSettings,
-    *,
-    headscale: HeadscaleReader,
-    cloudflare: CloudflareReader,
-    read_state: ReadState | None,
-) -> Observation:
+def observe(settings: CleanupSettings, readers: Readers, *, read_state: ReadState | None) -> Observation:
     """Read Headscale, with retries. At the same time, read Cloudflare once, for at most HTTP_TIMEOUT.
 
     Args:
@@ -49,12 +42,13 @@ def observe(
         ApiError: Headscale or the state Secret could not be read, after all retries.
         UserError: it cannot be determined which Headscale user owns the pod's node.
     """
+    headscale = readers.headscale
     timeout_s = settings.http_timeout.total_seconds()
     deadline = monotonic() + timeout_s
 
     def read_records() -> tuple[Record, ...]:
         with time_budget(timeout_s):
-            return tuple(cloudflare.records(settings.record_name, comment=settings.workload_mark))
+            return tuple(readers.cloudflare.records(settings.record_name, comment=settings.workload_mark))
 
     # Reading the Cloudflare token from a file can block without a time limit, so a thread reads the records.
     reading = in_background(read_records, name="records")

@@ -55,9 +55,7 @@ class Cleanup:
         headscale, key_file = self.writers.headscale, self.writers.key_file
         # If the key cannot be written, nothing may be deleted.
         apply.check_key_file(key_file)
-        observation = observe(
-            self.settings, headscale=headscale, cloudflare=self.writers.cloudflare, read_state=self.read_state
-        )
+        observation = observe(self.settings, self.writers, read_state=self.read_state)
         plan = plan_cleanup(observation, config=self._config, now=headscale.server_time(self.now()))
         self._log_plan(plan, observation)
         self._check_stop()

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Protocol
 
 from lifecycle.clients.cloudflare.reader import CloudflareReader
 from lifecycle.clients.headscale.errors import UPSTREAM
@@ -35,23 +34,8 @@ from lifecycle.domain.errors import ApiError, AuthError, KeyFileError, NotFoundE
 from lifecycle.domain.model import KeyMetadata, Node, Record, RecordSpec, RegisterMethod, User
 from lifecycle.domain.ownership import NodeOwnership, choose_user, workload_mark
 from lifecycle.keyfile.reader import KeyFileReader
+from lifecycle.readers import Readers
 from lifecycle.settings.models import DnsWatchSettings
-
-
-class Sources(Protocol):
-    """Where dns-watch reads from."""
-
-    @property
-    def headscale(self) -> HeadscaleReader:
-        """The nodes and keys."""
-
-    @property
-    def cloudflare(self) -> CloudflareReader:
-        """The records."""
-
-    @property
-    def key_file(self) -> KeyFileReader:
-        """The key and its metadata."""
 
 
 def watch_config(settings: DnsWatchSettings) -> WatchConfig:
@@ -77,7 +61,7 @@ def watch_config(settings: DnsWatchSettings) -> WatchConfig:
 
 
 def observe(
-    state: State, sources: Sources, interface: InterfaceAddresses, *, config: WatchConfig, clock: Callable[[], Moment]
+    state: State, readers: Readers, interface: InterfaceAddresses, *, config: WatchConfig, clock: Callable[[], Moment]
 ) -> Observation:
     """Read everything that is due. If a read fails, return its error, and never an empty list.
 
@@ -87,7 +71,7 @@ def observe(
     """
     state = with_interface(state, interface, clock())
     try:
-        observation = _look_up(state, sources, config=config, clock=clock)
+        observation = _look_up(state, readers, config=config, clock=clock)
     except ApiError as error:
         return Observation(interface, error)
     node, now = observation.node, clock()
@@ -97,24 +81,24 @@ def observe(
         # The version and the expiry of the API key are only reported. Reading them before the node is registered would
         # delay the record.
         with suppress(ApiError):
-            observation = replace(observation, version=sources.headscale.version())
+            observation = replace(observation, version=readers.headscale.version())
         if now.monotonic_s >= state.api_key_read_due_s:
-            observation = replace(observation, api_key=_read_api_key(sources.headscale))
+            observation = replace(observation, api_key=_read_api_key(readers.headscale))
     node_ownership = observation.node_ownership or state.node_ownership
     if node_ownership is None:
         return observation
     if isinstance(node, Node):
-        records = _read_records(state, node, sources, node_ownership=node_ownership, config=config, now=now)
+        records = _read_records(state, node, readers, node_ownership=node_ownership, config=config, now=now)
         return replace(observation, records=records)
     if node.loss is not None:
         state = replace(state, heal=count_loss(state.heal, node.loss, now))
         if is_key_check_due(state, now):
-            metadata, key_check = _check_key(sources, node_ownership.user)
+            metadata, key_check = _check_key(readers, node_ownership.user)
             return replace(observation, metadata=metadata, key_check=key_check)
     return observation
 
 
-def _look_up(state: State, sources: Sources, *, config: WatchConfig, clock: Callable[[], Moment]) -> Observation:
+def _look_up(state: State, readers: Readers, *, config: WatchConfig, clock: Callable[[], Moment]) -> Observation:
     """Read this pod's node by its id. If that finds no valid node, search the list of all nodes, which is expensive.
 
     Once a day, list all nodes instead, to count them.
@@ -124,8 +108,8 @@ def _look_up(state: State, sources: Sources, *, config: WatchConfig, clock: Call
     """
     known = state.node
     if known is None or state.node_ownership is None:
-        return _look_up_in_list(state, sources, config=config, clock=clock)
-    headscale, started_s = sources.headscale, clock().monotonic_s
+        return _look_up_in_list(state, readers, config=config, clock=clock)
+    headscale, started_s = readers.headscale, clock().monotonic_s
     node, fleet_size = None, None
     if started_s >= state.fleet_count_due_s:
         try:
@@ -138,13 +122,13 @@ def _look_up(state: State, sources: Sources, *, config: WatchConfig, clock: Call
     if node is None:
         node = _read_known(headscale, known)
     if node is None or not _is_still_valid(node, state.node_ownership, state.interface, clock()):
-        return _look_up_in_list(state, sources, config=config, clock=clock, is_gone=node is None)
+        return _look_up_in_list(state, readers, config=config, clock=clock, is_gone=node is None)
     node_read_s = clock().monotonic_s - started_s if fleet_size is None else None
     return Observation(state.interface, node, node_read_s=node_read_s, fleet_size=fleet_size)
 
 
 def _look_up_in_list(
-    state: State, sources: Sources, *, config: WatchConfig, clock: Callable[[], Moment], is_gone: bool = False
+    state: State, readers: Readers, *, config: WatchConfig, clock: Callable[[], Moment], is_gone: bool = False
 ) -> Observation:
     """Find this pod's node in the list of all nodes, or the reason why it is missing.
 
@@ -154,10 +138,10 @@ def _look_up_in_list(
     Raises:
         ApiError: Headscale could not be read.
     """
-    headscale, interface = sources.headscale, state.interface
+    headscale, interface = readers.headscale, state.interface
     try:
         node_ownership = NodeOwnership(config.hostname, choose_user(headscale.users(), config.user), config.tags)
-        metadata = _read_metadata(sources.key_file, is_needed=interface is None)
+        metadata = _read_metadata(readers.key_file, is_needed=interface is None)
     except (UserError, KeyFileError) as error:
         return Observation(interface, Unregistered(str(error), error=error))
     nodes = headscale.nodes()
@@ -209,37 +193,37 @@ def _read_metadata(key_file: KeyFileReader, *, is_needed: bool = True) -> KeyMet
         return NO_METADATA
 
 
-def _check_key(sources: Sources, user: User) -> tuple[KeyMetadata, KeyCheck | ApiError | KeyFileError]:
+def _check_key(readers: Readers, user: User) -> tuple[KeyMetadata, KeyCheck | ApiError | KeyFileError]:
     """Compare the key in the key file with Headscale's list of keys."""
     try:
-        metadata = _read_metadata(sources.key_file)
+        metadata = _read_metadata(readers.key_file)
         if metadata.pre_auth_key_id is None:
             return metadata, KeyCheck()
-        keys = sources.headscale.pre_auth_keys(user)
+        keys = readers.headscale.pre_auth_keys(user)
         key = next((key for key in keys if metadata.identifies_key(key)), None)
-        return metadata, KeyCheck(key, is_in_file=sources.key_file.contains_key_of(metadata))
+        return metadata, KeyCheck(key, is_in_file=readers.key_file.contains_key_of(metadata))
     except (ApiError, KeyFileError) as error:
         return NO_METADATA, error
 
 
 def _read_records(
-    state: State, node: Node, sources: Sources, *, node_ownership: NodeOwnership, config: WatchConfig, now: Moment
+    state: State, node: Node, readers: Readers, *, node_ownership: NodeOwnership, config: WatchConfig, now: Moment
 ) -> RecordsRead | ApiError | None:
     """Read the records at our names if a read is due, and the successors if one of them may have written a record."""
     specs = desired_records(node, state.interface, config)
     if not specs or not records_are_due(state, node, specs, now):
         return None
     try:
-        records = _records_at_our_names(sources.cloudflare, node, specs, config)
+        records = _records_at_our_names(readers.cloudflare, node, specs, config)
         apex = None
         if any(record.type == "NS" for record in records):
             # NS records at a name prevent changes there, except at the zone's own name. If the token may not read the
             # zone, this name is unknown, and its NS records prevent changes there, too.
             with suppress(AuthError):
-                apex = sources.cloudflare.zone_name()
+                apex = readers.cloudflare.zone_name()
         later: list[Node] = []
         if needs_successor_check(records, node, config):
-            later = _read_successors(sources.headscale, node, node_ownership, now)
+            later = _read_successors(readers.headscale, node, node_ownership, now)
         return RecordsRead(records, apex, tuple(later))
     except ApiError as error:
         return error

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from lifecycle.clients.cloudflare.reader import CloudflareReader
-from lifecycle.clients.headscale.reader import HeadscaleReader
 from lifecycle.domain.ownership import choose_user
 from lifecycle.prune.plan import Observation, PruneConfig
+from lifecycle.readers import Readers
 from lifecycle.settings.models import PruneSettings
 
 
@@ -21,13 +20,13 @@ def prune_config(settings: PruneSettings, *, name: str | None) -> PruneConfig:
     )
 
 
-def observe(settings: PruneSettings, *, headscale: HeadscaleReader, cloudflare: CloudflareReader) -> Observation:
+def observe(settings: PruneSettings, readers: Readers) -> Observation:
     """Read Headscale, then Cloudflare.
 
     Raises:
         ApiError: Headscale or Cloudflare could not be read.
         UserError: it cannot be determined which Headscale user owns the nodes.
     """
-    user = choose_user(headscale.users(), settings.headscale_user)
-    nodes = tuple(headscale.nodes())
-    return Observation(user, nodes, tuple(cloudflare.all_records(comment_start=settings.mark)))
+    user = choose_user(readers.headscale.users(), settings.headscale_user)
+    nodes = tuple(readers.headscale.nodes())
+    return Observation(user, nodes, tuple(readers.cloudflare.all_records(comment_start=settings.mark)))

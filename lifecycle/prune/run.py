@@ -106,6 +106,6 @@ class Prune:
 
     def _plan(self) -> tuple[User, list[Leftovers]]:
         """Read Headscale and Cloudflare. Return the user that owns the nodes, and what to delete."""
-        headscale = self.writers.headscale
-        observation = observe(self.settings, headscale=headscale, cloudflare=self.writers.cloudflare)
-        return observation.user, plan_prune(observation, config=self._config, now=headscale.server_time(self.now()))
+        observation = observe(self.settings, self.writers)
+        now = self.writers.headscale.server_time(self.now())
+        return observation.user, plan_prune(observation, config=self._config, now=now)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 
-from lifecycle.clients.cloudflare.reader import CloudflareReader
-from lifecycle.clients.headscale.reader import HeadscaleReader
 from lifecycle.domain.errors import ApiError, LifecycleError
 from lifecycle.domain.ownership import choose_user
+from lifecycle.readers import Readers
 from lifecycle.settings.models import StatusSettings
 from lifecycle.status.assess import Observation, StatusConfig
 
@@ -24,20 +23,20 @@ def status_config(settings: StatusSettings) -> StatusConfig:
     )
 
 
-def observe(settings: StatusSettings, *, headscale: HeadscaleReader, cloudflare: CloudflareReader) -> Observation:
+def observe(settings: StatusSettings, readers: Readers) -> Observation:
     """Read Headscale, then Cloudflare. A value that could not be read is None, and `problems` contains the error."""
     observation, problems = Observation(), []
     try:
-        observation = replace(observation, users=headscale.users())
+        observation = replace(observation, users=readers.headscale.users())
         user = choose_user(observation.users, settings.headscale_user)
-        observation = replace(observation, user=user, nodes=headscale.nodes())
+        observation = replace(observation, user=user, nodes=readers.headscale.nodes())
         with suppress(ApiError):
-            observation = replace(observation, api_key_expires_at=headscale.api_key_expires_at())
+            observation = replace(observation, api_key_expires_at=readers.headscale.api_key_expires_at())
     except LifecycleError as error:
         problems.append(str(error))
     try:
-        observation = replace(observation, apex=cloudflare.check_zone(settings.domain_name))
-        observation = replace(observation, records=cloudflare.all_records())
+        observation = replace(observation, apex=readers.cloudflare.check_zone(settings.domain_name))
+        observation = replace(observation, records=readers.cloudflare.all_records())
     except LifecycleError as error:
         problems.append(str(error))
     return replace(observation, problems=problems)

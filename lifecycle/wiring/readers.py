@@ -15,7 +15,6 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,7 @@ from lifecycle.clients.cloudflare.errors import CLOUDFLARE
 from lifecycle.clients.cloudflare.reader import CloudflareReader
 from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.headscale.http import HttpTransport
-from lifecycle.clients.headscale.reader import HeadscaleReader, HeadscaleSnapshot, HeadscaleTransport
+from lifecycle.clients.headscale.reader import HeadscaleSnapshot, HeadscaleTransport
 from lifecycle.clients.http import HttpClient
 from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.transport import open_http
@@ -34,20 +33,12 @@ from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ConfigError
 from lifecycle.domain.proxy import Proxy
 from lifecycle.keyfile.reader import KeyFileReader
+from lifecycle.readers import Readers
 from lifecycle.runtime.clock import utc_now
 from lifecycle.settings.models import CleanupSettings, Settings
 
 if TYPE_CHECKING:
     from lifecycle.clients.kubernetes.api import Cluster
-
-
-@dataclass(frozen=True, slots=True)
-class Readers:
-    """The clients that a dry run needs, none of which can write."""
-
-    headscale: HeadscaleReader
-    cloudflare: CloudflareReader
-    key_file: KeyFileReader
 
 
 def connect_readers(
