@@ -180,8 +180,7 @@ def connect(addresses: Sequence[Address]) -> socket.socket:
                 if untried:
                     wait_s = min(wait_s, max(0.0, next_attempt_at - monotonic()))
                 for key, _ in selector.select(wait_s):
-                    attempt = selector.unregister(key.fileobj).fileobj
-                    assert isinstance(attempt, socket.socket)  # noqa: S101 - for mypy: only sockets are registered
+                    attempt: socket.socket = selector.unregister(key.fileobj).data
                     code = attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                     if code == 0:
                         return attempt
@@ -193,12 +192,12 @@ def connect(addresses: Sequence[Address]) -> socket.socket:
         finally:
             # Close the sockets of all attempts that have not finished.
             for key in selector.get_map().values():
-                key.fileobj.close()  # type: ignore[union-attr]
+                key.data.close()
     raise failure
 
 
 def _start_attempt(address: Address, selector: selectors.BaseSelector) -> None:
-    """Start to connect to an address. The selector reports the socket as writable after success or failure."""
+    """Start to connect to an address. The selector reports the socket (`data`) as writable after success or failure."""
     family, socket_address = address
     attempt = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -208,7 +207,7 @@ def _start_attempt(address: Address, selector: selectors.BaseSelector) -> None:
     except BaseException:
         attempt.close()
         raise
-    selector.register(attempt, selectors.EVENT_WRITE)
+    selector.register(attempt, selectors.EVENT_WRITE, data=attempt)
 
 
 def _is_address(host: str) -> bool:
