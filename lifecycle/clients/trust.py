@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import ssl
 import sys
-from os import PathLike
 from pathlib import Path
-
-AnyPath = str | PathLike[str]
 
 # The folder of the public authorities in the image. build/certificates.py writes it.
 AUTHORITIES_OF_THE_IMAGE = Path(sys.prefix, "etc/ssl/certs")
@@ -29,14 +26,14 @@ def public_trust() -> ssl.SSLContext:
     return ssl.create_default_context(cafile=certifi.where())
 
 
-def private_trust(cafile: AnyPath | None) -> ssl.SSLContext:
+def private_trust(cafile: str | Path | None) -> ssl.SSLContext:
     """Return a context that trusts only the authorities in a file; None = those of the operating system."""
     context = ssl.create_default_context(cafile=cafile)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context
 
 
-def add_authorities(context: ssl.SSLContext, cafile: AnyPath) -> None:
+def add_authorities(context: ssl.SSLContext, cafile: Path) -> None:
     """Make a context also trust the authorities in a file."""
     context.load_verify_locations(cafile=cafile)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
