@@ -9,7 +9,7 @@ from lifecycle.cleanup.machine_key import public_machine_key
 from lifecycle.cleanup.plan import CleanupConfig, Observation, SavedState
 from lifecycle.domain.errors import AuthError, LifecycleError, NotFoundError, ResponseError
 from lifecycle.domain.model import Record
-from lifecycle.domain.ownership import choose_user
+from lifecycle.domain.ownership import NodeOwnership, choose_user
 from lifecycle.readers import Readers
 from lifecycle.runtime.background import in_background
 from lifecycle.runtime.deadline import time_budget
@@ -22,8 +22,6 @@ ReadState = Callable[[], Mapping[str, bytes] | None]
 def cleanup_config(settings: CleanupSettings) -> CleanupConfig:
     """Return the part of the settings that the plan needs."""
     return CleanupConfig(
-        hostname=settings.node_hostname,
-        tags=settings.authkey_tags,
         main_name_ownership=settings.main_name_ownership,
         further_name_ownerships=settings.further_name_ownerships,
         key_spec=settings.key_spec,
@@ -55,6 +53,7 @@ def observe(settings: CleanupSettings, readers: Readers, *, read_state: ReadStat
     detection = in_background(headscale.detect_version, name="version")
     try:
         user = choose_user(headscale.users(), settings.headscale_user)
+        node_ownership = NodeOwnership(settings.node_hostname, user, settings.authkey_tags)
         nodes = tuple(headscale.nodes())
     except (AuthError, NotFoundError, ResponseError):
         # If the server is not Headscale or has an unsupported release, `version` raises an error that says so.
@@ -71,7 +70,7 @@ def observe(settings: CleanupSettings, readers: Readers, *, read_state: ReadStat
         records = LifecycleError("Cloudflare did not respond within HTTP_TIMEOUT")
     except LifecycleError as error:
         records = error
-    return Observation(version, user, nodes, records, state)
+    return Observation(version, node_ownership, nodes, records, state)
 
 
 def saved_state(values: Mapping[str, bytes] | None) -> SavedState | None:

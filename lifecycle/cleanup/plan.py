@@ -21,23 +21,16 @@ class CleanupConfig:
     """The settings that the plan depends on.
 
     Attributes:
-        tags: the tags of the pre-auth keys that this program creates.
         key_spec: returns the properties of the pre-auth key to create for a user.
         keep_node: keep the node whose id is in tailscale's state Secret (NODE_POLICY=keep).
         keep_name_resolving: keep one stale record of each type, so that the name still resolves (DNS_CLEANUP=keep).
     """
 
-    hostname: str
-    tags: frozenset[str]
     main_name_ownership: RecordOwnership
     key_spec: Callable[[User], KeySpec]
     keep_node: bool
     keep_name_resolving: bool
     further_name_ownerships: tuple[RecordOwnership, ...] = ()
-
-    def node_ownership(self, user: User) -> NodeOwnership:
-        """Return the criteria for owning a node."""
-        return NodeOwnership(self.hostname, user, self.tags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +51,14 @@ class Observation:
     """What was read from Headscale, Cloudflare and Kubernetes.
 
     Attributes:
-        user: the Headscale user that owns our nodes and keys.
+        node_ownership: criteria for owning a node. Its user also owns our keys.
         nodes: all nodes in Headscale.
         records: all records at the main name, and our records at further names; or why they could not be read.
         state: None if the state Secret does not exist or is not needed.
     """
 
     headscale_version: str
-    user: User
+    node_ownership: NodeOwnership
     nodes: tuple[Node, ...]
     records: tuple[Record, ...] | LifecycleError
     state: SavedState | None
@@ -100,8 +93,8 @@ def plan_cleanup(observation: Observation, *, config: CleanupConfig, now: dateti
     """
     records = () if isinstance(observation.records, LifecycleError) else observation.records
     refuse_taken_name(records, record_ownership=config.main_name_ownership)
-    node_ownership = config.node_ownership(observation.user)
-    kept = find_kept_node(observation, node_ownership=node_ownership, now=now) if config.keep_node else None
+    node_ownership = observation.node_ownership
+    kept = find_kept_node(observation, now=now) if config.keep_node else None
     kept_node = kept if isinstance(kept, Node) else None
     kept_id = kept_node.id if kept_node else None
     deletions = plan_nodes(observation.nodes, node_ownership=node_ownership, kept_id=kept_id)
@@ -110,24 +103,24 @@ def plan_cleanup(observation: Observation, *, config: CleanupConfig, now: dateti
     return Plan(
         nodes=tuple(deletions),
         key=WriteFreshKey(
-            config.key_spec(observation.user),
+            config.key_spec(node_ownership.user),
             reason="every start of the pod needs a fresh key",
             node_id=kept_id,
             machine_key=kept_node.machine_key if kept_node else None,
         ),
-        records=tuple(plan_records(records, remaining, config=config, user=observation.user)),
+        records=tuple(plan_records(records, remaining, config=config, node_ownership=node_ownership)),
         kept=kept,
         foreign=tuple(foreign_nodes(observation.nodes, node_ownership=node_ownership)),
     )
 
 
-def find_kept_node(observation: Observation, *, node_ownership: NodeOwnership, now: datetime) -> Node | str:
+def find_kept_node(observation: Observation, *, now: datetime) -> Node | str:
     """Find the node that tailscale will use again, because its id and keys are in the state Secret.
 
     Returns:
         The node, or the reason why no node is kept.
     """
-    state = observation.state
+    state, node_ownership = observation.state, observation.node_ownership
     if state is None:
         return "the Secret does not exist"
     if not state.node_id:
@@ -181,7 +174,7 @@ def refuse_taken_name(records: Iterable[Record], *, record_ownership: RecordOwne
 
 
 def plan_records(
-    records: Iterable[Record], nodes: Iterable[Node], *, config: CleanupConfig, user: User
+    records: Iterable[Record], nodes: Iterable[Node], *, config: CleanupConfig, node_ownership: NodeOwnership
 ) -> list[DeleteRecord]:
     """Find our stale records.
 
@@ -194,7 +187,6 @@ def plan_records(
         nodes: the nodes in Headscale that cleanup does not delete.
     """
     records = sorted(records, key=lambda record: record.id)
-    node_ownership = config.node_ownership(user)
     our_addresses: set[IpAddress] = set()
     other_addresses: set[IpAddress] = set()
     for node in nodes:

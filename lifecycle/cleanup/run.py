@@ -59,8 +59,7 @@ class Cleanup:
         plan = plan_cleanup(observation, config=self._config, now=headscale.server_time(self.now()))
         self._log_plan(plan, observation)
         self._check_stop()
-        node_ownership = self._config.node_ownership(observation.user)
-        apply.delete_nodes(plan.nodes, headscale, is_still_owned=node_ownership.is_owned)
+        apply.delete_nodes(plan.nodes, headscale, is_still_owned=observation.node_ownership.is_owned)
         self._check_stop()
         key = apply.write_fresh_key(plan.key, headscale=headscale, key_file=key_file, now=self.now())
         deleted = self._delete_records(plan, observation)
@@ -84,7 +83,9 @@ class Cleanup:
             return 0
         try:
             nodes = self.writers.headscale.nodes()
-            changes = plan_records(observation.records, nodes, config=self._config, user=observation.user)
+            changes = plan_records(
+                observation.records, nodes, config=self._config, node_ownership=observation.node_ownership
+            )
             apply.change_records(changes, self.writers.cloudflare)
         except ApiError as error:
             log.warning("record.delete_failed", error=str(error), reason="dns-watch will correct the records")
@@ -92,10 +93,11 @@ class Cleanup:
         return len(changes)
 
     def _log_plan(self, plan: Plan, observation: Observation) -> None:
+        user = observation.node_ownership.user.label
         if isinstance(observation.records, LifecycleError):
             log.warning("zone.unreadable", error=str(observation.records))
         if self.settings.headscale_user is None:
-            log.warning("user.assumed", user=observation.user.label, reason="it is the only user; set HEADSCALE_USER")
+            log.warning("user.assumed", user=user, reason="it is the only user; set HEADSCALE_USER")
         untested = untested_warning(observation.headscale_version)
         if untested is not None:
             log_event(untested)
@@ -114,7 +116,7 @@ class Cleanup:
                 tags=sorted(node.tags),
                 registered_by=str(node.registered_by),
                 advice=(
-                    f"the node stays, because it does not belong to user {observation.user.label} or was not "
+                    f"the node stays, because it does not belong to user {user} or was not "
                     "registered with a pre-auth key. If it is a leftover of this workload, run "
                     f"`headscale nodes delete --identifier {node.id}`"
                 ),

@@ -20,7 +20,7 @@ from lifecycle.cleanup.plan import Observation, find_kept_node
 from lifecycle.cleanup.run import Cleanup
 from lifecycle.domain.errors import ConfigError, ResponseError, TransientError
 from lifecycle.domain.model import Node, RegisterMethod, User
-from tests.builders import ANN, EXPIRED, NAME, NODE_OWNERSHIP, NOW, OUR_COMMENT, OUR_USER, a_node
+from tests.builders import ANN, EXPIRED, NAME, NODE_OWNERSHIP, NOW, OUR_COMMENT, a_node
 from tests.in_cluster import NAMESPACE, STATE_SECRET, ClusterWorld, may_read
 from tests.simulators import faults
 from tests.simulators.dialects import VERSIONS
@@ -39,8 +39,8 @@ def kept_id_or_reason(*nodes: Node, device_id: str | None = "3", version: str = 
     values = {key: value.encode() for key, value in state.items()}
     if device_id is not None:
         values["device_id"] = device_id.encode()
-    observation = Observation(version, OUR_USER, nodes, records=(), state=saved_state(values))
-    kept = find_kept_node(observation, node_ownership=NODE_OWNERSHIP, now=NOW)
+    observation = Observation(version, NODE_OWNERSHIP, nodes, records=(), state=saved_state(values))
+    kept = find_kept_node(observation, now=NOW)
     return kept.id if isinstance(kept, Node) else kept
 
 
@@ -84,8 +84,8 @@ def test_id_is_compared_exactly(device_id: str) -> None:
 
 
 def test_no_node_is_kept_without_the_secret() -> None:
-    observation = Observation("0.29.2", OUR_USER, (a_node(3),), records=(), state=None)
-    assert isinstance(find_kept_node(observation, node_ownership=NODE_OWNERSHIP, now=NOW), str)
+    observation = Observation("0.29.2", NODE_OWNERSHIP, (a_node(3),), records=(), state=None)
+    assert isinstance(find_kept_node(observation, now=NOW), str)
 
 
 @pytest.mark.parametrize(

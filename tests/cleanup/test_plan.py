@@ -33,7 +33,6 @@ from tests.builders import (
     NAME,
     NODE_OWNERSHIP,
     OUR_COMMENT,
-    OUR_USER,
     RECORD_OWNERSHIP,
     a_node,
     a_record,
@@ -43,8 +42,6 @@ from tests.builders import (
 VPN_IPV6_ADDRESS = "fd7a:115c:a1e0::1"
 
 CONFIG = CleanupConfig(
-    hostname=NAME,
-    tags=NODE_OWNERSHIP.tags,
     main_name_ownership=RECORD_OWNERSHIP,
     key_spec=lambda user: KeySpec(user, lifetime=timedelta(hours=1)),
     keep_node=False,
@@ -103,7 +100,9 @@ def record_deletions(
         a_node(1, addresses=map(str, our_addresses)),
         a_node(2, user=ANN, addresses=map(str, other_addresses)),
     ]
-    return plan_records(records, nodes, config=replace(CONFIG, keep_name_resolving=leave_one), user=OUR_USER)
+    return plan_records(
+        records, nodes, config=replace(CONFIG, keep_name_resolving=leave_one), node_ownership=NODE_OWNERSHIP
+    )
 
 
 def deleted_records(*records: Record, **options: Any) -> list[str]:
