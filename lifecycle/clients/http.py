@@ -32,14 +32,12 @@ class HttpClient:
 
     Args:
         http: a client of httpx that has the base address and follows no redirects.
-        upstream: describes the upstream.
         timeout: the limit for opening a connection. A whole request, from resolving the name to the end of the
             response, may take this time multiplied by `Upstream.timeout_factor`.
         proxy: the proxy that `http` uses, for messages.
         now: returns the current time as a timezone-aware datetime in UTC.
 
     Attributes:
-        endpoint: the address of the upstream, and the proxy to it, for messages.
         clock_skew: how far the upstream's clock was ahead of this machine's clock at the last response; None if
             unknown.
     """

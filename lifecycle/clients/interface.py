@@ -49,9 +49,6 @@ class InterfaceEvents:
 
     The kernel reports changes in netlink messages, whose content is ignored. If the kernel refuses the subscription, as
     in gVisor, each wait ends within a second.
-
-    Args:
-        stop: ends a wait.
     """
 
     def __init__(self, stop: StopEvent) -> None:
@@ -78,7 +75,6 @@ class InterfaceEvents:
         """Wait until the interface should be read again.
 
         Args:
-            timeout_s: the longest wait.
             is_settled: no change is expected soon. Otherwise the wait ends within a second, even without an event.
         """
         if self._netlink is None:

@@ -23,7 +23,6 @@ class JsonClient:
     """A JSON API with a bearer token.
 
     Args:
-        http: sends the requests.
         read_token: returns the current token; raises an error of `domain.errors`. It is called again after the upstream
             has refused the token, because tokens in files can be rotated.
         on_outcome: called after each request with ok, no_answer, throttled, server_error or refused.

@@ -224,12 +224,11 @@ class RecordOwnership:
 def records_at_removed_names(
     records: Iterable[Record], main: RecordOwnership, further: Iterable[RecordOwnership]
 ) -> list[Record]:
-    """Return the records that this workload has under further names that were removed from its settings.
+    """Return the records of this workload, by their mark, at further names that were removed from its settings.
 
     Args:
         records: any records of the zone.
-        main: the ownership at the main name.
-        further: the ownership at each further name that the settings contain.
+        further: the ownership at each further name that the settings still contain.
 
     Returns:
         The records, in ascending order of id.

@@ -15,7 +15,6 @@ def in_background(work: Callable[[], Result], *, name: str) -> Future[Result]:
 
     Args:
         work: the function. It may still be running after the caller has closed the clients that the function uses.
-        name: the name of the thread.
     """
     future: Future[Result] = Future()
 
