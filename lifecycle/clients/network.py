@@ -125,14 +125,13 @@ class Stream(httpcore.NetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         """Return the value that httpcore requests by a name; None if it is not known."""
-        if info == "ssl_object" and isinstance(self._socket, ssl.SSLSocket):
-            return self._socket
-        if info == "is_readable":
-            # True if the peer has sent data or closed the connection.
-            poll = select.poll()
-            poll.register(self._socket, select.POLLIN)
-            return bool(poll.poll(0))
-        return None
+        # httpcore uses other values only for HTTP/2, which is disabled.
+        if info != "is_readable":
+            return None
+        # True if the peer has sent data or closed the connection.
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(0))
 
 
 def resolve(host: str, port: int) -> Sequence[Address]:
