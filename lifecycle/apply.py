@@ -238,35 +238,31 @@ class EventRecorder:
 
     def _run(self) -> None:
         while True:
-            event = self._queue.get()
-            for attempt in range(1, _EVENT_ATTEMPTS + 1):
-                delay_s = self._write(event, attempt)
-                if delay_s is None:
-                    break
-                self._pause(delay_s)
+            self._write(self._queue.get())
             self._queue.task_done()
 
-    def _write(self, event: PodEvent, attempt: int) -> float | None:
-        """Write an Event. Return the delay before the next attempt; None if no attempt is needed or can help."""
-        now = self._now()
+    def _write(self, event: PodEvent) -> None:
+        """Write an Event, or only count it. After a failure that can be temporary, try again."""
         written = self._written.get(event)
-        if written is not None and now - written.written_at < _EVENT_INTERVAL:
+        if written is not None and self._now() - written.written_at < _EVENT_INTERVAL:
             written.count += 1
-            return None
-        try:
-            self._writer = self._writer or self._connect()
-            self._send(event, written, self._writer, now)
-        except LifecycleError as error:
-            failure = type(error), getattr(error, "status", None)
-            if failure not in self._logged_failures:
-                log.warning("kubernetes_event.failed", reason=event.reason, error=str(error))
-            self._logged_failures.add(failure)
-            if not isinstance(error, TransientError):
-                return None
-            delay_s = retry_delay_s(attempt, max_s=_MAX_EVENT_DELAY_S, jitter=0.0, error=error)
-            return min(delay_s, _MAX_EVENT_DELAY_S)
-        self._logged_failures.clear()
-        return None
+            return
+        for attempt in range(1, _EVENT_ATTEMPTS + 1):
+            try:
+                self._writer = self._writer or self._connect()
+                self._send(event, written, self._writer, self._now())
+            except LifecycleError as error:
+                failure = type(error), getattr(error, "status", None)
+                if failure not in self._logged_failures:
+                    log.warning("kubernetes_event.failed", reason=event.reason, error=str(error))
+                self._logged_failures.add(failure)
+                if not isinstance(error, TransientError):
+                    return
+                delay_s = retry_delay_s(attempt, max_s=_MAX_EVENT_DELAY_S, jitter=0.0, error=error)
+                self._pause(min(delay_s, _MAX_EVENT_DELAY_S))
+            else:
+                self._logged_failures.clear()
+                return
 
     def _send(self, event: PodEvent, written: _WrittenEvent | None, writer: EventWriter, now: datetime) -> None:
         if written is not None:
