@@ -188,10 +188,9 @@ def _decide_unregistered(
             failed = _after_headscale_failure(replace(state, heal=heal), key_check, config, now)
             return replace(failed, events=events)
         if key_check is not None:
-            state, metadata = replace(state, heal=heal), observation.metadata
-            heal, problem, change = renew_key(
-                state, loss, key_check, user=node_ownership.user, metadata=metadata, config=config, now=now
-            )
+            state = replace(state, heal=heal)
+            user = node_ownership.user
+            heal, problem, change = renew_key(state, loss, key_check, user=user, config=config, now=now)
             events = (*events, error("key_file.unwritable", error=problem)) if problem else events
     changes = () if change is None else (change,)
     state = replace(

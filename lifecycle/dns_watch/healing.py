@@ -13,7 +13,7 @@ from lifecycle.domain.backoff import add_jitter, doubled
 from lifecycle.domain.changes import WriteFreshKey
 from lifecycle.domain.errors import KeyFileError
 from lifecycle.domain.events import Event, error
-from lifecycle.domain.model import KeyMetadata, User
+from lifecycle.domain.model import User
 
 # A loss is confirmed after this many observations over this many seconds. While Headscale restarts, or if its list is
 # incomplete, a node can seem to be gone for a few seconds.
@@ -93,7 +93,6 @@ def renew_key(
     key_check: KeyCheck | KeyFileError,
     *,
     user: User,
-    metadata: KeyMetadata,
     config: WatchConfig,
     now: Moment,
 ) -> tuple[HealState, str | None, WriteFreshKey | None]:
@@ -108,6 +107,7 @@ def renew_key(
         heal = replace(heal, not_before_s=now.monotonic_s + add_jitter(_FIRST_PAUSE_S, now.jitter))
     if isinstance(key_check, KeyFileError):
         return heal, str(key_check), None
+    metadata, key = key_check.metadata, key_check.key
     if metadata.pre_auth_key_id is None:
         if not config.self_heal or heal.reported_no_metadata:
             return heal, None, None
@@ -116,7 +116,6 @@ def renew_key(
             f"({config.key_path}) in this container, too."
         )
         return replace(heal, reported_no_metadata=True), problem, None
-    key = key_check.key
     is_usable = key is not None and key.is_usable(now.utc)
     heal = replace(heal, key=key if is_usable and key_check.is_in_file else None)
     # If Headscale does not have the key of a stranded pod, the pod may be registered at another Headscale server, for

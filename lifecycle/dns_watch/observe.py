@@ -93,8 +93,7 @@ def observe(
     if node.loss is not None:
         state = replace(state, heal=count_loss(state.heal, node.loss, now))
         if is_key_check_due(state, now):
-            metadata, key_check = _check_key(readers, node_ownership.user)
-            return replace(observation, metadata=metadata, key_check=key_check)
+            return replace(observation, key_check=_check_key(readers, node_ownership.user))
     return observation
 
 
@@ -193,17 +192,17 @@ def _read_metadata(key_file: KeyFileReader, *, is_needed: bool = True) -> KeyMet
         return NO_METADATA
 
 
-def _check_key(readers: Readers, user: User) -> tuple[KeyMetadata, KeyCheck | ApiError | KeyFileError]:
+def _check_key(readers: Readers, user: User) -> KeyCheck | ApiError | KeyFileError:
     """Compare the key in the key file with Headscale's list of keys."""
     try:
         metadata = _read_metadata(readers.key_file)
         if metadata.pre_auth_key_id is None:
-            return metadata, KeyCheck()
+            return KeyCheck(metadata)
         keys = readers.headscale.pre_auth_keys(user)
         key = next((key for key in keys if metadata.identifies_key(key)), None)
-        return metadata, KeyCheck(key, is_in_file=readers.key_file.contains_key_of(metadata))
+        return KeyCheck(metadata, key, is_in_file=readers.key_file.contains_key_of(metadata))
     except (ApiError, KeyFileError) as error:
-        return NO_METADATA, error
+        return error
 
 
 def _read_records(

@@ -137,10 +137,12 @@ class KeyCheck:
     """The comparison of the key file, and of the key metadata beside it, with Headscale's list of keys.
 
     Attributes:
+        metadata: the key metadata; NO_METADATA if its file does not exist.
         key: the key in Headscale's list that the metadata identifies; None if there is none.
         is_in_file: the key file contains the key that the metadata identifies.
     """
 
+    metadata: KeyMetadata
     key: PreAuthKey | None = None
     is_in_file: bool = False
 

@@ -399,7 +399,7 @@ def test_standing_down_is_reported_once_and_ends() -> None:
 
 
 def test_a_pod_that_lost_its_node_stands_down_for_a_later_pod_and_creates_no_key() -> None:
-    key_check = KeyCheck(a_key(used=True), is_in_file=True)
+    key_check = KeyCheck(METADATA, a_key(used=True), is_in_file=True)
     steps = [(seconds, unregistered(successor=SUCCESSOR, key_check=key_check)) for seconds in (0, 40, 80, 120)]
     decision = after(IN_SYNC_STATE, *steps)
     assert decision.changes == ()
@@ -508,8 +508,8 @@ def test_a_node_that_registers_is_stored_in_the_metadata(metadata: KeyMetadata, 
 
 # --- A lost node: it was deleted or has expired -----------------------------------------------------
 
-USED_KEY = KeyCheck(a_key(used=True), is_in_file=True)
-USABLE_KEY = KeyCheck(a_key(), is_in_file=True)
+USED_KEY = KeyCheck(METADATA, a_key(used=True), is_in_file=True)
+USABLE_KEY = KeyCheck(METADATA, a_key(), is_in_file=True)
 
 
 def test_a_loss_is_confirmed_by_three_observations_over_a_minute() -> None:
@@ -587,9 +587,9 @@ def confirmed_loss(
     ("key_check", "creates_key"),
     [
         pytest.param(USED_KEY, True, id="used key"),
-        pytest.param(KeyCheck(a_key(expires_in_s=-1), is_in_file=True), True, id="expired key"),
-        pytest.param(KeyCheck(None, is_in_file=True), True, id="deleted key"),
-        pytest.param(KeyCheck(a_key(), is_in_file=False), True, id="usable key that is not in the file"),
+        pytest.param(KeyCheck(METADATA, a_key(expires_in_s=-1), is_in_file=True), True, id="expired key"),
+        pytest.param(KeyCheck(METADATA, None, is_in_file=True), True, id="deleted key"),
+        pytest.param(KeyCheck(METADATA, a_key(), is_in_file=False), True, id="usable key that is not in the file"),
         pytest.param(USABLE_KEY, False, id="usable key"),
         pytest.param(KeyFileError("malformed"), False, id="malformed metadata"),
         pytest.param(OUTAGE, False, id="keys not readable"),
@@ -618,7 +618,7 @@ def test_without_self_heal_a_loss_is_reported_and_nothing_is_created() -> None:
 
 
 def test_a_usable_key_that_is_not_in_the_file_is_replaced() -> None:
-    [change] = confirmed_loss(KeyCheck(a_key(), is_in_file=False)).changes
+    [change] = confirmed_loss(KeyCheck(METADATA, a_key(), is_in_file=False)).changes
     assert isinstance(change, WriteFreshKey)
     assert change.replaces == a_key()
     assert (change.node_id, change.machine_key) == ("1", NODE.machine_key)
@@ -627,7 +627,7 @@ def test_a_usable_key_that_is_not_in_the_file_is_replaced() -> None:
 def test_a_stranded_pod_gets_a_new_key_only_if_headscale_lists_its_last_key() -> None:
     """A stranded pod has a VPN address that no node has. If its key is unknown, its node may be on another server."""
     assert len(confirmed_loss(USED_KEY, LossKind.STRANDED).changes) == 1
-    not_listed = KeyCheck(None)
+    not_listed = KeyCheck(METADATA, None)
     assert confirmed_loss(not_listed, LossKind.STRANDED).changes == ()
 
 
@@ -640,7 +640,7 @@ def test_a_restart_helps_after_a_new_key_was_written() -> None:
     """After a restart, the tailscale container registers a node with the key."""
     assert usable_key_id(confirmed_loss(USED_KEY).state, at(60)) is None
     assert usable_key_id(state_with_usable_key(), at(61)) == "8"
-    unused = unregistered(key_check=KeyCheck(a_key("8"), is_in_file=True))
+    unused = unregistered(key_check=KeyCheck(METADATA, a_key("8"), is_in_file=True))
     assert usable_key_id(after(state_with_usable_key(), (70, unused)).state, at(70)) == "8"
 
 
@@ -711,10 +711,10 @@ def test_missing_key_metadata_is_reported_once() -> None:
         IN_SYNC_STATE,
         (0, unregistered()),
         (30, unregistered()),
-        (60, unregistered(metadata=NO_METADATA, key_check=KeyCheck())),
+        (60, unregistered(key_check=KeyCheck(NO_METADATA))),
     )
     assert "key_file.unwritable" in event_names(decision)
-    again = after(decision.state, (200, unregistered(metadata=NO_METADATA, key_check=KeyCheck())))
+    again = after(decision.state, (200, unregistered(key_check=KeyCheck(NO_METADATA))))
     assert "key_file.unwritable" not in event_names(again)
 
 
