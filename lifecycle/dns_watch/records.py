@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from lifecycle.dns_watch.schedule import is_outdated
 from lifecycle.dns_watch.state import (
     Decision,
     Failure,
@@ -195,7 +194,7 @@ def decide_records(
 ) -> Decision:
     """Decide what to change at our names."""
     addresses = _main_addresses(specs, config)
-    if is_outdated(state.records, specs, now) and state.records.in_sync and addresses != state.records.addresses:
+    if state.records.in_sync and addresses != state.records.addresses:
         reason = "the record has not been updated since the address changed"
         state = replace(state, records=replace(state.records, reason=reason))
     read = observation.records

@@ -59,9 +59,13 @@ def interface_wait_is_over(state: State, config: WatchConfig, now: Moment) -> bo
 
 
 def records_are_due(state: State, node: Node, specs: Sequence[RecordSpec], now: Moment) -> bool:
-    """Return True if the records have to be read, and Cloudflare may be contacted."""
+    """Return True if the records have to be read, and Cloudflare may be contacted.
+
+    They have to be read if the desired records have changed since the last comparison, or the next comparison is due.
+    """
     records = records_for(state, node)
-    return is_outdated(records, specs, now) and now.monotonic_s >= records.not_before_s
+    is_outdated = tuple(specs) != records.compared_specs or now.monotonic_s >= records.verify_at_s
+    return is_outdated and now.monotonic_s >= records.not_before_s
 
 
 def records_for(state: State, node: Node) -> RecordState:
@@ -69,11 +73,6 @@ def records_for(state: State, node: Node) -> RecordState:
     if state.node is not None and state.node.is_same(node):
         return state.records
     return replace(state.records, compared_specs=None)
-
-
-def is_outdated(records: RecordState, specs: Sequence[RecordSpec], now: Moment) -> bool:
-    """Return True if the desired records have changed since the last comparison, or the next comparison is due."""
-    return tuple(specs) != records.compared_specs or now.monotonic_s >= records.verify_at_s
 
 
 def lookup_wait_s(state: State, config: WatchConfig, now: Moment) -> float:

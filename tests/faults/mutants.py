@@ -431,8 +431,8 @@ DECISION_MUTANTS: Final = (
         guarantee="Backoff",
         name="ignores for how long Cloudflare asked to wait",
         file="dns_watch/schedule.py",
-        old="    return is_outdated(records, specs, now) and now.monotonic_s >= records.not_before_s\n",
-        new="    return is_outdated(records, specs, now)\n",
+        old="    return is_outdated and now.monotonic_s >= records.not_before_s\n",
+        new="    return is_outdated\n",
     ),
     Mutant(
         guarantee="Backoff",
