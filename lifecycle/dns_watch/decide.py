@@ -115,7 +115,7 @@ def _after_headscale_failure(state: State, failure: ApiError, config: WatchConfi
         failures=failures,
         # The poll interval grows with `idle_polls`. An overload must not shorten this interval.
         idle_polls=state.idle_polls if is_overloaded(failure) else 0,
-        heal=replace(state.heal, loss_count=None),
+        heal=replace(state.heal, observed=None),
         records=with_failure_reason(state.records, failure),
     )
     return Decision(state, wait_s=wait_s, failures=(Failure(failure, failures, wait_s),))
@@ -178,7 +178,7 @@ def _decide_unregistered(
     )
     events: tuple[Event, ...] = ()
     change: Change | None = None
-    heal = replace(state.heal, loss_count=None)
+    heal = replace(state.heal, observed=None)
     loss, key_check, node_ownership = unregistered.loss, observation.key_check, state.node_ownership
     if loss is not None and node_ownership is not None:
         state, events = with_successor(state, loss.successor)

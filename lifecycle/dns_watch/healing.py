@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lifecycle.dns_watch.state import HealState, KeyCheck, Loss, LossCount, LossKind, Moment, State, WatchConfig
+from lifecycle.dns_watch.state import HealState, KeyCheck, Loss, LossKind, Moment, State, WatchConfig
 from lifecycle.domain.backoff import add_jitter, doubled
 from lifecycle.domain.changes import WriteFreshKey
 from lifecycle.domain.errors import KeyFileError
@@ -37,10 +37,9 @@ _LOSS_REASONS = {
 
 def count_loss(heal: HealState, loss: Loss, now: Moment) -> HealState:
     """Count an observation of a loss, and confirm the loss after enough observations over enough time."""
-    count = heal.loss_count
-    if count is None or count.loss.evidence != loss.evidence:
-        count = LossCount(loss, observations=0, since_s=now.monotonic_s)
-    heal = replace(heal, loss_count=replace(count, loss=loss, observations=count.observations + 1))
+    if heal.observed is None or heal.observed.evidence != loss.evidence:
+        heal = replace(heal, observations=0, observed_since_s=now.monotonic_s)
+    heal = replace(heal, observed=loss, observations=heal.observations + 1)
     confirmed = _is_confirmed(heal, now)
     has_successor = loss.successor is not None
     # A successor (the node of a later pod) supersedes this pod at once. If the successor is no longer listed, this pod
@@ -66,8 +65,7 @@ def is_key_check_due(state: State, now: Moment) -> bool:
     While a restart of tailscale would bring the node back, the key is checked in each pass, because a restart no longer
     helps once a node has used the key.
     """
-    count = state.heal.loss_count
-    if count is None or count.loss.successor is not None:
+    if state.heal.observed is None or state.heal.observed.successor is not None:
         return False
     return _is_renewal_due(state.heal, now) or usable_key_id(state, now) is not None
 
@@ -80,7 +78,7 @@ def usable_key_id(state: State, now: Moment) -> str | None:
     After LossKind.STRANDED, the result is None: the node's id is unknown, so Headscale cannot confirm that it is gone.
     """
     heal = state.heal
-    if heal.loss_count is None or heal.lost not in (LossKind.GONE, LossKind.EXPIRED) or heal.has_successor:
+    if heal.observed is None or heal.lost not in (LossKind.GONE, LossKind.EXPIRED) or heal.has_successor:
         return None
     if heal.key is None or not heal.key.is_usable(now.utc):
         return None
@@ -142,10 +140,10 @@ def renew_key(
 
 
 def _is_confirmed(heal: HealState, now: Moment) -> bool:
-    count = heal.loss_count
-    if count is None or count.observations < CONFIRMING_OBSERVATIONS:
+    if heal.observed is None or heal.observations < CONFIRMING_OBSERVATIONS:
         return False
-    return now.monotonic_s - count.since_s >= (EMPTY_LIST_CONFIRMING_S if count.loss.is_list_empty else CONFIRMING_S)
+    confirming_s = EMPTY_LIST_CONFIRMING_S if heal.observed.is_list_empty else CONFIRMING_S
+    return now.monotonic_s - heal.observed_since_s >= confirming_s
 
 
 def _is_renewal_due(heal: HealState, now: Moment) -> bool:

@@ -210,25 +210,14 @@ class KnownNode:
 
 
 @dataclass(frozen=True, slots=True)
-class LossCount:
-    """How often a loss was observed in succession, with the same evidence.
-
-    Attributes:
-        loss: the last observation.
-        since_s: the monotonic time of the first observation that was counted.
-    """
-
-    loss: Loss
-    observations: int
-    since_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class HealState:
     """What is remembered about a lost node and its repair.
 
     Attributes:
-        loss_count: None if the last lookup failed, found the node, or did not show whether the node is lost.
+        observed: the loss that the last lookup showed; None if the lookup failed, found the node, or did not show
+            whether the node is lost.
+        observations: how often this loss was observed in succession, with the same evidence.
+        observed_since_s: the monotonic time of the first of these observations.
         lost: the kind of the confirmed loss, except NEVER_FOUND; None if there is none.
         has_successor: the lost node has a successor, so that this pod must not register again.
         key: the usable key in the key file, with which the node can register again; None if there is none.
@@ -237,7 +226,9 @@ class HealState:
         reported_no_metadata: the missing key metadata was reported.
     """
 
-    loss_count: LossCount | None = None
+    observed: Loss | None = None
+    observations: int = 0
+    observed_since_s: float = 0.0
     lost: LossKind | None = None
     has_successor: bool = False
     key: PreAuthKey | None = None

@@ -647,7 +647,7 @@ def test_a_restart_helps_after_a_new_key_was_written() -> None:
 @pytest.mark.parametrize(
     "heal",
     [
-        pytest.param({"loss_count": None}, id="last lookup did not observe a loss"),
+        pytest.param({"observed": None}, id="last lookup did not observe a loss"),
         pytest.param({"key": None}, id="no key"),
         pytest.param({"key": a_key("8", used=True)}, id="used key"),
         pytest.param({"key": a_key("8", expires_in_s=10)}, id="expired key"),
@@ -696,7 +696,7 @@ def test_a_failed_key_creation_is_counted_as_a_failure_of_headscale() -> None:
     done = conclude_at(decision, ApplyResult(key=OUTAGE), 60)
     assert [failure.error for failure in done.failures] == [OUTAGE]
     assert done.state.failures == state.failures + 1
-    assert done.state.heal.loss_count is None
+    assert done.state.heal.observed is None
 
 
 def test_an_unwritable_key_file_is_not_counted_as_a_failure_of_headscale() -> None:

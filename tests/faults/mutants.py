@@ -250,10 +250,10 @@ SCHEDULE_MUTANTS: Final = (
         guarantee="Healing",
         name="replaces the key after one report that the node is missing",
         file="dns_watch/healing.py",
-        old="    if count is None or count.observations < CONFIRMING_OBSERVATIONS:\n        return False\n"
-        "    return now.monotonic_s - count.since_s >= "
-        "(EMPTY_LIST_CONFIRMING_S if count.loss.is_list_empty else CONFIRMING_S)\n",
-        new="    return count is not None\n",
+        old="    if heal.observed is None or heal.observations < CONFIRMING_OBSERVATIONS:\n        return False\n"
+        "    confirming_s = EMPTY_LIST_CONFIRMING_S if heal.observed.is_list_empty else CONFIRMING_S\n"
+        "    return now.monotonic_s - heal.observed_since_s >= confirming_s\n",
+        new="    return heal.observed is not None\n",
         seed=83,
     ),
     Mutant(
@@ -389,14 +389,14 @@ DECISION_MUTANTS: Final = (
         guarantee="Never 3",
         name="counts a failed lookup as an observation of a loss",
         file="dns_watch/decide.py",
-        old="        heal=replace(state.heal, loss_count=None),\n",
+        old="        heal=replace(state.heal, observed=None),\n",
         new="        heal=state.heal,\n",
     ),
     Mutant(
         guarantee="Never 3",
         name="confirms a loss after one minute although the list of nodes is empty",
         file="dns_watch/healing.py",
-        old="(EMPTY_LIST_CONFIRMING_S if count.loss.is_list_empty else CONFIRMING_S)",
+        old="EMPTY_LIST_CONFIRMING_S if heal.observed.is_list_empty else CONFIRMING_S",
         new="CONFIRMING_S",
     ),
     Mutant(
