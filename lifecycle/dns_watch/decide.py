@@ -156,14 +156,10 @@ def _with_api_key_expiry(state: State, observation: Observation, now: Moment) ->
             wait_s = _HOUR_S if expires_soon(observation.api_key.expires_at, now.utc) else _DAY_S
         state = replace(state, api_key_read_due_s=now.monotonic_s + add_jitter(wait_s, now.jitter))
     expiring = api_key_warning(state.api_key_expires_at, now.utc)
-    if expiring is not None and _is_warning_due(state.api_key_warned_at_s, now):
+    if expiring is not None and now.monotonic_s >= state.api_key_warning_due_s:
         events.append(expiring)
-        state = replace(state, api_key_warned_at_s=now.monotonic_s)
+        state = replace(state, api_key_warning_due_s=now.monotonic_s + _DAY_S)
     return state, events
-
-
-def _is_warning_due(warned_at_s: float | None, now: Moment) -> bool:
-    return warned_at_s is None or now.monotonic_s - warned_at_s >= _DAY_S
 
 
 def _decide_unregistered(
@@ -226,9 +222,9 @@ def _decide_registered(
     if state.heal.lost is not None:
         events.append(info("node.returned", after=str(state.heal.lost)))
     expiring = node_warning(node, now.utc)
-    if expiring is not None and _is_warning_due(state.node_warned_at_s, now):
+    if expiring is not None and now.monotonic_s >= state.node_warning_due_s:
         events.append(expiring)
-        state = replace(state, node_warned_at_s=now.monotonic_s)
+        state = replace(state, node_warning_due_s=now.monotonic_s + _DAY_S)
     state = replace(
         state,
         node=KnownNode(node.id, node.machine_key),

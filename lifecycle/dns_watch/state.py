@@ -272,7 +272,7 @@ class State:
     Attributes:
         node: this pod's node when it was last found; None = never yet.
         is_registered: the last lookup found the node. Lookups whose request failed are not counted.
-        node_warned_at_s: time of the last warning that the node expires soon.
+        node_warning_due_s: time of the next warning that the node expires soon.
         api_key_read_due_s: time when the list of API keys is read next.
         node_ownership: criteria for owning a node; None until the users were read.
         superseded_by: the id of the successor to which this pod leaves the records, because the successor has published
@@ -293,9 +293,9 @@ class State:
     node: KnownNode | None = None
     is_registered: bool = False
     node_expires_at: datetime | None = None
-    node_warned_at_s: float | None = None
+    node_warning_due_s: float = 0.0
     api_key_expires_at: datetime | None = None
-    api_key_warned_at_s: float | None = None
+    api_key_warning_due_s: float = 0.0
     api_key_read_due_s: float = 0.0
     node_ownership: NodeOwnership | None = None
     superseded_by: str | None = None

@@ -859,7 +859,7 @@ def test_a_pass_is_scheduled_when_the_records_are_due(verify_in_s: float, expect
 
 def test_a_pass_is_scheduled_when_the_node_expires() -> None:
     node = replace(NODE, expires_at=NOW + timedelta(seconds=40))
-    state = replace(UNCHANGED_STATE, node_warned_at_s=0.0)  # no new warning, which would make polls frequent
+    state = replace(UNCHANGED_STATE, node_warning_due_s=NEVER_S)  # no new warning, which would make polls frequent
     assert decide_at(state, registered(node, records=None)).wait_s == pytest.approx(40, abs=0.01)
 
 
