@@ -132,9 +132,9 @@ def _with_version_and_ownership(
         state = replace(state, headscale_version=observation.version)
     if observation.node_ownership is not None:
         user = observation.node_ownership.user.name
-        if config.user is None and user != state.assumed_user:
+        last_user = state.node_ownership.user.name if state.node_ownership is not None else ""
+        if config.user is None and user != last_user:
             events.append(warning("user.assumed", user=user, reason="it is the only user; set HEADSCALE_USER"))
-            state = replace(state, assumed_user=user)
         state = replace(state, node_ownership=observation.node_ownership, reported_problem="")
     problem = observation.node.error if isinstance(observation.node, Unregistered) else None
     if problem is not None and str(problem) != state.reported_problem:

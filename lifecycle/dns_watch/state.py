@@ -285,8 +285,6 @@ class State:
         node_read_s: duration of a read of the node by its id, as a moving average.
         fleet_size: the number of nodes that registered with a pre-auth key, when all nodes were last listed.
         fleet_count_due_s: time when `fleet_size` is updated next; 0 = the nodes were not counted yet.
-        assumed_user: the only user of Headscale, which owns our nodes if HEADSCALE_USER is not set; "" until the log
-            has reported this user.
         reported_problem: the identification problem that was reported last.
     """
 
@@ -312,7 +310,6 @@ class State:
     headscale_version: str = ""
     heal: HealState = field(default_factory=HealState)
     records: RecordState = field(default_factory=RecordState)
-    assumed_user: str = ""
     reported_problem: str = ""
 
 
