@@ -48,7 +48,7 @@ from lifecycle.domain.changes import Change, WriteKeyMetadata
 from lifecycle.domain.errors import ApiError, AuthError, KeyFileError
 from lifecycle.domain.events import Event, debug, error, info, warning
 from lifecycle.domain.expiry import api_key_warning, expires_soon, node_warning
-from lifecycle.domain.model import KeyMetadata, Node
+from lifecycle.domain.model import KeyMetadata, Node, PreAuthKey
 from lifecycle.domain.releases import untested_warning
 
 _HOUR_S = 3600.0
@@ -72,21 +72,22 @@ def decide(state: State, observation: Observation, *, config: WatchConfig, now: 
 def conclude(decision: Decision, applied: ApplyResult, *, config: WatchConfig, now: Moment) -> Decision:
     """Decide what to remember and when to poll again, from the result of a decision's changes."""
     state = decision.state
-    if isinstance(applied.key, ApiError):
-        return _after_headscale_failure(state, applied.key, config, now)
     done = replace(decision, changes=(), events=(), failures=())
     if not decision.changes or decision.failures:
         # Without changes, or after a failed read, `decide` has already chosen the next state and the wait.
         return done
-    if isinstance(applied.key, KeyFileError):
-        done = replace(done, events=(error("key_file.unwritable", error=str(applied.key)),))
-    elif applied.key is not None:
-        state = replace(state, heal=replace(state.heal, key=applied.key), failures=0)
-    if applied.records_error is not None:
-        state, failure = with_cloudflare_failure(state, applied.records_error, config, now)
-        done = replace(done, failures=(failure,))
-    elif decision.records_after is not None:
-        state = replace(state, records=decision.records_after)
+    match applied:
+        case PreAuthKey():
+            state = replace(state, heal=replace(state.heal, key=applied), failures=0)
+        case KeyFileError():
+            done = replace(done, events=(error("key_file.unwritable", error=str(applied)),))
+        case ApiError() if decision.records_after is None:
+            return _after_headscale_failure(state, applied, config, now)
+        case ApiError():
+            state, failure = with_cloudflare_failure(state, applied, config, now)
+            done = replace(done, failures=(failure,))
+        case None if decision.records_after is not None:
+            state = replace(state, records=decision.records_after)
     wait_s = poll_wait_s(state, config, now) if state.is_registered else lookup_wait_s(state, config, now)
     return replace(done, state=state, wait_s=wait_s)
 

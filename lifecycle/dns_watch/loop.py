@@ -15,14 +15,7 @@ from lifecycle.dns_watch.decide import conclude, decide, failure_event
 from lifecycle.dns_watch.healing import usable_key_id
 from lifecycle.dns_watch.observe import observe, watch_config
 from lifecycle.dns_watch.schedule import SLOWEST_POLL_S, poll_interval_s
-from lifecycle.dns_watch.state import (
-    ApplyResult,
-    Decision,
-    InterfaceAddresses,
-    Moment,
-    RecordsRead,
-    State,
-)
+from lifecycle.dns_watch.state import ApplyResult, Decision, InterfaceAddresses, Moment, RecordsRead, State
 from lifecycle.dns_watch.status import Status
 from lifecycle.domain.changes import Change, DeleteRecord, RecordChange, WriteFreshKey, WriteKeyMetadata, name_of
 from lifecycle.domain.errors import (
@@ -33,7 +26,7 @@ from lifecycle.domain.errors import (
     ResponseError,
     TransientError,
 )
-from lifecycle.domain.model import IpAddress, PreAuthKey
+from lifecycle.domain.model import IpAddress
 from lifecycle.runtime.logs import log_event
 from lifecycle.settings.models import DnsWatchSettings
 
@@ -115,7 +108,7 @@ class DnsWatch:
         duration_s = self._monotonic() - started_s
         self.status.pass_ended(conclusion.wait_s, duration_s=duration_s, failed=failed)
         if self.state.is_registered and not self.state.failures:
-            changes = () if applied.records_error else decision.changes
+            changes = () if isinstance(applied, ApiError) else decision.changes
             log.info(
                 "pass.finished",
                 node_id=self.state.node.id if self.state.node else None,
@@ -129,21 +122,20 @@ class DnsWatch:
         return conclusion.wait_s
 
     def _apply(self, changes: tuple[Change, ...]) -> ApplyResult:
-        key: PreAuthKey | ApiError | KeyFileError | None = None
         for change in changes:
             match change:
                 case WriteFreshKey():
                     headscale, key_file = self._writers.headscale, self._writers.key_file
                     try:
-                        key = write_fresh_key(change, headscale=headscale, key_file=key_file, now=self._now())
+                        return write_fresh_key(change, headscale=headscale, key_file=key_file, now=self._now())
                     except (ApiError, KeyFileError) as error:
-                        key = error
+                        return error
                 case WriteKeyMetadata():
                     # If the volume of the key file is read-only in this container, the metadata stays as cleanup wrote
                     # it.
                     with suppress(KeyFileError):
                         write_metadata(change, self._writers.key_file)
-        return ApplyResult(key, self._change_records(changes))
+        return self._change_records(changes)
 
     def _change_records(self, changes: tuple[Change, ...]) -> ApiError | None:
         """Make the record changes, in one transaction for each name, and return the first failure.

@@ -332,7 +332,8 @@ class Decision:
     """What to change, remember and log, and when the next pass is due.
 
     Attributes:
-        changes: what to change, in this order. The record changes at one name are one transaction.
+        changes: what to change, in this order. The record changes at one name are one transaction. A decision that
+            creates a key changes no records.
         records_after: what to remember about the records once they are changed; None if they are not changed.
         wait_s: seconds until the next pass.
         events: what to log, in this order.
@@ -349,14 +350,8 @@ class Decision:
     give_up: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ApplyResult:
-    """The result of making a decision's changes.
+ApplyResult: TypeAlias = PreAuthKey | ApiError | KeyFileError | None
+"""The result of making a decision's changes: the key that was written, or the first error; None if there is neither.
 
-    Attributes:
-        key: the key that was written, or why it was not written.
-        records_error: why the records were not changed.
-    """
-
-    key: PreAuthKey | ApiError | KeyFileError | None = None
-    records_error: ApiError | None = None
+An ApiError is about the records if the decision changes them, else about the key.
+"""

@@ -204,14 +204,14 @@ def test_a_record_is_out_of_sync_until_its_change_is_confirmed() -> None:
     observation = registered(records=[a_record(content="100.64.0.9")])
     decision = decide_at(IN_SYNC_STATE, observation)
     assert not decision.state.records.in_sync
-    done = conclude_at(decision, ApplyResult(), 1)
+    done = conclude_at(decision, None, 1)
     assert done.state.records.in_sync
 
 
 def test_a_created_record_is_read_again_soon() -> None:
     """Another pod may have created a record at the same time."""
     observation = registered(records=[])
-    done = conclude_at(decide_at(REGISTERED_STATE, observation), ApplyResult())
+    done = conclude_at(decide_at(REGISTERED_STATE, observation), None)
     assert done.state.records.verify_at_s == POLL_INTERVAL_S
 
 
@@ -221,8 +221,7 @@ def test_a_failed_change_is_retried_with_backoff_and_not_reported_as_in_sync() -
     waits = []
     for seconds in (0, 100, 200):
         decision = decide_at(state, observation, seconds)
-        failed = ApplyResult(records_error=CLOUDFLARE_OUTAGE)
-        done = conclude_at(decision, failed, seconds)
+        done = conclude_at(decision, CLOUDFLARE_OUTAGE, seconds)
         state = done.state
         waits.append(state.records.not_before_s - seconds)
         assert not state.records.in_sync
@@ -342,7 +341,7 @@ def test_a_foreign_record_concerns_only_its_own_name(foreign: Record) -> None:
     ]
     [event] = [event for event in decision.events if event.name == "record.foreign"]
     assert event.fields["record"] == foreign.name
-    records = conclude_at(decision, ApplyResult(), 1, config=CONFIG_WITH_FURTHER_NAMES).state.records
+    records = conclude_at(decision, None, 1, config=CONFIG_WITH_FURTHER_NAMES).state.records
     assert (records.in_sync, records.addresses) == (False, INTERFACE)
     assert foreign.name in records.reason
 
@@ -353,7 +352,7 @@ def test_no_alias_points_to_a_foreign_record() -> None:
     observation = registered(records=[foreign])
     assert changed_names(foreign) == [(CreateRecord, APEX), (CreateRecord, SHARED_NAME)]
     decision = decide_at(REGISTERED_STATE, observation, config=CONFIG_WITH_FURTHER_NAMES)
-    records = conclude_at(decision, ApplyResult(), 1, config=CONFIG_WITH_FURTHER_NAMES).state.records
+    records = conclude_at(decision, None, 1, config=CONFIG_WITH_FURTHER_NAMES).state.records
     assert (records.in_sync, records.addresses) == (False, ())
 
 
@@ -633,7 +632,7 @@ def test_a_stranded_pod_gets_a_new_key_only_if_headscale_lists_its_last_key() ->
 
 def state_with_usable_key() -> State:
     """Return the state after a confirmed loss, with a new key that was written at 60 s."""
-    return conclude_at(confirmed_loss(USED_KEY), ApplyResult(key=a_key("8")), 60).state
+    return conclude_at(confirmed_loss(USED_KEY), a_key("8"), 60).state
 
 
 def test_a_restart_helps_after_a_new_key_was_written() -> None:
@@ -677,7 +676,7 @@ def test_the_interval_between_new_keys_grows_up_to_an_hour() -> None:
         state = decision.state
         if decision.changes:
             created.append(seconds)
-            state = conclude_at(decision, ApplyResult(key=a_key("9")), seconds).state
+            state = conclude_at(decision, a_key("9"), seconds).state
     pauses = [later - earlier for earlier, later in pairwise(created)]
     assert created
     assert pauses == sorted(pauses)
@@ -693,14 +692,14 @@ def test_a_node_that_returns_ends_the_loss() -> None:
 def test_a_failed_key_creation_is_counted_as_a_failure_of_headscale() -> None:
     decision = confirmed_loss(USED_KEY)
     state = decision.state
-    done = conclude_at(decision, ApplyResult(key=OUTAGE), 60)
+    done = conclude_at(decision, OUTAGE, 60)
     assert [failure.error for failure in done.failures] == [OUTAGE]
     assert done.state.failures == state.failures + 1
     assert done.state.heal.observed is None
 
 
 def test_an_unwritable_key_file_is_not_counted_as_a_failure_of_headscale() -> None:
-    done = conclude_at(confirmed_loss(USED_KEY), ApplyResult(key=KeyFileError("read-only")), 60)
+    done = conclude_at(confirmed_loss(USED_KEY), KeyFileError("read-only"), 60)
     assert event_names(done) == ["key_file.unwritable"]
     assert done.failures == ()
 
