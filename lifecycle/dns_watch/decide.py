@@ -11,26 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lifecycle.dns_watch.healing import count_loss, loss_events, renew_key
-from lifecycle.dns_watch.records import (
-    decide_records,
-    desired_records,
-    why_unpublishable,
-    with_cloudflare_failure,
-    with_failure_reason,
-    with_successor,
-)
-from lifecycle.dns_watch.schedule import (
-    at_least_min_interval,
-    idle_interval_s,
-    is_overloaded,
-    lookup_wait_s,
-    max_wait_s,
-    poll_wait_s,
-    records_for,
-    with_interface,
-    with_load,
-)
+from lifecycle.dns_watch import healing, records, schedule
 from lifecycle.dns_watch.state import (
     ApplyResult,
     Decision,
@@ -57,7 +38,7 @@ _DAY_S = 86_400.0
 
 def decide(state: State, observation: Observation, *, config: WatchConfig, now: Moment) -> Decision:
     """Decide what to change and when to poll again."""
-    state = with_load(with_interface(state, observation.interface, now), observation, now)
+    state = schedule.with_load(schedule.with_interface(state, observation.interface, now), observation, now)
     if isinstance(observation.node, ApiError):
         return _after_headscale_failure(state, observation.node, config, now)
     state, events = _with_version_and_ownership(state, observation, config)
@@ -84,12 +65,12 @@ def conclude(decision: Decision, applied: ApplyResult, *, config: WatchConfig, n
         case ApiError() if decision.records_after is None:
             return _after_headscale_failure(state, applied, config, now)
         case ApiError():
-            state, failure = with_cloudflare_failure(state, applied, config, now)
+            state, failure = records.with_cloudflare_failure(state, applied, config, now)
             done = replace(done, failures=(failure,))
         case None if decision.records_after is not None:
             state = replace(state, records=decision.records_after)
-    wait_s = poll_wait_s(state, config, now) if state.is_registered else lookup_wait_s(state, config, now)
-    return replace(done, state=state, wait_s=wait_s)
+    next_wait_s = schedule.poll_wait_s if state.is_registered else schedule.lookup_wait_s
+    return replace(done, state=state, wait_s=next_wait_s(state, config, now))
 
 
 def failure_event(failure: Failure) -> Event:
@@ -108,16 +89,16 @@ def failure_event(failure: Failure) -> Event:
 
 def _after_headscale_failure(state: State, failure: ApiError, config: WatchConfig, now: Moment) -> Decision:
     failures = state.failures + 1
-    max_s = max(max_wait_s(config), idle_interval_s(state, config))
+    max_s = max(schedule.max_wait_s(config), schedule.idle_interval_s(state, config))
     pause_s = dns_watch_delay_s(failures, max_s=max_s, jitter=now.jitter, error=failure)
-    wait_s = at_least_min_interval(state, pause_s, config, now)
+    wait_s = schedule.at_least_min_interval(state, pause_s, config, now)
     state = replace(
         state,
         failures=failures,
         # The poll interval grows with `idle_polls`. An overload must not shorten this interval.
-        idle_polls=state.idle_polls if is_overloaded(failure) else 0,
+        idle_polls=state.idle_polls if schedule.is_overloaded(failure) else 0,
         heal=replace(state.heal, observed=None),
-        records=with_failure_reason(state.records, failure),
+        records=records.with_failure_reason(state.records, failure),
     )
     return Decision(state, wait_s=wait_s, failures=(Failure(failure, failures, wait_s),))
 
@@ -178,16 +159,16 @@ def _decide_unregistered(
     heal = replace(state.heal, observed=None)
     loss, key_check, node_ownership = unregistered.loss, observation.key_check, state.node_ownership
     if loss is not None and node_ownership is not None:
-        state, events = with_successor(state, loss.successor)
-        heal = count_loss(state.heal, loss, now)
-        events = (*events, *loss_events(heal, loss, reported=state.heal.lost, config=config))
+        state, events = records.with_successor(state, loss.successor)
+        heal = healing.count_loss(state.heal, loss, now)
+        events = (*events, *healing.loss_events(heal, loss, reported=state.heal.lost, config=config))
         if isinstance(key_check, ApiError):
             failed = _after_headscale_failure(replace(state, heal=heal), key_check, config, now)
             return replace(failed, events=events)
         if key_check is not None:
             state = replace(state, heal=heal)
             user = node_ownership.user
-            heal, problem, change = renew_key(state, loss, key_check, user=user, config=config, now=now)
+            heal, problem, change = healing.renew_key(state, loss, key_check, user=user, config=config, now=now)
             events = (*events, error("key_file.unwritable", error=problem)) if problem else events
     changes = () if change is None else (change,)
     state = replace(
@@ -200,7 +181,7 @@ def _decide_unregistered(
     give_up = _reason_to_give_up(state, unregistered, config)
     if give_up is None:
         events = (*events, warning("pass.skipped", reason=unregistered.reason, lookups=state.lookups))
-    return Decision(state, changes, wait_s=lookup_wait_s(state, config, now), events=events, give_up=give_up)
+    return Decision(state, changes, wait_s=schedule.lookup_wait_s(state, config, now), events=events, give_up=give_up)
 
 
 def _reason_to_give_up(state: State, unregistered: Unregistered, config: WatchConfig) -> str | None:
@@ -235,20 +216,21 @@ def _decide_registered(
         lookups_at_interface_change=0,
         failures=0,
         heal=HealState(),
-        records=records_for(state, node),
+        records=schedule.records_for(state, node),
     )
     changes = _metadata_change(node, observation.metadata)
-    specs = desired_records(node, observation.interface, config)
+    specs = records.desired_records(node, observation.interface, config)
     if not specs:
-        reason = why_unpublishable(node, config)
+        reason = records.why_unpublishable(node, config)
         events.append(error("address.unpublishable", node_id=node.id, addresses=addresses, reason=reason))
         decision = Decision(replace(state, records=replace(state.records, compared_specs=None, reason=reason)))
     else:
-        decision = decide_records(state, node, specs, observation, config, now)
+        decision = records.decide_records(state, node, specs, observation, config, now)
     changes, events = (*changes, *decision.changes), [*events, *decision.events]
     is_idle = not (changes or events or decision.state.superseded_by)
     state = replace(decision.state, idle_polls=state.idle_polls + 1 if is_idle else 0)
-    return replace(decision, state=state, changes=changes, wait_s=poll_wait_s(state, config, now), events=tuple(events))
+    wait_s = schedule.poll_wait_s(state, config, now)
+    return replace(decision, state=state, changes=changes, wait_s=wait_s, events=tuple(events))
 
 
 def _metadata_change(node: Node, metadata: KeyMetadata) -> tuple[Change, ...]:

@@ -326,8 +326,8 @@ DECISION_MUTANTS: Final = (
         guarantee="Never 1",
         name="publishes a node without a publishable address",
         file="dns_watch/decide.py",
-        old="    if not specs:\n        reason = why_unpublishable(node, config)\n",
-        new="    if False:\n        reason = why_unpublishable(node, config)\n",
+        old="    if not specs:\n        reason = records.why_unpublishable(node, config)\n",
+        new="    if False:\n        reason = records.why_unpublishable(node, config)\n",
     ),
     Mutant(
         guarantee="Never 1",
