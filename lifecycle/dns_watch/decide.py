@@ -199,7 +199,8 @@ def _decide_registered(
 ) -> Decision:
     addresses = [str(address) for address in node.addresses]
     events: list[Event] = []
-    if state.node is None or not state.node.is_same(node):
+    is_known = state.node is not None and state.node.is_same(node)
+    if not is_known:
         events.append(info("node.registered", node_id=node.id, hostname=node.hostname, addresses=addresses))
     if state.heal.lost is not None:
         events.append(info("node.returned", after=str(state.heal.lost)))
@@ -216,7 +217,8 @@ def _decide_registered(
         lookups_at_interface_change=0,
         failures=0,
         heal=HealState(),
-        records=schedule.records_for(state, node),
+        # The records of another node have to be compared again.
+        records=state.records if is_known else replace(state.records, compared_specs=None),
     )
     changes = _metadata_change(node, observation.metadata)
     specs = records.desired_records(node, observation.interface, config)

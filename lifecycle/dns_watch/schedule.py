@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lifecycle.dns_watch.healing import usable_key_id
-from lifecycle.dns_watch.state import InterfaceAddresses, Moment, Observation, RecordState, State, WatchConfig
+from lifecycle.dns_watch.state import InterfaceAddresses, Moment, Observation, State, WatchConfig
 from lifecycle.domain.backoff import add_jitter, doubled, subtract_jitter
 from lifecycle.domain.errors import ApiError, TransientError
 from lifecycle.domain.model import Node, RecordSpec
@@ -61,18 +61,13 @@ def interface_wait_is_over(state: State, config: WatchConfig, now: Moment) -> bo
 def records_are_due(state: State, node: Node, specs: Sequence[RecordSpec], now: Moment) -> bool:
     """Return True if the records have to be read, and Cloudflare may be contacted.
 
-    They have to be read if the desired records have changed since the last comparison, or the next comparison is due.
+    They have to be read if the node is new, the desired records have changed since the last comparison, or the next
+    comparison is due.
     """
-    records = records_for(state, node)
-    is_outdated = tuple(specs) != records.compared_specs or now.monotonic_s >= records.verify_at_s
+    records = state.records
+    is_compared = state.node is not None and state.node.is_same(node) and tuple(specs) == records.compared_specs
+    is_outdated = not is_compared or now.monotonic_s >= records.verify_at_s
     return is_outdated and now.monotonic_s >= records.not_before_s
-
-
-def records_for(state: State, node: Node) -> RecordState:
-    """Return the state of the records. If the node is new, the records have to be compared again."""
-    if state.node is not None and state.node.is_same(node):
-        return state.records
-    return replace(state.records, compared_specs=None)
 
 
 def lookup_wait_s(state: State, config: WatchConfig, now: Moment) -> float:

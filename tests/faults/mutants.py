@@ -458,9 +458,9 @@ DECISION_MUTANTS: Final = (
     Mutant(
         guarantee="Health",
         name="does not compare the records again after its node has changed",
-        file="dns_watch/schedule.py",
-        old="    return replace(state.records, compared_specs=None)\n",
-        new="    return state.records\n",
+        file="dns_watch/decide.py",
+        old="        records=state.records if is_known else replace(state.records, compared_specs=None),\n",
+        new="",
     ),
     Mutant(
         guarantee="Never 6",
