@@ -29,6 +29,7 @@ import lifecycle
 from lifecycle.clients.kubernetes import access
 from lifecycle.dns_watch.state import KnownNode, LossKind
 from lifecycle.dns_watch.status import Status
+from lifecycle.domain.errors import TransientError
 from lifecycle.domain.model import IpAddress
 from lifecycle.health.server import ENDPOINTS, serve
 from tests.builders import NOW, addresses
@@ -38,6 +39,9 @@ from tests.simulators.faults import html, too_many_requests
 from tests.world import Clock, Interface, World, event_names, events_named
 
 VERIFY_INTERVAL_S = 300.0
+
+OUTAGE = TransientError("Cloudflare did not respond", upstream="Cloudflare")
+RATE_LIMIT = TransientError("Cloudflare returned 429", upstream="Cloudflare", status=429)
 
 # The Accept header of Prometheus.
 PROMETHEUS_ACCEPT = (
@@ -147,7 +151,7 @@ def test_a_new_process_is_alive_and_not_ready(port: int) -> None:
 def test_readyz_fails_if_the_record_is_wrong_or_was_read_too_long_ago(clock: Clock, status: Status, port: int) -> None:
     """The body of the response contains the reason. A failed request alone changes nothing."""
     set_in_sync(status)
-    status.count_retry("Cloudflare", throttled_s=0)
+    status.count_retry(OUTAGE, 0.5)
     assert (get(port, "/readyz").status_code, get(port, "/readyz").json()) == (
         200,
         {"ready": True, "reason": "", "addresses": ["100.64.0.1"]},
@@ -224,7 +228,7 @@ class TestLivez:
         for _ in range(20):
             status.pass_began()
             clock.sleep(10)
-            status.count_retry("Cloudflare", throttled_s=0)
+            status.count_retry(OUTAGE, 0.5)
             status.pass_ended(300, duration_s=10, failed=True)
             clock.sleep(300)
             assert get(port, "/livez").status_code == 200
@@ -353,7 +357,8 @@ def test_metrics_have_the_values_of_the_status(clock: Clock, status: Status, por
     status.count_request("Headscale", "ok")
     status.record_success("Headscale")
     status.count_request("Cloudflare", "throttled")
-    status.count_retry("Cloudflare", throttled_s=12.5)
+    status.count_retry(OUTAGE, 0.5)
+    status.count_retry(RATE_LIMIT, 12.5)
     status.pass_ended(30, duration_s=0.25, failed=True)
     set_status(
         status,
@@ -364,7 +369,7 @@ def test_metrics_have_the_values_of_the_status(clock: Clock, status: Status, por
     )
     metrics = samples(port)
     assert metrics["requests_total", "Headscale", "ok"] == metrics["requests_total", "Cloudflare", "throttled"] == 1
-    assert metrics["retries_total", "Cloudflare"] == 1
+    assert metrics["retries_total", "Cloudflare"] == 2
     assert metrics["rate_limit_wait_seconds_total", "Cloudflare"] == 12.5
     assert metrics["last_success_timestamp_seconds", "Headscale"] == NOW.timestamp()
     assert metrics["last_success_timestamp_seconds", "Cloudflare"] == 0

@@ -18,14 +18,7 @@ from lifecycle.dns_watch.schedule import SLOWEST_POLL_S, poll_interval_s
 from lifecycle.dns_watch.state import ApplyResult, Decision, InterfaceAddresses, Moment, RecordsRead, State
 from lifecycle.dns_watch.status import Status
 from lifecycle.domain.changes import Change, DeleteRecord, RecordChange, WriteFreshKey, WriteKeyMetadata, name_of
-from lifecycle.domain.errors import (
-    ApiError,
-    ConflictError,
-    KeyFileError,
-    NotRegisteredError,
-    ResponseError,
-    TransientError,
-)
+from lifecycle.domain.errors import ApiError, ConflictError, KeyFileError, NotRegisteredError, ResponseError
 from lifecycle.domain.model import IpAddress
 from lifecycle.runtime.logs import log_event
 from lifecycle.settings.models import DnsWatchSettings
@@ -168,9 +161,7 @@ class DnsWatch:
         for event in (*decision.events, *map(failure_event, decision.failures)):
             log_event(event)
         for failure in decision.failures:
-            error = failure.error
-            throttled = isinstance(error, TransientError) and error.throttled
-            self.status.count_retry(error.upstream, throttled_s=failure.wait_s if throttled else 0.0)
+            self.status.count_retry(failure.error, failure.wait_s)
 
     def _interface_addresses(self) -> InterfaceAddresses:
         addresses = self._read_interface()

@@ -11,6 +11,7 @@ from time import time
 from typing import Any
 
 from lifecycle.dns_watch.state import State
+from lifecycle.domain.errors import ApiError, TransientError
 
 _UPSTREAMS = ("Headscale", "Cloudflare")
 
@@ -76,10 +77,11 @@ class Status:
         """Record that an upstream returned what was requested, and not only some response."""
         self.succeeded_at[upstream] = self.clock()
 
-    def count_retry(self, upstream: str, *, throttled_s: float) -> None:
+    def count_retry(self, error: ApiError, wait_s: float) -> None:
         """Count a retry after a failure, and the seconds of backoff if the cause was rate limiting."""
-        self.retries[upstream] += 1
-        self.throttled_s[upstream] = self.throttled_s.get(upstream, 0.0) + throttled_s
+        self.retries[error.upstream] += 1
+        if isinstance(error, TransientError) and error.throttled:
+            self.throttled_s[error.upstream] += wait_s
 
     def pass_began(self) -> None:
         """End the planned wait. If it is already over, the time without progress still counts from its planned end."""
