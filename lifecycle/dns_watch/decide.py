@@ -185,7 +185,7 @@ def _decide_unregistered(
 
 
 def _reason_to_give_up(state: State, unregistered: Unregistered, config: WatchConfig) -> str | None:
-    was_registered = state.node is not None or (unregistered.loss is not None and unregistered.loss.node_id is not None)
+    was_registered = state.node is not None or (unregistered.loss is not None and unregistered.loss.node is not None)
     if was_registered or not 0 < config.max_retries <= state.lookups:
         return None
     return (

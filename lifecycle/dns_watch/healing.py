@@ -56,7 +56,8 @@ def loss_events(heal: HealState, loss: Loss, *, reported: LossKind | None, confi
     if heal.lost in (None, reported):
         return ()
     advice = "Restart the pod." if config.self_heal else "Restart the pod, or set SELF_HEAL=true."
-    return (error("node.lost", node_id=loss.node_id, reason=_LOSS_REASONS[heal.lost], advice=advice),)
+    node_id = loss.node.id if loss.node else None
+    return (error("node.lost", node_id=node_id, reason=_LOSS_REASONS[heal.lost], advice=advice),)
 
 
 def is_key_check_due(state: State, now: Moment) -> bool:
@@ -125,13 +126,12 @@ def renew_key(
     attempts = heal.attempts + 1
     pause_s = doubled(_FIRST_PAUSE_S, attempts, max_s=_MAX_PAUSE_S)
     heal = replace(heal, attempts=attempts, not_before_s=now.monotonic_s + add_jitter(pause_s, now.jitter))
-    known = state.node if state.node is not None and state.node.id == loss.node_id else None
     change = WriteFreshKey(
         spec=config.key_spec(user),
         reason=f"the node is {loss.kind}",
         # An expired node keeps its id and machine key when it registers again.
-        node_id=loss.node_id or metadata.node_id,
-        machine_key=known.machine_key if known else metadata.machine_key,
+        node_id=loss.node.id if loss.node else metadata.node_id,
+        machine_key=loss.node.machine_key if loss.node else metadata.machine_key,
         # Expire a usable key that is in no file. It is from a process that was killed after it had written the metadata
         # and before it wrote the key.
         replaces=key if is_usable else None,

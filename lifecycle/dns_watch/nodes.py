@@ -86,10 +86,10 @@ def find_loss(nodes: Sequence[Node], hints: Hints, *, is_gone: bool, is_supersed
         is_known = own is not None and own.is_same(node)
         is_own = interface & set(node.addresses) if interface else is_known or hints.metadata_identifies(node)
         if is_own and node.is_expired(hints.now):
-            return Loss(LossKind.EXPIRED, node.id)
+            return Loss(LossKind.EXPIRED, KnownNode(node.id, node.machine_key))
     if own is not None and not any(own.is_same(node) for node in nodes):
         # The list alone does not prove the loss, because it can be incomplete for a moment.
-        return Loss(LossKind.GONE, own.id, is_list_empty=not nodes) if is_gone else None
+        return Loss(LossKind.GONE, own, is_list_empty=not nodes) if is_gone else None
     if is_gone:
         # The list contains the node, so the two responses of Headscale contradict each other.
         return None

@@ -155,10 +155,10 @@ def _look_up_in_list(
         # The list can be incomplete, so it does not prove that the node is gone.
         is_gone = _read_known(headscale, named) is None
     loss = find_loss(nodes, hints, is_gone=is_gone, is_superseded=state.superseded_by is not None)
-    if loss is not None and loss.node_id is not None:
+    if loss is not None and loss.node is not None:
         # A later node that registered with this pod's key belongs to this pod, even if the interface does not have the
         # node's address yet.
-        later = successors(nodes, node_id=loss.node_id, node_ownership=node_ownership, now=now.utc)
+        later = successors(nodes, node_id=loss.node.id, node_ownership=node_ownership, now=now.utc)
         successor = next((node for node in reversed(later) if not hints.metadata_identifies(node)), None)
         loss = replace(loss, successor=successor)
     return Observation(interface, replace(choice, loss=loss), node_ownership, metadata)

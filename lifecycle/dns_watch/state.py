@@ -101,13 +101,13 @@ class Loss:
     """The loss of this pod's node.
 
     Attributes:
-        node_id: the id of the lost node; None if it is not known.
+        node: the lost node; None if it is not known.
         is_list_empty: Headscale lists no nodes at all.
         successor: the newest successor; None if there is none, or if this pod's node is neither gone nor expired.
     """
 
     kind: LossKind
-    node_id: str | None = None
+    node: KnownNode | None = None
     is_list_empty: bool = False
     successor: Node | None = None
 

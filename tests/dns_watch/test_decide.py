@@ -146,8 +146,8 @@ def unregistered(
         is_list_empty: Headscale lists no nodes at all.
         fields: other fields of the observation.
     """
-    node_id = None if kind in (LossKind.STRANDED, LossKind.NEVER_FOUND) else "1"
-    loss = None if kind is None else Loss(kind, node_id, is_list_empty, successor)
+    node = None if kind in (LossKind.STRANDED, LossKind.NEVER_FOUND) else KNOWN_NODE
+    loss = None if kind is None else Loss(kind, node, is_list_empty, successor)
     observation = Observation(INTERFACE, Unregistered("not found", loss), NODE_OWNERSHIP, METADATA)
     return replace(observation, **fields)  # type: ignore[arg-type]
 
@@ -621,6 +621,14 @@ def test_a_usable_key_that_is_not_in_the_file_is_replaced() -> None:
     assert isinstance(change, WriteFreshKey)
     assert change.replaces == a_key()
     assert (change.node_id, change.machine_key) == ("1", NODE.machine_key)
+
+
+def test_the_metadata_of_a_new_key_names_the_lost_node() -> None:
+    """The metadata of the last key can still name another node, because the lost node was found by its address."""
+    metadata = replace(METADATA, node_id="2", machine_key="mkey:other")
+    [change] = confirmed_loss(KeyCheck(metadata, a_key(used=True)), LossKind.EXPIRED).changes
+    assert isinstance(change, WriteFreshKey)
+    assert (change.node_id, change.machine_key) == (NODE.id, NODE.machine_key)
 
 
 def test_a_stranded_pod_gets_a_new_key_only_if_headscale_lists_its_last_key() -> None:

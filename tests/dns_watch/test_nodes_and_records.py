@@ -245,7 +245,8 @@ class TestChooseNode:
 
 OTHERS = [a_node(5, hostname="x")]
 EXPIRED_NODE = a_node(1, expires_at=EXPIRED)
-GONE, LOGGED_OUT, NEVER_FOUND = Loss(LossKind.GONE, "1"), Loss(LossKind.EXPIRED, "1"), Loss(LossKind.NEVER_FOUND)
+GONE, LOGGED_OUT = (Loss(kind, known("1")) for kind in (LossKind.GONE, LossKind.EXPIRED))
+NEVER_FOUND = Loss(LossKind.NEVER_FOUND)
 
 
 class TestFindLoss:
@@ -705,9 +706,11 @@ class TestChooseNodeProperties:
             assert hints.own_node is not None
             assert hints.own_node.id not in listed or not hints.own_node.is_same(listed[hints.own_node.id])
         if loss.kind is LossKind.EXPIRED:
-            assert loss.node_id is not None
-            assert listed[loss.node_id].is_expired(NOW)
-            assert NODE_OWNERSHIP.is_owned(listed[loss.node_id])
+            assert loss.node is not None
+            node = listed[loss.node.id]
+            assert loss.node.is_same(node)
+            assert node.is_expired(NOW)
+            assert NODE_OWNERSHIP.is_owned(node)
         if loss.kind is LossKind.STRANDED:
             assert not any(set(hints.interface or ()) & set(node.addresses) for node in nodes)
 
