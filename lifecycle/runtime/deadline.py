@@ -11,13 +11,19 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from time import monotonic
 
+# The time-out of a socket must be shorter than 25 days, and that of a thread shorter than 293 years.
+_MAX_BUDGET_S = 86_400.0
+
 _ends_at: ContextVar[float] = ContextVar("ends_at")
 
 
 @contextmanager
 def time_budget(seconds: float) -> Iterator[None]:
-    """Set the time budget that `remaining_s` uses in the block. A nested block cannot extend the budget."""
-    ends_at = monotonic() + seconds
+    """Set the time budget that `remaining_s` uses in the block. A nested block cannot extend the budget.
+
+    A budget of more than a day is reduced to a day.
+    """
+    ends_at = monotonic() + min(seconds, _MAX_BUDGET_S)
     token = _ends_at.set(min(ends_at, _ends_at.get(ends_at)))
     try:
         yield

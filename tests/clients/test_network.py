@@ -54,6 +54,12 @@ def test_used_up_budget_is_a_timeout() -> None:
         remaining_s()
 
 
+def test_budget_can_be_longer_than_a_wait_of_the_system() -> None:
+    """HTTP_TIMEOUT can be 100 years, but a socket's time-out must be shorter than 25 days."""
+    with serve(StaticApi()) as url:
+        assert send(url.replace("127.0.0.1", "localhost"), timeout_s=4 * 36_500 * 86_400.0) == {"ok": True}
+
+
 def test_inner_budget_does_not_extend_the_outer_one() -> None:
     with time_budget(1.0):
         with time_budget(60.0):
