@@ -62,5 +62,6 @@ def _secret_names(workload: Workload) -> Iterator[str]:
     ordinals = workload.manifest["spec"].get("ordinals")
     start = ordinals.get("start") if isinstance(ordinals, dict) else None
     first = start if isinstance(start, int) else 0
-    for number in range(first, first + workload.pod_count):
+    # Without pods, there is still one Secret: a Role without resourceNames would permit the use of every Secret.
+    for number in range(first, first + max(workload.pod_count, 1)):
         yield secret.replace("$(POD_NAME)", f"{workload.name}-{number}")

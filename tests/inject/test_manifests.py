@@ -342,6 +342,15 @@ def test_each_ordinal_gets_a_state_secret() -> None:
     assert role["rules"][0]["resourceNames"] == names
 
 
+@pytest.mark.parametrize("replicas", [0, -1])
+def test_role_is_limited_to_a_secret_even_without_pods(replicas: int) -> None:
+    """Kubernetes reads an empty list of resourceNames as all Secrets of the namespace."""
+    document = annotated(stateful_set(replicas=replicas), hostname="$(POD_NAME)", state_secret="$(POD_NAME)-state")
+    documents = yaml.safe_load_all(inject_text(json.dumps(document), with_state_secrets=True))
+    (role,) = [item for item in documents if item["kind"] == "Role"]
+    assert role["rules"][0]["resourceNames"] == ["web-0-state"]
+
+
 def test_state_secret_needs_a_namespace() -> None:
     document = annotated(deployment(), state_secret="web-state")
     del document["metadata"]["namespace"]
