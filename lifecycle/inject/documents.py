@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from lifecycle.domain.errors import ManifestError
+from lifecycle.domain.text import printable
 from lifecycle.inject.nodes import EQUALS_SIGN, MAX_DEPTH, NUMBERS, STRING, Fields, ItemsAsText, Number, node_from_value
 
 # A line that begins with --- starts a document, even in the middle of a multi-line text.
@@ -148,7 +149,10 @@ def block_yaml(value: Any, indent: str = "") -> str:
 
 
 def _scalar(value: Any) -> str:
-    return value if isinstance(value, str) and _PLAIN.fullmatch(value) else json.dumps(value)
+    if isinstance(value, str) and _PLAIN.fullmatch(value):
+        return value
+    # YAML has no surrogate pairs, with which JSON escapes characters above U+FFFF.
+    return printable(json.dumps(value, ensure_ascii=False))
 
 
 def _json(node: yaml.Node, indent: str) -> str:

@@ -218,6 +218,15 @@ def test_text_that_kubernetes_would_read_as_another_type_has_quotes() -> None:
             assert re.search(rf"""value"?: ['"]{re.escape(value)}['"]""", changed), value
 
 
+@pytest.mark.parametrize("value", ["\U0001f600", "\U000f0000 \u00ad\x7f\u2028"], ids=ascii)
+def test_text_of_any_characters_is_read_back(value: str) -> None:
+    """YAML has no surrogate pairs, which are JSON's escapes for characters above U+FFFF."""
+    shared = {"HEADSCALE_USER": value}
+    for text, load in ((LABELLED, yaml.safe_load), (json.dumps(deployment()), json.loads)):
+        containers = template_of(load(inject_text(text, shared)))["spec"]["initContainers"]
+        assert {"name": "HEADSCALE_USER", "value": value} in containers[0]["env"]
+
+
 def test_thousands_of_blank_lines_are_read_quickly() -> None:
     """A regular expression with exponential backtracking would not end."""
     text = "\n" * 5000 + LABELLED
