@@ -21,7 +21,7 @@ _INDENTATION = re.compile(r"^[-? ]+", re.MULTILINE)
 # YAML directives (lines that begin with %) and comments before a document. They belong to that document.
 _DIRECTIVES = re.compile(r"(?:[ \t\r]*(?:#.*)?\n)*%.*\n(?:[ \t\r]*(?:[%#].*)?\n)*")
 # What is kept at the beginning of a changed document: ---, directives, and comments such as Helm's "# Source:".
-_HEAD = re.compile(r"(?:(?:---[ \t]*|[ \t]*)(?:#.*)?\n|%.*\n)*")
+_HEAD = re.compile(r"(?:(?:---[ \t\r]*|[ \t\r]*)(?:#.*)?\n|%.*\n)*")
 # Texts that every YAML parser reads as text even if they have no quotes.
 _PLAIN = re.compile(r"(?!(?:true|false|yes|no|on|off|null|y|n)$)[A-Za-z/][-\w./]*", re.ASCII | re.IGNORECASE)
 

@@ -227,6 +227,11 @@ def test_text_of_any_characters_is_read_back(value: str) -> None:
         assert {"name": "HEADSCALE_USER", "value": value} in containers[0]["env"]
 
 
+def test_line_endings_of_windows_with_a_directive() -> None:
+    text = f"%YAML 1.1\n---\n{LABELLED}"
+    assert inject_text(text.replace("\n", "\r\n")).splitlines() == inject_text(text).splitlines()
+
+
 def test_thousands_of_blank_lines_are_read_quickly() -> None:
     """A regular expression with exponential backtracking would not end."""
     text = "\n" * 5000 + LABELLED
