@@ -8,6 +8,7 @@ from typing import Any, cast
 import yaml
 
 from lifecycle.domain.errors import ManifestError
+from lifecycle.domain.text import printable
 from lifecycle.inject.documents import block_yaml, join_documents, parse_document, split_documents, write_document
 from lifecycle.inject.nodes import ItemsAsText, add_items, field_of, node_value, resolve_aliases, scalar_text
 from lifecycle.inject.rules import (
@@ -78,7 +79,7 @@ def inject(
     if with_state_secrets and not problems:
         results += _state_documents(workloads, roots, problems)
     if problems:
-        raise ManifestError("\n".join(problems))
+        raise ManifestError("\n".join(map(printable, problems)))
     return join_documents(results)
 
 

@@ -59,6 +59,15 @@ def test_every_refusal_has_a_case() -> None:
     assert reported == set(REFUSALS)
 
 
+def test_refusal_is_one_line() -> None:
+    """A line break in a value must not look like the refusal of another workload."""
+    document = annotated(deployment(), tailscale_args="--ssh\nPod other: x")
+    document["metadata"]["name"] = "web\nPod other"
+    with pytest.raises(ManifestError) as refused:
+        inject(to_text(document), SITE)
+    assert len(str(refused.value).splitlines()) == 1
+
+
 def test_all_refusals_are_reported_in_one_error() -> None:
     first = annotated(deployment(), hostname="Web")
     second = labelled(deployment(replicas=2), inject="true")
