@@ -168,7 +168,7 @@ def _workload(node: yaml.MappingNode) -> Workload | None:
         node=node,
         manifest=manifest,
         pod_count=pod_count,
-        labels_of_object=_object_at(metadata, "labels"),
+        labels_outside=_labels_outside(manifest),
         labels=_texts(metadata_of_pods.get("labels")),
         annotations=_texts(metadata_of_pods.get("annotations")),
         spec=spec,
@@ -178,6 +178,12 @@ def _workload(node: yaml.MappingNode) -> Workload | None:
 def _texts(values: dict[str, Any] | None) -> dict[str, Any]:
     """Return labels or annotations, with an empty text in place of null. Kubernetes reads null in the same way."""
     return {name: "" if value is None else value for name, value in (values or {}).items()}
+
+
+def _labels_outside(data: Any) -> dict[str, Any]:
+    """Return the labels of an object itself, and those of the Jobs of a CronJob."""
+    job = _object_at(data, "spec", "jobTemplate", "metadata", "labels")
+    return _object_at(data, "metadata", "labels") | job
 
 
 def _has_label(data: Any) -> bool:

@@ -96,8 +96,8 @@ RESERVED_ARGS = r"(^|\s)--?(auth-?key|hostname|login-server)(=|\s|$)"
 REFUSALS = {
     "label": f'The label {LABEL} is "{{value}}". Set it to "true" or "false", in quotes.',
     "unknown": f"{{value}} is not known. The annotations are {', '.join(ANNOTATIONS)}; the label is {LABEL}.",
-    "label-place": f"The label {LABEL} is set in the metadata of the object itself. Move it to the pod template, from "
-    "which pods get their labels.",
+    "label-place": f"The label {LABEL} is set outside of the pod template. Move it to the pod template, from which "
+    "pods get their labels.",
     "hostname-missing": f"The annotation {HOSTNAME} is missing. Set it in the pod template to the workload's name, "
     'such as "wiki" for wiki.{domain}.',
     "value": 'The annotation {name} is "{value}". It must be {valid}.',
@@ -135,7 +135,7 @@ class Workload:
         node: the object as a YAML node, which can be changed.
         manifest: the object as values.
         pod_count: how many pods of the workload run at the same time; for a DaemonSet, how many on each cluster node.
-        labels_of_object: the labels of the object itself.
+        labels_outside: the labels of the object itself, and of the Jobs of a CronJob.
         labels: the labels of its pods.
         annotations: the annotations of its pods.
         spec: the spec of the pod template.
@@ -146,7 +146,7 @@ class Workload:
     node: yaml.MappingNode
     manifest: Mapping[str, Any]
     pod_count: int
-    labels_of_object: Mapping[str, Any]
+    labels_outside: Mapping[str, Any]
     labels: Mapping[str, Any]
     annotations: Mapping[str, Any]
     spec: Mapping[str, Any]
@@ -190,7 +190,7 @@ def refusals(workload: Workload, domain: str) -> Iterator[str]:
 
 
 def _name_refusals(workload: Workload) -> Iterator[str]:
-    if LABEL in workload.labels_of_object and LABEL not in workload.labels:
+    if LABEL in workload.labels_outside and LABEL not in workload.labels:
         yield _message("label-place")
     value = workload.labels.get(LABEL, "false")
     if value not in ("true", "false"):

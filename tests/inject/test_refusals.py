@@ -10,9 +10,18 @@ import json
 import pytest
 
 from lifecycle.domain.errors import ManifestError
-from lifecycle.inject.rules import REFUSALS
+from lifecycle.inject.rules import LABEL, REFUSALS
 from lifecycle.inject.template import CONTAINERS
-from tests.inject.labelled_workloads import ACCEPTED, KINDS, REFUSED, annotated, deployment, labelled
+from tests.inject.labelled_workloads import (
+    ACCEPTED,
+    KINDS,
+    REFUSED,
+    annotated,
+    cron_job,
+    deployment,
+    labelled,
+    template_of,
+)
 from tests.inject.samples import inject_text
 
 
@@ -59,12 +68,20 @@ def test_every_refusal_has_a_case() -> None:
     assert reported == set(REFUSALS)
 
 
+def test_label_in_the_job_template_of_a_cron_job_is_refused() -> None:
+    document = cron_job()
+    label = template_of(document)["metadata"]["labels"].pop(LABEL)
+    document["spec"]["jobTemplate"]["metadata"] = {"labels": {LABEL: label}}
+    with pytest.raises(ManifestError, match=r"CronJob web: .* Move it to the pod template"):
+        inject_text(to_text(document))
+
+
 def test_refusal_is_one_line() -> None:
     """A line break in a value must not look like the refusal of another workload."""
     document = annotated(deployment(), tailscale_args="--ssh\nPod other: x")
     document["metadata"]["name"] = "web\nPod other"
     with pytest.raises(ManifestError) as refused:
-        inject(to_text(document), SITE)
+        inject_text(to_text(document))
     assert len(str(refused.value).splitlines()) == 1
 
 
