@@ -194,7 +194,7 @@ def _name_refusals(workload: Workload) -> Iterator[str]:
         yield _message("label-place")
     value = workload.labels.get(LABEL, "false")
     if value not in ("true", "false"):
-        yield _message("label", value=str(value).lower() if isinstance(value, bool) else value)
+        yield _message("label", value=_as_written(value))
     for place, names, known in (
         ("label", workload.labels, (LABEL,)),
         ("annotation", workload.annotations, ANNOTATIONS),
@@ -210,7 +210,9 @@ def _annotation_refusals(workload: Workload, domain: str) -> Iterator[str]:
     annotations = workload.annotations
     for name, annotation in ANNOTATIONS.items():
         value = annotations.get(name)
-        if value is not None and not (isinstance(value, str) and re.fullmatch(annotation.pattern, value)):
+        if value is not None and not isinstance(value, str):
+            yield _message("value", name=name, value=_as_written(value), valid="a text, in quotes")
+        elif value is not None and not re.fullmatch(annotation.pattern, value):
             yield _message("value", name=name, value=value, valid=annotation.valid_values)
     hostname = annotations.get(HOSTNAME)
     if hostname is None:
@@ -256,6 +258,10 @@ def _count_refusals(workload: Workload) -> Iterator[str]:
             yield _message("replicas", value=workload.pod_count)
         elif secret and "$(POD_NAME)" not in secret:
             yield _message("state-shared", value=workload.pod_count)
+
+
+def _as_written(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _message(refusal: str, **values: Any) -> str:
