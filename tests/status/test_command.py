@@ -107,7 +107,7 @@ def test_redacted_report_contains_no_name_and_no_address(world: World) -> None:
     # With each of these settings, the report contains other advice or problems.
     for name, value in (
         ("DNS_IPV6", "true"),
-        ("HEADSCALE_USER", "unknown"),
+        ("HEADSCALE_USER", "isidora"),
         ("HEADSCALE_USER", ""),
         ("DOMAIN_NAME", "example.org"),
     ):
@@ -115,7 +115,7 @@ def test_redacted_report_contains_no_name_and_no_address(world: World) -> None:
         full, redacted = report_on(world, settings), report_on(world, settings, redact=True)
         assert [row["state"] for row in redacted["workloads"]] == [row["state"] for row in full["workloads"]]
         output = to_text(redacted) + json.dumps(redacted)
-        names = ["grafana", "wiki", "tools", "example", "annabel", "opentofu", OWNER]
+        names = ["grafana", "wiki", "tools", "example", "annabel", "opentofu", "isidora", OWNER]
         addresses = [address for node in world.headscale.nodes for address in node.addresses]
         assert [word for word in [*names, *addresses, "192.0.2.55"] if word in output] == []
 
