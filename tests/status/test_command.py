@@ -36,7 +36,7 @@ OWNER = OUR_COMMENT.partition(" ")[2]
 def add_foreign_objects(world: World) -> None:
     """Add a workload with a record of another tool, and a workload with a node of another user."""
     world.headscale.add_node("wiki.example.com", user=USER)
-    world.add_record("192.0.2.55", name="wiki.example.com", comment="by opentofu: annabel")
+    world.add_record("192.0.2.55", name="wiki.example.com", comment="by opentofu: annabel \u0410\u043d\u043d\u0430")
     world.add_record(
         world.headscale.add_node("tools", user="annabel").address, name="tools.example.com", comment=OUR_COMMENT
     )
@@ -115,7 +115,7 @@ def test_redacted_report_contains_no_name_and_no_address(world: World) -> None:
         full, redacted = report_on(world, settings), report_on(world, settings, redact=True)
         assert [row["state"] for row in redacted["workloads"]] == [row["state"] for row in full["workloads"]]
         output = to_text(redacted) + json.dumps(redacted)
-        names = ["grafana", "wiki", "tools", "example", "annabel", "opentofu", "isidora", OWNER]
+        names = ["grafana", "wiki", "tools", "example", "annabel", "opentofu", "isidora", "\u043d\u043d\u0430", OWNER]
         addresses = [address for node in world.headscale.nodes for address in node.addresses]
         assert [word for word in [*names, *addresses, "192.0.2.55"] if word in output] == []
 
