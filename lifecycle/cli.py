@@ -90,7 +90,7 @@ def _run_command(options: argparse.Namespace, stop: Stop) -> int:
 def _show_manifests(options: argparse.Namespace) -> int:
     """Write the manifests with the added containers to standard output, and return the exit status."""
     settings = _load_settings(InjectSettings, is_logged=False)
-    is_printed = _print(commands.inject(settings, options.files, options.state_secret))
+    is_printed = _print(commands.inject(settings, options.files, options.state_secret), for_programs=True)
     return 0 if is_printed else EXIT_FAILED
 
 
@@ -101,7 +101,8 @@ def _show_plan(options: argparse.Namespace) -> int:
     settings = _load_settings(COMMANDS.get(options.command, DryRunSettings), is_logged=False)
     plan = dry_run.plan_commands(settings, name=options.name if options.command == "prune" else None)
     as_json = options.output == "json"
-    if not _print(_json(report.to_json_values(plan)) if as_json else report.to_text(plan, colors=_is_terminal())):
+    text = _json(report.to_json_values(plan)) if as_json else report.to_text(plan, colors=_is_terminal())
+    if not _print(text, for_programs=as_json):
         return EXIT_FAILED
     if not plan.problems:
         return 0
@@ -115,7 +116,8 @@ def _show_status(options: argparse.Namespace) -> int:
     from lifecycle.status import report  # noqa: PLC0415
 
     document = dry_run.status(_load_settings(StatusSettings, is_logged=False), redact=options.redact)
-    is_printed = _print(_json(document) if options.output == "json" else report.to_text(document))
+    as_json = options.output == "json"
+    is_printed = _print(_json(document) if as_json else report.to_text(document), for_programs=as_json)
     return EXIT_FAILED if report.needs_action(document) or not is_printed else 0
 
 
@@ -123,12 +125,16 @@ def _json(document: Any) -> str:
     return f"{printable_json(document, indent=2)}\n"
 
 
-def _print(text: str) -> bool:
-    """Write a result to standard output. Return False if the reader of a pipe has closed it, as with `| head`."""
+def _print(text: str, *, for_programs: bool) -> bool:
+    """Write a result to standard output. Return False if the reader of a pipe has closed it, as with `| head`.
+
+    Args:
+        for_programs: the text is JSON or YAML, which is UTF-8 in every locale.
+    """
     # The waiting log lines are written first, so that on a terminal warnings appear before the result.
     flush_logs(_FLUSH_S)
     try:
-        print_text(text)
+        print_text(text, encoding="utf-8" if for_programs else None)
     except BrokenPipeError:
         return False
     except OSError as error:

@@ -6,6 +6,7 @@ import os
 import select
 import sys
 from collections import deque
+from io import TextIOWrapper
 from threading import Condition, Thread
 from typing import TextIO
 
@@ -85,8 +86,11 @@ def standard_stream(name: str) -> TextIO | None:
     return stream
 
 
-def print_text(text: str, name: str = "stdout") -> None:
+def print_text(text: str, name: str = "stdout", *, encoding: str | None = None) -> None:
     """Write a text to standard output or standard error, and wait until it is written.
+
+    Args:
+        encoding: replaces the encoding of the stream; None = that of the locale.
 
     Raises:
         OSError: it cannot be written.
@@ -95,6 +99,8 @@ def print_text(text: str, name: str = "stdout") -> None:
     if stream is None:
         raise OSError(f"{name} is closed")
     try:
+        if encoding is not None and isinstance(stream, TextIOWrapper):
+            stream.reconfigure(encoding=encoding, errors=stream.errors)
         stream.write(text)
         stream.flush()
     except OSError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -171,3 +172,16 @@ def test_process_leaves_its_own_output_unchanged(folder: Path) -> None:
     twice = subprocess.run(command, input=once, capture_output=True, text=True, check=True, cwd=folder).stdout
     assert "name: dns-watch" in once
     assert twice == once
+
+
+def test_output_is_utf_8_in_every_locale(folder: Path) -> None:
+    text = (folder / "web.yaml").read_text() + "---\n# \u20ac\nkind: ConfigMap\n"
+    done = subprocess.run(
+        [sys.executable, "-m", "lifecycle", "inject"],
+        input=text.encode(),
+        capture_output=True,
+        check=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+    )
+    assert "# \u20ac\n" in done.stdout.decode()
