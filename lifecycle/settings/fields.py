@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -230,6 +231,12 @@ def _can_reconnect(url: str) -> bool:
     return parts.scheme == "https" or host == "localhost" or _IP_HOST.fullmatch(host) is not None
 
 
+def _is_host_address(value: str) -> bool:
+    with suppress(ValueError):
+        return bool(ip_address(value))
+    return is_dns_name(value)
+
+
 def is_dns_name(name: str) -> bool:
     """Return True if each label has 1 to 63 letters, digits and inner hyphens."""
     return all(_LABEL.fullmatch(label) for label in name.split("."))
@@ -248,6 +255,9 @@ LoginServer = Annotated[
         _can_reconnect,
         "must be an https URL. With http and a host name, tailscale stays offline after Headscale restarts",
     ),
+]
+HostAddress = Annotated[
+    str, _only_if(_is_host_address, "must be an IP address such as 127.0.0.1 or ::1, without a port")
 ]
 ProxyUrl = Annotated[SecretStr, AfterValidator(parse_proxy)]
 Namespace = Annotated[

@@ -36,6 +36,7 @@ from lifecycle.settings.fields import (
     ExistingFile,
     FileMode,
     FilePath,
+    HostAddress,
     KubernetesName,
     LoginServer,
     Namespace,
@@ -526,7 +527,7 @@ class DnsWatchSettings(Settings):
         "node was deleted or has expired",
     )
     health_port: int = Field(9003, ge=0, le=65535, description="port of /livez, /readyz, /nodez, /metrics; 0 = none")
-    health_address: str | None = Field(None, description="address to listen on; unset: all")
+    health_address: HostAddress | None = Field(None, description="address to listen on; unset: all")
 
     @property
     def min_poll_interval(self) -> timedelta:

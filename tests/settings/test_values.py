@@ -123,6 +123,7 @@ def test_valid_value_is_accepted(env: Environment, name: str, text: str, value: 
         ("AUTHKEY_OUTPUT_PATH", ["/", ".", "..", "/volume/..", "/volume/auth\u2028key", "/volume/auth\u200bkey"]),
         ("HEADSCALE_USER", ["svc\u200b", "\u202esvc", "sv\xadc", "svc\x01"]),
         ("MAX_RETRIES", ["-1", "many", "1.5", "1e3"]),
+        ("HEALTH_ADDRESS", ["127.0.0.1:9003", "[::1]", "a b", "a..b", "\u00e4" * 64]),
         ("POD_NAMESPACE", ["Default", "a b", "a.b", "a" * 64]),
         ("ORDINALS_START", ["-1", "first"]),
         ("HEADSCALE_ACCESS", ["API", "ssh"]),
