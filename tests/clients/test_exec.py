@@ -344,6 +344,8 @@ NO_CONFIGURATION = (
 )
 SOCKET = "dial unix /var/run/headscale/headscale.sock: connect:"
 NO_ACCESS = f'FTL Could not connect error="{SOCKET} permission denied"'
+NO_PROGRAM_RUNC = 'level=error msg="exec failed: exec: \\"headscale\\": executable file not found in $PATH"'
+NO_PROGRAM_CRUN = "executable file `headscale` not found in $PATH: No such file or directory"
 NO_SOCKET = f'FTL Could not connect error="{SOCKET} no such file or directory"'
 
 
@@ -378,6 +380,8 @@ NO_SOCKET = f'FTL Could not connect error="{SOCKET} no such file or directory"'
         pytest.param(1, grpc_error("PermissionDenied"), AuthError, id="refused-permission"),
         pytest.param(127, "sh: headscale: not found", ResponseError, id="no-program"),
         pytest.param(126, "exec failed", ResponseError, id="no-program-126"),
+        pytest.param(255, NO_PROGRAM_RUNC, ResponseError, id="no-program-runc"),
+        pytest.param(1, NO_PROGRAM_CRUN, ResponseError, id="no-program-crun"),
     ],
 )
 def test_kind_of_error_for_each_failure(

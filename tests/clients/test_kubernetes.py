@@ -354,6 +354,12 @@ def test_missing_program_is_a_permanent_error(cluster: Cluster) -> None:
     assert "executable file not found in $PATH" in str(error)
 
 
+def test_missing_program_with_crun_is_a_permanent_error(kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
+    message = "executable file `headscale` not found in $PATH: No such file or directory"
+    kubernetes.add_exec_fault(ExecFault(start_error=message))
+    assert type(failure(lambda: run(cluster, "echo"))) is ResponseError
+
+
 def test_missing_container_is_a_permanent_error(cluster: Cluster) -> None:
     pod = headscale_pod(cluster)
     error = failure(lambda: cluster.run(pod, "other", ["echo"]))

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from lifecycle.clients.headscale.errors import AMBIGUOUS_USER_ADVICE, AMBIGUOUS_USER_TEXT, MISSING_OBJECT, UPSTREAM
 from lifecycle.clients.headscale.pod import CHECK_SETTINGS, Target
-from lifecycle.clients.kubernetes.exec import Output
+from lifecycle.clients.kubernetes.exec import NO_PROGRAM_TEXT, Output
 from lifecycle.clients.response import excerpt
 from lifecycle.domain.errors import ApiError, AuthError, NotFoundError, ResponseError, TransientError
 
@@ -47,6 +47,7 @@ _LOCAL_FAILURES: tuple[tuple[str, type[ResponseError], str], ...] = (
             "HEADSCALE_CONFIG to the path of the configuration. Commands in the container inherit this environment."
         ),
     ),
+    (NO_PROGRAM_TEXT, ResponseError, CHECK_SETTINGS),
     (
         "permission denied",
         ResponseError,

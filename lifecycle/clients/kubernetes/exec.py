@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,10 @@ _SUBPROTOCOLS: Final = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 _STDOUT: Final = 1
 _STDERR: Final = 2
 _STATUS: Final = 3  # Kubernetes calls it "error".
+
+# The text of container runtimes for a missing program: runc and crun, which adds the name of the program. CRI-O writes
+# this text to the standard error of the command.
+NO_PROGRAM_TEXT: Final = r"executable file (\S+ )?not found"
 
 # Source: RFC 6455, section 1.3.
 _ACCEPT_SUFFIX: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -140,5 +145,5 @@ def _exit_status(text: bytearray, what: str) -> int:
     message = excerpt(str(status.get("message", ""))) if isinstance(status, dict) else ""
     # A retry does not help if the program is missing. Other errors can be temporary, for example while a container is
     # replaced.
-    kind = ResponseError if "executable file not found" in message else TransientError
+    kind = ResponseError if re.search(NO_PROGRAM_TEXT, message) else TransientError
     raise kind(f"Kubernetes could not run {what}: {message or 'no reason given'}", upstream=UPSTREAM)
