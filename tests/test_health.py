@@ -319,6 +319,9 @@ def samples(port: int) -> dict[tuple[str, ...], float]:
         pytest.param("text/plain;version=0.0.4", "text/plain; version=0.0.4; charset=utf-8", id="text"),
         pytest.param(PROMETHEUS_ACCEPT, "application/openmetrics-text; version=1.0.0; charset=utf-8", id="Prometheus"),
         pytest.param("<<;;q=,", "text/plain; version=0.0.4; charset=utf-8", id="malformed"),
+        pytest.param(
+            'application/openmetrics-text;version="1.0.0"', "text/plain; version=0.0.4; charset=utf-8", id="quotes"
+        ),
     ],
 )
 def test_format_of_the_metrics_depends_on_the_accept_header(port: int, accept: str, kind: str) -> None:

@@ -30,7 +30,11 @@ def render_metrics(status: Status, *, accept: str) -> tuple[str, bytes]:
     registry.register(StatusCollector())
     # Memory, open files and start time under their standard names.
     ProcessCollector(registry=registry)
-    encode, content_type = choose_encoder(accept)
+    try:
+        encode, content_type = choose_encoder(accept)
+    except TypeError:
+        # The library cannot compare a version such as "1.0.0" in quotes or 2.0-beta.
+        encode, content_type = choose_encoder("")
     return content_type, encode(registry)
 
 
