@@ -500,6 +500,19 @@ def test_connection_resets_are_not_logged(port: int, capfd: pytest.CaptureFixtur
     assert events == []
 
 
+def test_server_continues_after_a_refused_thread(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit of processes applies to the whole pod, so the application can use it up."""
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(httpx.TransportError):
+            get(port, "/livez")
+    assert get(port, "/livez").status_code == 200
+
+
 def test_malformed_requests_are_not_logged(port: int, capfd: pytest.CaptureFixture[str]) -> None:
     """The next request is served."""
     for request_data in (

@@ -93,7 +93,7 @@ class _Server(ThreadingHTTPServer):
         self.socket = listener
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Disconnect the oldest client if there are too many."""
+        """Disconnect the oldest client if there are too many, and this client if the system refuses a new thread."""
         with self._clients_lock:
             self._clients[request] = None
             if len(self._clients) > _MAX_CLIENTS:
@@ -101,7 +101,10 @@ class _Server(ThreadingHTTPServer):
                 del self._clients[oldest]
                 with suppress(OSError):
                     oldest.shutdown(socket.SHUT_RDWR)
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:
+            self.shutdown_request(request)
 
     def shutdown_request(self, request: Any) -> None:
         """Forget a client that was served or has disconnected."""

@@ -60,6 +60,16 @@ def test_budget_can_be_longer_than_a_wait_of_the_system() -> None:
         assert send(url.replace("127.0.0.1", "localhost"), timeout_s=4 * 36_500 * 86_400.0) == {"ok": True}
 
 
+def test_refused_thread_is_a_transient_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit of processes applies to the whole pod, so the application can use it up."""
+
+    def refuse(_thread: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Thread, "start", refuse)
+    assert "thread" in str(failure("http://localhost:1"))
+
+
 def test_inner_budget_does_not_extend_the_outer_one() -> None:
     with time_budget(1.0):
         with time_budget(60.0):
