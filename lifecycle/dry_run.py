@@ -89,6 +89,7 @@ def status_report(
     owner = settings.mark.partition(" ")[2]
     words = [owner, settings.namespace, settings.headscale_namespace, settings.headscale_user or ""]
     words += (user.label for user in observation.users)
+    words += cluster.names if cluster else ()
     # The descriptions of foreign nodes and records can contain any text, so every word of them is shortened.
     return to_json_values(head, rows, problems, shorten=make_shortener([*words, *(row.in_the_way for row in rows)]))
 

@@ -364,6 +364,13 @@ def kubeconfig(pod: ClusterPod, authority: Authority) -> Path:
     return path
 
 
+def test_redacted_report_does_not_name_the_context(pod: ClusterPod, kubeconfig: Path) -> None:
+    """The name of a context can contain the name of a project or the number of an account."""
+    pod.environment["DNS_OWNER"] = "services"
+    result = pod.start_outside_cluster("status", "--redact").wait()
+    assert "kubeconfig context la*, https://127.0.*" in result.stdout, result.stderr
+
+
 @pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize("output", ["text", "json"])
 def test_dry_run_with_a_kubeconfig_shows_the_cluster(output: str, pod: ClusterPod, kubeconfig: Path) -> None:

@@ -50,6 +50,7 @@ class Access:
         description, credentials: descriptions of the cluster and of the credentials, for messages.
         upstream: the names of the server and of the settings for its URL and certificate authorities, for messages.
         authorization: returns the request header with the current token; {} if there is a client certificate instead.
+        names: the names in the descriptions, of a context and a user of the kubeconfig.
     """
 
     client: httpx.Client
@@ -58,6 +59,7 @@ class Access:
     upstream: Upstream
     authorization: Callable[[], Mapping[str, str]]
     proxy: Proxy | None = None
+    names: tuple[str, ...] = ()
 
 
 def find_access(
@@ -163,6 +165,7 @@ def _kubeconfig(
         upstream=Upstream(UPSTREAM, url_setting="the kubeconfig", ca_setting="certificate-authority in the kubeconfig"),
         authorization=partial(_authorization, configuration),
         proxy=proxy,
+        names=(name, user),
     )
 
 

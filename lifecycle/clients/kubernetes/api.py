@@ -95,6 +95,11 @@ class Cluster:
         return self._access.description
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names in messages, of a context and a user of the kubeconfig."""
+        return self._access.names
+
+    @property
     def clock_skew(self) -> timedelta | None:
         """How far the server's clock was ahead of this machine's clock at its last response; None if unknown."""
         return self._http.clock_skew
