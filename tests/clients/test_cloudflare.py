@@ -129,25 +129,6 @@ def test_name_without_records_needs_one_request(account: Account, cloudflare: Cl
     assert request.query == "name=grafana.example.com&page=1&per_page=100"
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        pytest.param(faults.html(502), id="502"),
-        pytest.param(faults.drop(), id="lost"),
-        pytest.param(faults.truncate(), id="truncated"),
-        pytest.param(faults.html(200), id="html"),
-        pytest.param(faults.too_many_requests(30), id="rate-limited"),
-        pytest.param(refusal(403, 10000), id="refused"),
-    ],
-)
-def test_failed_page_fails_the_read(account: Account, cloudflare: CloudflareWriter, fault: Fault) -> None:
-    for number in range(1, 131):
-        account.add(f"100.64.0.{number}")
-    account.faults.add(fault, path=r"[?&]page=2")
-    with pytest.raises(ApiError):
-        cloudflare.records(NAME)
-
-
 def a_page(*results: dict[str, Any], **totals: object) -> Fault:
     """Return a response with one page of records, and with totals of all pages."""
     body = {"success": True, "errors": [], "messages": [], "result": list(results), "result_info": totals}

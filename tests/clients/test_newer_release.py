@@ -173,14 +173,6 @@ def test_newer_release_with_unchanged_responses_works(world: World, events: list
     assert [event["version"] for event in events_named(events, "headscale.untested")] == [NEWER, "0.32.1"]
 
 
-def test_supported_release_causes_no_warning(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, events: list[Any]
-) -> None:
-    world = World(monkeypatch, tmp_path, "0.30.0")
-    world.cleanup().run()
-    assert not events_named(events, "headscale.untested")
-
-
 @pytest.mark.parametrize(
     ("version", "is_newer"),
     [

@@ -397,12 +397,6 @@ class TestNode:
         with pytest.raises(MALFORMED):
             parse_node(node_with(**fields))
 
-    @pytest.mark.parametrize("key", [SECRET, "hskey-auth-abcdefghijkl-" + "x" * 64])
-    def test_secret_of_the_pre_auth_key_is_dropped(self, key: str) -> None:
-        node = parse_node(node_with(preAuthKey={"id": "7", "key": key, "user": SVC}))
-
-        assert key not in repr(node)
-
     @given(st.sampled_from(sorted({*NODE, "forcedTags", "validTags"})), JSON)
     def test_arbitrary_value_in_a_field_is_parsed_or_malformed(self, field: str, value: Any) -> None:
         """Each value is parsed, or is reported as malformed. No other error is raised."""
