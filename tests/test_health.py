@@ -7,10 +7,7 @@ pod's node. The node is "superseded" if a later pod has the name.
 from __future__ import annotations
 
 import http.client
-import json
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -36,7 +33,7 @@ from tests.builders import NOW, addresses
 from tests.dns_watch.pods import Pod
 from tests.real.programs import eventually, free_ports
 from tests.simulators.faults import html, too_many_requests
-from tests.world import Clock, Interface, World, event_names, events_named
+from tests.world import Clock, Interface, World, event_names
 
 VERIFY_INTERVAL_S = 300.0
 
@@ -609,59 +606,3 @@ def test_closed_port_can_be_used_again(status: Status) -> None:
         assert get(port, "/livez").status_code == 200
         close()
         assert not is_reachable(port, "127.0.0.1")
-
-
-# --- The process ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def dns_watch(clean_environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Return a function that starts dns-watch without reachable servers, and returns the path of its log."""
-    processes: list[subprocess.Popen[bytes]] = []
-
-    def start(**variables: str) -> Path:
-        log = tmp_path / "log"
-        (unused_port,) = free_ports(1)
-        environment = clean_environment | {
-            "HEADSCALE_URL": f"http://127.0.0.1:{unused_port}",
-            "HEADSCALE_API_KEY": "key",
-            "CLOUDFLARE_API_TOKEN": "token",
-            "CLOUDFLARE_API_URL": f"http://127.0.0.1:{unused_port}/client/v4",
-            "DOMAIN_NAME": "example.com",
-            "HOSTNAME": "grafana-0",
-            "AUTHKEY_OUTPUT_PATH": str(tmp_path / "authkey"),
-            "TAILSCALE_INTERFACE": "",
-            "PYTHONPATH": str(Path(lifecycle.__file__).parent.parent),
-            **variables,
-        }
-        command = [sys.executable, "-m", "lifecycle", "dns-watch"]
-        with log.open("wb") as output:
-            processes.append(subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=output, stderr=output))
-        return log
-
-    yield start
-    for process in processes:
-        process.terminate()
-        assert process.wait(60) == 0
-
-
-def events_of(log: Path) -> list[Any]:
-    return [json.loads(line) for line in log.read_text().split("\n")[:-1]]
-
-
-def test_dns_watch_runs_although_its_health_port_is_in_use(dns_watch: Callable[..., Path]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other_server:
-        log = dns_watch(HEALTH_PORT=str(other_server.getsockname()[1]), HEALTH_ADDRESS="127.0.0.1")
-        eventually(lambda: len(events_named(events_of(log), "pass.failed")) >= 2, "two passes")
-    assert len(events_named(events_of(log), "health_port.unavailable")) == 1
-
-
-def test_dns_watch_serves_its_health_port_if_no_server_is_reachable(dns_watch: Callable[..., Path]) -> None:
-    (port,) = free_ports(1)
-    log = dns_watch(HEALTH_PORT=str(port), HEALTH_ADDRESS="127.0.0.1")
-    eventually(lambda: is_reachable(port, "127.0.0.1"), "the port")
-    assert not is_reachable(port, "::1")
-    assert get(port, "/livez").json() == {"alive": True}
-    eventually(lambda: "HEADSCALE_URL" in get(port, "/readyz").json()["reason"], "the reason")
-    assert get(port, "/nodez").status_code == 200
-    assert "health_port.unavailable" not in event_names(events_of(log))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 
 import lifecycle
@@ -14,6 +16,7 @@ from lifecycle.settings.models import DryRunSettings, command_variables
 from tests.builders import NAME, OUR_COMMENT
 from tests.clients.kubeconfigs import a_kubeconfig
 from tests.process.commands import PROGRAM, CompletedRun, Pod
+from tests.real.programs import free_ports
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.vpn_client import VpnClient
 
@@ -201,6 +204,33 @@ def test_dns_watch_creates_and_updates_the_record_until_it_is_stopped(pod: Pod) 
     assert logs_events_only(result)
     assert pod.records() == {f"A {client.addresses[0]}": OUR_COMMENT}
     assert pod.secrets_in(result.stdout) == []
+
+
+def test_dns_watch_runs_although_its_health_port_is_in_use(pod: Pod) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other_server:
+        port = str(other_server.getsockname()[1])
+        watch = pod.start("dns-watch", HEALTH_PORT=port, HEALTH_ADDRESS="127.0.0.1", TAILSCALE_INTERFACE="")
+        for _ in range(2):
+            watch.wait_for_event("pass.skipped")
+        result = watch.stop()
+    assert result.status == 0
+    assert len(result.events_named("health_port.unavailable")) == 1
+
+
+def test_dns_watch_serves_its_health_port_if_no_server_is_reachable(pod: Pod) -> None:
+    (port,) = free_ports(1)
+    unreachable = dict.fromkeys(("HEADSCALE_URL", "CLOUDFLARE_API_URL"), "http://127.0.0.1:1")
+    address = {"HEALTH_PORT": str(port), "HEALTH_ADDRESS": "127.0.0.1"}
+    watch = pod.start("dns-watch", **unreachable, **address, TAILSCALE_INTERFACE="")
+    for _ in range(2):
+        watch.wait_for_event("pass.failed")
+    livez, readyz, nodez = (httpx.get(f"http://127.0.0.1:{port}/{path}") for path in ("livez", "readyz", "nodez"))
+    assert livez.json() == {"alive": True}
+    assert "HEADSCALE_URL" in readyz.json()["reason"]
+    assert nodez.status_code == 200
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("::1", port))
+    assert watch.stop().status == 0
 
 
 def test_cleanup_writes_only_the_key_and_its_metadata(pod: Pod) -> None:
