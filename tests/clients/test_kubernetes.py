@@ -647,6 +647,7 @@ def test_address_and_token_of_the_service_account_are_used(
     [value] = in_cluster.authorization().values()
     assert in_cluster.client.base_url == httpx.URL(url)
     assert value.split() == ["bearer", "first"]
+    assert in_cluster.credentials == "service account's token"
 
 
 # --- The kubeconfig ------------------------------------------------------------------------------------

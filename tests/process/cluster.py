@@ -115,10 +115,6 @@ class ClusterPod(Pod):
             serve_to_pod(self.kubernetes, authority, account=self._account_folder, namespace=NAMESPACE)
         )
 
-    def write_token(self) -> None:
-        """Write the current token of the service account to its file, as the kubelet does."""
-        (self._account_folder / "token").write_text(self.kubernetes.token)
-
     def start(self, *arguments: str, **variables: str) -> Running:
         """Start the program with its service account mounted. A variable with the value "" is unset."""
         return self.fork(arguments, variables, service_account=self._account_folder)

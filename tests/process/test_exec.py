@@ -15,7 +15,6 @@ import httpx
 import pytest
 import yaml
 
-from lifecycle.settings.models import DryRunSettings, command_variables
 from tests import releases
 from tests.builders import NAME, OUR_COMMENT
 from tests.clients.kubeconfigs import a_kubeconfig
@@ -35,17 +34,6 @@ from tests.simulators.proxy import ProxySimulator
 MakePod = Callable[..., ClusterPod]
 
 API_KEY_SECRET = "headscale-api-key"
-
-# A manifest with only these settings must work.
-MINIMAL_SETTINGS = {
-    "HEADSCALE_NAMESPACE",
-    "CLOUDFLARE_API_TOKEN",
-    "CLOUDFLARE_ZONE_ID",
-    "DOMAIN_NAME",
-    "AUTHKEY_OUTPUT_PATH",
-    "MAX_RETRIES",
-    "RETRY_INTERVAL",
-}
 
 
 @pytest.fixture(scope="session")
@@ -139,12 +127,6 @@ def test_status_needs_the_same_permissions_as_dns_watch(pod: ClusterPod, argumen
     assert pod.has_no_writes
 
 
-def test_pod_of_these_tests_has_only_the_minimal_settings(pod: ClusterPod) -> None:
-    """CLOUDFLARE_API_URL is the URL of the simulator, and HEALTH_PORT=0 disables the health endpoints."""
-    settings = {name for name in pod.environment | SIDECAR_SETTINGS if name in command_variables(DryRunSettings)}
-    assert settings - {"CLOUDFLARE_API_URL", "HEALTH_PORT"} == MINIMAL_SETTINGS
-
-
 @pytest.mark.full
 def test_sidecar_without_the_key_volume_publishes_its_node(make_pod: MakePod) -> None:
     """Each `dns-watch` waits up to 30 s for a VPN interface, so the pods run concurrently."""
@@ -162,39 +144,6 @@ def test_sidecar_without_the_key_volume_publishes_its_node(make_pod: MakePod) ->
 
 
 # --- Faults -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.max_cases_without_full(1)
-@pytest.mark.parametrize(
-    ("fault", "headscale_command"),
-    [
-        pytest.param(ExecFault(sent_bytes=5), "nodes list", id="truncated list"),
-        pytest.param(ExecFault(sent_bytes=5), "preauthkeys create", id="truncated new key"),
-        pytest.param(ExecFault(before=b"warning: garbage\n"), "preauthkeys create", id="garbage before a new key"),
-        pytest.param(ExecFault(instead=Finished()), "users list", id="success without output"),
-        pytest.param(ExecFault(start_error="container is restarting"), "nodes delete", id="restarting container"),
-    ],
-)
-def test_command_that_fails_once_is_retried(fault: ExecFault, headscale_command: str, pod: ClusterPod) -> None:
-    pod.add_leftovers()
-    pod.kubernetes.add_exec_fault(fault, headscale_command)
-    result = pod.run("cleanup")
-    assert result.status == 0, result.stdout
-    assert pod.headscale.nodes == []
-    # If cleanup does not receive a key that Headscale has created, it expires this key.
-    usable = [key.key for key in pod.headscale.keys if key.expires_at > key.created_at and not key.used]
-    assert pod.key_file.read_text() == usable[-1]
-    assert logs_events_only(result)
-
-
-def test_missing_permission_is_not_retried_and_the_error_has_the_missing_rule(pod: ClusterPod) -> None:
-    pod.add_leftovers()
-    pod.kubernetes.allow_nothing()
-    result = pod.run("cleanup")
-    assert (result.status, result.last_event["error_type"]) == (1, "AuthError")
-    assert 'rule: - {apiGroups: [""], resources: [pods], verbs: [list]}' in result.last_event["error"]
-    assert result.events_named("retry.scheduled") == []
-    assert pod.has_no_writes
 
 
 def test_hanging_exec_does_not_delay_a_stop(pod: ClusterPod) -> None:
@@ -263,16 +212,6 @@ def test_kubernetes_client_is_not_imported_unless_used(pod: ClusterPod, command:
     assert {"kubernetes", "websocket", "urllib3", "yaml"} & imported == set()
 
 
-@pytest.mark.full
-def test_rotated_service_account_token_is_read_again(pod: ClusterPod) -> None:
-    pod.kubernetes.rotate_token()
-    refused = pod.run("cleanup")
-    assert (refused.status, refused.last_event["error_type"]) == (1, "AuthError")
-    assert "service account" in refused.last_event["error"]
-    pod.write_token()
-    assert pod.run("cleanup").status == 0
-
-
 # --- The API key's Secret -----------------------------------------------------------------------------
 
 
@@ -299,20 +238,6 @@ def test_rotated_api_key_needs_no_restart(pod: ClusterPod) -> None:
     assert result.status == 0
     assert result.events_named("pass.failed") == []
     assert pod.secrets_in(result.output) == []
-
-
-@pytest.mark.full
-def test_passes_fail_until_the_secret_has_the_rotated_key(pod: ClusterPod) -> None:
-    """The key is rotated in Headscale before the Secret is updated."""
-    use_api_key_secret(pod)
-    pod.headscale.add_node(NAME, user="svc")
-    watch = pod.start("dns-watch", TAILSCALE_INTERFACE="", POLL_INTERVAL="1s", RETRY_INTERVAL="1s", HEALTH_PORT="0")
-    watch.wait_for_event("pass.finished")
-    key = pod.headscale.rotate_api_key()
-    assert watch.wait_for_event("pass.failed")["level"] == "error"
-    pod.kubernetes.put_secret(HEADSCALE_NAMESPACE, API_KEY_SECRET, {"api-key": key})
-    watch.wait_for_event("pass.finished")
-    assert watch.stop().status == 0
 
 
 @pytest.mark.max_cases_without_full(1)
