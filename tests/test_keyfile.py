@@ -29,6 +29,7 @@ from lifecycle.domain.model import KeyMetadata
 from lifecycle.keyfile.writer import KeyFileWriter, is_mount_point
 from lifecycle.runtime.background import in_background
 from tests.builders import NOW
+from tests.process.cluster import IN_NEW_MOUNT_NAMESPACE, require_mount_namespace
 
 KEY_TEXT = "hskey-auth-abcdefghijkl-" + "Ab_-" * 16
 OLD_TEXT = "0123456789abcdef" * 3
@@ -124,13 +125,6 @@ class TestWrite:
 
         assert mode_of(key_file.path) == mode
         assert mode_of(key_file.metadata_path) == 0o644
-
-    def test_reader_of_the_old_file_gets_the_complete_old_key(self, old_key_file: KeyFileWriter) -> None:
-        """The file is replaced, not overwritten."""
-        with old_key_file.path.open("rb") as reader:
-            old_key_file.write(KEY, METADATA)
-
-            assert reader.read() == OLD_TEXT.encode()
 
     def test_metadata_describes_the_key(self, key_file: KeyFileWriter) -> None:
         assert key_file.metadata_path == key_file.path.with_name("authkey.id")
@@ -392,12 +386,11 @@ class TestMounts:
     def test_mounted_file_is_detected_by_check_writable(
         self, tmp_path: Path, repository: Path, clean_environment: dict[str, str], name: str
     ) -> None:
-        namespace = ["unshare", "--user", "--map-root-user", "--mount", "--propagation", "private"]
-        if shutil.which("unshare") is None or subprocess.run([*namespace, "true"], check=False).returncode:
-            pytest.skip("needs a mount namespace: run as root, or allow unprivileged user namespaces")
-        command = [sys.executable, "-c", textwrap.dedent(CHECK_MOUNTED_FILE), str(tmp_path), name]
+        require_mount_namespace()
+        program = [sys.executable, "-c", textwrap.dedent(CHECK_MOUNTED_FILE), str(tmp_path), name]
+        command = [*IN_NEW_MOUNT_NAMESPACE, *program]
         done = subprocess.run(
-            [*namespace, *command], cwd=repository, env=clean_environment, text=True, capture_output=True, check=False
+            command, cwd=repository, env=clean_environment, text=True, capture_output=True, check=False
         )
 
         assert done.returncode == 0, done.stderr

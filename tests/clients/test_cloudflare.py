@@ -151,9 +151,7 @@ RECORD = {"id": "0" * 32, "type": "A", "name": NAME, "content": "100.64.0.1"}
         pytest.param(faults.answer(200, '{"success": true, "result": null}'), id="null"),
         pytest.param(faults.answer(200, '{"success": true, "result": {}}'), id="object"),
         pytest.param(faults.answer(200, "[]"), id="list"),
-        pytest.param(faults.answer(200, ""), id="empty"),
         pytest.param(faults.html(200), id="html"),
-        pytest.param(faults.malformed_json(), id="malformed-json"),
     ],
 )
 def test_malformed_response_is_an_error(account: Account, cloudflare: CloudflareWriter, fault: Fault) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
@@ -17,9 +16,7 @@ from lifecycle.clients.headscale.dialect import (
     dialect_of_version,
 )
 from lifecycle.domain.errors import ResponseError
-from lifecycle.domain.model import User
 from tests.clients.json_values import JSON
-from tests.simulators.dialects import DIALECTS, openapi, swagger
 
 
 class TestVersion:
@@ -88,31 +85,11 @@ class TestVersion:
         assert dialect_of_version(value) is None
 
 
-RELEASES = [version for version in DIALECTS if int(version.split(".")[1]) >= OLDEST_MINOR]
-
-
-def covers(releases: str, minor: int) -> bool:
-    """Return True if a range such as "0.23 to 0.25" or "0.30 or newer" contains the release 0.MINOR."""
-    minors = [int(text) for text in re.findall(r"0\.(\d+)", releases)]
-    return minors[0] <= minor and (minor <= minors[-1] or releases.endswith("or newer"))
-
-
 class TestDescription:
     """Detection for a server that does not report its version.
 
     It uses the OpenAPI description of the API, or the help text of the `headscale` command.
     """
-
-    @pytest.mark.parametrize("version", RELEASES)
-    def test_every_release_is_detected_by_its_description(self, version: str) -> None:
-        release = DIALECTS[version]
-        detected = dialect_of_description(swagger(release) if release.swagger else openapi(release))
-
-        expected = dialect_of_version(version)
-        assert detected is not None
-        assert expected is not None
-        assert (detected.uses_user_ids, detected.uses_key_ids) == (expected.uses_user_ids, expected.uses_key_ids)
-        assert covers(detected.version, int(version.split(".")[1]))
 
     def test_old_api_is_refused(self) -> None:
         document: dict[str, Any] = {"paths": {"/api/v1/machine": {}, "/api/v1/node": {}}, "definitions": {}}
@@ -165,16 +142,3 @@ class TestDescription:
         detected = dialect_of_help(text)
 
         assert (detected.version if detected else None) == version
-
-
-@pytest.mark.parametrize(
-    ("minor", "user", "reference"),
-    [
-        (25, User("1", "svc"), "svc"),
-        (26, User("1", "svc"), "1"),
-        (30, User("1", "svc"), "1"),
-        pytest.param(30, User(None, "svc"), "svc", id="unknown-id"),
-    ],
-)
-def test_requests_contain_the_id_or_the_name_of_a_user(minor: int, user: User, reference: str) -> None:
-    assert Dialect.of_minor(minor, "").user_reference(user) == reference

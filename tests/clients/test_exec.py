@@ -36,7 +36,6 @@ from tests.clients.test_headscale import (  # noqa: F401 - pytest collects the i
     test_fields_of_a_node,
     test_key_belongs_to_the_user_and_is_valid,
     test_key_has_the_requested_properties,
-    test_logged_out_node_is_expired,
     test_missing_node_is_not_found,
     test_node_that_is_no_longer_owned_is_not_deleted,
     test_only_the_users_keys_are_listed,

@@ -14,7 +14,6 @@ from pydantic import SecretStr
 from lifecycle.domain.proxy import Proxy
 from lifecycle.settings.fields import parse_proxy
 from lifecycle.settings.proxies import is_direct
-from lifecycle.settings.reference import non_default_settings
 from tests.settings.environment import Environment
 
 CLOUDFLARE_URL = "https://api.cloudflare.com/client/v4"
@@ -183,12 +182,6 @@ def test_explicit_proxy_of_headscale_takes_precedence(env: Environment) -> None:
 
     assert settings.proxy_of_headscale == Proxy("http://inside:1", "HEADSCALE_PROXY")
     assert settings.proxy_for(CLOUDFLARE_URL) is None
-
-
-def test_log_shows_proxies_without_credentials(env: Environment) -> None:
-    values = non_default_settings(env.load(HTTPS_PROXY="http://me:s3cr3t@proxy:1", NO_PROXY="x.org"))
-
-    assert (values["https_proxy"], values["no_proxy"]) == ("http://proxy:1", "x.org")
 
 
 # --- Certificate authorities --------------------------------------------------------------------------
