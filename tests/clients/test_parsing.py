@@ -408,25 +408,6 @@ class TestNode:
     def test_arbitrary_value_is_malformed(self, payload: Any) -> None:
         assert try_parse(parse_node, payload) == (False, None)
 
-    def test_cli_output_gives_the_same_node(self) -> None:
-        """Up to 0.29, `headscale` prints snake case names and numbers, and omits empty values."""
-        printed = {
-            "id": 12,
-            "machine_key": MACHINE_KEY,
-            "ip_addresses": ["100.64.0.5", "fd7a:115c:a1e0::5"],
-            "name": "grafana.example.com",
-            "user": {"id": 1, "name": "svc", "created_at": {"seconds": 1727769600, "nanos": 123456789}},
-            "last_seen": {"seconds": 1772366400, "nanos": 123456789},
-            "expiry": {"seconds": -62135596800},
-            "pre_auth_key": {"user": {"id": 1, "name": "svc"}, "id": 7, "key": SECRET, "used": True},
-            "register_method": 1,
-            "given_name": "grafana-example-com",
-            "online": True,
-            "forced_tags": ["tag:svc"],
-        }
-
-        assert parse_node(last_json(json.dumps(printed))) == parse_node(NODE)
-
 
 class TestPreAuthKey:
     """Pre-auth keys, from a list or just created."""
@@ -534,9 +515,3 @@ class TestCliOutput:
             "preAuthKey": {"aclTags": ["tag:a_b"], "createdAt": None},
             "nodes": [{"ipAddresses": ["a_b"]}],
         }
-
-    @given(st.dictionaries(st.sampled_from([*NODE, *KEY]), JSON, max_size=3))
-    def test_camel_case_names_are_unchanged(self, payload: dict[str, Any]) -> None:
-        text = json.dumps(payload)
-        if "_" not in text:
-            assert json.dumps(last_json(text)) == text

@@ -297,20 +297,6 @@ def test_redacted_report_does_not_name_the_context(pod: ClusterPod, kubeconfig: 
 
 
 @pytest.mark.max_cases_without_full(1)
-@pytest.mark.parametrize("output", ["text", "json"])
-def test_dry_run_with_a_kubeconfig_shows_the_cluster(output: str, pod: ClusterPod, kubeconfig: Path) -> None:
-    pod.add_leftovers()
-    before = kubeconfig.read_bytes()
-    result = pod.start_outside_cluster("--dry-run", "--output", output).wait()
-    assert result.status == 0, result.stderr
-    port = pod.environment["KUBERNETES_SERVICE_PORT"]
-    assert f"kubeconfig context laptop, https://127.0.0.1:{port}" in result.stdout
-    assert "node 1" in result.stdout
-    assert pod.has_no_writes
-    assert kubeconfig.read_bytes() == before
-
-
-@pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize("command", ["cleanup", "dns-watch", "prune --yes"])
 def test_command_that_writes_does_not_use_a_kubeconfig(command: str, pod: ClusterPod, kubeconfig: Path) -> None:
     pod.add_leftovers()
