@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import lifecycle
-from tests.image.tools import IMAGE, ROOT, Archive, ImageBuild, name_like_docker_save, run, run_checked, wait_until
+from tests.image.tools import IMAGE, ROOT, Archive, ImageBuild, name_like_docker_save, run, run_checked
+from tests.real.programs import eventually
 
 MAX_BYTES = 26_000_000
 """The budget for the compressed size. A larger image probably contains files that it does not need."""
@@ -242,7 +243,7 @@ def test_stopped_build_leaves_no_processes_and_no_files(
         start_new_session=True,
     )
     try:
-        wait_until(pid_file.exists, "the builder is running")
+        eventually(pid_file.exists, "the builder is running")
         send_signal(process)
         # This waits until every process that inherited the pipe has ended.
         process.communicate(timeout=60)

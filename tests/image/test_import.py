@@ -27,8 +27,8 @@ from tests.image.tools import (
     importing,
     name_like_docker_save,
     run_checked,
-    wait_until,
 )
+from tests.real.programs import eventually
 
 
 @pytest.fixture
@@ -42,10 +42,10 @@ def importer(containerd: Containerd, archive: Archive, tmp_path: Path) -> Iterat
     """A running import.sh that has finished its first import."""
     with importing(containerd, archive, tmp_path) as importer:
         importer.wait_until_ready()
-        wait_until(
+        eventually(
             lambda: is_settled(containerd),
             "the image is imported and known to the CRI plugin",
-            log=lambda: importer.log,
+            details=lambda: importer.log,
         )
         yield importer
 
@@ -56,15 +56,15 @@ def image_names(images: Iterable[str]) -> list[str]:
 
 
 def wait_until_only_name(containerd: Containerd, importer: Importer) -> None:
-    wait_until(
+    eventually(
         lambda: image_names(containerd.images()) == [IMAGE],
         "the image has no other name",
-        log=lambda: importer.log,
+        details=lambda: importer.log,
     )
 
 
 def wait_until_pinned(containerd: Containerd) -> None:
-    wait_until(lambda: containerd.images()[IMAGE].labels.get(PIN) == "pinned", "the image is pinned")
+    eventually(lambda: containerd.images()[IMAGE].labels.get(PIN) == "pinned", "the image is pinned")
 
 
 def is_settled(containerd: Containerd) -> bool:
@@ -271,10 +271,10 @@ def test_restarted_container_reads_the_archive_again(
     importer.stop()
     archive.rewrite(change_label)
     importer.start()
-    wait_until(
+    eventually(
         lambda: containerd.images()[IMAGE].digest == archive.digest,
         "the new image is imported",
-        log=lambda: importer.log,
+        details=lambda: importer.log,
     )
 
 

@@ -20,9 +20,9 @@ from tests.image.tools import (
     ImageBuild,
     run,
     run_checked,
-    wait_until,
 )
 from tests.pod.rendering import containers, pod_spec, render
+from tests.real.programs import eventually
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -163,7 +163,7 @@ def test_pod_builds_and_imports_the_image(
     assert cluster_node.archive.config["created"] == shared_build.archive.config["created"]
 
     with cluster_node.run_import_container():
-        wait_until(cluster_node.is_ready, "the probe succeeds")
+        eventually(cluster_node.is_ready, "the probe succeeds")
         image = cluster_node.containerd.images()[IMAGE]
         assert (image.digest, image.labels[PIN]) == (cluster_node.archive.digest, "pinned")
 
@@ -182,7 +182,7 @@ def test_pod_prefers_the_socket_of_k3s(cluster_node: ClusterNode, shared_build: 
     other.start()
     try:
         with cluster_node.run_import_container():
-            wait_until(cluster_node.is_ready, "the probe succeeds")
+            eventually(cluster_node.is_ready, "the probe succeeds")
         assert cluster_node.containerd.images()[IMAGE].digest == shared_build.archive.digest
         assert other.images() == {}
     finally:

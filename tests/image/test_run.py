@@ -16,9 +16,10 @@ import httpx
 import pytest
 
 import lifecycle
-from tests.image.tools import DEFAULT_CAPABILITIES, IMAGE, ROOT, Containerd, ImageBuild, run, run_checked, wait_until
+from tests.image.tools import DEFAULT_CAPABILITIES, IMAGE, ROOT, Containerd, ImageBuild, run, run_checked
 from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, NAMESPACE, add_headscale
 from tests.process.cluster import Authority
+from tests.real.programs import eventually
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.headscale_cli import HeadscaleCli
@@ -169,7 +170,7 @@ def test_cleanup_runs_as_any_user(runtime: Containerd, servers: Servers, stale_o
     with runtime.container(
         "pod", *HARDENED, *servers.environment_flags, mount_flag(key_volume), image=IMAGE, command=[PYTHON, "-c", SLEEP]
     ):
-        wait_until(lambda: "RUNNING" in run_checked([*runtime.ctr, "task", "ls"]), "the container is running")
+        eventually(lambda: "RUNNING" in run_checked([*runtime.ctr, "task", "ls"]), "the container is running")
         user = ["--exec-id", "cleanup", "--user", "12345:65532"]
         done = run([*runtime.ctr, "task", "exec", *user, "pod", "lifecycle", "cleanup"])
     assert done.returncode == 0, done.stdout + done.stderr
@@ -183,7 +184,7 @@ def test_dns_watch_publishes_the_address_and_stops_on_sigterm(runtime: Container
         "dns-watch", *HARDENED, *servers.environment_flags, image=IMAGE, command=["lifecycle", "dns-watch"]
     ) as process:
         # Without an interface, dns-watch waits 30 s before it identifies its node in Headscale.
-        wait_until(lambda: servers.addresses() == [node.address], "the record exists")
+        eventually(lambda: servers.addresses() == [node.address], "the record exists", timeout_s=90)
         run_checked([*runtime.ctr, "task", "kill", "--signal", "SIGTERM", "dns-watch"])
         status, output = exit_status_and_output(process)
     assert status == 0, output
@@ -261,7 +262,7 @@ def test_dns_watch_loads_only_compiled_modules(runtime: Containerd, servers: Ser
         image=IMAGE,
         command=[PYTHON, "-c", PRINT_UNCOMPILED, "dns-watch"],
     ) as process:
-        wait_until(lambda: servers.addresses() == [node.address], "the record exists")
+        eventually(lambda: servers.addresses() == [node.address], "the record exists", timeout_s=90)
         for path in ("/livez", "/readyz", "/metrics"):
             assert httpx.get(f"http://127.0.0.1:{port}{path}").status_code == 200
         run_checked([*runtime.ctr, "task", "kill", "--signal", "SIGTERM", "watching"])

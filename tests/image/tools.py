@@ -9,12 +9,13 @@ import signal
 import subprocess
 import tarfile
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.real.programs import eventually
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build"
@@ -27,22 +28,6 @@ DEFAULT_CAPABILITIES = frozenset(
     | {"NET_BIND_SERVICE", "NET_RAW", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT"}
 )
 """The default capabilities of containerd."""
-
-
-MAX_WAIT_S = 60.0
-
-
-def wait_until(condition: Callable[[], bool], condition_text: str, *, log: Callable[[], str] = str) -> None:
-    """Poll until a condition is true.
-
-    Args:
-        condition_text: the condition in words, for the error message.
-        log: returns text to add to the error message.
-    """
-    deadline_s = time.monotonic() + MAX_WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s, f"not within {MAX_WAIT_S} s: {condition_text}\n{log()}"
-        time.sleep(0.05)
 
 
 def run(command: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[str]:
@@ -242,10 +227,10 @@ class Containerd:
     def start(self) -> None:
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(["containerd", "--config", self._config], stdout=log, stderr=log)
-        wait_until(
+        eventually(
             lambda: run([*self.ctr, "version"]).returncode == 0,
             "containerd responds",
-            log=(self.folder / "log").read_text,
+            details=(self.folder / "log").read_text,
         )
 
     def stop(self) -> None:
@@ -282,7 +267,7 @@ class Containerd:
                 run([*snapshots, "rm", leaf])
             return not parents
 
-        wait_until(are_deleted, "all snapshots are deleted")
+        eventually(are_deleted, "all snapshots are deleted")
 
     def unpin_image(self) -> None:
         """Remove the label that pins IMAGE."""
@@ -373,10 +358,10 @@ class Importer:
         return self.check().returncode == 0
 
     def wait_until_ready(self) -> None:
-        wait_until(self.is_ready, "the probe succeeds", log=lambda: self.log)
+        eventually(self.is_ready, "the probe succeeds", details=lambda: self.log)
 
     def wait_for_log(self, text: str) -> None:
-        wait_until(lambda: text in self.log, f"the log contains {text!r}", log=lambda: self.log)
+        eventually(lambda: text in self.log, f"the log contains {text!r}", details=lambda: self.log)
 
     @property
     def log(self) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.pod.network import eventually
+from tests.real.programs import eventually
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def private_init(*prefix: str) -> Iterator[int]:
     )
     children = Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children")
     try:
-        init = int(eventually(children.read_text, "the init process").split()[0])
+        init = int(eventually(lambda: children.read_text() or None, "the init process").split()[0])
         eventually(lambda: Path(f"/proc/{init}/comm").read_text().strip() == "catatonit", "catatonit to start")
         yield init
     finally:

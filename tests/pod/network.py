@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,22 +28,12 @@ OTHER_SOURCES: Final = (*CLUSTER_NODE_ADDRESSES, "100.63.255.254", "100.128.0.1"
 """A cluster node's addresses, and addresses just outside the VPN prefixes."""
 
 TIMEOUT_S: Final = 60.0
-POLL_INTERVAL_S: Final = 0.05
 
 
 def same_family(addresses: tuple[str, str], address: str) -> str:
     """Return the first or the second of two addresses (IPv4, IPv6), whichever has the family of `address`."""
     ipv4, ipv6 = addresses
     return ipv6 if ":" in address else ipv4
-
-
-def eventually(condition: Callable[[], Any], what: str, *, within_s: float = TIMEOUT_S) -> Any:
-    """Poll until the condition returns a true value, and return that value."""
-    deadline = time.monotonic() + within_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {within_s} s for {what}"
-        time.sleep(POLL_INTERVAL_S)
-    return value
 
 
 def run(*command: str | Path, **options: Any) -> str:

@@ -24,7 +24,6 @@ from tests.pod.network import (
     Network,
     Response,
     create_network,
-    eventually,
     process,
     same_family,
 )
@@ -38,6 +37,7 @@ from tests.pod.rendering import (
     manifests_of,
     pod_spec,
 )
+from tests.real.programs import eventually
 
 NAME = f"{GENERATED_NAME}.{DOMAIN}"
 VPN_ADDRESSES = "100.64.0.5", "fd7a:115c:a1e0::5"

@@ -25,7 +25,6 @@ from tests.pod.network import (
     Hosts,
     Response,
     create_hosts,
-    eventually,
 )
 from tests.pod.rendering import (
     DOMAIN,
@@ -37,6 +36,7 @@ from tests.pod.rendering import (
     render,
     select_plain_containers,
 )
+from tests.real.programs import eventually
 from tests.simulators.cloudflare import CloudflareSimulator, Record
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.serve import serve
