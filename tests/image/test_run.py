@@ -9,24 +9,22 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
 
 import lifecycle
+from tests.builders import NAME
 from tests.image.tools import DEFAULT_CAPABILITIES, IMAGE, ROOT, Containerd, ImageBuild, run, run_checked
 from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, NAMESPACE, add_headscale
-from tests.process.cluster import Authority
+from tests.process.cluster import Authority, serve_to_pod
+from tests.process.commands import Pod, served_pod
 from tests.real.programs import eventually
-from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.headscale_cli import HeadscaleCli
 from tests.simulators.kubernetes import KubernetesSimulator
-from tests.simulators.serve import serve
 
-NAME = "grafana.example.com"
 PYTHON = "/opt/lifecycle/bin/python"
 
 HARDENED = (
@@ -52,60 +50,24 @@ def runtime(shared_build: ImageBuild, scratch_dir: Path) -> Iterator[Containerd]
     containerd.stop()
 
 
-@dataclass
-class Servers:
-    """Simulators of Headscale and Cloudflare on loopback.
-
-    Attributes:
-        zone_id: the id of the zone example.com.
-        environment_flags: flags of `ctr run` for a container that uses the simulators.
-    """
-
-    headscale: HeadscaleSimulator
-    cloudflare: CloudflareSimulator
-    zone_id: str
-    environment_flags: list[str]
-
-    def addresses(self) -> list[str]:
-        """Return the content of the records of the workload."""
-        return [record.content for record in self.cloudflare.records(self.zone_id, NAME)]
-
-
 @pytest.fixture
-def servers() -> Iterator[Servers]:
-    headscale, cloudflare = HeadscaleSimulator(), CloudflareSimulator()
-    headscale.add_user("services")
-    zone_id = cloudflare.add_zone("example.com")
-    with serve(headscale) as headscale_url, serve(cloudflare) as cloudflare_url:
-        settings = {
-            "HEADSCALE_URL": headscale_url,
-            "HEADSCALE_API_KEY": headscale.api_key,
-            "HEADSCALE_USER": "services",
-            "CLOUDFLARE_API_URL": f"{cloudflare_url}/client/v4",
-            "CLOUDFLARE_API_TOKEN": cloudflare.token,
-            "DOMAIN_NAME": "example.com",
-            "TS_HOSTNAME": NAME,
-            "POD_NAMESPACE": "default",
-            "TAILSCALE_INTERFACE": "",
-            "HEALTH_PORT": "0",
-        }
-        environment = [f"--env={name}={value}" for name, value in settings.items()]
-        yield Servers(headscale, cloudflare, zone_id, environment)
+def pod(tmp_path: Path) -> Iterator[Pod]:
+    """A pod whose volume has the owner and mode of an emptyDir volume in a pod with fsGroup 65532."""
+    with served_pod({}, tmp_path, HeadscaleSimulator()) as pod:
+        pod.headscale.add_user("services")
+        # containerd replaces the variable HOSTNAME by the name of this machine.
+        pod.environment |= {"TS_HOSTNAME": NAME, "TAILSCALE_INTERFACE": "", "HEALTH_PORT": "0"}
+        # The default is the path at which `flags_of` mounts the volume.
+        del pod.environment["AUTHKEY_OUTPUT_PATH"]
+        run_checked(["chown", "0:65532", pod.volume])
+        pod.volume.chmod(0o2770)
+        yield pod
 
 
-@pytest.fixture
-def key_volume(tmp_path: Path) -> Path:
-    """A folder with the owner and mode of an emptyDir volume in a pod with fsGroup 65532."""
-    volume = tmp_path / "key"
-    volume.mkdir()
-    run_checked(["chown", "0:65532", volume])
-    volume.chmod(0o2770)
-    return volume
-
-
-def mount_flag(key_volume: Path) -> str:
-    """Return the flag of `ctr run` that mounts the volume for the pre-auth key."""
-    return f"--mount=type=bind,src={key_volume},dst=/tailscale-auth,options=rbind:rw"
+def flags_of(pod: Pod) -> list[str]:
+    """Return flags of `ctr run` for a container of the pod."""
+    volume = f"--mount=type=bind,src={pod.volume},dst=/tailscale-auth,options=rbind:rw"
+    return [volume, *(f"--env={name}={value}" for name, value in pod.environment.items())]
 
 
 def exit_status_and_output(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -141,54 +103,19 @@ def test_process_is_unprivileged(runtime: Containerd) -> None:
     assert fields["Seccomp"].strip() == "2"
 
 
-@pytest.fixture
-def stale_objects(servers: Servers) -> None:
-    """A node and a record of an earlier pod."""
-    node = servers.headscale.add_node(NAME, user="services", online=False)
-    servers.cloudflare.add_record(servers.zone_id, type="A", name=NAME, content=node.address)
-
-
-def assert_cleaned_up(servers: Servers, key_volume: Path) -> None:
-    assert servers.headscale.nodes == []
-    assert servers.addresses() == []
-    # The simulator has an older key, too: that of the stale node.
-    assert (key_volume / "authkey").read_text() == servers.headscale.keys[-1].key
-    assert (key_volume / "authkey").stat().st_mode & 0o777 == 0o640
-
-
-def test_cleanup_deletes_stale_objects_and_writes_the_key(
-    runtime: Containerd, servers: Servers, stale_objects: None, key_volume: Path
-) -> None:
-    flags = [*servers.environment_flags, mount_flag(key_volume)]
-    status, output = run_container(runtime, "lifecycle", "cleanup", flags=flags)
-    assert status == 0, output
-    assert_cleaned_up(servers, key_volume)
-
-
-def test_cleanup_runs_as_any_user(runtime: Containerd, servers: Servers, stale_objects: None, key_volume: Path) -> None:
+def test_cleanup_runs_as_any_user(runtime: Containerd, pod: Pod) -> None:
     """User 12345 is not in the image's /etc/passwd. A pod can select any user with `runAsUser`."""
-    with runtime.container(
-        "pod", *HARDENED, *servers.environment_flags, mount_flag(key_volume), image=IMAGE, command=[PYTHON, "-c", SLEEP]
-    ):
+    pod.add_leftovers(user="services")
+    with runtime.container("pod", *HARDENED, *flags_of(pod), image=IMAGE, command=[PYTHON, "-c", SLEEP]):
         eventually(lambda: "RUNNING" in run_checked([*runtime.ctr, "task", "ls"]), "the container is running")
         user = ["--exec-id", "cleanup", "--user", "12345:65532"]
         done = run([*runtime.ctr, "task", "exec", *user, "pod", "lifecycle", "cleanup"])
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (key_volume / "authkey").stat().st_uid == 12345
-    assert_cleaned_up(servers, key_volume)
-
-
-def test_dns_watch_publishes_the_address_and_stops_on_sigterm(runtime: Containerd, servers: Servers) -> None:
-    node = servers.headscale.add_node(NAME, user="services")
-    with runtime.container(
-        "dns-watch", *HARDENED, *servers.environment_flags, image=IMAGE, command=["lifecycle", "dns-watch"]
-    ) as process:
-        # Without an interface, dns-watch waits 30 s before it identifies its node in Headscale.
-        eventually(lambda: servers.addresses() == [node.address], "the record exists", timeout_s=90)
-        run_checked([*runtime.ctr, "task", "kill", "--signal", "SIGTERM", "dns-watch"])
-        status, output = exit_status_and_output(process)
-    assert status == 0, output
-    assert json.loads(output.splitlines()[-1])["event"] == "stop.requested"
+    assert pod.headscale.nodes == []
+    assert pod.records() == {}
+    # The simulator has an older key, too: that of the stale node.
+    assert pod.key_file.read_text() == pod.headscale.keys[-1].key
+    assert (pod.key_file.stat().st_mode & 0o777, pod.key_file.stat().st_uid) == (0o640, 12345)
 
 
 # A Python script that runs the program, and prints at exit which imported modules have no byte code. The program ends
@@ -210,22 +137,16 @@ sys.exit(main())
 
 
 @pytest.fixture
-def service_account(servers: Servers, tmp_path: Path) -> Iterator[list[str]]:
+def service_account(pod: Pod, tmp_path: Path) -> Iterator[list[str]]:
     """Flags of `ctr run` for a container that reaches Headscale through a simulated Kubernetes API."""
     account = tmp_path / "serviceaccount"
-    account.mkdir()
-    authority = Authority(account)
     kubernetes = KubernetesSimulator()
-    add_headscale(kubernetes, HeadscaleCli(servers.headscale))
+    add_headscale(kubernetes, HeadscaleCli(pod.headscale))
     kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
-    (account / "token").write_text(kubernetes.token)
-    (account / "namespace").write_text(NAMESPACE)
-    with serve(kubernetes, tls=authority.server) as url:
-        host, _, port = url.removeprefix("https://").partition(":")
+    with serve_to_pod(kubernetes, Authority(tmp_path), account=account, namespace=NAMESPACE) as variables:
         yield [
             "--env=HEADSCALE_ACCESS=exec",
-            f"--env=KUBERNETES_SERVICE_HOST={host}",
-            f"--env=KUBERNETES_SERVICE_PORT={port}",
+            *(f"--env={name}={value}" for name, value in variables.items()),
             f"--mount=type=bind,src={account},dst=/var/run/secrets/kubernetes.io/serviceaccount,options=rbind:ro",
         ]
 
@@ -239,36 +160,37 @@ def access(request: pytest.FixtureRequest) -> list[str]:
 
 @pytest.mark.parametrize("arguments", [["--version"], ["cleanup"], ["--dry-run"]], ids=" ".join)
 def test_commands_load_only_compiled_modules(
-    runtime: Containerd, servers: Servers, key_volume: Path, access: list[str], arguments: list[str]
+    runtime: Containerd, pod: Pod, access: list[str], arguments: list[str]
 ) -> None:
     """The root is read-only, so Python would compile modules without byte code again at each start."""
-    flags = [*servers.environment_flags, *access, mount_flag(key_volume)]
-    status, output = run_container(runtime, PYTHON, "-c", PRINT_UNCOMPILED, *arguments, flags=flags)
+    status, output = run_container(runtime, PYTHON, "-c", PRINT_UNCOMPILED, *arguments, flags=[*flags_of(pod), *access])
     assert status == 0, output
     assert output.splitlines()[-1] == "uncompiled: []"
 
 
-def test_dns_watch_loads_only_compiled_modules(runtime: Containerd, servers: Servers, access: list[str]) -> None:
+def test_dns_watch_loads_only_compiled_modules(runtime: Containerd, pod: Pod, access: list[str]) -> None:
     """`dns-watch` runs until the record exists and the health endpoints were requested."""
-    node = servers.headscale.add_node(NAME, user="services")
+    node = pod.headscale.add_node(NAME, user="services")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with runtime.container(
         "watching",
         *HARDENED,
-        *servers.environment_flags,
+        *flags_of(pod),
         *access,
         f"--env=HEALTH_PORT={port}",
         image=IMAGE,
         command=[PYTHON, "-c", PRINT_UNCOMPILED, "dns-watch"],
     ) as process:
-        eventually(lambda: servers.addresses() == [node.address], "the record exists", timeout_s=90)
+        # Without an interface, dns-watch waits 30 s before it identifies its node in Headscale.
+        eventually(lambda: list(pod.records()) == [f"A {node.address}"], "the record exists", timeout_s=90)
         for path in ("/livez", "/readyz", "/metrics"):
             assert httpx.get(f"http://127.0.0.1:{port}{path}").status_code == 200
         run_checked([*runtime.ctr, "task", "kill", "--signal", "SIGTERM", "watching"])
         status, output = exit_status_and_output(process)
     assert status == 0, output
     assert output.splitlines()[-1] == "uncompiled: []"
+    assert json.loads(output.splitlines()[-2])["event"] == "stop.requested"
 
 
 def test_start_in_container_is_about_as_fast_as_in_venv(runtime: Containerd) -> None:
