@@ -13,6 +13,7 @@ from typing import Any
 
 from lifecycle.inject.rules import (
     ANNOTATIONS,
+    FALSE_VALUES,
     HOSTNAME,
     INIT_CONTAINERS,
     LABEL,
@@ -77,6 +78,9 @@ _POD_TEMPLATE = (
     "dyn(object.spec.template)"
 )
 
+# The objects whose labels the pods do not get: the object itself, and in a CronJob also the template of its Jobs.
+_OUTER_OBJECTS = "(object.kind == 'CronJob' ? [dyn(object), dyn(object.spec.jobTemplate)] : [dyn(object)])"
+
 
 def mutating_policy(images: dict[str, str]) -> Iterator[Document]:
     """Yield the policy that adds the containers, and its binding.
@@ -140,7 +144,7 @@ def validating_policy() -> Iterator[Document]:
             "matchConditions": [
                 {
                     "name": "has-label-or-annotation",
-                    "expression": f"[{_POD_TEMPLATE}, dyn(object)].exists(t, "
+                    "expression": f"([{_POD_TEMPLATE}] + {_OUTER_OBJECTS}).exists(t, "
                     f"t.?metadata.?labels.orValue({{}}).exists(k, k.startsWith('{PROJECT}/')) || "
                     f"t.?metadata.?annotations.orValue({{}}).exists(k, k.startsWith('{PROJECT}/')))",
                 },
@@ -202,8 +206,9 @@ def _common_variables(pod_template: str) -> dict[str, str]:
     annotation = f"variables.annotations[?{_literal(HOSTNAME)}].orValue('')"
     return {
         "annotations": f"{pod_template}.?metadata.?annotations.orValue({{}})",
-        "siteSettings": "params.?data.orValue({})",
-        "domain": "variables.siteSettings[?'DOMAIN_NAME'].orValue('')",
+        # Like the program, remove space around the values.
+        "siteSettings": "params.?data.orValue({}).transformMap(name, value, value.trim())",
+        "domain": _site_setting("DOMAIN_NAME"),
         "hostname": f"{annotation} + ({annotation}.contains('.') ? '' : '.' + variables.domain)",
         "stateSecret": f"variables.annotations[?{_literal(STATE_SECRET)}].orValue('')",
     }
@@ -232,7 +237,8 @@ def _mutation_variables(images: dict[str, str]) -> dict[str, str]:
             f"{_site_setting('HEADSCALE_API_KEY_SECRET')} != '' || {_site_setting('HEADSCALE_ACCESS')} == 'exec'"
         ),
         "needsServiceAccountToken": (
-            f"variables.needsKubernetesApi || !({_site_setting('KUBERNETES_EVENTS')}.lowerAscii() in ['', 'false'])"
+            f"variables.needsKubernetesApi || !({_site_setting('KUBERNETES_EVENTS')}.lowerAscii() in "
+            f"{_literal(FALSE_VALUES)})"
         ),
         "loginServer": f"{server}.endsWith('/') ? {server}.substring(0, {server}.size() - 1) : {server}",
         "tailscaleArgs": f"('--login-server=' + variables.loginServer + ' ' + {args}).trim()",
@@ -402,9 +408,9 @@ def _validations() -> Iterator[Document]:
             f"variables.knownLabelsAndAnnotations.filter(n, {is_similar}).map(n, ' (did you mean ' + n + '?)').join('')"
         )
         yield _validation(f"{unknown}.size() == 0", "unknown", value=f"'The {kind} ' + {unknown}[0] + {hint}")
-    is_on_object = f"{_literal(LABEL)} in object.metadata.?labels.orValue({{}})"
+    is_outside = f"{_OUTER_OBJECTS}.exists(o, {_literal(LABEL)} in o.?metadata.?labels.orValue({{}}))"
     yield _validation(
-        f"object.kind == 'Pod' || !({is_on_object}) || {_literal(LABEL)} in variables.labels", "label-place"
+        f"object.kind == 'Pod' || !{is_outside} || {_literal(LABEL)} in variables.labels", "label-place"
     )
     yield from _site_validations()
     yield _require(f"{_literal(HOSTNAME)} in {annotations}", "hostname-missing", domain="variables.domain")
@@ -485,7 +491,7 @@ def _site_validations() -> Iterator[Document]:
         _if_requested(f"variables.domain.matches({_regex(DOMAIN_PATTERN)})"),
         f"'DOMAIN_NAME in the {config_map} must be the domain of the workloads. Correct it.'",
     )
-    server = "variables.siteSettings[?'LOGIN_SERVER'].orValue('')"
+    server = _site_setting("LOGIN_SERVER")
     yield _with_message(
         _if_requested(f"{server}.matches({_regex(LOGIN_SERVER_PATTERN)})"),
         f"'LOGIN_SERVER in the {config_map} must be an https URL of Headscale. With http and a host name, tailscale "

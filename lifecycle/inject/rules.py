@@ -35,6 +35,9 @@ MAX_HOSTNAME_LENGTH = 63
 REFERENCES = ("POD_NAME", "POD_NAMESPACE", "NODE_NAME")
 """Variables that the hostname and the name of the state Secret can refer to."""
 
+FALSE_VALUES = ("", "0", "f", "false", "n", "no", "off")
+"""The values of a setting that mean false, in lower case. Source: Pydantic's type bool. An empty value means unset."""
+
 _REFERENCE = rf"\$\(({'|'.join(REFERENCES)})\)"
 
 # One part of a hostname, between dots: letters, digits and references, with hyphens between them.
@@ -299,7 +302,7 @@ def placeholder_values(workload: Workload, settings: InjectSettings, shared: Map
     if secret:
         variables |= {"NODE_POLICY": "keep", "TS_KUBE_SECRET": secret}
     token = [template()["token-mount"]]
-    writes_events = variables.get("KUBERNETES_EVENTS", "").lower() not in ("", "false")
+    writes_events = variables.get("KUBERNETES_EVENTS", "").lower() not in FALSE_VALUES
     needs_token = needs_kubernetes_api or writes_events
     return {
         "hostname": hostname,

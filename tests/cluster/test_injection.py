@@ -177,10 +177,13 @@ EMPTY_SETTINGS = (
     [
         ({"HEADSCALE_ACCESS": "exec", "AUTHKEY_TAGS": "tag:all"}, {}),
         ({"KUBERNETES_EVENTS": "true"}, {}),
+        ({"KUBERNETES_EVENTS": "off"}, {}),
+        # The program removes the line break, too.
+        ({"HEADSCALE_ACCESS": "exec", "AUTHKEY_TAGS": "tag:all"}, {"HEADSCALE_ACCESS": "exec\n"}),
         # An empty setting counts as unset. The slash at the end of the URL is removed.
         ({"AUTHKEY_TAGS": "tag:now"}, {**dict.fromkeys(EMPTY_SETTINGS, ""), "LOGIN_SERVER": f"{LOGIN_SERVER}/"}),
     ],
-    ids=["exec", "events", "empty"],
+    ids=["exec", "events", "no-events", "line-break", "empty"],
 )
 def test_settings_reach_the_containers(
     api_server: ApiServer, settings: dict[str, str], without_effect: dict[str, str]

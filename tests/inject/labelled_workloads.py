@@ -110,6 +110,13 @@ def with_label_at_the_object(document: Document) -> Document:
     return document
 
 
+def with_label_at_the_job_template(document: Document) -> Document:
+    """Move the label from the pod template of a CronJob to the template of its Jobs."""
+    label = template_of(document)["metadata"]["labels"].pop(LABEL)
+    document["spec"]["jobTemplate"]["metadata"] = {"labels": {LABEL: label}}
+    return document
+
+
 def _containers(*names: str, **fields: Any) -> list[Document]:
     return [{"name": name, "image": "docker.io/library/web:1", **fields} for name in names]
 
@@ -140,6 +147,7 @@ REFUSED: dict[str, tuple[Document, tuple[str, ...]]] = {
     ),
     "label-as-annotation": (annotated(deployment(), inject="true"), ("annotation tailscale-lifecycle/inject",)),
     "label-of-the-object": (with_label_at_the_object(deployment()), (LABEL, "pod template")),
+    "label-of-the-job-template": (with_label_at_the_job_template(cron_job()), (LABEL, "pod template")),
     "no-hostname": (annotated(deployment(), hostname=None), (HOSTNAME, "wiki.example.com")),
     "empty-hostname": (annotated(deployment(), hostname=""), (HOSTNAME,)),
     "upper-case-hostname": (annotated(deployment(), hostname="Web"), (HOSTNAME, "Web")),

@@ -14,6 +14,7 @@ import yaml
 
 from lifecycle import cli
 from lifecycle.domain.errors import EXIT_USAGE
+from lifecycle.inject.rules import FALSE_VALUES
 from lifecycle.inject.template import CONTAINERS
 from tests.inject.labelled_workloads import annotated, deployment, template_of
 from tests.inject.samples import LOGIN_SERVER, Document
@@ -104,7 +105,10 @@ def test_access_through_kubernetes_needs_the_token_and_no_key_file(
     assert "HEADSCALE_API_KEY_FILE" not in variables(document, "dns-watch")
 
 
-@pytest.mark.parametrize(("value", "has_token"), [("true", True), ("True", True), ("false", False), ("", False)])
+@pytest.mark.parametrize(
+    ("value", "has_token"),
+    [("true", True), ("True", True), ("yes", True), *((value, False) for value in (*FALSE_VALUES, "No"))],
+)
 def test_kubernetes_events_need_the_token(
     value: str, has_token: bool, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,18 +10,9 @@ import json
 import pytest
 
 from lifecycle.domain.errors import ManifestError
-from lifecycle.inject.rules import HOSTNAME, LABEL, REFUSALS
+from lifecycle.inject.rules import REFUSALS
 from lifecycle.inject.template import CONTAINERS
-from tests.inject.labelled_workloads import (
-    ACCEPTED,
-    KINDS,
-    REFUSED,
-    annotated,
-    cron_job,
-    deployment,
-    labelled,
-    template_of,
-)
+from tests.inject.labelled_workloads import ACCEPTED, KINDS, REFUSED, annotated, deployment, labelled
 from tests.inject.samples import inject_text
 
 
@@ -66,22 +57,6 @@ def test_every_refusal_has_a_case() -> None:
             if any(all(part in line for part in parts) for line in lines):
                 reported.add(refusal)
     assert reported == set(REFUSALS)
-
-
-def test_label_in_the_job_template_of_a_cron_job_is_refused() -> None:
-    document = cron_job()
-    label = template_of(document)["metadata"]["labels"].pop(LABEL)
-    document["spec"]["jobTemplate"]["metadata"] = {"labels": {LABEL: label}}
-    with pytest.raises(ManifestError, match=r"CronJob web: .* Move it to the pod template"):
-        inject_text(to_text(document))
-
-
-@pytest.mark.parametrize("value", [123, True], ids=repr)
-def test_annotation_without_quotes(value: object) -> None:
-    document = deployment()
-    template_of(document)["metadata"]["annotations"][HOSTNAME] = value
-    with pytest.raises(ManifestError, match=f'{HOSTNAME} is "{str(value).lower()}". It must be a text, in quotes'):
-        inject_text(to_text(document))
 
 
 def test_refusal_is_one_line() -> None:
