@@ -409,9 +409,7 @@ def _validations() -> Iterator[Document]:
         )
         yield _validation(f"{unknown}.size() == 0", "unknown", value=f"'The {kind} ' + {unknown}[0] + {hint}")
     is_outside = f"{_OUTER_OBJECTS}.exists(o, {_literal(LABEL)} in o.?metadata.?labels.orValue({{}}))"
-    yield _validation(
-        f"object.kind == 'Pod' || !{is_outside} || {_literal(LABEL)} in variables.labels", "label-place"
-    )
+    yield _validation(f"object.kind == 'Pod' || !{is_outside} || {_literal(LABEL)} in variables.labels", "label-place")
     yield from _site_validations()
     yield _require(f"{_literal(HOSTNAME)} in {annotations}", "hostname-missing", domain="variables.domain")
     for name, annotation in ANNOTATIONS.items():

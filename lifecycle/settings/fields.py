@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Callable
@@ -23,6 +24,9 @@ COMMENT_LENGTH = 100
 # Source: Cloudflare API v4, `ttl` of a DNS record. Only Enterprise zones accept a shorter TTL.
 _AUTOMATIC_TTL = 1
 _TTLS_S = range(60, 86_401)
+
+# Linux limits a file name to 255 bytes, and the files beside the key file have longer names than the key file.
+_MAX_FILE_NAME_BYTES = 200
 
 _DURATION_TOO_LONG = "must be at most 100 years"
 # Longer than any useful duration. Adding it to the current time does not overflow.
@@ -296,7 +300,14 @@ Owner = Annotated[
         f"must be ASCII without spaces, at most {COMMENT_LENGTH - len(mark_of(''))} characters",
     ),
 ]
-FilePath = Annotated[Path, _only_if(lambda path: path.name not in {"", ".."}, "is a folder; set the path of a file")]
+FilePath = Annotated[
+    Path,
+    _only_if(lambda path: path.name not in {"", ".."}, "is a folder; set the path of a file"),
+    _only_if(
+        lambda path: len(os.fsencode(path.name)) <= _MAX_FILE_NAME_BYTES,
+        f"has a file name of more than {_MAX_FILE_NAME_BYTES} bytes",
+    ),
+]
 ExistingFile = Annotated[Path, AfterValidator(_existing_file)]
 CertificateFile = Annotated[ExistingFile, AfterValidator(_certificates)]
 CertificateFolders = Annotated[str, AfterValidator(_certificate_folders)]

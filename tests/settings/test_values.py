@@ -120,6 +120,7 @@ def test_valid_value_is_accepted(env: Environment, name: str, text: str, value: 
         ("DOMAIN_NAME", ["b\u00fccher.example", "\u017fervice.com", "a.b\u0131"]),
         ("DOMAIN_NAME", [f"{'a' * 64}.com", ".".join(["a" * 50] * 6), "https://example.com"]),
         ("AUTHKEY_OUTPUT_PATH", ["/volume/auth\nkey", "/volume/\x1b[2J", "/volume/$(POD_NAME)"]),
+        ("AUTHKEY_OUTPUT_PATH", [f"/volume/{'é' * 101}"]),
         ("AUTHKEY_OUTPUT_PATH", ["/", ".", "..", "/volume/..", "/volume/auth\u2028key", "/volume/auth\u200bkey"]),
         ("HEADSCALE_USER", ["svc\u200b", "\u202esvc", "sv\xadc", "svc\x01"]),
         ("MAX_RETRIES", ["-1", "many", "1.5", "1e3"]),
