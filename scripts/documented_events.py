@@ -158,7 +158,7 @@ EVENTS = {
     "address.unpublishable": _event(
         "error",
         "node_id addresses reason",
-        "`VPN_PREFIXES` and `DNS_IPV6` allow none of the node's addresses in a record",
+        "`VPN_PREFIXES` and `DNS_IPV6` allow none of the node's addresses in a record, or the VPN interface has none",
     ),
     "zone.unreadable": _event("warning", "error", "`cleanup` could not read the zone; no record is changed"),
     # Passes

@@ -68,8 +68,8 @@ def why_unpublishable(node: Node, config: WatchConfig) -> str:
     """Return why `desired_records` is empty."""
     if any(not config.main_name_ownership.is_vpn_address(address) for address in node.addresses):
         return "the node's address is outside VPN_PREFIXES; set VPN_PREFIXES to the prefixes of Headscale"
-    if node.addresses and not config.ipv6:
-        return "the node has no IPv4 address that this pod's interface has; to publish only IPv6, set DNS_IPV6=true"
+    if node.addresses and not config.ipv6 and all(record_type(address) == "AAAA" for address in node.addresses):
+        return "the node has no IPv4 address; to publish only IPv6, set DNS_IPV6=true"
     return "the node has no address that this pod's interface has"
 
 

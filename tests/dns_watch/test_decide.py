@@ -271,9 +271,21 @@ def test_an_address_outside_the_vpn_prefixes_is_never_published() -> None:
     assert "VPN_PREFIXES" in decision.state.records.reason
 
 
-def test_an_address_that_the_interface_lacks_is_not_published() -> None:
-    observation = replace(registered(records=[]), interface=addresses("100.64.0.2"))
-    assert decide_at(REGISTERED_STATE, observation).changes == ()
+@pytest.mark.parametrize("on_interface", [["100.64.0.2"], ["fd7a:115c:a1e0::1"], []])
+def test_an_address_that_the_interface_lacks_is_not_published(on_interface: list[str]) -> None:
+    """The advice to set DNS_IPV6 would be wrong: the interface may not have its IPv4 address yet."""
+    observation = replace(registered(records=[]), interface=addresses(*on_interface))
+    decision = decide_at(REGISTERED_STATE, observation)
+    assert decision.changes == ()
+    assert "DNS_IPV6" not in decision.state.records.reason
+
+
+def test_a_node_without_an_ipv4_address_needs_dns_ipv6() -> None:
+    node = replace(NODE, addresses=addresses("fd7a:115c:a1e0::1"))
+    observation = replace(registered(node, records=[]), interface=node.addresses)
+    decision = decide_at(REGISTERED_STATE, observation)
+    assert decision.changes == ()
+    assert "DNS_IPV6=true" in decision.state.records.reason
 
 
 def test_the_records_are_compared_again_for_a_different_node() -> None:
