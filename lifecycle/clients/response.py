@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import MAXYEAR, UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -63,7 +63,9 @@ class Response:
     @property
     def date(self) -> datetime | None:
         """The header Date: the upstream's clock in whole seconds; None if there is none."""
-        return _parse_date(self.headers.get("date", ""))
+        date = _parse_date(self.headers.get("date", ""))
+        # No duration can be added to the last possible year, 9999, which some servers send for "never".
+        return date if date is not None and date.year < MAXYEAR else None
 
     @property
     def reason(self) -> str:
