@@ -43,7 +43,7 @@ INVALID_ARGUMENTS: dict[str, list[Any]] = {
 """By argument: values that the script refuses. The Terraform module `service` refuses them, too."""
 INVALID_FOR_SCRIPT: dict[str, list[Any]] = {
     # The folder deploy/services/grafana exists already.
-    "name": ["_template", "grafana"],
+    "name": ["_template", "grafana", "true", "false", "null"],
     "image": [
         "registry.example.com:5000/wiki",
         # The tag is a branch, not a version.
@@ -126,6 +126,15 @@ def test_image_argument_may_have_a_tag_or_a_digest(reference: str, tmp_path: Pat
     done = new_service(tmp_path, "wiki", image, "8080")
     assert done.returncode == 0, done.stderr
     assert containers(pod_spec(render(folder)))["application"]["image"] == image
+
+
+def test_name_may_be_a_boolean_of_yaml_1_1(tmp_path: Path) -> None:
+    folder = copy_deploy(tmp_path) / "deploy/services/on"
+    done = new_service(tmp_path, "on", "docker.io/a/wiki:1.2", "8080")
+    assert done.returncode == 0, done.stderr
+    for document in render(folder):
+        kubernetes_validate.validate(document, NEWEST_KUBERNETES, strict=True)
+        assert document["metadata"]["labels"]["app.kubernetes.io/name"] == "on"
 
 
 def test_script_replaces_every_placeholder_of_the_template() -> None:
