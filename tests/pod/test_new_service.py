@@ -41,6 +41,14 @@ INVALID_ARGUMENTS: dict[str, list[Any]] = {
     "data_path": ["data", "/", "/data/", "/tmp", "/data/../tmp", '/da"ta'],
 }
 """By argument: values that the script refuses. The Terraform module `service` refuses them, too."""
+VALID_IMAGES = [
+    "10.0.0.5:5000/wiki:1.2",
+    "registry:5000/wiki:1.2",
+    "localhost/wiki:1.2",
+    "docker.io/a/wiki:RELEASE.2026-04-22T22-12-26Z",
+    "docker.io/a/wiki:1.2rc1_Alpine",
+]
+"""Unusual images that the script accepts. The Terraform module `service` accepts them, too."""
 INVALID_FOR_SCRIPT: dict[str, list[Any]] = {
     # The folder deploy/services/grafana exists already.
     "name": ["_template", "grafana", "true", "false", "null"],
@@ -135,6 +143,12 @@ def test_name_may_be_a_boolean_of_yaml_1_1(tmp_path: Path) -> None:
     for document in render(folder):
         kubernetes_validate.validate(document, NEWEST_KUBERNETES, strict=True)
         assert document["metadata"]["labels"]["app.kubernetes.io/name"] == "on"
+
+
+@pytest.mark.parametrize("image", VALID_IMAGES)
+def test_registry_and_version_may_have_any_form(image: str, tmp_path: Path) -> None:
+    done = new_service(copy_deploy(tmp_path), "wiki", image, "8080")
+    assert done.returncode == 0, done.stderr
 
 
 def test_script_replaces_every_placeholder_of_the_template() -> None:

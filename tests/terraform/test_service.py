@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 
 from tests.pod.rendering import NEWEST_KUBERNETES, copy_deploy, new_service, render
-from tests.pod.test_new_service import INVALID_ARGUMENTS
+from tests.pod.test_new_service import INVALID_ARGUMENTS, VALID_IMAGES
 from tests.terraform.modules import (
     Manifests,
     apply,
@@ -55,6 +55,7 @@ VALID: dict[str, list[Any]] = {
         "docker.io/library/postgres:16",
         f"docker.io/a/wiki@sha256:{'0' * 64}",
         f"docker.io/a/wiki:1.2@sha256:{'0' * 64}",
+        *VALID_IMAGES,
     ],
     "login_server": ["http://10.96.0.20:8080"],
 }

@@ -23,7 +23,7 @@ variable "image" {
   type        = string
   nullable    = false
   validation {
-    condition     = can(regex("^[a-z0-9.-]+\\.[a-z]+(:[0-9]+)?/[a-z0-9._/-]+(:[a-z-]*v?[0-9]+(-[0-9]+)?(\\.[0-9]+)*(-[a-z0-9.-]+)?(@sha256:[0-9a-f]{64})?|@sha256:[0-9a-f]{64})$", var.image))
+    condition     = can(regex("^([a-z0-9-]+\\.[a-z0-9.-]+(:[0-9]+)?|[a-z0-9-]+:[0-9]+|localhost)/[a-z0-9._/-]+(:[A-Za-z._-]*[0-9]+([._-][A-Za-z0-9._-]+)?(@sha256:[0-9a-f]{64})?|@sha256:[0-9a-f]{64})$", var.image))
     error_message = "image must have a registry, a name, and a version tag or digest, such as docker.io/a/wiki:1.2, because a tag such as latest can later refer to another image."
   }
 }
