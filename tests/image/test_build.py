@@ -206,6 +206,15 @@ def test_folder_with_files_is_not_replaced_by_the_archive(image_build: ImageBuil
     assert [path.name for path in image_build.archive.path.iterdir()] == ["file"]
 
 
+def test_archive_with_a_colon_is_refused_before_the_build(sources: Path, tmp_path: Path) -> None:
+    image_build = ImageBuild(tmp_path, sources, {**os.environ})
+    path = stub(tmp_path / "bin", "builder", f'touch "{tmp_path}/called"')
+    built = image_build.run(ARCHIVE=f"{tmp_path}/image-12:30.tar", PATH=path, BUILDER="builder")
+    assert built.returncode == 1
+    assert "colon" in image_build.termination_log.read_text()
+    assert not (tmp_path / "called").exists()
+
+
 def stub(folder: Path, name: str, script: str) -> str:
     """Create a shell script in place of a builder, and return a PATH on which it is found first."""
     folder.mkdir(exist_ok=True)

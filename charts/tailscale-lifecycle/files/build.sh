@@ -20,6 +20,11 @@ here=$(dirname "$0")
 : "${BUILDER:=buildah}"
 : "${KEEP_LAYERS:=yes}"
 
+# tar and the builders take what precedes a colon as a host or as the whole path.
+case $ARCHIVE in
+*:*) fail "ARCHIVE must not contain a colon: $ARCHIVE" ;;
+esac
+
 work=$(mktemp -d)
 builder_pid=''
 clean_up() {
