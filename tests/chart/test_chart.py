@@ -116,10 +116,17 @@ def test_each_namespace_has_its_own_prune_job(all_objects: list[Document]) -> No
         assert (pod["serviceAccountName"], pod["automountServiceAccountToken"]) == ("prune", True)
 
 
-def test_configured_dns_owner_applies_to_every_prune_job(chart: Path) -> None:
-    values = {"settings": {**SITE, "DNS_OWNER": "west"}, "prune": {"enabled": True, "namespaces": ["services"]}}
-    documents = template(chart, values)
-    assert by_name(documents, "ConfigMap", "services")["lifecycle-prune"]["data"]["DNS_OWNER"] == "west"
+@pytest.mark.parametrize(
+    ("of_site", "of_prune", "owner"),
+    [("west", None, "west"), ("west", "east", "east"), ("west", "", "west"), ("", "", "services")],
+)
+def test_configured_dns_owner_applies_to_every_prune_job(
+    of_site: str, of_prune: str | None, owner: str, chart: Path
+) -> None:
+    prune = {"enabled": True, "namespaces": ["services"]}
+    prune |= {} if of_prune is None else {"settings": {"DNS_OWNER": of_prune}}
+    documents = template(chart, {"settings": {**SITE, "DNS_OWNER": of_site}, "prune": prune})
+    assert by_name(documents, "ConfigMap", "services")["lifecycle-prune"]["data"]["DNS_OWNER"] == owner
 
 
 def test_network_policies_deny_ingress_to_all_pods_of_the_chart(all_objects: list[Document]) -> None:
