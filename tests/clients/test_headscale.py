@@ -205,6 +205,11 @@ def test_users_have_id_and_name(server: HeadscaleSimulator, headscale: Headscale
     assert headscale.users() == [User("1", "ann"), User("2", "svc")]
 
 
+def test_user_with_the_name_that_tagged_nodes_show(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
+    server.add_user("tagged-devices")
+    assert "tagged-devices" in {user.name for user in headscale.users()}
+
+
 def test_user_of_an_oidc_provider_that_reports_no_name(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
     """Some releases then report the email as the name."""
     server.add_user("", "bob@example.com", provider="oidc")

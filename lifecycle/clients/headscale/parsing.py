@@ -67,14 +67,18 @@ def parse_user(payload: Any) -> User | None:
 # malformed id True as 1.
 @lru_cache(maxsize=100, typed=True)
 def _owner(user_id: Any, name: Any, email: Any, provider: Any) -> User | None:
-    user = User(parse_id(user_id), _value(name, str), _value(email, str), _value(provider, str))
+    user = _user(user_id, name, email, provider)
     return None if user.name == _TAGGED_DEVICES or not (user.id or user.name) else user
 
 
+def _user(user_id: Any, name: Any, email: Any, provider: Any) -> User:
+    return User(parse_id(user_id), _value(name, str), _value(email, str), _value(provider, str))
+
+
 def parse_listed_user(payload: Any) -> User:
-    """Parse an item of the list of users."""
-    user = parse_user(payload)
-    if user is None or not isinstance(payload, dict):
+    """Parse an item of the list of users. It contains only users of the database, one of which can have any name."""
+    user = _user(payload.get("id"), payload.get("name"), payload.get("email"), payload.get("provider"))
+    if not (user.id or user.name):
         raise ValueError("not a user")
     return user
 
