@@ -58,7 +58,9 @@ class Response:
         except ValueError:
             pass
         date = _parse_date(text)
-        return None if date is None else min(max(date - datetime.now(UTC), timedelta()), _MAX_RETRY_AFTER)
+        # The clock of this machine can be wrong by hours, so the upstream's clock is used if it is known.
+        now = self.date or datetime.now(UTC)
+        return None if date is None else min(max(date - now, timedelta()), _MAX_RETRY_AFTER)
 
     @property
     def date(self) -> datetime | None:

@@ -207,6 +207,14 @@ def test_retry_after_in_each_form(api: Api, status: int, header: str | None, sec
     assert error.throttled == (status == 429)
 
 
+def test_retry_after_as_a_date_does_not_depend_on_this_machines_clock(api: Api) -> None:
+    headers = {"date": "Mon, 01 Jan 2125 12:00:00 GMT", "retry-after": "Mon, 01 Jan 2125 12:01:00 GMT"}
+    api.faults.add(faults.answer(429, headers=headers))
+    error = failure(client_of(api))
+    assert isinstance(error, TransientError)
+    assert error.retry_after == timedelta(minutes=1)
+
+
 # --- Incomplete and malformed responses ----------------------------------------------------------------
 
 
