@@ -55,7 +55,14 @@ def loss_events(heal: HealState, loss: Loss, *, reported: LossKind | None, confi
     """Report a confirmed loss, unless this kind of loss was reported before."""
     if heal.lost in (None, reported):
         return ()
-    advice = "Restart the pod." if config.self_heal else "Restart the pod, or set SELF_HEAL=true."
+    if not config.self_heal:
+        advice = "Restart the pod, or set SELF_HEAL=true."
+    elif heal.lost is LossKind.STRANDED or heal.has_successor:
+        advice = "Restart the pod."
+    else:
+        advice = (
+            "SELF_HEAL restarts tailscale with a new key. If the node is still lost after ten minutes, restart the pod."
+        )
     node_id = loss.node.id if loss.node else None
     return (error("node.lost", node_id=node_id, reason=_LOSS_REASONS[heal.lost], advice=advice),)
 

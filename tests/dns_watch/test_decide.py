@@ -628,6 +628,12 @@ def test_without_self_heal_a_loss_is_reported_and_nothing_is_created() -> None:
     assert "SELF_HEAL=true" in lost.fields["advice"]
 
 
+@pytest.mark.parametrize(("kind", "heals"), [(LossKind.GONE, True), (LossKind.STRANDED, False)])
+def test_the_advice_on_a_loss_says_whether_the_pod_heals_itself(kind: LossKind, heals: bool) -> None:
+    [lost] = [event for event in confirmed_loss(USED_KEY, kind).events if event.name == "node.lost"]
+    assert ("SELF_HEAL restarts tailscale" in lost.fields["advice"]) == heals
+
+
 def test_a_usable_key_that_is_not_in_the_file_is_replaced() -> None:
     [change] = confirmed_loss(KeyCheck(METADATA, a_key(), is_in_file=False)).changes
     assert isinstance(change, WriteFreshKey)
