@@ -34,8 +34,8 @@ COPIES = {
 
 DAEMON_SET = "build/daemonset.yaml"
 
-RELEASE_NAMESPACE = "{{ $.Release.Namespace }}"
-HEADSCALE_NAMESPACE = '{{ include "tailscale-lifecycle.headscaleNamespace" $ }}'
+RELEASE_NAMESPACE = "{{ $.Release.Namespace | quote }}"
+HEADSCALE_NAMESPACE = '{{ include "tailscale-lifecycle.headscaleNamespace" $ | quote }}'
 
 
 # --- Templates ----------------------------------------------------------------------------------------
@@ -63,6 +63,9 @@ class Action:
             name: the text before the value, such as "image:" or "-".
         """
         value = "." if self.is_optional else self.expression
+        if self.is_text and self.is_optional:
+            # Without quotes, a name such as 123 would be a number.
+            value += " | quote"
         if self.is_text:
             lines = f"{indent}{name} {{{{ {value} }}}}"
         else:
@@ -111,7 +114,8 @@ class Template:
 def templates() -> dict[str, Template]:
     """Return the description of each template, by the name of the template."""
     injection = ("if .Values.inject.enabled",)
-    namespace = (NAMESPACE, RELEASE_NAMESPACE)
+    namespace = (f"namespace: {NAMESPACE}", f"namespace: {RELEASE_NAMESPACE}")
+    namespace_in_messages = (f"namespace {NAMESPACE}", "namespace {{ $.Release.Namespace }}")
     images = (
         (IMAGES["lifecycle_image"], '{{ include "tailscale-lifecycle.image" $ }}'),
         (IMAGES["tailscale_image"], f"{{{{ {_image_reference('$.Values.tailscale.image')} }}}}"),
@@ -129,12 +133,15 @@ def templates() -> dict[str, Template]:
             replacements=(namespace, *images),
         ),
         "inject-validating": Template(
-            "deploy/inject/validating.yaml", injection, namespace="", replacements=(namespace,)
+            "deploy/inject/validating.yaml",
+            injection,
+            namespace="",
+            replacements=(namespace, namespace_in_messages),
         ),
         "prune-cronjob": Template(
             "deploy/prune/cronjob.yaml",
             ("if .Values.prune.enabled", "range $namespace := .Values.prune.namespaces"),
-            namespace="{{ $namespace }}",
+            namespace="{{ $namespace | quote }}",
             changes=_prune_changes(),
         ),
         "rbac-api-key-secret": Template(
@@ -142,7 +149,7 @@ def templates() -> dict[str, Template]:
             ("with .Values.rbac.apiKeySecret", "if .enabled"),
             namespace=HEADSCALE_NAMESPACE,
             changes={
-                "Role/rules/0/resourceNames/0": Action(".name"),
+                "Role/rules/0/resourceNames/0": Action(".name | quote"),
                 "RoleBinding/subjects": yaml_action(".subjects"),
             },
             purpose="Lets the subjects read the Headscale API key from a Secret in Headscale's namespace.",
@@ -161,28 +168,28 @@ def templates() -> dict[str, Template]:
         "rbac-keep": Template(
             "deploy/rbac/keep/role.yaml",
             ("range .Values.rbac.keep",),
-            namespace="{{ .namespace }}",
+            namespace="{{ .namespace | quote }}",
             changes={
-                "Role/metadata/name": Action(".name"),
-                "Role/rules/0/resourceNames/0": Action(".secret"),
-                "RoleBinding/metadata/name": Action(".name"),
-                "RoleBinding/roleRef/name": Action(".name"),
-                "RoleBinding/subjects/0/name": Action(".serviceAccountName"),
-                "RoleBinding/subjects/0/namespace": Action(".namespace"),
+                "Role/metadata/name": Action(".name | quote"),
+                "Role/rules/0/resourceNames/0": Action(".secret | quote"),
+                "RoleBinding/metadata/name": Action(".name | quote"),
+                "RoleBinding/roleRef/name": Action(".name | quote"),
+                "RoleBinding/subjects/0/name": Action(".serviceAccountName | quote"),
+                "RoleBinding/subjects/0/namespace": Action(".namespace | quote"),
             },
             purpose="With NODE_POLICY=keep, lets cleanup read the node's id from the Secret with tailscale's state.",
         ),
         "rbac-events": Template(
             "deploy/rbac/events/role.yaml",
             ("range .Values.rbac.events",),
-            namespace="{{ .namespace }}",
+            namespace="{{ .namespace | quote }}",
             changes={"RoleBinding/subjects": yaml_action(".subjects")},
             purpose="Lets the subjects write Kubernetes Events about their pods.",
         ),
         "podmonitor": Template(
             "deploy/monitoring/podmonitor.yaml",
             ("if .Values.podMonitor.enabled",),
-            namespace="{{ .Values.podMonitor.namespace | default .Release.Namespace }}",
+            namespace="{{ .Values.podMonitor.namespace | default .Release.Namespace | quote }}",
             changes={
                 f"PodMonitor/spec/podMetricsEndpoints/0/{name}": Action(f".Values.podMonitor.{name}")
                 for name in ("interval", "scrapeTimeout")
@@ -192,7 +199,7 @@ def templates() -> dict[str, Template]:
         "prometheusrule": Template(
             "deploy/monitoring/rules.yaml",
             ("if .Values.prometheusRule.enabled",),
-            namespace="{{ .Values.prometheusRule.namespace | default .Release.Namespace }}",
+            namespace="{{ .Values.prometheusRule.namespace | default .Release.Namespace | quote }}",
             labels=".Values.prometheusRule.labels",
         ),
     }

@@ -77,10 +77,24 @@ def by_name(documents: list[Document], kind: str, namespace: str) -> dict[str, D
     }
 
 
-def test_all_objects_are_valid_and_have_unique_names(all_objects: list[Document]) -> None:
-    for document in all_objects:
+def validate(documents: list[Document]) -> None:
+    """Assert that Kubernetes accepts the objects."""
+    for document in documents:
         if document["kind"] not in WITHOUT_SCHEMA:
             kubernetes_validate.validate(document, NEWEST_KUBERNETES, strict=True)
+
+
+def test_names_that_yaml_reads_as_numbers_are_text(chart: Path) -> None:
+    text = json.dumps(ALL_OPTIONS)
+    for number, name in enumerate(("services", "media", "grafana", "wiki", "system-node-critical")):
+        text = text.replace(f'"{name}"', f'"{number}"')
+    documents = template(chart, json.loads(text), "--namespace=5")
+    validate(documents)
+    assert {type(document["metadata"].get("namespace", "")) for document in documents} == {str}
+
+
+def test_all_objects_are_valid_and_have_unique_names(all_objects: list[Document]) -> None:
+    validate(all_objects)
     names = [
         (document["kind"], document["metadata"].get("namespace"), document["metadata"]["name"])
         for document in all_objects

@@ -1,6 +1,6 @@
 {{/* The labels that Helm recommends. Each object sets app.kubernetes.io/name itself. */}}
 {{- define "tailscale-lifecycle.labels" -}}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/part-of: tailscale-lifecycle
 app.kubernetes.io/managed-by: {{ .Release.Service }}
