@@ -77,6 +77,9 @@ def test_valid_values_are_accepted(values: dict[str, Any]) -> None:
         pytest.param({"image": {"digest": "latest"}}, id="malformed digest"),
         pytest.param({"prune": {"enabled": True, "namespaces": []}}, id="prune in no namespace"),
         pytest.param({"rbac": {"exec": {"enabled": True, "subjects": []}}}, id="role without subject"),
+        # Helm removes a value that is null, and does not use its default.
+        pytest.param({"prune": {"enabled": True}}, id="null instead of namespaces"),
+        pytest.param({"rbac": {"apiKeySecret": {"enabled": True}}}, id="null instead of subjects"),
         pytest.param({"build": {"maxUnavailable": "0%"}}, id="no node at a time"),
         pytest.param({"build": {"import": {"checkInterval": 0}}}, id="interval of 0"),
         pytest.param({"inject": {"policyVersion": "v1alpha1"}}, id="unknown policy version"),
