@@ -13,8 +13,9 @@ from typing import Any
 
 from lifecycle.domain.errors import ApiError
 
-# A longer Retry-After is reduced to this. A much larger number would overflow a timedelta.
-_MAX_RETRY_AFTER = timedelta(days=1)
+# A longer Retry-After is reduced to this. Cloudflare blocks a client for five minutes. Otherwise, a proxy's error page
+# could keep the program from working for days.
+_MAX_RETRY_AFTER = timedelta(minutes=15)
 
 # The largest number of values in a JSON text that is parsed. A list of 20,000 nodes has about a million.
 _MAX_VALUES = 2_000_000
