@@ -7,19 +7,20 @@ import sys
 
 
 def main() -> int:
-    """Run the command line. End the process with the exit status, or return this status after a dry run."""
+    """Run the command line. End the process with the exit status, or return it if the command changes nothing."""
     # The kernel discards signals to process number 1 of a container until the process handles them. A blocked signal
     # stays pending instead, and is handled below.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
-    # Most objects are needed until the process ends, so garbage collection would only take time.
+    # Most objects are needed until the process ends, so garbage collection would only take time. After its start,
+    # dns-watch turns garbage collection on again.
     gc.disable()
     from lifecycle.domain.errors import EXIT_FAILED  # noqa: PLC0415 - only after the signals are blocked
     from lifecycle.runtime.stop import exit_on_stop_signals  # noqa: PLC0415 - as above
 
     arguments = sys.argv[1:]
-    # dns-watch runs until it is stopped, so a stop signal is not a failure. Every other command ends by itself, so a
-    # stop signal means that its work is not done.
-    is_watching = arguments[:1] == ["dns-watch"] and "--dry-run" not in arguments
+    # dns-watch runs until it is stopped, so a stop signal is not a failure. A command that ends by itself, such as
+    # cleanup or `dns-watch --once`, has not done its work.
+    is_watching = arguments[:1] == ["dns-watch"] and not {"--dry-run", "--once"} & set(arguments)
     exit_on_stop_signals(0 if is_watching else EXIT_FAILED)
     import lifecycle.imports  # noqa: PLC0415, F401 - makes the imports of libraries faster
     from lifecycle.cli import parse_arguments, run  # noqa: PLC0415 - takes seconds under a tight CPU limit
@@ -27,8 +28,9 @@ def main() -> int:
     options = parse_arguments(arguments)
     status = run(options)
     if not options.is_dry_run:
-        # A regular exit would take time to free each object, and all output is already flushed. Only a dry run needs a
-        # regular exit: if it used a kubeconfig, the Kubernetes library then removes its temporary files.
+        # A regular exit would take time to free each object, and all output is already flushed. Only commands that
+        # change nothing need a regular exit: they can use a kubeconfig, of which the Kubernetes library then removes
+        # its temporary files.
         os._exit(status)
     return status
 

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     # `status` must not replace the termination message of dns-watch: it runs in the container of dns-watch, with
     # `kubectl exec`.
     is_main_process = options.command != "status"
-    is_watching = options.command == "dns-watch" and not options.is_dry_run
+    is_watching = options.command == "dns-watch" and not options.is_dry_run and not options.once
 
     def report_stop(signal: str) -> None:
         if not options.is_dry_run:

@@ -10,7 +10,7 @@ from functools import partial
 from threading import Event
 from time import monotonic
 
-from lifecycle.domain.errors import LifecycleError
+from lifecycle.domain.errors import LifecycleError, StoppedError
 from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.loop import repeat
 from lifecycle.runtime.retry import RetryPolicy, no_retries
@@ -84,7 +84,9 @@ def dns_watch(settings: DnsWatchSettings, stop: StopEvent, *, only_once: bool) -
             finished=is_finished,
         )
         records = watch.state.records
-        if only_once and not stop.is_set() and not records.in_sync:
+        if only_once and not records.in_sync:
+            if stop.is_set():
+                raise StoppedError("stopped on request before the DNS record was in sync; nothing needs to be undone")
             raise LifecycleError(f"The DNS record is out of sync: {records.reason}")
 
 

@@ -9,7 +9,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 
 EXIT_STATUSES = {
-    0: "done; for `dns-watch` also: stopped by a signal",
+    0: "done; for `dns-watch` without `--once` also: stopped by a signal",
     EXIT_FAILED: "failed, or stopped by a signal before the work was done; for `status` also: manual action is needed",
     EXIT_USAGE: "invalid arguments, settings or manifests; every problem is reported",
 }

@@ -19,13 +19,13 @@ SIGNALS = [pytest.param(signal.SIGTERM, id="SIGTERM"), pytest.param(signal.SIGIN
     [
         pytest.param(["cleanup"], "retry.scheduled", 1, id="cleanup"),
         pytest.param(["dns-watch"], "pass.failed", 0, id="dns-watch"),
-        pytest.param(["dns-watch", "--once"], "pass.failed", 0, id="dns-watch --once"),
+        pytest.param(["dns-watch", "--once"], "pass.failed", 1, id="dns-watch --once"),
     ],
 )
 def test_signal_ends_a_wait(
     pod: Pod, sent: signal.Signals, arguments: list[str], event_before_wait: str, status: int
 ) -> None:
-    """The status of cleanup is 1, because cleanup has not finished. dns-watch normally runs until it is stopped."""
+    """The status is 1 if the command has not finished. dns-watch normally runs until it is stopped."""
     pod.headscale.faults.add(faults.answer(503, headers={"Retry-After": "60"}), times=None)
     running = pod.start_command(PROGRAM, *arguments, HEALTH_PORT="0")
     running.wait_for_event(event_before_wait)
