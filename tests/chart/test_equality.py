@@ -86,7 +86,7 @@ def test_chart_renders_the_objects_of_the_kustomize_folder(folder: str, chart: P
     options = (f"--namespace={namespace}", f"--kube-version={KUBERNETES_VERSIONS.get(folder, '1.36.0')}")
     from_chart = by_name(template(chart, {"settings": SITE, **FOLDERS[folder]}, *options))
     from_kustomize = by_name(render_folder(folder, chart, tmp_path / "copy"))
-    # Helm itself creates the namespace of a release, so the chart does not contain it.
+    # `helm install --create-namespace` creates the namespace of a release, so the chart does not contain it.
     from_kustomize.pop(f"Namespace/{namespace}", None)
     for name, expected in from_kustomize.items():
         expected_labels: dict[str, Any] = expected["metadata"].pop("labels", {})
@@ -100,7 +100,10 @@ def test_chart_renders_the_objects_of_the_kustomize_folder(folder: str, chart: P
 
 
 def test_every_folder_that_the_chart_contains_is_compared() -> None:
-    """The chart contains no folders for single workloads (such as deploy/monitoring/annotations) or for ingress."""
+    """The chart contains no folders for single workloads (such as deploy/monitoring/annotations) or for ingress.
+
+    The certificate in `cert-manager` is for ingress and single workloads, and `site` contains only settings.
+    """
     not_in_chart = {"base", "cert-manager", "components", "ingress", "services", "site"}
     folders = {path.parent.relative_to(ROOT).as_posix() for path in DEPLOY.rglob("kustomization.yaml")}
     in_chart = {folder for folder in folders if folder.split("/")[1] not in not_in_chart}

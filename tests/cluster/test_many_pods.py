@@ -33,7 +33,8 @@ def manifests_of_many_pods(grafana: list[Document]) -> list[Document]:
     added = {name: container for name, container in containers(spec).items() if name in ("cleanup", "dns-watch")}
     for container in added.values():
         # These variables override the ConfigMap. NODE_POLICY=keep would need the Secret in which a tailscale container
-        # stores its login. With MAX_RETRIES=0, dns-watch never gives up waiting for a node.
+        # stores its login. The pods have no tailscale container, so they never register in Headscale. With
+        # MAX_RETRIES=0, dns-watch nevertheless does not exit.
         container["env"] += [
             {"name": "TS_HOSTNAME", "value": "$(POD_NAME).example.com"},
             {"name": "NODE_POLICY", "value": "replace"},
@@ -70,7 +71,7 @@ def manifests_of_many_pods(grafana: list[Document]) -> list[Document]:
 
 
 def cpu_time_s(cluster: Cluster) -> float:
-    """Return the CPU time of the node's cgroup, in which all pods run, since the boot of the node, in seconds."""
+    """Return the CPU time of the cluster node's cgroup, in which all pods run, since its boot, in seconds."""
     for folder in cluster.node.cgroups():
         usage = folder / "cpuacct.usage"
         if usage.exists():
@@ -78,7 +79,7 @@ def cpu_time_s(cluster: Cluster) -> float:
         for line in (folder / "cpu.stat").read_text().splitlines() if (folder / "cpu.stat").exists() else ():
             if line.startswith("usage_usec "):
                 return int(line.split()[1]) / 1e6
-    raise AssertionError("no cgroup of the node has CPU accounting")
+    raise AssertionError("no cgroup of the cluster node has CPU accounting")
 
 
 def working_sets(cluster: Cluster) -> list[int]:

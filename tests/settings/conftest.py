@@ -9,7 +9,7 @@ from tests.settings.environment import MINIMUM, Environment
 
 @pytest.fixture
 def env(monkeypatch: pytest.MonkeyPatch) -> Environment:
-    """The environment, in which the variables that every command requires are set."""
+    """The environment, with the smallest set of variables that cleanup and dns-watch accept (`MINIMUM`)."""
     environment = Environment(monkeypatch)
     environment.set(**MINIMUM)
     return environment

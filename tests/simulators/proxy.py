@@ -1,4 +1,4 @@
-"""A simulated HTTP proxy. It forwards requests for hostnames that do not exist to servers on loopback."""
+"""A simulated HTTP proxy. It forwards requests only for known hostnames, which DNS does not need to resolve."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 
 @dataclass(slots=True)
 class ProxySimulator:
-    """A proxy on loopback.
+    """A proxy, by default on loopback.
 
     Attributes:
-        servers: the address of a server on loopback, for each `host:port` that clients may request.
+        servers: the address to connect to, for each `host:port` that clients may request.
         credentials: the `user:password` that each request must have; None = it must have none.
         url: the URL of the proxy, without credentials. It is empty until `serve` is called.
         requested: the `host:port` of each request, oldest first.

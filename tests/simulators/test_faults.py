@@ -1,6 +1,7 @@
-"""Test that each fault has the same effect on a client in this process as on a client that uses HTTP.
+"""Test that a fault has the same effect on a client that calls the simulator directly as on one that uses HTTP.
 
-The exception is `drip`, which sends the body slowly over HTTP, but is a time-out for a client in this process.
+There are two exceptions. `drip` sends the body slowly over HTTP, but is a time-out if the simulator is called directly.
+`refuse` resets an open connection over HTTP, but otherwise no connection is opened.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def test_stale_response_has_the_state_before_the_last_change(counter: Counter, c
     assert [client.get("/").json()["count"] for _ in range(2)] == [0, 1]
 
 
-def test_slow_body_arrives_over_http_and_is_a_time_out_in_this_process(counter: Counter) -> None:
+def test_slow_body_arrives_over_http_and_is_a_time_out_if_called_directly(counter: Counter) -> None:
     counter.faults.add(faults.drip(interval_s=0.001, limit_s=0.02), times=2)
     with serve(counter) as url:
         assert httpx.get(url, trust_env=False).json()["count"] == 0

@@ -96,7 +96,7 @@ class Cluster:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names in messages, of a context and a user of the kubeconfig."""
+        """The names of the kubeconfig's context and user, which messages can contain; empty in a pod."""
         return self._access.names
 
     @property
@@ -176,7 +176,8 @@ class Cluster:
             where: how messages describe the container and the pod.
 
         Raises:
-            TransientError: it is unknown how the command ended, or whether it started.
+            TransientError: Kubernetes refused the command for a reason that can be temporary, or it is unknown whether
+                the command started or how it ended.
 
         Source: GET …/pods/{name}/exec, whose connection becomes a websocket.
         """
