@@ -42,7 +42,7 @@ REPLACED_FIELDS = {
     "HEADSCALE_USER": "${headscale_user}",
     "TS_EXTRA_ARGS": "--login-server=${login_server}",
     "VPN_PREFIXES": "${vpn_prefixes}",
-    "vpn-prefixes.conf": "${allow_list}",
+    "vpn-prefixes.conf": "${vpn_geo_entries}",
 }
 """Names of fields whose whole value is replaced, and the expressions that replace it."""
 

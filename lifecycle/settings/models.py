@@ -211,7 +211,9 @@ class Settings(BaseSettings):
         None, description="PEM file of certificate authorities that replaces the built-in ones"
     )
     ssl_cert_dir: CertificateFolders | None = Field(
-        None, description="folder of hashed certificate authorities (`openssl rehash`) that replaces the built-in ones"
+        None,
+        description="folders of hashed certificate authorities (`openssl rehash`), separated by colons, that replace "
+        "the built-in ones",
     )
     cloudflare_api_url: Url = Field(
         "https://api.cloudflare.com/client/v4", description="URL of Cloudflare's API, for tests and gateways"
@@ -277,10 +279,7 @@ class Settings(BaseSettings):
         if self.ts_hostname is not None:
             return
         if self._is_renamed:
-            yield (
-                "TS_HOSTNAME: is required, since HOSTNAME differs from POD_NAME (host network, setHostnameAsFQDN or "
-                "spec.hostname)"
-            )
+            yield ("TS_HOSTNAME: is required, since HOSTNAME differs from POD_NAME (host network or spec.hostname)")
         elif not self._stateful_set:
             yield (
                 "TS_HOSTNAME: is required, except in the first pod of a StatefulSet, such as grafana-0. If the "
@@ -376,7 +375,7 @@ class Settings(BaseSettings):
 
     @property
     def cluster_needed_for(self) -> str | None:
-        """The setting for which the command needs `Cluster`, to read Secrets or to run commands in Headscale's pod."""
+        """The setting for which the command needs the Kubernetes API; None if it does not need the API."""
         if self.access == "exec":
             return "HEADSCALE_ACCESS"
         return "HEADSCALE_API_KEY_SECRET" if self.headscale_api_key_secret else None
@@ -486,7 +485,7 @@ class CleanupSettings(Settings):
 
     @property
     def cluster_needed_for(self) -> str | None:
-        """The setting for which the command needs `Cluster`, to read Secrets or to run commands in Headscale's pod."""
+        """The setting for which the command needs the Kubernetes API; None if it does not need the API."""
         return super().cluster_needed_for or ("NODE_POLICY" if self.node_policy == "keep" else None)
 
     def problems(self) -> Iterable[str]:

@@ -30,7 +30,7 @@ def is_direct(url: str, no_proxy: str) -> bool:
 
 
 def _is_internal(host: str) -> bool:
-    """Return True for an address or name of this machine, and for names that only the cluster's DNS resolves."""
+    """Return True for loopback addresses, for localhost, and for names that only the cluster's DNS resolves."""
     address = _address(host)
     if address is not None:
         return address.is_loopback

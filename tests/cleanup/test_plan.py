@@ -182,7 +182,7 @@ class TestRecords:
 
 
 class TestTakenName:
-    """`cleanup` fails if the name has a record of another instance of this program, with another DNS_OWNER."""
+    """`cleanup` fails if the name has a record with the comment of another DNS_OWNER or of another workload."""
 
     def test_name_of_another_owner_is_refused(self) -> None:
         record = a_record(comment=COMMENT_OF_OTHER_OWNER)
@@ -216,6 +216,9 @@ ADDRESS_TEXTS = [f"100.64.0.{number}" for number in range(1, 6)] + [
     "fd7a:115c:a1e0::2",
 ]
 
+# The comments of records of another owner, and of another workload with the same owner at one of its further names.
+COMMENTS_OF_OTHERS = (COMMENT_OF_OTHER_OWNER, f"{OUR_COMMENT} other.example.com")
+
 RECORDS = st.lists(
     st.builds(
         a_record,
@@ -224,7 +227,7 @@ RECORDS = st.lists(
         type_=st.sampled_from(["A", "A", "AAAA", "CNAME", "TXT"]),
         content=st.sampled_from([*ADDRESS_TEXTS, "not an address"]),
         comment=st.sampled_from(
-            [OUR_COMMENT, OUR_COMMENT, "", "", COMMENT_OF_OTHER_OWNER, "foreign", OUR_COMMENT.upper()]
+            [OUR_COMMENT, OUR_COMMENT, "", "", *COMMENTS_OF_OTHERS, "foreign", OUR_COMMENT.upper()]
         ),
     ),
     max_size=8,
@@ -322,9 +325,9 @@ class TestProperties:
         assert deleted_records(*remaining, **options) == []
 
     @given(RECORDS)
-    def test_name_is_refused_only_for_the_comment_of_another_owner(self, records: list[Record]) -> None:
+    def test_name_is_refused_only_for_a_comment_of_another_owner_or_workload(self, records: list[Record]) -> None:
         taken = any(
-            record.name == NAME and record.type in {"A", "AAAA", "CNAME"} and record.comment == COMMENT_OF_OTHER_OWNER
+            record.name == NAME and record.type in {"A", "AAAA", "CNAME"} and record.comment in COMMENTS_OF_OTHERS
             for record in records
         )
         try:

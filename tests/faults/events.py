@@ -121,7 +121,7 @@ class Events:
         for pod in self._workload.running_pods:
             if pod.node_id is not None and self._world.headscale.node(pod.node_id) is not None:
                 pod.set_addresses(*self._world.headscale.readdress(pod.node_id).addresses)
-                # The loop of `dns-watch` polls the interface every second, so its next pass begins soon.
+                # `dns-watch` notices a change of the interface within a second, so its next pass begins soon.
                 pod.due_s = min(pod.due_s, self._clock.elapsed_s + 1.0)
 
     # --- Headscale ---------------------------------------------------------------------------------------

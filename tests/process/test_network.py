@@ -57,7 +57,7 @@ def in_new_network() -> Iterator[InNewNetwork]:
 def test_sidecar_without_the_key_volume_publishes_the_address_of_the_interface(
     in_new_network: InNewNetwork, make_pod: MakePod
 ) -> None:
-    """Manifests without the key volume and with only these settings must keep working."""
+    """Old manifests without the key volume, such as a sidecar with only these settings, must keep working."""
 
     def scenario() -> None:
         pod = make_pod()

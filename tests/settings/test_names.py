@@ -191,7 +191,7 @@ def test_unexpanded_reference_is_named(env: Environment) -> None:
 def test_problem_names_each_cause_of_a_hostname_other_than_the_pod_name(env: Environment) -> None:
     problem = env.problems(POD_NAME="web-0", HOSTNAME="wiki")["TS_HOSTNAME"]
 
-    for cause in ("HOSTNAME", "POD_NAME", "host network", "setHostnameAsFQDN", "spec.hostname"):
+    for cause in ("HOSTNAME", "POD_NAME", "host network", "spec.hostname"):
         assert cause in problem
 
 

@@ -218,7 +218,8 @@ class Dialect:
     """Requests to list or expire pre-auth keys do not contain a user. The list has the keys of all users, and a key is
     identified by its id."""
     unknown_key_is_404: bool = False
-    """A request to expire a pre-auth key that does not exist is an error."""
+    """A request to expire a pre-auth key that does not exist returns 404. Otherwise, it returns 200, or up
+    to 0.27 500."""
     expiring_needs_valid_key: bool = True
     """Expiring a used or expired pre-auth key is an error."""
     reusable_becomes_used: bool = True
@@ -277,7 +278,8 @@ class Dialect:
     login_keeps_first_key: bool = True
     """A login with another pre-auth key does not change the node's pre-auth key."""
     frees_addresses: bool = False
-    """The address of a deleted node can be assigned again before the next restart of the server."""
+    """An address that was in use when the server started can be assigned again as soon as its node is deleted.
+    Otherwise, it can be assigned only after another restart."""
     login_loses_created_at: bool = False
     """A login sets the time of creation to Go's zero time."""
     logout_in_1970: bool = False

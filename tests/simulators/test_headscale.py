@@ -468,7 +468,7 @@ def expiring_a_key_twice_and_an_unknown_key(server: Server) -> list[int]:
 
 @pytest.mark.parametrize("version", [version for version in VERSIONS if version >= "0.28"])
 def test_restart_restores_the_stored_key_of_a_node_and_removes_a_deleted_key(version: str) -> None:
-    """Only 0.29.3 stores the key of a later login in its database."""
+    """Of these releases, only 0.29.3 stores the key of a later login in its database."""
     server = Server(version)
     node = server.register_new()
     server.register_again(node, server.create_key("svc").key)

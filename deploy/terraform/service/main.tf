@@ -27,7 +27,7 @@ locals {
     headscale_url       = coalesce(var.headscale_url, "http://headscale.${var.headscale_namespace}.svc.cluster.local:8080")
     headscale_user      = var.headscale_user
     vpn_prefixes        = join(",", var.vpn_prefixes)
-    allow_list          = join(" ", [for prefix in var.vpn_prefixes : "${prefix} 1;"])
+    vpn_geo_entries     = join(" ", [for prefix in var.vpn_prefixes : "${prefix} 1;"])
   }
 
   # --- ConfigMaps -----------------------------------------------------------------------------------------------------
