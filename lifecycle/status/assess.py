@@ -130,7 +130,7 @@ _NO_NODES = (
 
 @dataclass(frozen=True, slots=True)
 class _WorkloadName:
-    """One name of a workload, the records at this name, and the nodes with the workload's hostname."""
+    """One name of a workload, the records at this name, and the nodes with the workload's hostname, ordered by id."""
 
     record_ownership: RecordOwnership
     records: Sequence[Record]
@@ -170,9 +170,10 @@ def _workload_names(observation: Observation, config: StatusConfig) -> Iterator[
     records: dict[str, list[Record]] = defaultdict(list)
     nodes: dict[str, list[Node]] = defaultdict(list)
     by_hostname: dict[str, list[Node]] = defaultdict(list)
-    for record in observation.records or ():
+    # The rows must not depend on the order in which the servers list records and nodes.
+    for record in sorted(observation.records or (), key=lambda record: record.id):
         records[record.name].append(record)
-    for node in observation.nodes or ():
+    for node in sorted(observation.nodes or (), key=lambda node: node.sequence):
         nodes[record_name(node.hostname, config.domain)].append(node)
         by_hostname[node.hostname.casefold()].append(node)
     for name in sorted({*records, *nodes}):
@@ -217,7 +218,7 @@ def _rows(name: _WorkloadName, observation: Observation, config: StatusConfig, n
         if ownership.is_owned(record) and (config.ipv6 or record.type == "A" or ownership.is_marked(record))
     )
     records = tuple(sorted(ours, key=lambda record: (record.type, record.content, record.id)))
-    owned = sorted((node for node in name.nodes if _owns(node, observation, config)), key=lambda node: node.sequence)
+    owned = [node for node in name.nodes if _owns(node, observation, config)]
     valid = [node for node in owned if not node.is_expired(now)]
     # If several nodes are online, the name belongs to the latest one.
     candidates = [node for node in valid if node.online] or valid or owned

@@ -86,6 +86,12 @@ def states(
             [("foreign node", None, True)],
             id="node registered by CLI",
         ),
+        pytest.param(
+            [a_node(user=ANN, key_user=ANN), a_node(2, registered_by=RegisterMethod.CLI)],
+            [a_record()],
+            [("foreign node", None, True)],
+            id="two foreign nodes",
+        ),
         pytest.param([a_node()], [], [("no record", "1", True)], id="no record"),
         # The workload of an offline node may have been removed, and a node without a dot in its hostname may be another
         # machine of the VPN, so there is no advice.
@@ -93,6 +99,12 @@ def states(
         pytest.param([a_node(hostname="laptop")], [], [("no record", "1", False)], id="hostname without a dot"),
         pytest.param([a_node()], [a_record(comment="terraform")], [("foreign record", "1", True)], id="foreign record"),
         pytest.param([a_node()], [a_record(), CNAME], [("foreign record", "1", True)], id="beside a CNAME"),
+        pytest.param(
+            [a_node()],
+            [a_record(comment="terraform"), CNAME],
+            [("foreign record", "1", True)],
+            id="two foreign records",
+        ),
         pytest.param([a_node()], [replace(CNAME, type="TXT")], [("no record", "1", True)], id="TXT"),
         pytest.param(
             [a_node(), a_node(2)],
