@@ -227,7 +227,9 @@ def _rows(name: _WorkloadName, observation: Observation, config: StatusConfig, n
     def row(state: State, advice: str | None = None, in_the_way: str = "") -> Row:
         advice = _ADVICE.get(state, "") if advice is None else advice
         if advice and ownership.kind is not NameKind.MAIN:
-            advice = f"This is a further name of {ownership.target}. {advice}"
+            # `prune --name` requires the main name.
+            command = advice.replace("--name NAME", f"--name {ownership.target}")
+            advice = f"This is a further name of {ownership.target}. {command}"
         return Row(ownership.name, state, records, node, in_the_way, advice)
 
     if observation.nodes is None or observation.records is None:
