@@ -21,11 +21,11 @@ _NAMES_SHOWN = 5
 _NOT_SHORTENED = frozenset({"version", "headscale_version", "clock", "api_key_expires_at"})
 _IPV4 = re.compile(r"\b(\d{1,3}\.\d{1,3})\.\d{1,3}\.\d{1,3}\b")
 _IPV6 = re.compile(r"\b([0-9a-f]{1,4})(?::[0-9a-f]{0,4}){2,7}", re.IGNORECASE)
-# A name begins with a letter of any script, or with an underscore.
-_DOTTED_NAME = r"\b[^\W\d][\w+-]*(?:[.@][\w+-]+)+"
-# One part of a name between dots, whose first two characters are kept. A part that begins with a digit may belong to an
-# address, which has its own pattern.
-_LABEL = re.compile(r"([^\W\d][\w+-])[\w+-]+")
+# This pattern also matches IPv4 addresses and versions. _LABEL leaves their numbers as they are.
+_DOTTED_NAME = r"\b\w[\w+-]*(?:[.@][\w+-]+)+"
+# One part of a name between dots, whose first two characters are kept. A number is not shortened, because it may belong
+# to an address, which has its own pattern.
+_LABEL = re.compile(r"(?<![\w+-])(?!\d+(?![\w+-]))(\w[\w+-])[\w+-]+")
 
 
 def to_json_values(

@@ -13,7 +13,7 @@ from lifecycle.dry_run import status_report
 from lifecycle.runtime.retry import no_retries
 from lifecycle.settings.models import StatusSettings
 from lifecycle.status.assess import Row, State
-from lifecycle.status.report import needs_action, to_json_values, to_text
+from lifecycle.status.report import make_shortener, needs_action, to_json_values, to_text
 from tests.builders import NAME, OUR_COMMENT
 from tests.process.commands import Pod, served_pod
 from tests.simulators import faults
@@ -118,6 +118,21 @@ def test_redacted_report_contains_no_name_and_no_address(world: World) -> None:
         names = ["grafana", "wiki", "tools", "example", "annabel", "opentofu", "isidora", "\u043d\u043d\u0430", OWNER]
         addresses = [address for node in world.headscale.nodes for address in node.addresses]
         assert [word for word in [*names, *addresses, "192.0.2.55"] if word in output] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param("7days.example.com", "7d*.ex*.co*", id="name that begins with a digit"),
+        pytest.param("ip-10-0-0-1.2fa.io, 10-0-0-1.io", "ip*.2f*.io, 10*.io", id="names with numbers"),
+        pytest.param("at https://1and1.com:443", "at https://1a*.co*:443", id="URL"),
+        pytest.param("1.2.3.4:80, 100.64.0.0/10", "1.2.*.*:80, 100.64.*.*/10", id="IPv4"),
+        pytest.param("fd7a:115c:a1e0::1", "fd7a:*", id="IPv6"),
+        pytest.param("0.28.0 at 2026-11-29T00:10:49Z", "0.28.0 at 2026-11-29T00:10:49Z", id="version and time"),
+    ],
+)
+def test_names_and_addresses_are_shortened(text: str, expected: str) -> None:
+    assert make_shortener([])(text) == expected
 
 
 @pytest.mark.parametrize("character", ["\x1b", "\n", "\u202e"])
