@@ -70,15 +70,15 @@ def make_shortener(texts: Iterable[str]) -> Callable[[str], str]:
     Args:
         texts: names without a dot, and texts of which every word is shortened. Names with a dot need not be listed.
     """
-    longest_first = sorted(filter(None, texts), key=len, reverse=True)
+    # Addresses are shortened before names, because the groups of an IPv6 address would be shortened like words.
+    longest_first = sorted(map(_shorten_addresses, filter(None, texts)), key=len, reverse=True)
     known = "|".join(rf"(?<!\w){re.escape(text)}(?!\w)" for text in longest_first)
     names = re.compile(f"{known}|{_DOTTED_NAME}" if known else _DOTTED_NAME)
+    return lambda value: names.sub(lambda match: _LABEL.sub(r"\1*", match[0]), _shorten_addresses(value))
 
-    def shorten(value: str) -> str:
-        value = names.sub(lambda match: _LABEL.sub(r"\1*", match[0]), value)
-        return _IPV6.sub(r"\1:*", _IPV4.sub(r"\1.*.*", value))
 
-    return shorten
+def _shorten_addresses(text: str) -> str:
+    return _IPV6.sub(r"\1:*", _IPV4.sub(r"\1.*.*", text))
 
 
 def needs_action(report: Mapping[str, Any]) -> bool:

@@ -135,6 +135,11 @@ def test_names_and_addresses_are_shortened(text: str, expected: str) -> None:
     assert make_shortener([])(text) == expected
 
 
+def test_addresses_in_the_description_of_a_foreign_record_are_shortened() -> None:
+    text = "AAAA 2001:470:1f0b:10::5 (comment: router); A 192.0.2.5 (comment: none)"
+    assert make_shortener([text])(text) == "AA* 2001:* (co*: ro*); A 192.0.*.* (co*: no*)"
+
+
 @pytest.mark.parametrize("character", ["\x1b", "\n", "\u202e"])
 def test_text_of_foreign_objects_cannot_control_the_terminal(character: str) -> None:
     def report_with(value: str) -> str:
