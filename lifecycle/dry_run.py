@@ -186,7 +186,6 @@ def _prune_section(settings: PruneSettings, readers: Readers, name: str | None, 
     section = Section("prune")
     config = prune_config(settings, name=name)
     try:
-        readers.cloudflare.check_zone(settings.domain_name)
         observation = observe_prune(settings, readers)
         workloads = plan_prune(observation, config=config, now=readers.headscale.server_time(now))
         for workload in workloads:

@@ -24,9 +24,10 @@ def observe(settings: PruneSettings, readers: Readers) -> Observation:
     """Read Headscale, then Cloudflare.
 
     Raises:
-        ApiError: Headscale or Cloudflare could not be read.
+        ApiError: Headscale or Cloudflare could not be read, or the zone is not that of DOMAIN_NAME.
         UserError: it cannot be determined which Headscale user owns the nodes.
     """
     user = choose_user(readers.headscale.users(), settings.headscale_user)
     nodes = tuple(readers.headscale.nodes())
+    readers.cloudflare.check_zone(settings.domain_name)
     return Observation(user, nodes, tuple(readers.cloudflare.all_records(comment_start=settings.mark)))

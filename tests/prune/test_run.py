@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from lifecycle.commands import PRUNE_RETRY_BUDGET
-from lifecycle.domain.errors import ApiError, ConfigError, ConflictError, LifecycleError, PruneLimitError, StoppedError
+from lifecycle.domain.errors import (
+    ApiError,
+    ConfigError,
+    ConflictError,
+    LifecycleError,
+    PruneLimitError,
+    ResponseError,
+    StoppedError,
+)
 from lifecycle.prune.run import CONFIRMATION_DELAY_S, Prune
 from lifecycle.runtime.retry import RetryPolicy
 from lifecycle.settings.models import PruneSettings
@@ -447,6 +455,20 @@ def test_stop_during_the_wait_removes_nothing(world: World) -> None:
     with pytest.raises(StoppedError):
         prune(world, stop=StopAt(world.clock, world.clock.elapsed_s)).run()
     assert len(world.headscale.nodes) == 2
+
+
+@pytest.mark.parametrize("name", [None, "redmine.example.org"])
+def test_zone_id_of_another_zone_removes_nothing(world: World, name: str | None) -> None:
+    """The dry run and `status` report the same problem."""
+    add_online_and_gone_workload(world)
+    zone_id = world.cloudflare.add_zone("example.org")
+    world.cloudflare.add_record(
+        zone_id, type="A", name="redmine.example.org", content="100.64.0.9", ttl=60, comment=OUR_COMMENT
+    )
+    with pytest.raises(ResponseError, match="CLOUDFLARE_ZONE_ID is the zone"):
+        prune(world, name, CLOUDFLARE_ZONE_ID=zone_id).run()
+    assert len(world.headscale.nodes) == 2
+    assert world.cloudflare.writes == []
 
 
 def test_dns_owner_is_required(world: World) -> None:
