@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from datetime import timedelta
@@ -156,6 +157,13 @@ def test_operations_lists_messages() -> None:
 @pytest.mark.parametrize("message", MESSAGES)
 def test_message_in_operations_occurs_in_the_program(message: str) -> None:
     assert [text for text in program_strings() if message in text]
+
+
+def test_secret_keeps_its_api_key_if_no_new_key_can_be_created() -> None:
+    (block,) = [block.text for block in blocks(OPERATIONS, "sh") if "patch secret lifecycle" in block.text]
+    kubectl = 'kubectl() { case "$*" in *" exec "*) return 1 ;; *) echo "$*" ;; esac; }'
+    done = subprocess.run(["bash", "-c", f"{kubectl}\n{block}"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
 
 
 # --- Values -------------------------------------------------------------------------------------------

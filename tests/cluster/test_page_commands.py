@@ -38,8 +38,7 @@ _COMMAND_STARTS: Final = ("kubectl ", "key=$(kubectl ", "scripts/new-service ")
 def commands(text: str) -> Iterator[str]:
     """Iterate over the commands in the code blocks and code spans of a page, without comments."""
     for block in blocks(text, "sh"):
-        # Join a command that sets a variable with the next one, which uses it.
-        joined = re.sub(r"^( *key=.*)\n *", r"\1; ", re.sub(r" *\\\n *", " ", block.text), flags=re.MULTILINE)
+        joined = re.sub(r" *\\\n *", " ", block.text).replace("&&\n    ", "&& ")
         for line in joined.splitlines():
             command = re.sub(r"\s+#.*", "", line).strip()
             if command.startswith(_COMMAND_STARTS):
@@ -296,7 +295,7 @@ CHECKS: Final[dict[str, Callable[[Shell, str], None]]] = {
     f"{_SERVICES} exec grafana-0 -c tailscale -- nslookup api.cloudflare.com": resolves_cloudflare,
     f"""{_SERVICES} patch secret grafana-tailscale --type=json -p '[{{"op": "remove", "path": "/data"}}]'""": prints(),
     f"{_SERVICES} delete pod grafana-0": registers_as_a_new_node,
-    "key=$(kubectl -n headscale exec deployment/headscale -- headscale apikeys create --expiration 365d); "
+    "key=$(kubectl -n headscale exec deployment/headscale -- headscale apikeys create --expiration 365d) && "
     f'{_SERVICES} patch secret lifecycle --patch "{{\\"stringData\\": '
     '{\\"HEADSCALE_API_KEY\\": \\"$key\\"}}"': replaces_the_api_key,
     "kubectl delete -k deploy/services/grafana": leaves_node_record_and_volume,
