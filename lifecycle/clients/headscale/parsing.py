@@ -19,7 +19,7 @@ from lifecycle.domain.model import IpAddress, KeyOrigin, Node, PreAuthKey, Regis
 
 Value = TypeVar("Value")
 
-# From 0.28 on, lists contain this name as the user of tagged nodes. Such a user does not exist in the database.
+# From 0.28 on, lists of nodes contain this name as the user of tagged nodes, which have no user in the database.
 _TAGGED_DEVICES = "tagged-devices"
 
 # The methods by name and, for the output of the command line, by number.
