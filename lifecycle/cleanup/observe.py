@@ -70,6 +70,9 @@ def observe(settings: CleanupSettings, readers: Readers, *, read_state: ReadStat
         records = LifecycleError("Cloudflare did not respond within HTTP_TIMEOUT")
     except LifecycleError as error:
         records = error
+    except OSError as error:
+        # The system refused the thread.
+        records = LifecycleError(f"Cloudflare could not be read ({error.strerror})")
     return Observation(version, node_ownership, nodes, records, state)
 
 

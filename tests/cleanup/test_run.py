@@ -341,6 +341,23 @@ def test_unreadable_zone_does_not_block_the_start(world: World, events: Events, 
     assert len(world.cloudflare.requests) == 1
 
 
+def test_refused_thread_does_not_block_the_start(world: World, events: Events, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name in ("records", "version"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with_leftovers(world)
+    world.cleanup().run()
+    assert world.key is not None
+    assert world.records() == {"A 100.64.0.1": OUR_COMMENT}
+    [event] = events_named(events, "zone.unreadable")
+    assert "thread" in event["error"]
+
+
 def test_incomplete_list_of_records_deletes_nothing(world: World, events: Events) -> None:
     for number in range(1, 131):
         world.add_record(f"100.64.0.{number}", comment=OUR_COMMENT)
