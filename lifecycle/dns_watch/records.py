@@ -70,7 +70,7 @@ def why_unpublishable(node: Node, config: WatchConfig) -> str:
         return "the node's address is outside VPN_PREFIXES; set VPN_PREFIXES to the prefixes of Headscale"
     if node.addresses and not config.ipv6 and all(record_type(address) == "AAAA" for address in node.addresses):
         return "the node has no IPv4 address; to publish only IPv6, set DNS_IPV6=true"
-    return "the node has no address that this pod's interface has"
+    return "this pod's interface has none of the addresses of the node that can be published"
 
 
 def published_successor(

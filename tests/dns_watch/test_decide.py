@@ -274,10 +274,12 @@ def test_an_address_outside_the_vpn_prefixes_is_never_published() -> None:
 @pytest.mark.parametrize("on_interface", [["100.64.0.2"], ["fd7a:115c:a1e0::1"], []])
 def test_an_address_that_the_interface_lacks_is_not_published(on_interface: list[str]) -> None:
     """The advice to set DNS_IPV6 would be wrong: the interface may not have its IPv4 address yet."""
-    observation = replace(registered(records=[]), interface=addresses(*on_interface))
+    node = replace(NODE, addresses=addresses("100.64.0.1", "fd7a:115c:a1e0::1"))
+    observation = replace(registered(node, records=[]), interface=addresses(*on_interface))
     decision = decide_at(REGISTERED_STATE, observation)
     assert decision.changes == ()
     assert "DNS_IPV6" not in decision.state.records.reason
+    assert "can be published" in decision.state.records.reason
 
 
 def test_a_node_without_an_ipv4_address_needs_dns_ipv6() -> None:
