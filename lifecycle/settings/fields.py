@@ -300,9 +300,9 @@ Owner = Annotated[
         f"must be ASCII without spaces, at most {COMMENT_LENGTH - len(mark_of(''))} characters",
     ),
 ]
-FilePath = Annotated[
-    Path,
-    _only_if(lambda path: path.name not in {"", ".."}, "is a folder; set the path of a file"),
+FilePath = Annotated[Path, _only_if(lambda path: path.name not in {"", ".."}, "is a folder; set the path of a file")]
+KeyFilePath = Annotated[
+    FilePath,
     _only_if(
         lambda path: len(os.fsencode(path.name)) <= _MAX_FILE_NAME_BYTES,
         f"has a file name of more than {_MAX_FILE_NAME_BYTES} bytes",

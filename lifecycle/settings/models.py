@@ -37,6 +37,7 @@ from lifecycle.settings.fields import (
     FileMode,
     FilePath,
     HostAddress,
+    KeyFilePath,
     KubernetesName,
     LoginServer,
     Namespace,
@@ -116,7 +117,7 @@ class Settings(BaseSettings):
     )
     cloudflare_zone_id: ZoneId | None = Field(None, description="ID of the DNS zone; unset: found by DOMAIN_NAME")
     domain_name: Domain = Field(description="required; the zone's domain or a domain below it, such as example.com")
-    authkey_output_path: FilePath = Field(
+    authkey_output_path: KeyFilePath = Field(
         Path("/tailscale-auth/authkey"), description="key file, in the volume shared with the tailscale container"
     )
     ts_hostname: str | None = Field(
