@@ -612,3 +612,14 @@ def test_each_pass_logs_one_line(world: World, watch: DnsWatch, events: Events) 
         watch.run_pass()
     assert len(events_named(events, "pass.finished")) == 3
     assert events_named(events, "pass.finished")[-1]["in_sync"] is True
+
+
+@pytest.mark.parametrize(("fault", "changes"), [(None, 1), (faults.html(502), 0)], ids=["made", "failed"])
+def test_only_changes_that_were_made_are_counted(
+    fault: Fault | None, changes: int, world: World, watch: DnsWatch, events: Events
+) -> None:
+    if fault is not None:
+        world.cloudflare.faults.add(fault, method="POST")
+    watch.run_pass()
+    [event] = events_named(events, "pass.finished")
+    assert (event["changes"], event["in_sync"]) == (changes, bool(changes))
