@@ -292,6 +292,8 @@ def test_a_node_without_an_ipv4_address_needs_dns_ipv6() -> None:
 
 def test_the_records_are_compared_again_for_a_different_node() -> None:
     other = a_node(2, addresses=[V4])
+    due = [records_are_due(IN_SYNC_STATE, node, (SPEC,), at(0)) for node in (NODE, other)]
+    assert due == [False, True]
     decision = decide_at(IN_SYNC_STATE, registered(other, records=None))
     assert decision.state.records.compared_specs is None
     assert decision.state.node == KnownNode("2", other.machine_key)
