@@ -280,7 +280,7 @@ class Settings(BaseSettings):
         if self.ts_hostname is not None:
             return
         if self._is_renamed:
-            yield ("TS_HOSTNAME: is required, since HOSTNAME differs from POD_NAME (host network or spec.hostname)")
+            yield "TS_HOSTNAME: is required, since HOSTNAME differs from POD_NAME (host network or spec.hostname)"
         elif not self._stateful_set:
             yield (
                 "TS_HOSTNAME: is required, except in the first pod of a StatefulSet, such as grafana-0. If the "
