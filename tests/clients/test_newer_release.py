@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lifecycle.domain.errors import ResponseError
-from lifecycle.domain.releases import NEWEST_TESTED, is_untested
+from lifecycle.domain.releases import NEWEST_TESTED, untested_warning
 from tests.builders import NAME, OUR_COMMENT
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.headscale import HeadscaleSimulator
@@ -189,7 +189,7 @@ def test_newer_release_with_unchanged_responses_works(world: World, events: list
     ],
 )
 def test_version_is_compared_with_the_newest_tested_release(version: str, is_newer: bool) -> None:
-    assert is_untested(version) is is_newer
+    assert (untested_warning(version) is not None) is is_newer
 
 
 def test_newest_tested_release_is_simulated() -> None:
