@@ -683,6 +683,24 @@ def test_deletion_with_a_lost_response_is_confirmed(
     assert server.nodes == []
 
 
+def test_other_machine_with_the_same_id_is_not_deleted(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
+    """In databases of older releases, the id of a deleted node can be assigned again."""
+    server.add_node(NAME, user="svc")
+    [node] = headscale.nodes()
+    with pytest.raises(ConflictError, match=r"[Nn]ode 1"):
+        headscale.delete_node(replace(node, machine_key="mkey:" + "0" * 64), is_still_owned=always_owned)
+    assert server.writes == []
+
+
+def test_unreadable_node_is_not_deleted(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
+    server.add_node(NAME, user="svc")
+    [node] = headscale.nodes()
+    server.faults.add(faults.html(404), path="/api/v1/node/", times=None)
+    with pytest.raises(TransientError):
+        headscale.delete_node(node, is_still_owned=always_owned)
+    assert server.writes == []
+
+
 def test_node_that_is_no_longer_owned_is_not_deleted(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
