@@ -111,6 +111,20 @@ def successors(nodes: Iterable[Node], *, node_id: str, node_ownership: NodeOwner
     ]
 
 
+def preferred_nodes(nodes: Iterable[Node], node: Node, *, node_ownership: NodeOwnership, now: datetime) -> list[Node]:
+    """Return the nodes of this workload that may own the records instead of this pod's node, in ascending order of id.
+
+    These are the nodes of later pods. If this pod's node is offline, online nodes of earlier pods are included, because
+    an earlier pod whose node is online does not leave the records to an offline node.
+    """
+    others = successors(nodes, node_id="0", node_ownership=node_ownership, now=now)
+    return [
+        other
+        for other in others
+        if other.sequence > node.sequence or (other.sequence < node.sequence and other.online and not node.online)
+    ]
+
+
 def _by_interface(ordered: Sequence[Node], ours: Sequence[Node], interface: Sequence[IpAddress]) -> Node | Unregistered:
     if not interface:
         return Unregistered("the VPN interface has no address inside VPN_PREFIXES yet")

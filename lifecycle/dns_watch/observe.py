@@ -14,7 +14,7 @@ from lifecycle.clients.cloudflare.reader import CloudflareReader
 from lifecycle.clients.headscale.errors import UPSTREAM
 from lifecycle.clients.headscale.reader import HeadscaleReader
 from lifecycle.dns_watch.healing import count_loss, is_key_check_due
-from lifecycle.dns_watch.nodes import Hints, choose_node, find_loss, successors
+from lifecycle.dns_watch.nodes import Hints, choose_node, find_loss, preferred_nodes, successors
 from lifecycle.dns_watch.records import RecordPlan, desired_records, needs_successor_check, plan_records_at_name
 from lifecycle.dns_watch.schedule import interface_wait_is_over, records_are_due, with_interface
 from lifecycle.dns_watch.state import (
@@ -256,7 +256,7 @@ def _read_successors(headscale: HeadscaleReader, node: Node, node_ownership: Nod
     if all(listed.id != node.id for listed in nodes):
         # The list is incomplete, so it cannot show that there is no successor.
         raise TransientError(f"Headscale's list of nodes lacks node {node.id}, which exists.", upstream=UPSTREAM)
-    return successors(nodes, node_id=node.id, node_ownership=node_ownership, now=now.utc)
+    return preferred_nodes(nodes, node, node_ownership=node_ownership, now=now.utc)
 
 
 def _read_api_key(headscale: HeadscaleReader) -> ApiKeyRead | ApiError:

@@ -76,10 +76,11 @@ def why_unpublishable(node: Node, config: WatchConfig) -> str:
 def published_successor(
     records: Iterable[Record], successors: Sequence[Node], node: Node, config: WatchConfig
 ) -> Node | None:
-    """Return the online successor whose address is already in a marked record.
+    """Return the online successor, or online node of an earlier pod, whose address is already in a marked record.
 
     Args:
         records: all records at our names.
+        successors: the result of `preferred_nodes`.
         node: this pod's node. If it is offline, an offline successor counts too, because all nodes are offline after a
             restart of Headscale.
     """
@@ -207,7 +208,7 @@ def decide_records(
     state, events = with_successor(state, successor)
     if successor is not None:
         records = _with_comparison(state.records, specs, config.verify_interval, now)
-        records = replace(records, reason=f"node {successor.id} of a later pod has the name")
+        records = replace(records, reason=f"node {successor.id} of {_describe_pod(successor, state)} has the name")
         return Decision(replace(state, records=records), events=events)
     plan = plan_records(read, node, specs, config)
     for record in plan.in_the_way:
@@ -273,6 +274,11 @@ def _records_after(
     return replace(records, reason="", verified_at_s=now.monotonic_s)
 
 
+def _describe_pod(successor: Node, state: State) -> str:
+    is_earlier = state.node is not None and successor.sequence < int(state.node.id)
+    return "an online earlier pod" if is_earlier else "a later pod"
+
+
 def with_failure_reason(records: RecordState, failure: ApiError) -> RecordState:
     """If the records are out of sync, remember the failure as the reason."""
     return records if records.in_sync else replace(records, reason=str(failure))
@@ -299,7 +305,7 @@ def with_successor(state: State, successor: Node | None) -> tuple[State, tuple[E
         return state, ()
     node_id = state.node.id if state.node else None
     state = replace(state, superseded_by=successor_id)
-    if successor_id is None:
+    if successor is None:
         return state, (info("node.reinstated", node_id=node_id),)
-    reason = "a later pod of this workload has the name; this pod leaves the record alone"
+    reason = f"{_describe_pod(successor, state)} of this workload has the name; this pod leaves the record alone"
     return state, (warning("node.superseded", node_id=node_id, successor_id=successor_id, reason=reason),)

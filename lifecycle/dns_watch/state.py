@@ -162,7 +162,7 @@ class RecordsRead:
         records: all records at the main name, and our records at the further names. If our records at a further name
             are not as desired, all records at this further name are included.
         apex: the zone's own name; None if it is not known.
-        successors: nodes of later pods; not read if all our records have addresses of this pod's node.
+        successors: the result of `preferred_nodes`; not read if all our records have addresses of this pod's node.
     """
 
     records: tuple[Record, ...]

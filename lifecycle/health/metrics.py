@@ -54,7 +54,7 @@ def _metrics(status: Status) -> Iterator[Metric]:
             "1 while it is confirmed that the node is gone or expired, or that no node has the pod's address.",
             state.heal.lost is not None,
         ),
-        ("node_superseded", "1 while a later pod of the workload has the hostname.", state.superseded_by is not None),
+        ("node_superseded", "1 while another pod of the workload has the hostname.", state.superseded_by is not None),
         ("node_restart_helps", "1 while a restart of tailscale would bring the node back.", status.restart_helps),
         ("poll_interval_seconds", "Current interval between reads of the node in Headscale.", status.poll_interval_s),
         ("record_in_sync", "1 while the DNS record is right and was read recently.", status.ready),

@@ -133,6 +133,27 @@ def test_the_earlier_pod_takes_over_again_when_the_later_node_is_unusable(
     assert [event["node_id"] for event in events_named(events, "node.reinstated")] == [str(earlier.node_id)]
 
 
+def test_a_later_pod_whose_node_is_offline_leaves_the_record_to_the_earlier_pod(
+    world: World, tmp_path: Path, events: list[Any]
+) -> None:
+    """The later pod still reaches Headscale and Cloudflare. Both pods would overwrite each other's record forever."""
+    earlier, later = superseded_and_later_pod(world, tmp_path)
+    world.headscale.disconnect(later.node_id)
+    world.run_together(earlier.watch, later.watch, seconds=900)
+    writes = len(world.cloudflare.writes)
+    world.run_together(earlier.watch, later.watch, seconds=HOUR_S)
+    assert (published_addresses(world), len(world.cloudflare.writes)) == ([earlier.address], writes)
+    assert (earlier.nodez, later.nodez) == (REGISTERED, SUPERSEDED)
+    assert later.watch.status.reason == f"node {earlier.node_id} of an online earlier pod has the name"
+
+    world.headscale.connect(later.node_id)
+    world.run_together(earlier.watch, later.watch, seconds=900)
+    assert (published_addresses(world), later.nodez) == ([later.address], REGISTERED)
+    assert [event["node_id"] for event in events_named(events, "node.superseded")] == [
+        str(pod.node_id) for pod in (earlier, later, earlier)
+    ]
+
+
 def test_a_restart_of_headscale_changes_no_record(world: World, tmp_path: Path, events: list[Any]) -> None:
     """All nodes are offline until they reconnect."""
     earlier, later = superseded_and_later_pod(world, tmp_path)
