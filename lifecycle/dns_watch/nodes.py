@@ -51,6 +51,16 @@ class Hints:
         """Return True if the node registered with the key that was written for this pod."""
         return node.pre_auth_key is not None and self.metadata.identifies_key(node.pre_auth_key)
 
+    def is_of_another_pod(self, node: Node) -> bool:
+        """Return True if another pod registered the node: neither its machine nor its key are this pod's.
+
+        Headscale can assign the address of a deleted node to the node of a later pod, while this pod still has it.
+        """
+        own_machine = self.own_node.machine_key if self.own_node is not None else None
+        is_another_machine = own_machine not in (None, node.machine_key)
+        are_keys_known = node.pre_auth_key is not None and self.metadata.pre_auth_key_id is not None
+        return is_another_machine and are_keys_known and not self.used_pod_key(node)
+
 
 def choose_node(nodes: Iterable[Node], hints: Hints) -> Node | Unregistered:
     """Find this pod's node by its VPN address.
@@ -61,7 +71,7 @@ def choose_node(nodes: Iterable[Node], hints: Hints) -> Node | Unregistered:
     ordered = sorted(nodes, key=lambda node: node.sequence)
     ours = [node for node in ordered if hints.node_ownership.is_owned(node) and not node.is_expired(hints.now)]
     if hints.interface is not None:
-        return _by_interface(ordered, ours, hints.interface)
+        return _by_interface(ordered, [node for node in ours if not hints.is_of_another_pod(node)], hints.interface)
     if hints.metadata_node is not None or hints.metadata.pre_auth_key_id is not None:
         return _by_metadata(ours, hints)
     if not hints.has_waited:
@@ -137,9 +147,9 @@ def _by_interface(ordered: Sequence[Node], ours: Sequence[Node], interface: Sequ
     for node in ordered:
         if set(node.addresses) & set(interface):
             return Unregistered(
-                f"this pod's VPN address belongs to node {node.id} ({describe(node)}), which is expired or not ours. "
-                "Check that TS_HOSTNAME is the same here and in the tailscale container, and that HEADSCALE_USER is "
-                "the node's user"
+                f"this pod's VPN address belongs to node {node.id} ({describe(node)}), which is expired, not ours or "
+                "another pod's. Check that TS_HOSTNAME is the same here and in the tailscale container, and that "
+                "HEADSCALE_USER is the node's user"
             )
     return Unregistered("Headscale has no node with this pod's VPN address yet")
 

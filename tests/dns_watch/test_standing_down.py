@@ -198,6 +198,30 @@ def test_standing_down_continues_while_headscale_fails(
     assert published_addresses(world) == [new.address]
 
 
+@pytest.mark.parametrize("restarts", [False, True], ids=["running", "restarted"])
+def test_an_old_pod_stands_down_for_a_new_pod_that_got_its_address(
+    world: World, tmp_path: Path, restarts: bool
+) -> None:
+    """Headscale assigns the address of a deleted node again. The old pod's interface still has this address.
+
+    The pods have different settings, so they would overwrite each other's record.
+    """
+    old = an_old_pod(world, tmp_path / "old", SELF_HEAL="true", DNS_TTL="60")
+    new = Pod(world, tmp_path / "new", {"DNS_TTL": "300"})
+    new.cleanup()
+    # After a restart, Headscale assigns the lowest free address.
+    world.headscale.restart()
+    new.start_tailscale()
+    assert new.address == old.address
+    if restarts:
+        old.new_watch()
+    world.run_together(new.watch, old.watch, seconds=900)
+    assert (old.nodez, new.nodez) == (SUPERSEDED, REGISTERED)
+    writes = len(world.cloudflare.writes)
+    world.run_together(new.watch, old.watch, seconds=HOUR_S)
+    assert (published_addresses(world), len(world.cloudflare.writes)) == ([new.address], writes)
+
+
 def pods_with_a_late_successor(world: World, folder: Path) -> tuple[Pod, Pod]:
     """Return an old pod that has created a new pre-auth key, and a new pod whose node registered only after that."""
     old = an_old_pod(world, folder / "old", SELF_HEAL="true")
