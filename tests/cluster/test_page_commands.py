@@ -32,13 +32,13 @@ from tests.real.programs import BackgroundProcess, eventually
 
 PAGES: Final = ("operations.md", "add-a-service.md")
 
-_COMMAND_STARTS: Final = ("kubectl ", "key=$(kubectl ", "scripts/new-service ")
+_COMMAND_STARTS: Final = ("kubectl ", "key=$(", "scripts/new-service ")
 
 
 def commands(text: str) -> Iterator[str]:
     """Iterate over the commands in the code blocks and code spans of a page, without comments."""
     for block in blocks(text, "sh"):
-        joined = re.sub(r" *\\\n *", " ", block.text).replace("&&\n    ", "&& ")
+        joined = re.sub(r" *\\\n *|(?<=&&)\n *", " ", block.text)
         for line in joined.splitlines():
             command = re.sub(r"\s+#.*", "", line).strip()
             if command.startswith(_COMMAND_STARTS):
@@ -303,9 +303,8 @@ CHECKS: Final[dict[str, Callable[[Shell, str], None]]] = {
     "kubectl create namespace services": creates_a_namespace,
     "kubectl label namespace services pod-security.kubernetes.io/enforce=privileged "
     "pod-security.kubernetes.io/warn=restricted": admits_the_pod,
-    f"{_SERVICES} create secret generic lifecycle "
-    '--from-literal=HEADSCALE_API_KEY="$(headscale apikeys create --expiration 365d)" '
-    "--from-literal=CLOUDFLARE_API_TOKEN=...": creates_the_secret,
+    f"key=$(headscale apikeys create --expiration 365d) && {_SERVICES} create secret generic lifecycle "
+    '--from-literal=HEADSCALE_API_KEY="$key" --from-literal=CLOUDFLARE_API_TOKEN=...': creates_the_secret,
     "scripts/new-service wiki docker.io/a/wiki:1.2 3000 /wiki/data": creates_manifests,
     "kubectl kustomize deploy/services/wiki": prints_the_manifests,
     "kubectl apply -k deploy/services/wiki": starts_the_workload,
