@@ -69,7 +69,7 @@ def choose_node(nodes: Iterable[Node], hints: Hints) -> Node | Unregistered:
     key, choose the only one of our nodes that is online, after the wait for the interface.
     """
     ordered = sorted(nodes, key=lambda node: node.sequence)
-    ours = [node for node in ordered if hints.node_ownership.is_owned(node) and not node.is_expired(hints.now)]
+    ours = _our_valid_nodes(ordered, hints.node_ownership, hints.now)
     if hints.interface is not None:
         return _by_interface(ordered, [node for node in ours if not hints.is_of_another_pod(node)], hints.interface)
     if hints.metadata_node is not None or hints.metadata.pre_auth_key_id is not None:
@@ -114,11 +114,7 @@ def find_loss(nodes: Sequence[Node], hints: Hints, *, is_gone: bool, is_supersed
 
 def successors(nodes: Iterable[Node], *, node_id: str, node_ownership: NodeOwnership, now: datetime) -> list[Node]:
     """Return the nodes of later pods of this workload, which have higher ids, in ascending order of id."""
-    return [
-        node
-        for node in sorted(nodes, key=lambda node: node.sequence)
-        if node_ownership.is_owned(node) and not node.is_expired(now) and node.sequence > int(node_id)
-    ]
+    return [node for node in _our_valid_nodes(nodes, node_ownership, now) if node.sequence > int(node_id)]
 
 
 def preferred_nodes(nodes: Iterable[Node], node: Node, *, node_ownership: NodeOwnership, now: datetime) -> list[Node]:
@@ -127,12 +123,17 @@ def preferred_nodes(nodes: Iterable[Node], node: Node, *, node_ownership: NodeOw
     These are the nodes of later pods. If this pod's node is offline, online nodes of earlier pods are included, because
     an earlier pod whose node is online does not leave the records to an offline node.
     """
-    others = successors(nodes, node_id="0", node_ownership=node_ownership, now=now)
     return [
         other
-        for other in others
+        for other in _our_valid_nodes(nodes, node_ownership, now)
         if other.sequence > node.sequence or (other.sequence < node.sequence and other.online and not node.online)
     ]
+
+
+def _our_valid_nodes(nodes: Iterable[Node], node_ownership: NodeOwnership, now: datetime) -> list[Node]:
+    """Return our unexpired nodes, in ascending order of id."""
+    ordered = sorted(nodes, key=lambda node: node.sequence)
+    return [node for node in ordered if node_ownership.is_owned(node) and not node.is_expired(now)]
 
 
 def _by_interface(ordered: Sequence[Node], ours: Sequence[Node], interface: Sequence[IpAddress]) -> Node | Unregistered:
