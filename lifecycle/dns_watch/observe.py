@@ -15,7 +15,7 @@ from lifecycle.clients.headscale.errors import UPSTREAM
 from lifecycle.clients.headscale.reader import HeadscaleReader
 from lifecycle.dns_watch.healing import count_loss, is_key_check_due
 from lifecycle.dns_watch.nodes import Hints, choose_node, find_loss, preferred_nodes, successors
-from lifecycle.dns_watch.records import RecordPlan, desired_records, needs_successor_check, plan_records_at_name
+from lifecycle.dns_watch.records import RecordPlan, desired_records, needs_preferred_nodes, plan_records_at_name
 from lifecycle.dns_watch.schedule import interface_wait_is_over, records_are_due, with_interface
 from lifecycle.dns_watch.state import (
     NO_METADATA,
@@ -208,7 +208,7 @@ def _check_key(readers: Readers, user: User) -> KeyCheck | ApiError | KeyFileErr
 def _read_records(
     state: State, node: Node, readers: Readers, *, node_ownership: NodeOwnership, config: WatchConfig, now: Moment
 ) -> RecordsRead | ApiError | None:
-    """Read the records at our names if a read is due, and the successors if one of them may have written a record."""
+    """Read the records at our names if a read is due, and the preferred nodes if one may have written a record."""
     specs = desired_records(node, state.interface, config)
     if not specs or not records_are_due(state, node, specs, now):
         return None
@@ -220,10 +220,10 @@ def _read_records(
             # zone, this name is unknown, and its NS records prevent changes there, too.
             with suppress(AuthError):
                 apex = readers.cloudflare.zone_name()
-        later: list[Node] = []
-        if needs_successor_check(records, node, config):
-            later = _read_successors(readers.headscale, node, node_ownership, now)
-        return RecordsRead(records, apex, tuple(later))
+        preferred: list[Node] = []
+        if needs_preferred_nodes(records, node, config):
+            preferred = _read_preferred_nodes(readers.headscale, node, node_ownership, now)
+        return RecordsRead(records, apex, tuple(preferred))
     except ApiError as error:
         return error
 
@@ -251,7 +251,9 @@ def _records_at_our_names(
     return tuple(records)
 
 
-def _read_successors(headscale: HeadscaleReader, node: Node, node_ownership: NodeOwnership, now: Moment) -> list[Node]:
+def _read_preferred_nodes(
+    headscale: HeadscaleReader, node: Node, node_ownership: NodeOwnership, now: Moment
+) -> list[Node]:
     nodes = headscale.nodes()
     if all(listed.id != node.id for listed in nodes):
         # The list is incomplete, so it cannot show that there is no successor.

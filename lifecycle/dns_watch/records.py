@@ -73,26 +73,26 @@ def why_unpublishable(node: Node, config: WatchConfig) -> str:
     return "this pod's interface has none of the addresses of the node that can be published"
 
 
-def published_successor(
-    records: Iterable[Record], successors: Sequence[Node], node: Node, config: WatchConfig
+def published_preferred_node(
+    records: Iterable[Record], preferred: Sequence[Node], node: Node, config: WatchConfig
 ) -> Node | None:
-    """Return the online successor, or online node of an earlier pod, whose address is already in a marked record.
+    """Return the online preferred node whose address is already in a marked record.
 
     Args:
         records: all records at our names.
-        successors: the result of `preferred_nodes`.
+        preferred: the result of `preferred_nodes`.
         node: this pod's node. If it is offline, an offline successor counts too, because all nodes are offline after a
             restart of Headscale.
     """
     marked = _marked_addresses(records, config)
-    for successor in successors:
-        if (successor.online or not node.online) and marked & set(successor.addresses):
-            return successor
+    for other in preferred:
+        if (other.online or not node.online) and marked & set(other.addresses):
+            return other
     return None
 
 
-def needs_successor_check(records: Iterable[Record], node: Node, config: WatchConfig) -> bool:
-    """Return True if a marked record has an address of another node, because a successor may have written it."""
+def needs_preferred_nodes(records: Iterable[Record], node: Node, config: WatchConfig) -> bool:
+    """Return True if a marked record has an address of another node, because a preferred node may have written it."""
     return not _marked_addresses(records, config) <= set(node.addresses)
 
 
@@ -204,7 +204,7 @@ def decide_records(
         return Decision(state, failures=(failure,))
     if read is None:
         return Decision(state)
-    successor = published_successor(read.records, read.successors, node, config)
+    successor = published_preferred_node(read.records, read.preferred_nodes, node, config)
     state, events = with_successor(state, successor)
     if successor is not None:
         records = _with_comparison(state.records, specs, config.verify_interval, now)

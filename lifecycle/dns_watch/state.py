@@ -162,12 +162,13 @@ class RecordsRead:
         records: all records at the main name, and our records at the further names. If our records at a further name
             are not as desired, all records at this further name are included.
         apex: the zone's own name; None if it is not known.
-        successors: the result of `preferred_nodes`; not read if all our records have addresses of this pod's node.
+        preferred_nodes: the result of `nodes.preferred_nodes`; not read if all our records have addresses of this
+            pod's node.
     """
 
     records: tuple[Record, ...]
     apex: str | None = None
-    successors: tuple[Node, ...] = ()
+    preferred_nodes: tuple[Node, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,8 +276,8 @@ class State:
         node_warning_due_s: time of the next warning that the node expires soon.
         api_key_read_due_s: time when the list of API keys is read next.
         node_ownership: criteria for owning a node; None until the users were read.
-        superseded_by: the id of the successor to which this pod leaves the records, because the successor has published
-            an address or this pod's node is lost; None if there is none.
+        superseded_by: the id of the node to which this pod leaves the records, because the address of that preferred
+            node is published, or because this pod's node is lost and that node is its successor; None if there is none.
         interface_seen_s: time when the pod last had a VPN interface, or when dns-watch started if it never had one.
         lookups: consecutive lookups that did not find the node. Lookups whose request failed are not counted.
         lookups_at_interface_change: the value of `lookups` when the interface last changed.

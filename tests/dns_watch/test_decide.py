@@ -392,7 +392,7 @@ def test_only_the_workloads_own_records_at_removed_names_are_deleted() -> None:
 
 def test_a_pod_stands_down_for_a_later_pod_that_has_a_further_name() -> None:
     taken = a_record("shared", name=SHARED_NAME, content="100.64.0.2", comment=COMMENT_AT_FURTHER_NAMES)
-    records = RecordsRead((taken,), successors=(SUCCESSOR,))
+    records = RecordsRead((taken,), preferred_nodes=(SUCCESSOR,))
     decision = decide_at(REGISTERED_STATE, replace(registered(), records=records), config=CONFIG_WITH_FURTHER_NAMES)
     assert (decision.changes, decision.state.superseded_by) == ((), "2")
 
@@ -401,7 +401,7 @@ def test_a_pod_stands_down_for_a_later_pod_that_has_a_further_name() -> None:
 
 
 def test_standing_down_is_reported_once_and_ends() -> None:
-    records = RecordsRead((a_record(content="100.64.0.2"),), successors=(SUCCESSOR,))
+    records = RecordsRead((a_record(content="100.64.0.2"),), preferred_nodes=(SUCCESSOR,))
     superseded = replace(registered(), records=records)
     decision = after(REGISTERED_STATE, (0, superseded))
     assert (decision.changes, decision.state.superseded_by, decision.state.records.in_sync) == ((), "2", False)

@@ -20,10 +20,10 @@ from lifecycle.dns_watch.nodes import Hints, choose_node, find_loss, successors
 from lifecycle.dns_watch.records import (
     RecordPlan,
     desired_records,
-    needs_successor_check,
+    needs_preferred_nodes,
     plan_records,
     plan_records_at_name,
-    published_successor,
+    published_preferred_node,
 )
 from lifecycle.dns_watch.state import KnownNode, Loss, LossKind, RecordsRead, Unregistered
 from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord, name_of
@@ -346,16 +346,16 @@ class TestStandingDown:
         self, records: list[Record], expected: str | None
     ) -> None:
         later = [a_node(2), a_node(3), a_node(4, online=False)]
-        successor = published_successor(records, later, a_node(1), CONFIG)
+        successor = published_preferred_node(records, later, a_node(1), CONFIG)
 
         assert (successor.id if successor else None) == expected
-        assert published_successor(records, [], a_node(1), CONFIG) is None
+        assert published_preferred_node(records, [], a_node(1), CONFIG) is None
 
     def test_offline_successor_is_published_if_every_node_is_offline(self) -> None:
         """All nodes are offline after a restart of Headscale."""
         own, later = a_node(1, online=False), a_node(2, online=False)
 
-        assert published_successor([a_record(content="100.64.0.2")], [later], own, CONFIG) == later
+        assert published_preferred_node([a_record(content="100.64.0.2")], [later], own, CONFIG) == later
 
     @pytest.mark.parametrize(
         ("records", "is_needed"),
@@ -376,7 +376,7 @@ class TestStandingDown:
         self, records: list[Record], is_needed: bool
     ) -> None:
         """Listing the nodes is expensive: the list of 1,000 nodes has 1 MB."""
-        assert needs_successor_check(records, a_node(1), CONFIG) is is_needed
+        assert needs_preferred_nodes(records, a_node(1), CONFIG) is is_needed
 
 
 def planned(
@@ -918,10 +918,10 @@ class TestNamesProperties:
 
 def stands_down(own: Node, nodes: Sequence[Node], records: Sequence[Record]) -> bool:
     """Return True if dns-watch stands down, because the node of a later pod is published."""
-    if not needs_successor_check(records, own, CONFIG):
+    if not needs_preferred_nodes(records, own, CONFIG):
         return False
     later = successors(nodes, node_id=own.id, node_ownership=NODE_OWNERSHIP, now=NOW)
-    return published_successor(records, later, own, CONFIG) is not None
+    return published_preferred_node(records, later, own, CONFIG) is not None
 
 
 def _type(change: RecordChange) -> str:

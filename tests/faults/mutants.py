@@ -218,8 +218,8 @@ SCHEDULE_MUTANTS: Final = (
         guarantee="Never 6",
         name="keeps writing the record although a later pod has published its address",
         file="dns_watch/records.py",
-        old="    for successor in successors:\n",
-        new="    for successor in successors[:0]:\n",
+        old="    for other in preferred:\n",
+        new="    for other in preferred[:0]:\n",
         seed=45,
     ),
     Mutant(
@@ -234,8 +234,8 @@ SCHEDULE_MUTANTS: Final = (
         guarantee="Never 8",
         name="ends dns-watch if Cloudflare fails",
         file="dns_watch/observe.py",
-        old="        return RecordsRead(records, apex, tuple(later))\n    except ApiError as error:\n",
-        new="        return RecordsRead(records, apex, tuple(later))\n    except ZeroDivisionError as error:\n",
+        old="        return RecordsRead(records, apex, tuple(preferred))\n    except ApiError as error:\n",
+        new="        return RecordsRead(records, apex, tuple(preferred))\n    except ZeroDivisionError as error:\n",
         seed=4,
     ),
     Mutant(
