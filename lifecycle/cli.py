@@ -100,9 +100,7 @@ def _show_plan(options: argparse.Namespace) -> int:
 
     settings = _load_settings(COMMANDS.get(options.command, DryRunSettings), is_logged=False)
     plan = dry_run.plan_commands(settings, name=options.name if options.command == "prune" else None)
-    as_json = options.output == "json"
-    text = _json(report.to_json_values(plan)) if as_json else report.to_text(plan, colors=_is_terminal())
-    if not _print(text, for_programs=as_json):
+    if not _print_report(options, report.to_json_values(plan), report.to_text(plan, colors=_is_terminal())):
         return EXIT_FAILED
     if not plan.problems:
         return 0
@@ -116,13 +114,15 @@ def _show_status(options: argparse.Namespace) -> int:
     from lifecycle.status import report  # noqa: PLC0415
 
     document = dry_run.status(_load_settings(StatusSettings, is_logged=False), redact=options.redact)
-    as_json = options.output == "json"
-    is_printed = _print(_json(document) if as_json else report.to_text(document), for_programs=as_json)
+    is_printed = _print_report(options, document, report.to_text(document))
     return EXIT_FAILED if report.needs_action(document) or not is_printed else 0
 
 
-def _json(document: Any) -> str:
-    return f"{printable_json(document, indent=2)}\n"
+def _print_report(options: argparse.Namespace, values: Any, text: str) -> bool:
+    """Write a report to standard output, as JSON or as text. Return False as `_print` does."""
+    if options.output == "json":
+        return _print(f"{printable_json(values, indent=2)}\n", for_programs=True)
+    return _print(text, for_programs=False)
 
 
 def _print(text: str, *, for_programs: bool) -> bool:
