@@ -33,6 +33,7 @@ from tests.builders import NOW, addresses
 from tests.dns_watch.pods import Pod
 from tests.real.programs import eventually, free_ports
 from tests.simulators.faults import html, too_many_requests
+from tests.threads import refused_threads
 from tests.world import Clock, Interface, World, event_names
 
 VERIFY_INTERVAL_S = 300.0
@@ -497,16 +498,9 @@ def test_connection_resets_are_not_logged(port: int, capfd: pytest.CaptureFixtur
     assert events == []
 
 
-def test_server_continues_after_a_refused_thread(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit of processes applies to the whole pod, so the application can use it up."""
-
-    def refuse(_thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(httpx.TransportError):
-            get(port, "/livez")
+def test_server_continues_after_a_refused_thread(port: int) -> None:
+    with refused_threads(), pytest.raises(httpx.TransportError):
+        get(port, "/livez")
     assert get(port, "/livez").status_code == 200
 
 

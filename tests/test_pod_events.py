@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -26,6 +25,7 @@ from tests.in_cluster import memory_access
 from tests.pod.rendering import DEPLOY, of_kind, render
 from tests.simulators import faults
 from tests.simulators.kubernetes import SERVICE_ACCOUNT, KubernetesSimulator
+from tests.threads import refused_threads
 from tests.world import USER, Clock, Interface, World, events_named
 
 NAMESPACE = SERVICE_ACCOUNT.split(":")[2]
@@ -217,14 +217,8 @@ class TestFailures:
         recorder.flush(HANG_TIMEOUT_S)
         assert [line["error"] for line in events_named(events, "kubernetes_event.failed")] == ["no service account"]
 
-    def test_events_are_kept_if_no_thread_can_be_started(
-        self, recording: Recording, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def refuse(_thread: Thread) -> None:
-            raise RuntimeError("can't start new thread")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Thread, "start", refuse)
+    def test_events_are_kept_if_no_thread_can_be_started(self, recording: Recording) -> None:
+        with refused_threads():
             recording.recorder.record(LOST)
         recording.record(RETURNED)
         assert recording.reasons_and_counts == [("NodeLost", 1), ("NodeReturned", 1)]

@@ -34,6 +34,7 @@ from tests.simulators import faults
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.faults import Fault
 from tests.simulators.serve import serve
+from tests.threads import refused_threads
 from tests.world import USER, StopAt, World, event_names, events_named
 
 OLD_KEY = "hskey-auth-the-key-of-the-last-start"
@@ -341,17 +342,10 @@ def test_unreadable_zone_does_not_block_the_start(world: World, events: Events, 
     assert len(world.cloudflare.requests) == 1
 
 
-def test_refused_thread_does_not_block_the_start(world: World, events: Events, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = threading.Thread.start
-
-    def refuse(thread: threading.Thread) -> None:
-        if thread.name in ("records", "version"):
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+def test_refused_thread_does_not_block_the_start(world: World, events: Events) -> None:
     with_leftovers(world)
-    world.cleanup().run()
+    with refused_threads("records", "version"):
+        world.cleanup().run()
     assert world.key is not None
     assert world.records() == {"A 100.64.0.1": OUR_COMMENT}
     [event] = events_named(events, "zone.unreadable")

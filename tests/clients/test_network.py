@@ -24,6 +24,7 @@ from tests.clients import servers
 from tests.clients.servers import API, StaticApi, send, send_nothing, serve_connection
 from tests.process.cluster import Authority
 from tests.simulators.serve import serve
+from tests.threads import refused_threads
 
 BUDGET_S = 0.4
 # Every request must fail within this time. With a separate time-out for each step, requests would take longer.
@@ -60,14 +61,9 @@ def test_budget_can_be_longer_than_a_wait_of_the_system() -> None:
         assert send(url.replace("127.0.0.1", "localhost"), timeout_s=4 * 36_500 * 86_400.0) == {"ok": True}
 
 
-def test_refused_thread_is_a_transient_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit of processes applies to the whole pod, so the application can use it up."""
-
-    def refuse(_thread: Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(Thread, "start", refuse)
-    assert "thread" in str(failure("http://localhost:1"))
+def test_refused_thread_is_a_transient_error() -> None:
+    with refused_threads():
+        assert "thread" in str(failure("http://localhost:1"))
 
 
 def test_inner_budget_does_not_extend_the_outer_one() -> None:
