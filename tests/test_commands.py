@@ -17,7 +17,7 @@ from lifecycle.cli import parse_arguments
 from tests.pages import PAGES, ROOT, blocks, prose, relative_path
 from tests.pod.rendering import render
 
-PROGRAMS = ("kubectl", "lifecycle", "python", "scripts/")
+PROGRAMS = ("kubectl", "lifecycle", "scripts/")
 
 
 def commands() -> Iterator[tuple[str, str]]:
@@ -118,9 +118,9 @@ def test_containers_labels_and_daemonsets_of_kubectl_commands_exist(command: str
     assert any(re.search(rf"name: {name}$", file.read_text(), flags=re.MULTILINE) for file in manifests)
 
 
-@pytest.mark.parametrize("command", [*commands_of("lifecycle "), *commands_of("python -m lifecycle")])
+@pytest.mark.parametrize("command", commands_of("lifecycle "))
 def test_lifecycle_accepts_the_arguments(command: str) -> None:
-    words = shlex.split(command.removeprefix("python -m ").partition(" | ")[0])[1:]
+    words = shlex.split(command.partition(" | ")[0])[1:]
     with contextlib.redirect_stdout(io.StringIO()):
         if {"--help", "--version"} & set(words):
             with pytest.raises(SystemExit) as exit_:
