@@ -181,7 +181,7 @@ LIMITS = {
     ),
     "Polls that confirm a lost node": CONFIRMING_OBSERVATIONS,
     "Longest poll interval in a large fleet": timedelta(seconds=SLOWEST_POLL_S),
-    "Longest time between SIGTERM and the end of a command": f"{GRACE_S}s",
+    "Time after SIGTERM or SIGINT at which a running command is aborted": f"{GRACE_S}s",
     "Largest response that is read": f"{MAX_RESPONSE_BYTES >> 20} MiB",
 }
 
