@@ -21,15 +21,16 @@ from tests.cluster.conftest import helm
 from tests.cluster.test_injection import admitted, pod_of
 from tests.inject.labelled_workloads import pod, template_of
 from tests.pod.rendering import DEPLOY, ROOT, Document, config_map_data, of_kind, render
-from tests.pod.test_site import SITE, create_site
+from tests.pod.test_site import SITE, SITE_SETTINGS, create_site
 from tests.real.programs import eventually
 from tests.terraform.modules import BINARY, apply, root_module
 
 NAME, IMAGE, PORT, DATA = "wiki", "docker.io/a/wiki:1.2", 8080, "/srv/wiki"
-# The settings of a site for cert-manager (ACME) and FreeIPA (KERBEROS) are not settings of the program.
-SETTINGS = {name: SITE[name] for name in SITE if not name.startswith(("ACME", "KERBEROS"))}
 
-VALUES: Values = {"settings": {**SETTINGS, "DNS_CLEANUP": "keep"}, "build": {"enabled": False}}
+VALUES: Values = {
+    "settings": {**SITE_SETTINGS, "LOGIN_SERVER": SITE["LOGIN_SERVER"], "DNS_CLEANUP": "keep"},
+    "build": {"enabled": False},
+}
 """The values of the chart. DNS_CLEANUP is `keep`, because deploy/base and the Terraform module also set it."""
 INPUTS: dict[str, Any] = {
     "name": NAME,
