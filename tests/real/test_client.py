@@ -15,7 +15,6 @@ from lifecycle.clients.http import HttpClient
 from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.transport import PooledTransport
 from lifecycle.clients.trust import public_trust
-from lifecycle.domain.errors import NotFoundError
 from lifecycle.domain.model import KeySpec, User
 from lifecycle.domain.ownership import choose_user
 from lifecycle.runtime.retry import RetryPolicy
@@ -75,9 +74,3 @@ def test_key_can_be_expired_twice(client: HeadscaleWriter, user: User) -> None:
         client.expire_pre_auth_key(created, user)
     (listed,) = (key for key in client.pre_auth_keys(user) if key.id == created.id)
     assert not listed.is_usable(datetime.now(UTC))
-
-
-def test_missing_node_is_not_found(client: HeadscaleWriter) -> None:
-    """Releases of Headscale return different responses for an unknown node."""
-    with pytest.raises(NotFoundError):
-        client.node("424242")

@@ -18,7 +18,7 @@ import pytest
 
 from lifecycle.clients.headscale import dialect
 from lifecycle.clients.headscale.exec import ExecTransport
-from lifecycle.domain.errors import NotFoundError, TransientError
+from lifecycle.domain.errors import TransientError
 from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, cluster_at, exec_transport, may_read
 from tests.process.cluster import Authority, require_mount_namespace, serve_to_pod, with_service_account
 from tests.real.command import events_named
@@ -312,11 +312,3 @@ def test_version_is_detected(workload: Workload, transport: ExecTransport) -> No
     simulated_cli = HeadscaleCli(HeadscaleSimulator(workload.server.release.simulator_version))
     real, simulated = (run(command).stdout.decode() for run in (real_cli(workload.server), simulated_cli))
     assert dialect.dialect_of_help(real) == dialect.dialect_of_help(simulated)
-
-
-def test_missing_node_is_not_found(transport: ExecTransport) -> None:
-    with pytest.raises(NotFoundError):
-        transport.delete_node("424242")
-    # An empty list of nodes is an error unless the client has requested the deletion of the node.
-    with pytest.raises(NotFoundError):
-        transport.node("424242")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tests.real.command import events_named
-from tests.real.programs import eventually
 from tests.real.workload import OTHER_USER, USER, Workload
 
 
@@ -129,29 +128,6 @@ def test_node_registered_by_the_cli_is_not_deleted(workload: Workload) -> None:
 
 
 @pytest.mark.every_client
-def test_node_with_the_configured_tags_is_published_and_deleted(workload: Workload) -> None:
-    """`dns-watch` publishes the node, and `cleanup` of the next pod deletes the node."""
-    tags = {"AUTHKEY_TAGS": "tag:web"}
-    workload.run_cleanup(**tags)
-    client = workload.start_client()
-    workload.start_dns_watch(**tags)
-    workload.wait_until_published(client)
-    (node,) = workload.server.nodes(workload.name)
-    assert (node.get("tags") or node["forcedTags"]) == ["tag:web"]
-    (deleted,) = events_named(workload.run_cleanup(**tags).events, "node.deleted")
-    assert deleted["node_id"] == node["id"]
-    assert workload.node_ids == []
-
-
-@pytest.mark.every_client
 def test_both_addresses_are_published_with_dns_ipv6(workload: Workload) -> None:
-    """When both records are deleted, `dns-watch` creates them again."""
-    workload.run_cleanup()
-    client = workload.start_client()
-    watch = workload.start_dns_watch(DNS_IPV6="true")
-    workload.wait_until_published(client, ipv6=True)
-    for record in workload.records:
-        workload.cloudflare.remove_record(record.id)
-    # Two records were created at the start, and two again.
-    eventually(lambda: len(watch.events_named("record.created")) == 4, "both records again", details=watch.output)
-    workload.wait_until_published(client, ipv6=True)
+    workload.environment["DNS_IPV6"] = "true"
+    workload.start_pod(ipv6=True)
