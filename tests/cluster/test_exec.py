@@ -17,6 +17,7 @@ from tests.cluster.cluster import START_TIMEOUT_S, Cluster, Document, manifest
 from tests.cluster.images import HEADSCALE, PATH, Image, newest_headscale, write_layer
 from tests.cluster.tailnet import LOGIN_URL, Tailnet
 from tests.pod.rendering import DOMAIN, USER
+from tests.real.command import events_named
 from tests.real.programs import eventually
 from tests.real.server import configuration
 
@@ -214,10 +215,6 @@ class CleanupPod:
         (failed,) = events_named(events, "command.failed")
         error: str = failed["error"]
         return error
-
-
-def events_named(events: list[Document], name: str) -> list[Document]:
-    return [event for event in events if event["event"] == name]
 
 
 @pytest.fixture(scope="module")

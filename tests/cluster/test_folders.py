@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any
 
 import pytest
 import yaml
 
 from tests.cluster.api_server import ApiServer, RefusedError
 from tests.cluster.conftest import custom_resource_definition
-from tests.pod.rendering import DEPLOY, SHIPPED_WORKLOADS, manifests_of, render
+from tests.pod.rendering import FOLDERS, SHIPPED_WORKLOADS, manifests_of
 from tests.real.programs import eventually
 
-NOT_APPLIED: Final = ("base", "ingress/controller", "services/_template", "inject", "inject-v1beta1")
-"""Folders that only other folders include, and folders that the fixture `api_server` applies."""
 
-
-def folders() -> list[str]:
-    """Return the workloads, and the other folders with a kustomization that is not a component."""
-    names = [f"services/{name}" for name in SHIPPED_WORKLOADS]
-    for file in sorted(DEPLOY.rglob("kustomization.yaml")):
-        name = str(file.parent.relative_to(DEPLOY))
-        if yaml.safe_load(file.read_text())["kind"] == "Kustomization" and name not in (*NOT_APPLIED, *names):
-            names.append(name)
-    return names
-
-
-@pytest.mark.parametrize("folder", folders())
-def test_folder_is_accepted(api_server: ApiServer, folder: str) -> None:
-    parent, _, name = folder.partition("/")
-    documents = manifests_of(name) if parent == "services" else render(DEPLOY / folder)
+@pytest.mark.parametrize("name", [*FOLDERS, *SHIPPED_WORKLOADS])
+def test_folder_is_accepted(api_server: ApiServer, name: str) -> None:
+    documents = manifests_of(name)
     for document in documents:
         create_prerequisites(api_server, document)
     text = yaml.safe_dump_all(documents)
