@@ -45,12 +45,6 @@ def test_image_has_oci_labels(shared_build: ImageBuild) -> None:
     assert re.fullmatch(r"[0-9a-f]{64}", labels[SOURCES_HASH])
 
 
-def test_image_runs_the_command_as_unprivileged_user(shared_build: ImageBuild) -> None:
-    config = shared_build.archive.config["config"]
-    assert config["Entrypoint"] == ["lifecycle"]
-    assert config["User"] == "65532:65532"
-
-
 def test_image_size_is_within_budget(shared_build: ImageBuild) -> None:
     assert shared_build.archive.size <= MAX_BYTES
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 
-from tests.image.tools import BUILD, IMAGE, ROOT
+from tests.image.tools import BUILD, ROOT
 from tests.pod.rendering import NEWEST_KUBERNETES, Document, of_kind, pod_spec, render, workload_resource
 from tests.pod.rendering import containers as containers_of
 
@@ -189,7 +189,3 @@ def test_base_image_is_pinned_by_tag_and_digest() -> None:
     (base_image,) = re.findall(pinned, containerfile, re.MULTILINE)
     # The full tests in CI run in the same image.
     assert f" image: {base_image}\n" in (ROOT / ".github/workflows/test.yaml").read_text()
-
-
-def test_scripts_use_the_image_name_of_the_manifests() -> None:
-    assert f"\nIMAGE={IMAGE}\n" in (BUILD / "archive.sh").read_text()

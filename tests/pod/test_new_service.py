@@ -124,13 +124,17 @@ def test_volume_argument_sets_the_mount_path_of_the_data(
 
 @pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize(
-    "reference",
-    [f":16{DIGEST_SUFFIX}", DIGEST_SUFFIX, ":16", ":v2"],
-    ids=["tag-and-digest", "digest", "number", "version"],
+    "image",
+    [
+        *VALID_IMAGES,
+        f"registry.example.com:5000/a_team/wiki:16{DIGEST_SUFFIX}",
+        f"registry.example.com:5000/a_team/wiki{DIGEST_SUFFIX}",
+        "registry.example.com:5000/a_team/wiki:16",
+        "registry.example.com:5000/a_team/wiki:v2",
+    ],
 )
-def test_image_argument_may_have_a_tag_or_a_digest(reference: str, tmp_path: Path) -> None:
+def test_image_may_have_any_registry_and_version_or_a_digest(image: str, tmp_path: Path) -> None:
     folder = copy_deploy(tmp_path) / "deploy/services/wiki"
-    image = f"registry.example.com:5000/a_team/wiki{reference}"
     done = new_service(tmp_path, "wiki", image, "8080")
     assert done.returncode == 0, done.stderr
     assert containers(pod_spec(render(folder)))["application"]["image"] == image
@@ -143,12 +147,6 @@ def test_name_may_be_a_boolean_of_yaml_1_1(tmp_path: Path) -> None:
     for document in render(folder):
         kubernetes_validate.validate(document, NEWEST_KUBERNETES, strict=True)
         assert document["metadata"]["labels"]["app.kubernetes.io/name"] == "on"
-
-
-@pytest.mark.parametrize("image", VALID_IMAGES)
-def test_registry_and_version_may_have_any_form(image: str, tmp_path: Path) -> None:
-    done = new_service(copy_deploy(tmp_path), "wiki", image, "8080")
-    assert done.returncode == 0, done.stderr
 
 
 def test_script_replaces_every_placeholder_of_the_template() -> None:

@@ -1,6 +1,6 @@
 """Run the pod of deploy/services/ollama with a simulated Headscale and Cloudflare.
 
-The tests cover requests, replacement, shutdown and probes. The pod has no native sidecars, which podman does not
+The tests cover requests, probes, privileges and replacement. The pod has no native sidecars, which podman does not
 implement.
 """
 
@@ -20,7 +20,6 @@ from tests.pod.conftest import STAND_INS
 from tests.pod.kubelet import PROBES, Kubelet, Pod, Podman
 from tests.pod.network import (
     CLUSTER_NODE_ADDRESSES,
-    POD_ADDRESSES,
     VPN_CLIENT_ADDRESSES,
     Hosts,
     Response,
@@ -172,17 +171,6 @@ def test_vpn_client_reaches_the_application_by_name(running: tuple[Setup, Pod]) 
     assert forwarded["host"] == "localhost"
 
 
-def test_last_event_of_cleanup_is_a_finished_pass(running: tuple[Setup, Pod]) -> None:
-    _, pod = running
-    assert pod.events("cleanup")[-1]["event"] == "pass.finished"
-
-
-def test_requests_from_the_cluster_are_refused(running: tuple[Setup, Pod]) -> None:
-    setup, _ = running
-    for scheme in ("http", "https"):
-        assert setup.hosts.cluster.request(f"{scheme}://{NAME}/", to=POD_ADDRESSES[0]).status == 403
-
-
 def test_all_probes_pass_in_a_healthy_pod(running: tuple[Setup, Pod]) -> None:
     setup, pod = running
     pod_containers = containers(setup.kubelet.spec)
@@ -210,15 +198,6 @@ def test_process_has_the_privileges_of_the_manifest(name: str, running: tuple[Se
     assert status["Seccomp"] == "2"  # SECCOMP_MODE_FILTER
 
 
-def test_application_and_nginx_cannot_read_the_key(running: tuple[Setup, Pod]) -> None:
-    setup, pod = running
-    read = ["cat", "/tailscale-auth/authkey"]
-    done = setup.kubelet.podman.try_to("exec", pod.container("tailscale"), *read)
-    assert done.stdout in setup.headscale.secrets()
-    for other in ("application", "nginx-tls"):
-        assert setup.kubelet.podman.try_to("exec", pod.container(other), *read).returncode != 0
-
-
 def test_logs_contain_no_secrets(running: tuple[Setup, Pod]) -> None:
     setup, pod = running
     for name in containers(setup.kubelet.spec):
@@ -244,42 +223,3 @@ def test_replacing_a_killed_pod_leaves_one_node_and_one_record(runtime: Podman, 
             assert deleted == [str(first.id)]
         # The record was created once and then updated, so the name has always resolved.
         assert [write.method for write in setup.cloudflare.writes] == ["POST", "PATCH"]
-
-
-def test_dns_watch_exits_with_status_0_on_sigterm(runtime: Podman, scratch_dir: Path) -> None:
-    """After a SIGKILL, the exit status would be 137."""
-    folder = scratch_dir / "stopped"
-    folder.mkdir()
-    with set_up(runtime, folder) as setup, setup.kubelet.pod() as pod:
-        wait_until_published(setup)
-        setup.kubelet.podman.run("stop", "--time", "30", pod.container("dns-watch"))
-        status = setup.kubelet.podman.run("inspect", "--format", "{{.State.ExitCode}}", pod.container("dns-watch"))
-        assert status.strip() == "0"
-        assert pod.events("dns-watch")[-1]["event"] == "stop.requested"
-
-
-# --- tailscale's liveness probe -----------------------------------------------------------------------
-
-MARKER = "/tailscale-auth/authkey.restart"
-"""The restart marker: dns-watch writes this file, so that the kubelet restarts the tailscale container."""
-
-
-def test_liveness_probe_of_tailscale_fails_while_dns_watch_has_a_restart_marker(running: tuple[Setup, Pod]) -> None:
-    """The test writes the marker in the container of dns-watch, and runs the probe in the tailscale container."""
-    setup, pod = running
-    podman = setup.kubelet.podman
-
-    def change_marker(call: str) -> None:
-        code = f"from pathlib import Path; Path({MARKER!r}).{call}"
-        podman.run("exec", pod.container("dns-watch"), "/opt/lifecycle/bin/python", "-c", code)
-
-    def probe_fails() -> bool:
-        # dns-watch may delete the marker before the probe runs, because the node is registered.
-        change_marker("touch()")
-        return not pod.probe("tailscale", "livenessProbe")
-
-    # The probe compares the times of the marker and this socket.
-    podman.run("exec", pod.container("tailscale"), "test", "-S", "/tmp/tailscaled.sock")
-    eventually(probe_fails, "the probe to fail")
-    change_marker("unlink(missing_ok=True)")
-    assert pod.probe("tailscale", "livenessProbe")
