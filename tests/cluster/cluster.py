@@ -133,7 +133,7 @@ class Cluster:
             environment=os.environ,
             folder=self.folder,
         )
-        self._stack.callback(process.stop)
+        self._stack.enter_context(process)
 
     # --- Names --------------------------------------------------------------------------------------
 

@@ -126,13 +126,10 @@ def status_is_in_sync(shell: Shell, command: str) -> None:
 
 def forwards_the_port(shell: Shell, command: str) -> None:
     cluster = shell.tailnet.cluster
-    process = shell.start(command)
-    try:
+    with shell.start(command) as process:
         for path in ("readyz", "nodez"):
             url = f"http://127.0.0.1:9003/{path}"
             eventually(partial(_responds, cluster, url), url, details=process.output)
-    finally:
-        process.stop()
 
 
 def _responds(cluster: Cluster, url: str) -> bool:
@@ -262,11 +259,10 @@ def starts_the_workload(shell: Shell, command: str) -> None:
 
 
 def shows_progress(shell: Shell, command: str) -> None:
-    process = shell.start(command)
     try:
-        eventually(lambda: "Running" in process.output(), "the pod's line", details=process.output)
+        with shell.start(command) as process:
+            eventually(lambda: "Running" in process.output(), "the pod's line", details=process.output)
     finally:
-        process.stop()
         # Other tests use the name wiki.example.com.
         shell.run("kubectl delete -k deploy/services/wiki")
         (node,) = shell.tailnet.nodes("wiki.example.com")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.real.programs import eventually
+from tests.real.programs import BackgroundProcess, eventually
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build"
@@ -222,21 +222,22 @@ class Containerd:
         self._config.write_text(
             f'version = 2\nroot = "{folder}/root"\nstate = "{folder}/state"\n[grpc]\n  address = "{self.socket}"\n'
         )
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: BackgroundProcess | None = None
 
     def start(self) -> None:
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(["containerd", "--config", self._config], stdout=log, stderr=log)
+        self._process = BackgroundProcess(
+            ["containerd", "--config", self._config],
+            log=self.folder / "log",
+            environment=os.environ,
+            folder=self.folder,
+        )
         eventually(
-            lambda: run([*self.ctr, "version"]).returncode == 0,
-            "containerd responds",
-            details=(self.folder / "log").read_text,
+            lambda: run([*self.ctr, "version"]).returncode == 0, "containerd responds", details=self._process.output
         )
 
     def stop(self) -> None:
         assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait(timeout=60)
+        self._process.stop()
 
     @property
     def ctr(self) -> list[str]:

@@ -211,19 +211,3 @@ def _set_up(host: Host, interface: str, addresses: Sequence[str], routes: Mappin
     host.ip("link", "set", interface, "up")
     for route, gateway in routes.items():
         host.ip("route", "add", route, *(["via", gateway] if gateway else []), "dev", interface)
-
-
-@contextmanager
-def process(command: Sequence[str | Path], log: Path, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process for the duration of the block, and append its output to a log."""
-    with log.open("ab") as output:
-        running = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, **options)
-        try:
-            yield running
-        finally:
-            running.terminate()
-            try:
-                running.wait(TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                running.kill()
-                running.wait()

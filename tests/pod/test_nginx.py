@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,6 @@ from tests.pod.network import (
     Network,
     Response,
     create_network,
-    process,
     same_family,
 )
 from tests.pod.rendering import (
@@ -37,7 +37,7 @@ from tests.pod.rendering import (
     manifests_of,
     pod_spec,
 )
-from tests.real.programs import eventually
+from tests.real.programs import BackgroundProcess, eventually
 
 NAME = f"{GENERATED_NAME}.{DOMAIN}"
 VPN_ADDRESSES = "100.64.0.5", "fd7a:115c:a1e0::5"
@@ -108,10 +108,10 @@ def nginx(host: Host, workload: str, folder: Path, tls: Path) -> Iterator[int]:
         *("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--bounding-set=-all", "--no-new-privs"),
         *container["command"],
     )
-    with process(command, log) as running:
+    with BackgroundProcess(command, log=log, environment=os.environ, folder=folder) as running:
 
         def listening() -> bool:
-            assert running.poll() is None, log.read_text()
+            assert running.exit_status is None, running.output()
             return not host.request("http://127.0.0.1:9004/nginx").error
 
         eventually(listening, "nginx to listen")
@@ -121,9 +121,8 @@ def nginx(host: Host, workload: str, folder: Path, tls: Path) -> Iterator[int]:
 @contextmanager
 def application(host: Host, port: int, folder: Path) -> Iterator[None]:
     """Run the stand-in application for the duration of the block."""
-    with process(
-        host.command(sys.executable, "-I", ROOT / "tests/pod/application.py", str(port)), folder / "application.log"
-    ):
+    command = host.command(sys.executable, "-I", ROOT / "tests/pod/application.py", str(port))
+    with BackgroundProcess(command, log=folder / "application.log", environment=os.environ, folder=folder):
         eventually(lambda: not host.request(f"http://127.0.0.1:{port}/").error, "the application to listen")
         yield
 
@@ -302,7 +301,12 @@ def test_snippets_of_the_internal_controller_allow_vpn_clients_only(tmp_path: Pa
     )
     with (
         create_network() as hosts,
-        process(hosts.pod.command("nginx", "-e", "stderr", "-c", file, "-g", "daemon off;"), tmp_path / "log"),
+        BackgroundProcess(
+            hosts.pod.command("nginx", "-e", "stderr", "-c", file, "-g", "daemon off;"),
+            log=tmp_path / "log",
+            environment=os.environ,
+            folder=tmp_path,
+        ),
     ):
         hosts.add_vpn_addresses(*VPN_ADDRESSES)
         eventually(lambda: not hosts.pod.request("http://127.0.0.1/").error, "nginx to listen")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 from tests.simulators.dialects import VERSIONS
 
@@ -241,6 +241,14 @@ class BackgroundProcess:
                 cwd=folder,
                 start_new_session=True,
             )
+
+    def __enter__(self) -> Self:
+        """Return the process."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the process."""
+        self.stop()
 
     @property
     def pid(self) -> int:

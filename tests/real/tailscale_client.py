@@ -125,13 +125,7 @@ class TailscaleClient:
         before the server has responded.
         """
         log = self._log_from_now()
-        login = BackgroundProcess(
-            [*self._command(*self._up_arguments()), f"--auth-key=file:{key_file}"],
-            log=self._folder / "up.log",
-            environment=self._environment(),
-            folder=self._folder,
-        )
-        try:
+        with self._start_up(f"--auth-key=file:{key_file}") as login:
             result = eventually(
                 lambda: _AUTHORIZED.search(log()) or _REFUSED.search(log()), "the result of the login", details=log
             )
@@ -143,8 +137,6 @@ class TailscaleClient:
                 return login.output()
             refused = _REFUSED.search(log())
             return refused[1] if refused else None
-        finally:
-            login.stop()
 
     def _log_from_now(self) -> Callable[[], str]:
         """Return a function that returns what the client logs from now on."""
@@ -155,21 +147,14 @@ class TailscaleClient:
     @contextmanager
     def login_link(self) -> Iterator[str]:
         """Log in without a key. Yield the link with which the caller registers the node, then wait for the login."""
-        waiting = BackgroundProcess(
-            self._command(*self._up_arguments()),
-            log=self._folder / "up.log",
-            environment=self._environment(),
-            folder=self._folder,
-        )
-        try:
+        with self._start_up() as waiting:
             yield eventually(lambda: self.status()["AuthURL"] or None, "the link")
             eventually(lambda: waiting.exit_status is not None, "the login")
             assert waiting.exit_status == 0, waiting.output()
-        finally:
-            waiting.stop()
 
-    def _up_arguments(self) -> list[str]:
-        return [
+    def _start_up(self, *options: str) -> BackgroundProcess:
+        """Start the command `tailscale up`, which ends when the client has logged in."""
+        command = self._command(
             "up",
             f"--hostname={self._hostname}",
             f"--login-server={self._url}",
@@ -177,7 +162,11 @@ class TailscaleClient:
             # The tests need no firewall rules, and therefore no iptables.
             *(["--netfilter-mode=off"] if self._interface else []),
             f"--timeout={LOGIN_TIMEOUT}",
-        ]
+            *options,
+        )
+        return BackgroundProcess(
+            command, log=self._folder / "up.log", environment=self._environment(), folder=self._folder
+        )
 
     def status(self) -> dict[str, Any]:
         """Return the status of the client."""
