@@ -47,7 +47,7 @@ NO_ROUTE: Final = 7003
 NO_AUTHENTICATION: Final = 9106
 INVALID_TOKEN: Final = 9109
 AUTHENTICATION: Final = 10000
-THROTTLED: Final = 971
+THROTTLED: Final = 10429
 
 AUTHORIZATION_FORM: Final = re.compile(r"Bearer [-A-Za-z0-9._~+/]+=*")
 TOKEN_ALPHABET: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
@@ -91,20 +91,10 @@ ROUTER: Final = Router((method, PREFIX + path, handler) for method, path, handle
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Zone:
-    """A zone.
-
-    Attributes:
-        in_token_account: True if the zone is in the account of the token.
-    """
+    """A zone."""
 
     id: str
     name: str
-    in_token_account: bool
-
-
-def _seconds(duration: timedelta) -> int:
-    """Return the number of seconds, rounded up."""
-    return -(-duration // timedelta(seconds=1))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -115,7 +105,6 @@ class _RateLimit:
         requests: the allowed number of requests in a window.
         per: the length of the window.
         retry_after: True if responses to blocked requests have a Retry-After header.
-        code: the error code of these responses.
         since: the start of the current window.
         count: the number of requests in the current window.
         blocked_until: the end of the block; None = requests are not blocked.
@@ -124,44 +113,26 @@ class _RateLimit:
     requests: int
     per: timedelta
     retry_after: bool
-    code: int
     since: datetime
     count: int = 0
     blocked_until: datetime | None = None
 
-    @property
-    def _ends_at(self) -> datetime:
-        return self.since + self.per if self.blocked_until is None else self.blocked_until
-
     def blocks(self, now: datetime) -> bool:
         """Count a request, and return True if it exceeds the limit."""
-        if now >= self._ends_at:
+        if now >= (self.blocked_until or self.since + self.per):
             self.blocked_until, self.since, self.count = None, now, 0
         self.count += 1
         if self.blocked_until is None and self.count > self.requests:
             self.blocked_until = now + self.per
         return self.blocked_until is not None
 
-    def headers(self, now: datetime) -> dict[str, str]:
-        """Return the rate limit headers of every response."""
-        remaining = max(0, self.requests - self.count)
-        return {
-            "ratelimit": f'"default";r={remaining};t={_seconds(self._ends_at - now)}',
-            "ratelimit-policy": f'"default";q={self.requests};w={_seconds(self.per)}',
-        }
-
     def response(self, now: datetime) -> Response:
         """Return the response to a blocked request."""
-        body: Body = {
-            "success": False,
-            "errors": [{"code": self.code, "message": "Please wait and consider throttling your request speed"}],
-        }
-        # Only the response with this code has these members. The other code for rate limits is 10429.
-        if self.code == THROTTLED:
-            body |= {"messages": [], "result": None}
-        response = json_response(body, 429)
+        error = {"code": THROTTLED, "message": "Please wait and consider throttling your request speed"}
+        response = json_response({"success": False, "errors": [error]}, 429)
         if self.retry_after and self.blocked_until is not None:
-            response.headers["retry-after"] = str(_seconds(self.blocked_until - now))
+            # Rounded up.
+            response.headers["retry-after"] = str(-(-(self.blocked_until - now) // timedelta(seconds=1)))
         return response
 
 
@@ -184,7 +155,6 @@ class CloudflareSimulator(Upstream):
         self._secrets: list[str] = []
         self._rate_limit: _RateLimit | None = None
         self.quota = quota
-        self.account_id = self._new_id()
         self.token = self.set_token()
 
     # --- Actions of a test or of the demo -----------------------------------------------------------
@@ -207,41 +177,27 @@ class CloudflareSimulator(Upstream):
         with self.lock:
             return list(self._secrets)
 
-    def limit_rate(
-        self,
-        requests: int,
-        per: timedelta = timedelta(minutes=5),
-        *,
-        retry_after: bool = True,
-        code: Literal[971, 10429] = 10429,
-    ) -> None:
+    def limit_rate(self, requests: int, per: timedelta = timedelta(minutes=5), *, retry_after: bool = True) -> None:
         """Limit the number of requests in a window of time.
 
         Args:
             requests: the allowed number of requests in a window; 0 = refuse every request.
             per: the length of a window.
             retry_after: True if the responses with status 429 have a Retry-After header.
-            code: the error code of these responses. Cloudflare uses one of these two codes.
         """
         with self.lock:
-            now = self._now()
-            self._rate_limit = _RateLimit(requests=requests, per=per, retry_after=retry_after, code=code, since=now)
+            self._rate_limit = _RateLimit(requests=requests, per=per, retry_after=retry_after, since=self._now())
 
     def remove_rate_limit(self) -> None:
         """Remove the rate limit."""
         with self.lock:
             self._rate_limit = None
 
-    def add_zone(self, name: str, *, in_token_account: bool = True) -> str:
-        """Add a zone, and return its id.
-
-        Args:
-            name: the name of the zone, such as `example.com`. Several zones can have the same name.
-            in_token_account: True if the zone is in the account of the token. Other zones cannot be accessed.
-        """
+    def add_zone(self, name: str) -> str:
+        """Add a zone, such as `example.com`, and return its id. Several zones can have the same name."""
         with self.lock:
             zone_id = self._new_id()
-            self._zones[zone_id] = Zone(id=zone_id, name=name.lower(), in_token_account=in_token_account)
+            self._zones[zone_id] = Zone(id=zone_id, name=name.lower())
             return zone_id
 
     def remove_zone(self, zone_id: str) -> None:
@@ -303,20 +259,14 @@ class CloudflareSimulator(Upstream):
             response = self._rate_limit.response(now)
         else:
             response = self._execute(request)
-        if self._rate_limit is not None:
-            response.headers.update(self._rate_limit.headers(now))
         response.headers["cf-ray"] = f"{self._random.getrandbits(64):016x}-FRA"
         return response
 
     def _execute(self, request: Request) -> Response:
         try:
-            response = json_response({"success": True, "errors": [], "messages": [], **self._dispatch(request)})
+            return json_response({"success": True, "errors": [], "messages": [], **self._dispatch(request)})
         except ApiError as error:
-            response = json_response(_error_body(error.errors), error.status)
-        response.headers["api-version"] = "2026-01-01"
-        if request.method != "GET" and response.status == 200:
-            response.headers["cf-auditlog-id"] = self._new_id()
-        return response
+            return json_response(_error_body(error.errors), error.status)
 
     def _dispatch(self, request: Request) -> Body:
         header = request.headers.get("authorization")
@@ -352,13 +302,13 @@ class CloudflareSimulator(Upstream):
         name = query.get("name").lower()
         if ":" in name:
             raise ApiError(400, VALIDATION, "The simulator supports no filters such as `starts_with:` for names.")
-        zones = [zone for zone in self._zones.values() if zone.in_token_account and name in ("", zone.name)]
+        zones = [zone for zone in self._zones.values() if name in ("", zone.name)]
         return _page([self._zone_json(zone) for zone in zones], page, per_page)
 
     def _get_zone(self, request: Request, arguments: Mapping[str, str]) -> Body:
         self._check_token(request)
         zone = self._zones.get(arguments["zone_id"])
-        if zone is None or not zone.in_token_account:
+        if zone is None:
             raise ApiError(403, AUTHENTICATION, "Authentication error")
         return {"result": self._zone_json(zone)}
 
@@ -370,7 +320,7 @@ class CloudflareSimulator(Upstream):
             "paused": False,
             "type": "full",
             "development_mode": 0,
-            "account": {"id": self.account_id, "name": "Example"},
+            "account": {"id": "1" * 32, "name": "Example"},
             "owner": {"id": None, "type": "user", "email": None},
             "plan": {"id": "0" * 32, "name": "Free Website", "legacy_id": "free"},
             "permissions": PERMISSIONS[self._permission],
@@ -387,7 +337,7 @@ class CloudflareSimulator(Upstream):
         """Return the zone of a request. A write with a token that can only read is refused."""
         self._check_token(request)
         zone = self._zones.get(arguments["zone_id"])
-        if zone is None or not zone.in_token_account or (write and self._permission != "edit"):
+        if zone is None or (write and self._permission != "edit"):
             raise ApiError(403, AUTHENTICATION, "Authentication error")
         return zone
 

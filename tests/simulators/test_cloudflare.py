@@ -351,11 +351,9 @@ def test_request_without_the_permission_is_refused(account: Account) -> None:
     assert error(account.client.post(f"{account.records}/batch", json={})) == (403, AUTHENTICATION_ERROR)
 
 
-def test_token_cannot_access_other_zones(account: Account) -> None:
-    other = account.simulator.add_zone("other.org", in_token_account=False)
-    for zone in (other, "0" * 32):
-        assert error(account.client.get(f"/zones/{zone}/dns_records")) == (403, AUTHENTICATION_ERROR)
-    assert account.client.get("/zones", params={"name": "other.org"}).json()["result"] == []
+def test_token_cannot_access_an_unknown_zone(account: Account) -> None:
+    for path in (f"/zones/{'0' * 32}", f"/zones/{'0' * 32}/dns_records"):
+        assert error(account.client.get(path)) == (403, AUTHENTICATION_ERROR)
 
 
 def test_fault_refuses_one_request_with_a_valid_token(account: Account) -> None:
@@ -373,7 +371,7 @@ def test_malformed_id_is_refused(account: Account, path: str) -> None:
 def test_zones_are_filtered_by_name(account: Account) -> None:
     account.simulator.add_zone("sub.example.com")
     (zone,) = account.client.get("/zones", params={"name": "Example.com"}).json()["result"]
-    assert (zone["id"], zone["status"], zone["account"]["id"]) == (account.zone, "active", account.simulator.account_id)
+    assert (zone["id"], zone["status"]) == (account.zone, "active")
     assert len(account.client.get("/zones").json()["result"]) == 2
     assert account.client.get("/zones", params={"name": "example"}).json()["result"] == []
     assert account.client.get(f"/zones/{account.zone}").json()["result"]["name"] == "example.com"
@@ -384,39 +382,19 @@ def test_zones_are_filtered_by_name(account: Account) -> None:
 # --- Rate limit ---------------------------------------------------------------------------------------
 
 
-class TimedAccount(Account):
-    """An account in a simulator whose clock advances only when a test changes `now`."""
-
-    def __init__(self) -> None:
-        self.now = NOON
-        super().__init__(now=lambda: self.now)
-
-
-# Cloudflare uses two error codes for a rate limit. Only responses with the code 971 have the member "result".
-@pytest.mark.parametrize("code", [971, 10429])
 @pytest.mark.parametrize("retry_after", [False, True])
-def test_requests_beyond_the_rate_limit_are_refused_until_the_window_ends(code: Any, retry_after: bool) -> None:
-    account = TimedAccount()
-    account.simulator.limit_rate(2, timedelta(minutes=5), retry_after=retry_after, code=code)
+def test_requests_beyond_the_rate_limit_are_refused_until_the_window_ends(retry_after: bool) -> None:
+    now = NOON
+    account = Account(now=lambda: now)
+    account.simulator.limit_rate(2, timedelta(minutes=5), retry_after=retry_after)
     assert [account.client.get(account.records).status_code for _ in range(3)] == [200, 200, 429]
-    account.now += timedelta(seconds=100.5)
+    now += timedelta(seconds=100.5)
     response = account.client.get(account.records)
-    assert response.json()["errors"][0]["code"] == code
-    assert ("result" in response.json()) == (code == 971)
+    assert response.json()["errors"][0]["code"] == 10429
     assert response.headers.get("retry-after") == ("200" if retry_after else None)
-    account.now += timedelta(seconds=199.5)
+    now += timedelta(seconds=199.5)
     assert account.client.get(account.records).status_code == 200
     account.simulator.limit_rate(0)
     assert account.client.get(account.records).status_code == 429
     account.simulator.remove_rate_limit()
     assert account.client.get(account.records).status_code == 200
-
-
-def test_headers_of_the_rate_limit() -> None:
-    account = TimedAccount()
-    account.simulator.limit_rate(1, timedelta(minutes=5))
-    for _ in range(3):
-        response = account.client.get(account.records)
-        assert response.headers["ratelimit"] == '"default";r=0;t=300'
-        assert response.headers["ratelimit-policy"] == '"default";q=1;w=300'
-        account.now += timedelta(minutes=5)
