@@ -282,11 +282,8 @@ class Dialect:
     Otherwise, it can be assigned only after another restart."""
     login_loses_created_at: bool = False
     """A login sets the time of creation to Go's zero time."""
-    logout_in_1970: bool = False
-    """If a client logs out, the expiry of its node is in 1970 instead of now."""
-    tagged_logs_out: bool = True
-    """A tagged node expires when its client logs out. If False, an upgrade to the release also removes the expiry of
-    all tagged nodes."""
+    upgrade_revives_tagged: bool = False
+    """An upgrade to the release removes the expiry of all tagged nodes."""
     offline_grace_s: int = 0
     """How long a node stays online after its client has disconnected."""
     deleted_session_stays: bool = False
@@ -322,7 +319,6 @@ V0_25 = replace(
     no_expiry=NoExpiry.NULL,
     login_match=LoginMatch.LOWEST_ID_OF_MACHINE,
     login_tags=LoginTags.ALWAYS,
-    logout_in_1970=True,
     login_takes_an_address=True,
     login_keeps_first_key=False,
     login_loses_created_at=True,
@@ -401,7 +397,6 @@ V0_29_2 = replace(
     login_tags=LoginTags.IF_UNTAGGED,
     login_resets_online=False,
     tagged_keeps_user=False,
-    logout_in_1970=False,
 )
 
 V0_29_3 = replace(
@@ -411,7 +406,7 @@ V0_29_3 = replace(
     key_check=KeyCheck.UNLESS_LIVE_OR_TAGGED,
     login_tags=LoginTags.IF_ANOTHER_KEY,
     tagged_revives=True,
-    tagged_logs_out=False,
+    upgrade_revives_tagged=True,
 )
 
 V0_30 = replace(

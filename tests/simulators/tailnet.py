@@ -30,9 +30,6 @@ SILENT_LOSS: Final = timedelta(minutes=15)
 EPHEMERAL_TIMEOUT: Final = timedelta(seconds=120)
 """The time after which an ephemeral node that is offline is deleted."""
 
-LOGOUT_IN_1970: Final = datetime(1970, 1, 1, 0, 2, 3, tzinfo=UTC)
-"""The expiry that a client requests when it logs out. Releases with `Dialect.logout_in_1970` store this time."""
-
 BASE64URL: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 HEX: Final = "0123456789abcdef"
 
@@ -426,7 +423,7 @@ class Tailnet(Upstream):
         """Restart with another release and the same database, which the release may migrate."""
         with self.lock:
             self.dialect = DIALECTS[version]
-            if not self.dialect.tagged_logs_out:
+            if self.dialect.upgrade_revives_tagged:
                 for node in self.nodes:
                     if node.tags:
                         self._change(node.id, stored_expires_at=None)
@@ -459,15 +456,6 @@ class Tailnet(Upstream):
             self._state = backup.copy()
             self.restart()
 
-    def revoke_api_key(self, *, delete: bool = False) -> None:
-        """Expire `api_key`, or delete it."""
-        with self.lock:
-            self._save_previous_state()
-            key = self._state.api_keys[self._api_key_id]
-            expired = replace(key, expires_at=self._now())
-            # The property `api_key` needs the row, so a deleted key is only replaced by one that no client has.
-            self._state.api_keys[key.id] = replace(expired, key="deleted." + key.key) if delete else expired
-
     def add_api_key(self) -> str:
         """Create another API key, and return it. `api_key` stays the same, and valid."""
         with self.lock:
@@ -477,7 +465,9 @@ class Tailnet(Upstream):
     def rotate_api_key(self, api_key: str | None = None) -> str:
         """Expire `api_key`, and replace it by another key, which is returned."""
         with self.lock:
-            self.revoke_api_key()
+            self._save_previous_state()
+            key = self._state.api_keys[self._api_key_id]
+            self._state.api_keys[key.id] = replace(key, expires_at=self._now())
             self._api_key_id = self._add_api_key(api_key).id
             return self.api_key
 
@@ -543,17 +533,6 @@ class Tailnet(Upstream):
             self._session_ends[node_id] = self._now() + (SILENT_LOSS if silently else timedelta())
             if not silently:
                 self._change(node_id, last_seen=self._now())
-
-    def logout(self, node_id: int) -> None:
-        """Log a node's client out. An ephemeral node is deleted. Other nodes expire, except tagged nodes in 0.29.3."""
-        with self.lock:
-            if self._is_ephemeral(self._state.nodes[node_id]):
-                self._session_ends.pop(node_id, None)
-                self.delete_node(node_id)
-                return
-            if self.dialect.tagged_logs_out or not self._state.nodes[node_id].tags:
-                self.expire_node(node_id, LOGOUT_IN_1970 if self.dialect.logout_in_1970 else None)
-            self.disconnect(node_id)
 
     # --- Rows ---------------------------------------------------------------------------------------
 
