@@ -85,14 +85,6 @@ def test_client_without_state_registers_another_node_at_each_start(
     assert client.start().id != client.start().id
 
 
-def test_killed_client_is_online_until_the_server_detects_it(headscale: HeadscaleSimulator, key_file: Path) -> None:
-    key_file.write_text(headscale.create_key("svc").key)
-    client = VpnClient(headscale, key_file=key_file, hostname="grafana")
-    node = client.start()
-    client.stop(cleanly=False)
-    assert headscale.online(node.id)
-
-
 def interface_addresses(name: str) -> set[str]:
     """Return the global addresses of an interface; none if it does not exist."""
     command = ["ip", "-json", "address", "show", "dev", name]

@@ -68,10 +68,10 @@ class _RemoteServer:
     def connect(self, node_id: int) -> None:
         self._call("connect", node_id=node_id)
 
-    def disconnect(self, node_id: int, *, silently: bool) -> None:
+    def disconnect(self, node_id: int) -> None:
         # A test can have stopped the server.
         with suppress(httpx.TransportError):
-            self._call("disconnect", node_id=node_id, silently=silently)
+            self._call("disconnect", node_id=node_id)
 
     def readdress(self, node_id: int) -> RegisteredNode:
         return RegisteredNode(**self._call("readdress", node_id=node_id))
@@ -147,14 +147,10 @@ class VpnClient:
         self._set_addresses(node)
         return node
 
-    def stop(self, *, cleanly: bool = True) -> None:
-        """Stop the container.
-
-        Args:
-            cleanly: False = the container is killed, and the server reports its node as online for another 15 minutes.
-        """
+    def stop(self) -> None:
+        """Stop the container."""
         if self.node_id is not None:
-            self._server.disconnect(self.node_id, silently=not cleanly)
+            self._server.disconnect(self.node_id)
         if self._interface is not None:
             _ip("link", "delete", self._interface)
         self.addresses = ()
