@@ -129,7 +129,6 @@ class HeadscaleSimulator(Tailnet):
         return response
 
     def _answer(self, request: Request) -> Response:
-        self._delete_ephemeral()
         try:
             handler, arguments = self._handler(request)
             return handler(request, arguments)

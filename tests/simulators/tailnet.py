@@ -27,9 +27,6 @@ from tests.simulators.wire import ZERO
 SILENT_LOSS: Final = timedelta(minutes=15)
 """The time after which the server detects that a client has disappeared: Linux retransmits for about 15 minutes."""
 
-EPHEMERAL_TIMEOUT: Final = timedelta(seconds=120)
-"""The time after which an ephemeral node that is offline is deleted."""
-
 BASE64URL: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 HEX: Final = "0123456789abcdef"
 
@@ -279,7 +276,7 @@ class Tailnet(Upstream):
         """Return True if the API reports the node as online."""
         with self.lock:
             end = self._session_ends.get(node_id, ZERO)
-            return end is None or self._now() - self._offline_grace < end
+            return end is None or self._now() - timedelta(seconds=self.dialect.offline_grace_s) < end
 
     def secrets(self) -> list[str]:
         """Return every API key and pre-auth key that was created or accepted at any time."""
@@ -306,12 +303,13 @@ class Tailnet(Upstream):
         *,
         tags: tuple[str, ...] = (),
         expires_in: timedelta = timedelta(hours=1),
-        **flags: bool,
+        reusable: bool = False,
     ) -> PreAuthKey:
-        """Create a pre-auth key, as `headscale preauthkeys create` does. The flags are `reusable` and `ephemeral`."""
+        """Create a pre-auth key, as `headscale preauthkeys create` does."""
         with self.lock:
             self._save_previous_state()
-            return self._add_key(self._owner_id(user, tags), expires_at=self._now() + expires_in, tags=tags, **flags)
+            owner_id, expires_at = self._owner_id(user, tags), self._now() + expires_in
+            return self._add_key(owner_id, expires_at=expires_at, tags=tags, reusable=reusable)
 
     def expire_key(self, key_id: int) -> None:
         """Expire a pre-auth key."""
@@ -441,9 +439,6 @@ class Tailnet(Upstream):
             for node in self.nodes:
                 key = self._state.keys.get(node.stored_key_id or 0)
                 self._change(node.id, pre_auth_key=key, expires_at=node.stored_expires_at)
-                if key is not None and key.ephemeral:
-                    # The node is deleted if it does not connect within EPHEMERAL_TIMEOUT of the restart.
-                    self._session_ends[node.id] = self._now() - self._offline_grace
 
     def backup(self) -> Database:
         """Return a copy of the database."""
@@ -496,7 +491,6 @@ class Tailnet(Upstream):
             RegistrationRefusedError: the server refused the registration.
         """
         with self.lock:
-            self._delete_ephemeral()
             self._save_previous_state()
             return self._register(
                 key,
@@ -512,7 +506,6 @@ class Tailnet(Upstream):
             NodeGoneError: the node does not exist.
         """
         with self.lock:
-            self._delete_ephemeral()
             if node_id not in self._state.nodes:
                 raise NodeGoneError("node not found")
             self._session_ends[node_id] = None
@@ -659,10 +652,6 @@ class Tailnet(Upstream):
 
     # --- Sessions -----------------------------------------------------------------------------------
 
-    @property
-    def _offline_grace(self) -> timedelta:
-        return timedelta(seconds=self.dialect.offline_grace_s)
-
     def _is_expired(self, node: Node) -> bool:
         return node.expires_at is not None and node.expires_at <= self._now()
 
@@ -671,19 +660,6 @@ class Tailnet(Upstream):
         if self.dialect.key_snapshot_in_node:
             return node.pre_auth_key
         return self._state.keys.get(node.stored_key_id or 0)
-
-    def _is_ephemeral(self, node: Node) -> bool:
-        key = self._shown_key(node)
-        return key is not None and key.ephemeral
-
-    def _delete_ephemeral(self) -> None:
-        """Delete the ephemeral nodes that have been offline for too long."""
-        for node in self.nodes:
-            end = self._session_ends.get(node.id)
-            if end is None or not self._is_ephemeral(node):
-                continue
-            if end + self._offline_grace + EPHEMERAL_TIMEOUT <= self._now():
-                self.delete_node(node.id)
 
     # --- Registration -------------------------------------------------------------------------------
 
@@ -696,6 +672,8 @@ class Tailnet(Upstream):
         key = next((key for key in self.keys if key.key == secret), None)
         if key is None:
             raise RegistrationRefusedError(self.dialect.unknown_key_text)
+        if key.ephemeral:
+            raise NotImplementedError("Headscale would delete the node when it has been offline for two minutes")
         known = self._known_node_with_key(key, machine_key, node_key)
         if known is None or not self._may_skip_check(known, key, node_key):
             self._check(key)

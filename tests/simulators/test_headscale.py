@@ -714,19 +714,6 @@ def test_restored_database_assigns_ids_again() -> None:
     assert after.machine_key != before.machine_key
 
 
-@each_release
-def test_ephemeral_node_is_deleted_after_it_was_offline_for_two_minutes(version: str) -> None:
-    server = Server(version)
-    node = server.register_new(ephemeral=True)
-    server.connect(node.id)
-    server.clock += timedelta(days=1)
-    assert len(server.list_nodes()) == 1
-    server.disconnect(node.id)
-    # From 0.27 on, a node is still online for 10 seconds after it disconnected.
-    server.clock += timedelta(minutes=2, seconds=11)
-    assert server.list_nodes() == []
-
-
 def test_upgraded_server_behaves_like_the_new_release() -> None:
     server = Server("0.25.1")
     server.add_node("a1", user="svc", tags=TAGS)
