@@ -188,6 +188,7 @@ EVENTS = {
     "prune.waiting": _event(
         "info", "workloads wait_s", "`prune` reads everything again after `wait_s`, before it removes anything"
     ),
+    "prune.skipped": _event("warning", "reason", "no node is online, so `prune` removes nothing"),
     "workload.skipped": _event(
         "info warning",
         "workload reason",

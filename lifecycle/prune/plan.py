@@ -15,6 +15,11 @@ from lifecycle.domain.errors import LifecycleError, PruneLimitError
 from lifecycle.domain.model import Node, Record, User
 from lifecycle.domain.ownership import NodeOwnership, could_have_main_name, main_name_of, record_name
 
+EVERY_NODE_IS_OFFLINE = (
+    "no node in Headscale is online, so it is not known which workloads still run. Run prune again when the nodes have "
+    "reconnected"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class PruneConfig:
@@ -44,6 +49,11 @@ class Observation:
     user: User
     nodes: tuple[Node, ...]
     records: tuple[Record, ...]
+
+    @property
+    def is_every_node_offline(self) -> bool:
+        """Return True if no node is online; then Headscale may have restarted, and no client has reconnected yet."""
+        return not any(node.online for node in self.nodes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +103,7 @@ def plan_prune(observation: Observation, *, config: PruneConfig, now: datetime) 
         named = [node for node in observation.nodes if record_name(node.hostname, config.domain) == full_name]
         nodes = tuple(node for node in named if _is_owned(node, user, config))
         return [Leftovers(full_name, tuple(records_by_name[full_name]), nodes, "the option --name selects it")]
-    # If every node is offline, Headscale may have restarted, and the clients have not reconnected yet.
-    if not any(node.online for node in observation.nodes):
+    if observation.is_every_node_offline:
         return []
     plan = []
     for name, records in sorted(records_by_name.items()):

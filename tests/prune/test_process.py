@@ -33,6 +33,17 @@ def test_without_yes_only_the_plan_is_shown(pod: Pod, arguments: tuple[str, ...]
     assert pod.has_no_writes
 
 
+@pytest.mark.parametrize("is_online", [True, False])
+def test_plan_reports_that_no_node_is_online(pod: Pod, is_online: bool) -> None:
+    if not is_online:
+        pod.headscale.restart()
+    result = pod.run("prune", "--output", "json", **OWNER_SETTING)
+    assert result.status == 0, result.stderr
+    plan = json.loads(result.stdout)["plans"]["prune"]
+    assert plan["changes"] == []
+    assert bool(plan["notes"]) != is_online
+
+
 def test_with_yes_the_workload_is_removed(pod: Pod) -> None:
     result = pod.run("prune", "--name", NAME, "--yes", **OWNER_SETTING)
     assert (result.status, result.stderr) == (0, ""), result.stdout

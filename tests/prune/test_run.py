@@ -117,6 +117,18 @@ def test_further_names_of_a_workload_that_is_gone_are_removed(world: World) -> N
     assert [node.id for node in world.headscale.nodes] == [online]
 
 
+@pytest.mark.parametrize(("name", "is_skipped"), [(None, True), ("redmine", False)])
+def test_prune_reports_that_no_node_is_online(
+    world: World, events: list[dict[str, Any]], name: str | None, *, is_skipped: bool
+) -> None:
+    node_id = add_workload(world, "redmine")
+    world.headscale.disconnect(node_id)
+    world.clock.sleep(A_MONTH_S)
+    prune(world, name).run()
+    assert bool(events_named(events, "prune.skipped")) == is_skipped
+    assert bool(world.headscale.node(node_id)) == is_skipped
+
+
 def test_workload_that_is_online_again_during_the_wait_stays(world: World) -> None:
     """After a restart of Headscale, every node is offline until it reconnects."""
     node_id = add_online_and_gone_workload(world)
