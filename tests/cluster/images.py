@@ -13,13 +13,13 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from tests.pod.network import run
 from tests.pod.rendering import containers, manifests_of, pod_spec
 from tests.real.container import PROGRAMS
 from tests.real.programs import CLIENTS_VARIABLE, SERVERS_VARIABLE
@@ -139,22 +139,16 @@ def write_layer(archive: Path, files: Mapping[str, str | Path]) -> Path:
 
 def write_root_layer(archive: Path) -> Path:
     """Write a layer with all commands of Debian's busybox, and with nginx. Return its file."""
-    done = subprocess.run(
-        [
-            *("mmdebstrap", "--variant=extract", '--aptopt=Acquire::Check-Valid-Until "false"'),
-            "--include=busybox-static,nginx-light",
-            *(f"--dpkgopt=path-exclude=/usr/{name}/*" for name in ("share", "bin", "sbin")),
-            *(f"--dpkgopt=path-include=/usr/{name}" for name in ("bin/busybox", "sbin/nginx", "share/nginx/*")),
-            *(f'--extract-hook=ln -s usr/{name} "$1/{name}"' for name in ("bin", "lib", "lib64", "sbin")),
-            '--extract-hook=mkdir -p "$1/run" "$1/var" && ln -s /run "$1/var/run"',
-            '--extract-hook=chroot "$1" /usr/bin/busybox --install -s /usr/bin',
-            *("stable", archive),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
+    run(
+        *("mmdebstrap", "--variant=extract", '--aptopt=Acquire::Check-Valid-Until "false"'),
+        "--include=busybox-static,nginx-light",
+        *(f"--dpkgopt=path-exclude=/usr/{name}/*" for name in ("share", "bin", "sbin")),
+        *(f"--dpkgopt=path-include=/usr/{name}" for name in ("bin/busybox", "sbin/nginx", "share/nginx/*")),
+        *(f'--extract-hook=ln -s usr/{name} "$1/{name}"' for name in ("bin", "lib", "lib64", "sbin")),
+        '--extract-hook=mkdir -p "$1/run" "$1/var" && ln -s /run "$1/var/run"',
+        '--extract-hook=chroot "$1" /usr/bin/busybox --install -s /usr/bin',
+        *("stable", archive),
     )
-    assert done.returncode == 0, done.stderr
     return archive
 
 

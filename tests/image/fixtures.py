@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.image.tools import ROOT, ImageBuild, run, run_checked
+from tests.image.tools import ROOT, ImageBuild, require_commands, run, run_checked
 
 # The commands that the scripts in build/ run on a cluster node, and the commands that build images.
 COMMANDS = ("buildah", "busybox", "containerd", "ctr", "mmdebstrap", "podman", "runc")
@@ -26,19 +26,12 @@ _OLD_MIRRORS = 'Acquire::Check-Valid-Until "false"'
 
 
 @pytest.fixture(scope="session")
-def machine() -> None:
-    """Skip the test unless the machine can build and run images."""
-    missing = [command for command in COMMANDS if shutil.which(command) is None]
-    if sys.platform != "linux" or os.geteuid() != 0 or missing:
-        pytest.skip(f"needs root on Linux and {', '.join(missing or COMMANDS)}: as root, scripts/bootstrap --system")
+def scratch_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for large files, in memory if the machine has enough. Without the commands, the test is skipped.
 
-
-@pytest.fixture(scope="session")
-def scratch_dir(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for large files, in memory if the machine has enough.
-
-    It is deleted after the tests, because pytest would keep the folders of the last three runs.
+    The folder is deleted after the tests, because pytest would keep the folders of the last three runs.
     """
+    require_commands(*COMMANDS)
     folder = tmp_path_factory.mktemp("w")
     if os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >= ENOUGH_MEMORY:
         run_checked(["mount", "-t", "tmpfs", "-o", f"mode=0755,size={ENOUGH_MEMORY // 2}", "tmpfs", folder])

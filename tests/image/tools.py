@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.real.programs import BackgroundProcess, eventually
 
@@ -40,6 +44,13 @@ def run_checked(command: Sequence[str | Path], **options: Any) -> str:
     done = run(command, **options)
     assert done.returncode == 0, f"{command} failed:\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def require_commands(*commands: str) -> None:
+    """Skip the test unless it runs as root on Linux and all commands are installed."""
+    missing = [command for command in commands if shutil.which(command) is None]
+    if sys.platform != "linux" or os.geteuid() != 0 or missing:
+        pytest.skip(f"needs root on Linux and {', '.join(missing or commands)}: as root, scripts/bootstrap --system")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from tests.image.tools import ImageBuild
+from tests.image.tools import ImageBuild, require_commands
 from tests.pod.kubelet import Podman, podman
-from tests.pod.network import ROOT
+from tests.pod.network import ROOT, run
 
 STAND_INS = "localhost/stand-ins:test"
 """The image that replaces the images of the application, nginx and tailscale."""
@@ -44,34 +40,20 @@ def set_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SetVariabl
     return set_all
 
 
-def require_commands(*commands: str) -> None:
-    """Skip the test unless it runs as root on Linux and all commands are installed."""
-    missing = [command for command in commands if shutil.which(command) is None]
-    if sys.platform != "linux" or os.geteuid() != 0 or missing:
-        pytest.skip(f"needs root on Linux and {', '.join(missing or commands)}: as root, scripts/bootstrap --system")
-
-
 @pytest.fixture(scope="session")
 def stand_ins(scratch_dir: Path) -> Path:
     """Build a root file system with Debian's nginx and the stand-ins for application and tailscale, as a tar file."""
-    require_commands("mmdebstrap")
     archive = scratch_dir / "stand-ins.tar"
-    done = subprocess.run(
-        [
-            *("mmdebstrap", "--variant=essential", '--aptopt=Acquire::Check-Valid-Until "false"'),
-            *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "locale", "man")),
-            f"--include={_PACKAGES}",
-            '--customize-hook=mkdir -p "$1/opt/tests/pod"',
-            *(f'--customize-hook=cp -R "{ROOT}/tests/{name}" "$1/opt/tests/{name}"' for name in _COPIED_FILES),
-            # Probes and documented commands run these two programs, which BusyBox provides in the real images.
-            *(f'--customize-hook=ln -s busybox "$1/usr/bin/{name}"' for name in ("netstat", "wget")),
-            *("stable", archive),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
+    run(
+        *("mmdebstrap", "--variant=essential", '--aptopt=Acquire::Check-Valid-Until "false"'),
+        *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "locale", "man")),
+        f"--include={_PACKAGES}",
+        '--customize-hook=mkdir -p "$1/opt/tests/pod"',
+        *(f'--customize-hook=cp -R "{ROOT}/tests/{name}" "$1/opt/tests/{name}"' for name in _COPIED_FILES),
+        # Probes and documented commands run these two programs, which BusyBox provides in the real images.
+        *(f'--customize-hook=ln -s busybox "$1/usr/bin/{name}"' for name in ("netstat", "wget")),
+        *("stable", archive),
     )
-    assert done.returncode == 0, done.stderr
     return archive
 
 

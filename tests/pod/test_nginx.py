@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.image.tools import require_commands
 from tests.pod.certificates import MountedSecret, issue
-from tests.pod.conftest import require_commands
 from tests.pod.network import (
     CLUSTER_NODE_ADDRESSES,
     OTHER_SOURCES,
