@@ -1,6 +1,7 @@
 """Run a real Kubernetes API server with etcd: alone, to test admission and validation, or as a part of a cluster.
 
-The tests need KUBERNETES_BINARIES=<folder> with the program kube-apiserver, and etcd on PATH (Debian: etcd-server).
+The tests need KUBERNETES_BINARIES=<folder> with the program kube-apiserver, and etcd (Debian: etcd-server) and openssl
+on PATH.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def missing_programs() -> str:
         return f"set {PROGRAMS_VARIABLE} to a folder with kube-apiserver, built from k8s.io/kubernetes"
     if not (Path(folder) / "kube-apiserver").exists():
         return f"{folder} has no kube-apiserver; build it from k8s.io/kubernetes"
-    if shutil.which("etcd") is None:
-        return "install etcd (Debian: etcd-server)"
+    if shutil.which("etcd") is None or shutil.which("openssl") is None:
+        return "install etcd (Debian: etcd-server) and openssl"
     return ""
 
 

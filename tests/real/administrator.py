@@ -42,7 +42,7 @@ class Administrator:
 
     def rename_user(self, name: str, new_name: str) -> None:
         """Rename a user."""
-        # Headscale 0.23 identifies users by name.
+        # The path has the name of the user in Headscale 0.23, and the id in newer releases.
         user = self._server.user_id(name) if self._server.release.minor >= 24 else name
         self._post(f"/user/{user}/rename/{new_name}")
 

@@ -1,8 +1,8 @@
-"""Describe the differences between a real and a simulated response, one per line."""
+"""Compare a real and a simulated response, and describe their differences, one per line."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 _ABSENT = object()
@@ -20,6 +20,15 @@ def differences(real: Any, simulated: Any, path: str = "") -> Iterator[str]:
                 yield from differences(real_item, simulated_item, f"{path}[]")
         case _ if real != simulated:
             yield f"{path or 'value'}: real {_text(real)}, simulated {_text(simulated)}"
+
+
+def distinct(values: Iterable[Any]) -> list[Any]:
+    """Return the values without repetitions, in an order that does not depend on the order of the values."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return sorted(found, key=str)
 
 
 def _text(value: Any) -> str:

@@ -73,7 +73,7 @@ class Release:
 
     @property
     def identifies_users_by_id(self) -> bool:
-        """True if API and CLI identify users by id. Older releases identify users by name."""
+        """True if API and CLI identify the user of a pre-auth key by id. Older releases use the name of the user."""
         return self.minor >= 26
 
     @property

@@ -1,4 +1,4 @@
-"""Test the client of Headscale's REST API on real servers, when the response with a new pre-auth key is lost."""
+"""Test how the client of Headscale's REST API creates and expires pre-auth keys on real servers."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from lifecycle.domain.errors import TransientError
 from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, cluster_at, exec_transport, may_read
 from tests.process.cluster import Authority, require_mount_namespace, serve_to_pod, with_service_account
 from tests.real.command import events_named
-from tests.real.differences import differences
+from tests.real.differences import differences, distinct
 from tests.real.pair import ServerPair
 from tests.real.programs import TIMEOUT_S, Release, eventually
 from tests.real.server import HeadscaleServer
@@ -250,12 +250,7 @@ def _shape(value: Any) -> Any:
             ignored = ("nanos", "online", "display_name")
             return {name: _shape(item) for name, item in sorted(value.items()) if name not in ignored}
         case list():
-            shapes: list[Any] = []
-            for item in value:
-                shape = _shape(item)
-                if shape not in shapes:
-                    shapes.append(shape)
-            return sorted(shapes, key=str)
+            return distinct(map(_shape, value))
     return type(value).__name__
 
 

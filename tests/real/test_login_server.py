@@ -4,9 +4,7 @@ Whether tailscale reconnects depends on the URL of the login server. If the URL 
 connects to port 443 with TLS when its previous attempt was less than two minutes ago. A Kubernetes Service for
 Headscale usually has no port 443, so such a client does not reconnect. One test shows this.
 
-The tests need root, /dev/net/tun, busybox, nginx, openssl and ip, and the programs that tests/real/programs.py finds.
-`TAILSCALE_BINARIES=<folder>` must have a folder for each version, with containerboot, tailscale and tailscaled. Each
-test runs in its own network namespace.
+Each test runs in its own network namespace.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from lifecycle.clients.headscale import dialect
-from tests.real.differences import differences
+from tests.real.differences import differences, distinct
 from tests.real.pair import ServerPair
 from tests.real.programs import TIMEOUT_S, Release
 from tests.real.server import HeadscaleServer
@@ -99,12 +99,7 @@ def shape_of(value: Any) -> Any:
         case dict():
             return {name: shape_of(item) for name, item in sorted(value.items())}
         case list():
-            shapes: list[Any] = []
-            for item in value:
-                shape = shape_of(item)
-                if shape not in shapes:
-                    shapes.append(shape)
-            return sorted(shapes, key=str)
+            return distinct(map(shape_of, value))
         case str():
             return _kind_of(value)
     return value
