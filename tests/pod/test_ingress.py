@@ -5,9 +5,7 @@ The internal controller publishes Services on the VPN. The external controller p
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from ipaddress import ip_network
 
 import pytest
 
@@ -19,7 +17,6 @@ from tests.pod.rendering import (
     FOLDERS,
     INGRESS_CONTROLLERS,
     LIFECYCLE_CONTAINERS,
-    WORKLOAD_VARIANTS,
     WORKLOADS,
     Document,
     config_map_data,
@@ -31,13 +28,6 @@ from tests.pod.rendering import (
     pod_spec,
     workload_resource,
 )
-
-
-def test_internal_controller_uses_the_default_vpn_prefixes() -> None:
-    snippet = config_map_data(manifests_of("ingress/internal"), "nginx-config")["http-snippets"]
-    prefixes = [ip_network(prefix) for prefix in re.findall(r"[0-9a-f.:]+/\d+", snippet)]
-    # The snippet lists the prefixes twice: for the client's address, and for the address to which the client connected.
-    assert prefixes == list(command_variables(DryRunSettings)["VPN_PREFIXES"].default) * 2
 
 
 def test_external_controller_publishes_neither_the_api_nor_the_metrics() -> None:
@@ -58,24 +48,6 @@ def test_external_controller_has_access_to_two_namespaces_only() -> None:
     (cluster_role,) = of_kind(documents, "ClusterRole")
     assert all(rule.get("resourceNames") and rule["verbs"] == ["get"] for rule in cluster_role["rules"])
     assert "-watch-namespace=headscale" in containers(pod_spec(documents))["nginx-ingress"]["args"]
-
-
-@pytest.mark.parametrize("name", [*INGRESS_CONTROLLERS, *WORKLOAD_VARIANTS])
-def test_external_controller_publishes_the_login_server_of_every_pod(name: str) -> None:
-    """The URL has https, because tailscale does not reconnect to a host name with http (docs/login-server.md)."""
-    documents = manifests_of(name)
-    flags = environment(containers(pod_spec(documents))["tailscale"], documents)["TS_EXTRA_ARGS"].split()
-    external = manifests_of("ingress/external")
-    (ingress,) = of_kind(external, "Ingress")
-    (certificate,) = of_kind(external, "Certificate")
-    (service,) = of_kind(external, "Service")
-    (tls,) = ingress["spec"]["tls"]
-    assert [flag for flag in flags if flag.startswith("--login-server")] == [
-        f"--login-server=https://{host}" for host in tls["hosts"]
-    ]
-    assert [rule["host"] for rule in ingress["spec"]["rules"]] == tls["hosts"] == certificate["spec"]["dnsNames"]
-    assert tls["secretName"] == certificate["spec"]["secretName"]
-    assert 443 in [port["port"] for port in service["spec"]["ports"]]
 
 
 @pytest.mark.parametrize(
@@ -106,6 +78,7 @@ def test_network_policy_of_the_external_controller_allows_only_its_ports() -> No
     (policy,) = of_kind(manifests_of("ingress/external"), "NetworkPolicy")
     (service,) = of_kind(manifests_of("ingress/external"), "Service")
     ports = [port["targetPort"] for port in service["spec"]["ports"]]
+    assert 443 in [port["port"] for port in service["spec"]["ports"]]
     assert policy["spec"]["ingress"][0] == {"ports": [{"port": port} for port in ports]}
     # The VPN clients connect to the port of WireGuard, and Prometheus to the port of dns-watch.
     assert [port for rule in policy["spec"]["ingress"][1:] for port in rule["ports"]] == [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from ipaddress import ip_network
 from pathlib import Path
 
 import kubernetes_validate
@@ -25,7 +24,6 @@ from tests.pod.rendering import (
     WORKLOAD_VARIANTS,
     WORKLOADS,
     claim_names,
-    config_map_data,
     containers,
     environment,
     manifests_of,
@@ -295,13 +293,6 @@ def test_images_are_pinned_to_a_version() -> None:
             r"[a-z0-9.-]+\.[a-z]+(:\d+)?/[a-z0-9._/-]+:[a-z-]*v?\d+(-\d+)?(\.\d+)+(-[a-z0-9.-]+)?(@sha256:[0-9a-f]{64})?",
             image,
         ), image
-
-
-@pytest.mark.parametrize("workload", WORKLOADS)
-def test_nginx_allows_the_default_vpn_prefixes(workload: str) -> None:
-    lines = config_map_data(manifests_of(workload), "nginx")["vpn-prefixes.conf"].split(";")
-    prefixes = {ip_network(line.split()[0]) for line in lines if line}
-    assert prefixes == set(command_variables(DryRunSettings)["VPN_PREFIXES"].default)
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)

@@ -10,12 +10,14 @@ import re
 import subprocess
 import tempfile
 from functools import cache
+from ipaddress import ip_network
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 import yaml
 
+from lifecycle.settings.models import DryRunSettings, command_variables
 from tests.pages import blocks
 from tests.pod.rendering import (
     DEPLOY,
@@ -124,8 +126,13 @@ def test_manifests_contain_no_shipped_value(name: str) -> None:
     assert [text for text in scalars(manifests_with_site(name)) if SHIPPED_VALUE.search(text)] == []
 
 
-def test_shipped_site_file_has_the_same_variables_as_the_site_of_the_tests() -> None:
-    assert read_env_file(DEPLOY / "site/site.env").keys() == SITE.keys()
+def test_shipped_site_file_has_the_default_prefixes_and_a_login_server_with_https() -> None:
+    """tailscale does not reconnect to a host name with http (docs/login-server.md)."""
+    shipped = read_env_file(DEPLOY / "site/site.env")
+    assert shipped.keys() == SITE.keys()
+    default = command_variables(DryRunSettings)["VPN_PREFIXES"].default
+    assert tuple(map(ip_network, shipped["VPN_PREFIXES"].split(","))) == tuple(default)
+    assert shipped["LOGIN_SERVER"].startswith("https://")
 
 
 @pytest.mark.parametrize("folder", [*INGRESS_CONTROLLERS, *(f"services/{name}" for name in SHIPPED_WORKLOADS)])
