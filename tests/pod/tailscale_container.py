@@ -1,10 +1,9 @@
-"""A simulated tailscale container, with the variables, key file, socket and health endpoint of the real one."""
+"""A simulated tailscale container, with the variables, key file and health endpoint of the real one."""
 
 from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -66,14 +65,6 @@ def health_address(variables: Mapping[str, str]) -> tuple[str, int]:
     return str(ip_address(address.removeprefix("[").removesuffix("]"))), int(port)
 
 
-def create_socket(path: Path) -> socket.socket:
-    """Replace the socket, as tailscaled does when it starts. The liveness probe reads its modification time."""
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(path))
-    return listener
-
-
 def main() -> None:
     """Check the environment variables like the real container, and register a node."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
@@ -86,8 +77,7 @@ def main() -> None:
     Thread(target=server.serve_forever, daemon=True).start()
     key_file = Path(os.environ["TS_AUTHKEY"].removeprefix("file:"))
     login_server = os.environ["TS_EXTRA_ARGS"].removeprefix("--login-server=")
-    with create_socket(Path(os.environ["TS_SOCKET"])):
-        stay_connected(login_server, key_file)
+    stay_connected(login_server, key_file)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from tests.real.postgres import PostgresCluster, postgres_programs
 from tests.real.programs import Release, installed_releases, with_older_clients
 from tests.real.server import HeadscaleServer
 from tests.real.workload import Workload, server_with_users, workload_on
-from tests.simulators.cloudflare import CloudflareSimulator
 
 _workload_numbers = count(1)
 
@@ -112,12 +111,6 @@ def workload(server: HeadscaleServer, temporary_folder: Path) -> Iterator[Worklo
 def workload_on_dedicated_server(start_workload: StartWorkload) -> Workload:
     """A workload on its own server, for a test that changes the server's users or its database."""
     return start_workload()
-
-
-@pytest.fixture
-def cloudflare() -> CloudflareSimulator:
-    """A simulated Cloudflare account without zones. A `Workload` adds its zone."""
-    return CloudflareSimulator()
 
 
 @pytest.fixture(scope="session")

@@ -230,9 +230,10 @@ class Pod:
         )
 
 
-def start_pod(setup: Setup, cloudflare: CloudflareSimulator) -> Pod:
+def start_pod(setup: Setup) -> Pod:
     """Run `cleanup`, the tailscale container and `dns-watch`, with the rendered settings."""
     (setup.folder / "root").mkdir()
+    cloudflare = CloudflareSimulator()
     container = TailscaleContainer(
         setup.release,
         setup.folder / "root",
@@ -307,11 +308,9 @@ def start_proxy(headscale: str, folder: Path, stack: ExitStack) -> None:
 
 @pytest.mark.takes_minutes
 @pytest.mark.parametrize("outage_s", [5, 25, 150])
-def test_rendered_pod_reconnects_after_an_outage_of_headscale(
-    setup: Setup, cloudflare: CloudflareSimulator, outage_s: int
-) -> None:
+def test_rendered_pod_reconnects_after_an_outage_of_headscale(setup: Setup, outage_s: int) -> None:
     """The pod reconnects without a restart of the container. Node, address and record stay the same."""
-    pod = start_pod(setup, cloudflare)
+    pod = start_pod(setup)
     before = pod.workload.node_ids, pod.address, pod.workload.record_contents
     # After a restart, Headscale reports a node as offline until the node connects again.
     setup.interrupt_headscale(outage_s)
@@ -322,12 +321,12 @@ def test_rendered_pod_reconnects_after_an_outage_of_headscale(
     assert pod.container.starts == 1
 
 
-def test_rendered_pod_registers_again_after_its_node_was_deleted(setup: Setup, cloudflare: CloudflareSimulator) -> None:
+def test_rendered_pod_registers_again_after_its_node_was_deleted(setup: Setup) -> None:
     """`dns-watch` writes a new key. Then the liveness probe fails, so the kubelet restarts the container."""
     # The second node keeps the list of nodes non-empty. If the list is empty, `dns-watch` waits five minutes before it
     # treats a node as deleted.
     setup.join("http-address")
-    pod = start_pod(setup, cloudflare)
+    pod = start_pod(setup)
     (deleted,) = pod.workload.node_ids
     setup.server.delete_node(deleted)
     container = pod.container
