@@ -85,11 +85,16 @@ class Tailnet:
         """Return the records with this name."""
         return self.cloudflare.records(self.zone_id, name)
 
-    def wait_for_published_node(self, name: str) -> Document:
-        """Wait until a name has exactly one node, and one record with its address. Return the node."""
+    def wait_for_published_node(self, name: str, hostname: str = "") -> Document:
+        """Wait until a name has exactly one node, and one record with its address. Return the node.
+
+        Args:
+            name: the name of the record.
+            hostname: the hostname of the node; "" = the name.
+        """
 
         def find() -> Document | None:
-            match self.nodes(name), self.records(name):
+            match self.nodes(hostname or name), self.records(name):
                 case [node], [record] if record.content in node["ip_addresses"]:
                     result: Document = node
                     return result
@@ -98,7 +103,7 @@ class Tailnet:
         return eventually(
             find,
             f"one node and its record at {name}",
-            details=lambda: f"{self.nodes(name)}\n{self.records(name)}",
+            details=lambda: f"{self.nodes(hostname or name)}\n{self.records(name)}",
             timeout_s=START_TIMEOUT_S,
         )
 

@@ -24,7 +24,6 @@ from tests.cluster.workloads import CLIENT, POD_WITHOUT_VPN, response_to
 from tests.pages import blocks
 from tests.pod.rendering import DOMAIN, ROOT, SITE, containers, manifests_of, pod_spec, render
 from tests.real.programs import eventually
-from tests.simulators.dns import Record
 
 IMAGE_VARIABLE: Final = "INGRESS_IMAGE"
 
@@ -62,7 +61,8 @@ def internal(tailnet: Tailnet, controller_image: None) -> Iterator[Tailnet]:
     """Deploy the internal controller as docs/ingress.md describes, with the Ingress of deploy/ingress/examples."""
     cluster = tailnet.cluster
     set_cloudflare_url(tailnet, "ingress/internal/lifecycle.env")
-    add_record_of_other_cluster_node(tailnet)
+    comment = f"tailscale-lifecycle/1 {NAMESPACE} nginx-ingress-node-2.{DOMAIN}"
+    tailnet.cloudflare.add_record(tailnet.zone_id, name=SHARED_NAME, type="A", content=OTHER_ADDRESS, comment=comment)
     tailnet.prepare_namespace(NAMESPACE)
     cluster.kubectl("create", "namespace", "wiki")
     cluster.apply(*application())
@@ -107,12 +107,6 @@ def set_cloudflare_url(tailnet: Tailnet, file: str) -> None:
         settings.write(f"CLOUDFLARE_API_URL={tailnet.cloudflare_url}\n")
 
 
-def add_record_of_other_cluster_node(tailnet: Tailnet) -> None:
-    """Add a record of another cluster node at the shared name."""
-    comment = f"tailscale-lifecycle/1 {NAMESPACE} nginx-ingress-node-2.{DOMAIN}"
-    tailnet.cloudflare.add_record(tailnet.zone_id, name=SHARED_NAME, type="A", content=OTHER_ADDRESS, comment=comment)
-
-
 def pod_name(cluster: Cluster) -> str:
     """Return the name of a pod of the controller that is not being deleted."""
 
@@ -124,12 +118,6 @@ def pod_name(cluster: Cluster) -> str:
     return eventually(find, "a pod of the controller", timeout_s=START_TIMEOUT_S)
 
 
-def record_of_this_cluster_node(tailnet: Tailnet) -> Record | None:
-    """Return this cluster node's record at the shared name."""
-    records = [record for record in tailnet.records(SHARED_NAME) if record.content != OTHER_ADDRESS]
-    return records[0] if len(records) == 1 else None
-
-
 def wait_for_records(tailnet: Tailnet, *, not_address: str = "") -> str:
     """Wait until the VPN node, its own record and its shared record have the same address, and return this address.
 
@@ -137,11 +125,11 @@ def wait_for_records(tailnet: Tailnet, *, not_address: str = "") -> str:
     """
 
     def find() -> str | None:
-        shared = record_of_this_cluster_node(tailnet)
-        match tailnet.nodes(HOSTNAME), tailnet.records(f"{HOSTNAME}.{DOMAIN}"):
-            case [node], [record] if record.content in node["ip_addresses"] and shared is not None:
+        shared = [record for record in tailnet.records(SHARED_NAME) if record.content != OTHER_ADDRESS]
+        match tailnet.nodes(HOSTNAME), tailnet.records(f"{HOSTNAME}.{DOMAIN}"), shared:
+            case [node], [record], [shared_record] if record.content in node["ip_addresses"]:
                 address: str = record.content
-                return address if shared.content == address != not_address else None
+                return address if shared_record.content == address != not_address else None
         return None
 
     return eventually(
@@ -246,14 +234,7 @@ def test_external_controller_logs_in_through_its_own_nginx(external: Tailnet) ->
     for number in range(2):
         name = f"nginx-external-{number}"
         external.cluster.wait_for_pod(name, EXTERNAL_NAMESPACE)
-
-        def has_record(name: str = name) -> bool:
-            match external.nodes(name), external.records(f"{name}.{DOMAIN}"):
-                case [node], [record]:
-                    return record.content in node["ip_addresses"]
-            return False
-
-        eventually(has_record, f"{name} on the VPN", timeout_s=START_TIMEOUT_S)
+        external.wait_for_published_node(f"{name}.{DOMAIN}", hostname=name)
         # The first request of a Tailscale client is in the log of the pod's own nginx.
         assert "GET /key?" in external.cluster.logs(name, "nginx-ingress", EXTERNAL_NAMESPACE)
 
