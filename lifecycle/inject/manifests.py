@@ -244,7 +244,7 @@ def _state_documents(workloads: Sequence[Workload], roots: Sequence[yaml.Node], 
             contents = list(state_objects(workload))
             for content in contents:
                 secret = (content["metadata"]["namespace"], content["metadata"]["name"])
-                if content["kind"] == "Secret" and owners.setdefault(secret, workload.name) != workload.name:
+                if content["kind"] == "Secret" and owners.setdefault(secret, str(workload)) != str(workload):
                     raise ManifestError(
                         f"The state Secret {secret[1]} is also that of {owners[secret]}. Set another name."
                     )

@@ -365,9 +365,17 @@ def test_role_is_limited_to_a_secret_even_without_pods(replicas: int) -> None:
     assert role["rules"][0]["resourceNames"] == ["web-0-state"]
 
 
-def test_state_secret_needs_a_namespace() -> None:
+def test_two_workloads_with_one_state_secret_are_refused() -> None:
+    """A Deployment and a StatefulSet can have the same name."""
+    documents = [annotated(workload, state_secret="web-state") for workload in (deployment(), stateful_set())]
+    with pytest.raises(ManifestError, match=r"StatefulSet web: .* Deployment web"):
+        inject_text("\n---\n".join(map(json.dumps, documents)), with_state_secrets=True)
+
+
+@pytest.mark.parametrize("namespace", [None, ["services"]], ids=["missing", "list"])
+def test_state_secret_needs_a_namespace(namespace: list[str] | None) -> None:
     document = annotated(deployment(), state_secret="web-state")
-    del document["metadata"]["namespace"]
+    document["metadata"]["namespace"] = namespace
     with pytest.raises(ManifestError, match=r"Deployment web: .*metadata\.namespace"):
         inject_text(json.dumps(document), with_state_secrets=True)
 
