@@ -54,7 +54,7 @@ def revision(files: list[Path]) -> str:
 def origin() -> str:
     """Return the HTTPS address of the remote without credentials, or "unknown"."""
     url = urlsplit(git("remote", "get-url", "origin"))
-    return f"https://{url.hostname}{url.path}" if url.scheme == "https" else "unknown"
+    return f"https://{url.netloc.rpartition('@')[2]}{url.path}" if url.scheme == "https" else "unknown"
 
 
 def members() -> Iterator[tuple[str, bytes]]:

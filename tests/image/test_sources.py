@@ -28,7 +28,7 @@ def checkout(tmp_path: Path) -> Path:
     for path in ROOT.glob("requirements*.txt"):
         shutil.copy(path, folder)
     git(folder, "init", "--quiet")
-    git(folder, "remote", "add", "origin", "https://user:secret@example.com/lifecycle.git")
+    git(folder, "remote", "add", "origin", "https://user:secret@example.com:8443/lifecycle.git")
     commit(folder)
     return folder
 
@@ -105,7 +105,7 @@ def test_revision_is_the_last_commit_of_the_sources(checkout: Path) -> None:
 
 
 def test_origin_is_a_public_address_without_credentials(checkout: Path) -> None:
-    assert pack_and_read(checkout)["ORIGIN"] == b"https://example.com/lifecycle.git"
+    assert pack_and_read(checkout)["ORIGIN"] == b"https://example.com:8443/lifecycle.git"
     git(checkout, "remote", "set-url", "origin", "/home/user/lifecycle")
     assert pack_and_read(checkout)["ORIGIN"] == b"unknown"
 
