@@ -311,7 +311,7 @@ def _document_text(document: dict[str, Any], template: Template) -> str:
 def _with_actions(text: str, actions: list[Action]) -> str:
     """Replace the numbered placeholders by the actions."""
     return re.sub(
-        r"^( *)((?:\w+:)|-|) ?ACTION(\d+)$",
+        r"^( *)(\w+:|-) ACTION(\d+)$",
         lambda match: actions[int(match[3])].lines(match[1], match[2]),
         text,
         flags=re.MULTILINE,
@@ -351,7 +351,7 @@ CHECKS = f"""\
 {{{{- $domain := required "Set settings.DOMAIN_NAME to the domain of the workloads' records, such as \
 vpn.your-domain.net." .Values.settings.DOMAIN_NAME -}}}}
 {{{{- if not (regexMatch `{DOMAIN_PATTERN}` $domain) -}}}}
-{{{{- fail (printf "settings.DOMAIN_NAME is %q. It must be a domain." $domain) -}}}}
+{{{{- fail (printf "settings.DOMAIN_NAME is %q. It must be a domain in lower case." $domain) -}}}}
 {{{{- end -}}}}
 {{{{- end }}}}
 

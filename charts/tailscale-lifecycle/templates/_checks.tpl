@@ -2,7 +2,7 @@
 {{- define "tailscale-lifecycle.checkDomain" -}}
 {{- $domain := required "Set settings.DOMAIN_NAME to the domain of the workloads' records, such as vpn.your-domain.net." .Values.settings.DOMAIN_NAME -}}
 {{- if not (regexMatch `^[a-z0-9-]+(\.[a-z0-9-]+)+$` $domain) -}}
-{{- fail (printf "settings.DOMAIN_NAME is %q. It must be a domain." $domain) -}}
+{{- fail (printf "settings.DOMAIN_NAME is %q. It must be a domain in lower case." $domain) -}}
 {{- end -}}
 {{- end }}
 
