@@ -211,8 +211,8 @@ def test_key_volume_is_in_memory_and_readable_by_tailscale(workload: str) -> Non
     assert all("subPath" not in mount for mount in mounts.values())
     assert {name for name, mount in mounts.items() if mount.get("readOnly")} == {"tailscale"}
     # Without DAC_OVERRIDE, root can read a 0640 file of another user only as a member of its group.
-    group = spec["securityContext"].get("fsGroup") or spec["securityContext"]["supplementalGroups"][0]
-    assert group == containers(spec)["cleanup"]["securityContext"]["runAsGroup"]
+    tailscale, cleanup = (containers(spec)[name]["securityContext"] for name in ("tailscale", "cleanup"))
+    assert tailscale["runAsGroup"] == cleanup["runAsGroup"]
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)
