@@ -260,7 +260,7 @@ variable "enabled" {
 }
 
 variable "tailscale_enabled" {
-  description = "false runs the pod without VPN: without cleanup, tailscale, dns-watch and their objects. The NetworkPolicy then denies all ingress; allow the clients with another one, and set vpn_prefixes to their addresses."
+  description = "false runs the pod without VPN: without cleanup, tailscale, dns-watch and their objects. The NetworkPolicy then denies all ingress. To let clients connect, create another NetworkPolicy, and set vpn_prefixes to their addresses."
   type        = bool
   default     = true
   nullable    = false
