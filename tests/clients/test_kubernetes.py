@@ -682,8 +682,10 @@ def test_malformed_kubeconfig_is_a_configuration_error(
 ) -> None:
     (tmp_path / "config").write_text(content)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
-    with pytest.raises(ConfigError, match="kubeconfig"):
+    with pytest.raises(ConfigError, match="kubeconfig") as caught:
         access(may_use_kubeconfig=True)
+    # Only commands that may not use a kubeconfig report which commands may.
+    assert "--dry-run" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("_outside_of_a_cluster")

@@ -87,7 +87,9 @@ def find_access(
         return _in_cluster(needed_for=needed_for)
     except ConfigError as not_in_cluster:
         if not may_use_kubeconfig:
-            raise
+            raise ConfigError(
+                f"{not_in_cluster} Only commands that change nothing, such as --dry-run, use a kubeconfig."
+            ) from not_in_cluster
         try:
             return _kubeconfig(timeout=timeout, proxy_for=proxy_for, default_trust=default_trust)
         except ConfigException as error:
@@ -103,8 +105,7 @@ def _in_cluster(*, needed_for: str) -> Access:
     except (ConfigException, OSError) as error:
         raise ConfigError(
             f"{needed_for} needs the Kubernetes API, which is not available here ({error}). In a pod, mount its "
-            "service account's token (automountServiceAccountToken). Outside of a cluster, use --dry-run or "
-            f"another command that changes nothing, with a kubeconfig. Alternatively, {_ALTERNATIVES[needed_for]}."
+            f"service account's token (automountServiceAccountToken). Alternatively, {_ALTERNATIVES[needed_for]}."
         ) from error
     return Access(
         client=open_http(configuration.host, trust=trust),
