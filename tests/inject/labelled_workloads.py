@@ -5,7 +5,6 @@ REFUSED and ACCEPTED are the workloads that `lifecycle inject` and the admission
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from lifecycle.inject.rules import HOSTNAME, INIT_CONTAINERS, LABEL, STATE_SECRET, TAILSCALE_ARGS
@@ -121,14 +120,6 @@ def _containers(*names: str, **fields: Any) -> list[Document]:
     return [{"name": name, "image": "docker.io/library/web:1", **fields} for name in names]
 
 
-KINDS: dict[str, Callable[[], Document]] = {
-    "deployment": deployment,
-    "stateful-set": stateful_set,
-    "job": job,
-    "cron-job": cron_job,
-    "pod": pod,
-}
-
 _KEY_VOLUME = {"name": "tailscale-lifecycle-auth", "emptyDir": {}}
 # The start of the list of known annotations in a message.
 _ANNOTATIONS_TEXT = "are tailscale-lifecycle/hostname, "
@@ -156,7 +147,10 @@ REFUSED: dict[str, tuple[Document, tuple[str, ...]]] = {
     "empty-part": (annotated(pod(), hostname="web..example.com"), (HOSTNAME, "web..example.com")),
     "unknown-reference": (annotated(deployment(), hostname="web-$(OTHER)"), (HOSTNAME, "web-$(OTHER)")),
     "other-domain": (annotated(deployment(), hostname="web.example.org"), (HOSTNAME, "web.example.org", "example.com")),
-    "suffix-only": (annotated(deployment(), hostname="webexample.com"), (HOSTNAME, "webexample.com")),
+    "no-dot-before-domain": (
+        annotated(deployment(), hostname="webexample.com"),
+        (HOSTNAME, "webexample.com"),
+    ),
     "partial-domain": (annotated(deployment(), hostname="docs.web"), (HOSTNAME, "docs.web")),
     "long-hostname": (annotated(deployment(), hostname="w" * 52), (HOSTNAME, f"{'w' * 52}.example.com")),
     "alias": (annotated(deployment(), dns_aliases="docs,my_docs"), ("tailscale-lifecycle/dns-aliases", "my_docs")),
@@ -231,6 +225,7 @@ REFUSED: dict[str, tuple[Document, tuple[str, ...]]] = {
 
 ACCEPTED: dict[str, Document] = {
     "deployment": deployment(),
+    "stateful-set": stateful_set(),
     "ordinal": annotated(stateful_set(replicas=2), hostname="$(POD_NAME)"),
     "ordinal-and-state": annotated(stateful_set(replicas=2), hostname="$(POD_NAME)", state_secret="$(POD_NAME)-state"),
     "daemon-set": annotated(daemon_set(), hostname="web-$(NODE_NAME)"),
