@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import re
@@ -110,11 +109,11 @@ def run(cluster: Cluster, *argv: str) -> Any:
 Call = Callable[[Cluster], object]
 
 # Each kind of call, and a part of the path of its request.
-GET_CALLS: list[Any] = [
+CALLS: list[Any] = [
     pytest.param(lambda cluster: cluster.secret(HEADSCALE_NAMESPACE, "api-key"), "/secrets/", id="secret"),
     pytest.param(lambda cluster: cluster.pods(HEADSCALE_NAMESPACE, "app=x"), "/pods", id="pods"),
+    pytest.param(lambda cluster: run(cluster, "echo"), "/exec", id="exec"),
 ]
-CALLS: list[Any] = [*GET_CALLS, pytest.param(lambda cluster: run(cluster, "echo"), "/exec", id="exec")]
 
 
 def failure(call: Callable[[], object]) -> ApiError:
@@ -377,11 +376,6 @@ def test_replaced_pod_does_not_mean_a_missing_node(kubernetes: KubernetesSimulat
 
 # --- Faults of any request -----------------------------------------------------------------------------
 
-# The client refuses compressed responses, because a small one can become very large.
-COMPRESSED = faults.answer(
-    200, gzip.compress(gzip.compress(b" " * 1024 * 1024)), headers={"content-encoding": "gzip, gzip"}
-)
-
 
 @pytest.mark.parametrize(("call", "path"), CALLS)
 @pytest.mark.parametrize(
@@ -396,7 +390,7 @@ COMPRESSED = faults.answer(
         pytest.param(faults.answer(403, "{}"), AuthError, id="403"),
         pytest.param(faults.answer(422, "{}"), ResponseError, id="422"),
         pytest.param(faults.answer(302, headers={"location": "http://[bad"}), ResponseError, id="malformed-redirect"),
-        pytest.param(COMPRESSED, ResponseError, id="compressed"),
+        pytest.param(faults.answer(200, headers={"content-encoding": "gzip"}), ResponseError, id="compressed"),
     ],
 )
 def test_kind_of_error_for_each_failure(
@@ -424,28 +418,6 @@ def test_refusal_by_a_proxy_gives_no_advice_on_permissions(
     error = failure(lambda: call(cluster))
     assert "in front of Kubernetes" in str(error)
     assert "permission" not in str(error)
-
-
-@pytest.mark.parametrize(("call", "path"), CALLS)
-def test_refused_connection_is_a_transient_error(call: Call, path: str, kubernetes: KubernetesSimulator) -> None:
-    with serve(kubernetes) as url:
-        pass
-    with cluster_at(url, kubernetes, timeout_s=SHORT_TIMEOUT_S) as cluster:
-        assert type(failure(lambda: call(cluster))) is TransientError
-
-
-@pytest.mark.max_cases_without_full(1)
-@pytest.mark.parametrize(("call", "path"), GET_CALLS)
-def test_slow_body_ends_with_the_time_out(
-    call: Call, path: str, kubernetes: KubernetesSimulator, short_timeout_cluster: Cluster
-) -> None:
-    """Each part of the response arrives quickly, but the whole response would take minutes."""
-    kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", {"key": "x" * 1000})
-    kubernetes.faults.add(faults.drip(interval_s=0.05), path=path)
-    error = failure(lambda: call(short_timeout_cluster))
-    assert type(error) is TransientError
-    assert f"{SHORT_TIMEOUT_S:g} s" in str(error)
-    kubernetes.faults.release()
 
 
 @pytest.mark.parametrize(("call", "path"), CALLS)
