@@ -263,7 +263,8 @@ class Dialect:
 
     # Registration and sessions
     live_needs_no_key: bool = True
-    """With an unchanged node key, the login of a live node needs no valid pre-auth key, whatever `key_check` is."""
+    """The login of a live node needs no valid pre-auth key, whatever `key_check` is, if the node key is unchanged.
+    With `MACHINE_OR_NODE_KEY`, this also applies if only the machine key is unchanged."""
     login_match: LoginMatch = LoginMatch.MACHINE_OR_NODE_KEY
     key_check: KeyCheck = KeyCheck.ALWAYS
     login_tags: LoginTags = LoginTags.IF_ANY
