@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
+from http import HTTPStatus
 from typing import Generic, TypeVar
 
 import httpcore
@@ -27,14 +28,6 @@ CHUNK = 64 * 1024
 TIMED_OUT = "The read operation timed out"
 
 HTML_PAGE = "<!DOCTYPE html>\n<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>\n"
-
-# The title of an HTML page, by the status of the response.
-TITLES = {
-    200: "Welcome",
-    502: "502 Bad Gateway",
-    503: "503 Service Temporarily Unavailable",
-    504: "504 Gateway Time-out",
-}
 
 
 class Kind(Enum):
@@ -93,7 +86,7 @@ def answer(
 
 def html(status: int = 502) -> Fault:
     """Send an HTML page, as a proxy does if its upstream is down."""
-    page = HTML_PAGE.format(title=TITLES.get(status, str(status)))
+    page = HTML_PAGE.format(title=f"{status} {HTTPStatus(status).phrase}")
     return answer(status, page, content_type="text/html; charset=UTF-8")
 
 

@@ -50,9 +50,6 @@ _REASONS: Final = {
     409: "AlreadyExists",
     415: "UnsupportedMediaType",
     422: "Invalid",
-    429: "TooManyRequests",
-    500: "InternalError",
-    503: "ServiceUnavailable",
 }
 
 
@@ -416,7 +413,7 @@ class KubernetesSimulator(Upstream):
         try:
             fault = self.faults.take(request.method, request.target)
             if fault is not None:
-                # The command is not run. A fault that changes a response changes the response of status 500.
+                # The command is not run. A fault such as `truncate` gets a response with status 500 to change.
                 response = apply_fault(fault, self.faults, request, lambda _from_previous_state: Response(status=500))
                 status = response.status
                 return response
