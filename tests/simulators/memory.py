@@ -12,19 +12,11 @@ import httpx
 from tests.simulators.messages import Handler, Request, Response
 
 
-class MemoryTransport(httpx.BaseTransport):
-    """A transport for `httpx.Client`.
+def memory_transport(handler: Handler) -> httpx.MockTransport:
+    """Return a transport for `httpx.Client` that calls the handler with each request."""
 
-    Args:
-        handler: returns the response to a request.
-    """
-
-    def __init__(self, handler: Handler) -> None:
-        self._handler = handler
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Call the handler with a request."""
-        response = self._handler(
+    def handle(request: httpx.Request) -> httpx.Response:
+        response = handler(
             Request(
                 method=request.method,
                 path=request.url.path,
@@ -33,21 +25,15 @@ class MemoryTransport(httpx.BaseTransport):
                 body=request.read(),
             )
         )
-        return httpx.Response(response.status, headers=response.all_headers(), stream=_Stream(response.content()))
+        return httpx.Response(response.status, headers=response.all_headers(), content=response.content())
 
-
-class _Stream(httpx.SyncByteStream):
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._chunks
+    return httpx.MockTransport(handle)
 
 
 class MemoryClient(httpx.Client):
     """A client whose `stream`, with which the program sends all requests, calls the handler without a transport.
 
-    This is three times as fast as `httpx.Client` with `MemoryTransport`, which matters for thousands of requests.
+    This is three times as fast as `httpx.Client` with `memory_transport`, which matters for thousands of requests.
 
     Args:
         handler: returns the response to a request.
@@ -55,7 +41,7 @@ class MemoryClient(httpx.Client):
     """
 
     def __init__(self, handler: Handler, base_url: str) -> None:
-        super().__init__(transport=MemoryTransport(handler), base_url=base_url)
+        super().__init__(transport=memory_transport(handler), base_url=base_url)
         self._handler = handler
         self._prefix = urlsplit(base_url).path
 

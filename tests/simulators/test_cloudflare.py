@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.simulators.cloudflare import ApiError, CloudflareSimulator, refusal
-from tests.simulators.memory import MemoryTransport
+from tests.simulators.memory import memory_transport
 
 DUPLICATE_RECORD = 81058
 RECORD_NOT_FOUND = 81044
@@ -37,7 +37,7 @@ class Account:
     def client_with(self, authorization: str | None) -> httpx.Client:
         """Return an HTTP client that sends this Authorization header; None = it sends no such header."""
         return httpx.Client(
-            transport=MemoryTransport(self.simulator.handle),
+            transport=memory_transport(self.simulator.handle),
             base_url="http://cloudflare.test/client/v4",
             headers={} if authorization is None else {"Authorization": authorization},
         )

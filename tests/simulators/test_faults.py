@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.simulators import faults
-from tests.simulators.memory import MemoryTransport
+from tests.simulators.memory import memory_transport
 from tests.simulators.messages import Request, Response, json_response
 from tests.simulators.serve import serve
 from tests.simulators.upstream import Upstream
@@ -41,7 +41,7 @@ def counter() -> Counter:
 @pytest.fixture(params=["in-process", "loopback"])
 def client(request: pytest.FixtureRequest, counter: Counter) -> Iterator[httpx.Client]:
     if request.param == "in-process":
-        yield httpx.Client(transport=MemoryTransport(counter.handle), base_url="http://counter.test")
+        yield httpx.Client(transport=memory_transport(counter.handle), base_url="http://counter.test")
         return
     with serve(counter) as url, httpx.Client(base_url=url, trust_env=False) as client:
         yield client
@@ -111,7 +111,7 @@ def test_slow_body_arrives_over_http_and_is_a_time_out_if_called_directly(counte
     with serve(counter) as url:
         assert httpx.get(url, trust_env=False).json()["count"] == 0
     with pytest.raises(httpx.ReadTimeout):
-        httpx.Client(transport=MemoryTransport(counter.handle)).get("http://counter.test/")
+        httpx.Client(transport=memory_transport(counter.handle)).get("http://counter.test/")
 
 
 def test_server_can_be_closed_while_a_request_hangs(counter: Counter) -> None:

@@ -19,7 +19,7 @@ import pytest
 from tests.simulators import faults
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.headscale import HeadscaleSimulator, Node, NodeGoneError, PreAuthKey, RegistrationRefusedError
-from tests.simulators.memory import MemoryTransport
+from tests.simulators.memory import memory_transport
 
 NOON: Final = datetime(2026, 8, 1, 12, 0, tzinfo=UTC)
 # Go's zero time.
@@ -56,7 +56,7 @@ class Server(HeadscaleSimulator):
         """
         header = f"Bearer {self.api_key}" if authorization is None else authorization
         return httpx.Client(
-            transport=MemoryTransport(self.handle),
+            transport=memory_transport(self.handle),
             base_url="http://headscale.test",
             headers={"Authorization": header} if header else {},
         )
