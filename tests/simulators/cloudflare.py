@@ -159,15 +159,10 @@ class CloudflareSimulator(Upstream):
 
     # --- Actions of a test or of the demo -----------------------------------------------------------
 
-    def set_token(self, value: str | None = None, *, permission: Permission = "edit") -> str:
-        """Replace the token, and return the new one. The old one becomes invalid.
-
-        Args:
-            value: the token; generated if omitted.
-            permission: the token's permission for DNS records.
-        """
+    def set_token(self, *, permission: Permission = "edit") -> str:
+        """Replace the token by one with this permission for DNS records, and return it. The old one becomes invalid."""
         with self.lock:
-            self.token = value or "".join(self._random.choices(TOKEN_ALPHABET, k=40))
+            self.token = "".join(self._random.choices(TOKEN_ALPHABET, k=40))
             self._permission: Permission = permission
             self._secrets.append(self.token)
             return self.token

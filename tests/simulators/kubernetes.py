@@ -259,16 +259,15 @@ class KubernetesSimulator(Upstream):
         with self.lock:
             self._rules.clear()
 
-    def add_exec_fault(self, fault: ExecFault, command: str = "", *, times: int | None = 1, after: int = 0) -> None:
+    def add_exec_fault(self, fault: ExecFault, command: str = "", *, times: int | None = 1) -> None:
         """Inject a fault into a command.
 
         Args:
             fault: the fault.
             command: regular expression that is searched in the command, whose words are joined by spaces.
             times: how many commands are affected; None = all.
-            after: how many matching commands are not affected before the first one that is.
         """
-        self._exec_faults.add(fault, path=command, times=times, after=after)
+        self._exec_faults.add(fault, path=command, times=times)
 
     @property
     def pods(self) -> list[SimulatedPod]:

@@ -457,13 +457,13 @@ class Tailnet(Upstream):
             self._save_previous_state()
             return self._add_api_key(None).key
 
-    def rotate_api_key(self, api_key: str | None = None) -> str:
+    def rotate_api_key(self) -> str:
         """Expire `api_key`, and replace it by another key, which is returned."""
         with self.lock:
             self._save_previous_state()
             key = self._state.api_keys[self._api_key_id]
             self._state.api_keys[key.id] = replace(key, expires_at=self._now())
-            self._api_key_id = self._add_api_key(api_key).id
+            self._api_key_id = self._add_api_key(None).id
             return self.api_key
 
     # --- Actions of a machine -----------------------------------------------------------------------
