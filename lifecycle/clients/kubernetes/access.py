@@ -13,7 +13,6 @@ from datetime import timedelta
 from functools import partial
 from logging.handlers import BufferingHandler
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import httpx
 from kubernetes.client.configuration import Configuration
@@ -144,8 +143,8 @@ def _kubeconfig(
             f"Context {name} of the kubeconfig has insecure-skip-tls-verify. Credentials are not sent to a server that "
             "is not verified. Set certificate-authority instead."
         )
-    if urlsplit(configuration.host).scheme not in {"http", "https"}:
-        raise ConfigError(f"The server of context {name} of the kubeconfig is neither an https nor an http URL.")
+    if not _is_url(configuration.host, "https", "http"):
+        raise ConfigError(f"The server of context {name} of the kubeconfig is not a valid https or http URL.")
     if problems:
         raise ConfigError(
             f"The credentials of user {user} of the kubeconfig cannot be loaded. If this user has a credential plugin, "
@@ -197,11 +196,17 @@ def _kubeconfig_proxy(url: Any) -> Proxy | None:
     if not url:
         return None
     setting = "proxy-url in the kubeconfig"
-    with suppress(httpx.InvalidURL, TypeError):
-        parsed = httpx.URL(url)
-        if parsed.scheme == "http" and parsed.host:
-            return Proxy(url, setting)
-    raise ConfigError(f"{setting}: only http://HOST:PORT is supported.")
+    if not _is_url(url, "http"):
+        raise ConfigError(f"{setting}: only http://HOST:PORT is supported.")
+    return Proxy(url, setting)
+
+
+def _is_url(value: Any, *schemes: str) -> bool:
+    """Return True if a value of the kubeconfig is a URL with one of these schemes, a host and a valid port."""
+    with suppress(httpx.InvalidURL, TypeError, ValueError):
+        url = httpx.URL(value)
+        return url.scheme in schemes and bool(url.host) and (url.port or 1) in range(1, 65_536)
+    return False
 
 
 def _authorization(configuration: Configuration) -> Mapping[str, str]:
