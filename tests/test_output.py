@@ -15,7 +15,8 @@ from typing import TextIO
 
 import pytest
 
-from lifecycle.runtime.output import LineOutput
+from lifecycle.runtime.background import in_background
+from lifecycle.runtime.output import LineOutput, print_text
 
 # The longest wait until all lines are written. It is long, because the machine can be slow.
 FLUSH_S = 60.0
@@ -109,6 +110,16 @@ def test_line_is_written_completely_to_a_non_blocking_pipe(pipe: Pipe) -> None:
     assert pipe.read(20_001) == f"{line}\n".encode()
     output.flush(FLUSH_S)
     assert output.dropped == 0
+
+
+def test_text_is_written_completely_to_a_non_blocking_pipe(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", pipe.writer)
+    os.set_blocking(pipe.writer.fileno(), False)
+    reading = in_background(lambda: pipe.read(20_000), name="reader")
+
+    print_text("y" * 20_000)
+
+    assert reading.result(FLUSH_S) == b"y" * 20_000
 
 
 def test_partial_line_is_ended_before_the_next_line(tmp_path: Path, repository: Path) -> None:

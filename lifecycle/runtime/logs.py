@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from io import TextIOWrapper
 from typing import Any
 
 import structlog
@@ -31,10 +30,6 @@ def configure_logs(*, console: bool, level: str = "info", to_stderr: bool = Fals
         level: the lowest level to log.
         to_stderr: write to standard error; for commands that print their result to standard output.
     """
-    for stream in map(standard_stream, ("stdout", "stderr")):
-        if isinstance(stream, TextIOWrapper):
-            # Otherwise, a character that the terminal's encoding cannot represent would raise UnicodeEncodeError.
-            stream.reconfigure(errors="backslashreplace")
     name = "stderr" if to_stderr else "stdout"
     stream = standard_stream(name)
     renderers: list[structlog.typing.Processor] = [lambda _logger, _method, event: printable_json(event)]

@@ -6,7 +6,6 @@ import os
 import select
 import sys
 from collections import deque
-from io import TextIOWrapper
 from threading import Condition, Thread
 from typing import TextIO
 
@@ -68,16 +67,23 @@ class LineOutput:
         rest = memoryview(b"\n" + line if self._is_line_open else line)
         while rest:
             try:
-                written = os.write(descriptor, rest)
-            except BlockingIOError:
-                # Another process that uses the same pipe or terminal has made it non-blocking.
-                select.select([], [descriptor], [])
+                written = _write_part(descriptor, rest)
             except OSError:
                 return False
-            else:
+            if written:
                 rest = rest[written:]
                 self._is_line_open = bool(rest)
         return True
+
+
+def _write_part(descriptor: int, data: memoryview) -> int:
+    """Write some of the bytes, and return how many. If none can be written now, wait until some can, and return 0."""
+    try:
+        return os.write(descriptor, data)
+    except BlockingIOError:
+        # Another process that uses the same pipe or terminal has made it non-blocking.
+        select.select([], [descriptor], [])
+        return 0
 
 
 def standard_stream(name: str) -> TextIO | None:
@@ -90,7 +96,7 @@ def print_text(text: str, name: str = "stdout", *, encoding: str | None = None) 
     """Write a text to standard output or standard error, and wait until it is written.
 
     Args:
-        encoding: replaces the encoding of the stream; None = that of the locale.
+        encoding: the encoding of the text; None = that of the stream.
 
     Raises:
         OSError: it cannot be written.
@@ -98,12 +104,6 @@ def print_text(text: str, name: str = "stdout", *, encoding: str | None = None) 
     stream = standard_stream(name)
     if stream is None:
         raise OSError(f"{name} is closed")
-    try:
-        if encoding is not None and isinstance(stream, TextIOWrapper):
-            stream.reconfigure(encoding=encoding, errors=stream.errors)
-        stream.write(text)
-        stream.flush()
-    except OSError:
-        # Otherwise, Python would try to write the rest of the text at exit, fail, and return the exit status 120.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        raise
+    rest = memoryview(text.encode(encoding or stream.encoding, "backslashreplace"))
+    while rest:
+        rest = rest[_write_part(stream.fileno(), rest) :]
