@@ -48,7 +48,7 @@ def plan_commands(settings: Settings, *, name: str | None = None) -> Report:
     """
     with ExitStack() as stack:
         cluster = connect_cluster(settings, stack, only_reads=True)
-        readers = connect_readers(settings, no_retries(), stack, cluster)
+        readers = connect_readers(settings, stack, cluster)
         sections = []
         if isinstance(settings, CleanupSettings):
             read_state = state_reader(settings, no_retries(), cluster)
@@ -65,7 +65,7 @@ def status(settings: StatusSettings, *, redact: bool) -> dict[str, Any]:
     """Return the state of every workload of DNS_OWNER, as JSON values. `redact` shortens names and addresses."""
     with ExitStack() as stack:
         cluster = connect_cluster(settings, stack, only_reads=True)
-        readers = connect_readers(settings, no_retries(), stack, cluster)
+        readers = connect_readers(settings, stack, cluster)
         return status_report(settings, readers, cluster, now=utc_now(), redact=redact)
 
 

@@ -35,21 +35,20 @@ from lifecycle.domain.proxy import Proxy
 from lifecycle.keyfile.reader import KeyFileReader
 from lifecycle.readers import Readers
 from lifecycle.runtime.clock import utc_now
+from lifecycle.runtime.retry import no_retries
 from lifecycle.settings.models import CleanupSettings, Settings
 
 if TYPE_CHECKING:
     from lifecycle.clients.kubernetes.api import Cluster
 
 
-def connect_readers(
-    settings: Settings, policy: tenacity.Retrying, stack: ExitStack, cluster: Cluster | None
-) -> Readers:
-    """Return clients that can only read; no request is sent yet."""
+def connect_readers(settings: Settings, stack: ExitStack, cluster: Cluster | None) -> Readers:
+    """Return clients that can only read, and that do not retry; no request is sent yet."""
     headscale, cloudflare = open_upstreams(settings, stack, cluster, lambda _upstream, _outcome: None)
     return Readers(
-        HeadscaleSnapshot(headscale, policy),
+        HeadscaleSnapshot(headscale, no_retries()),
         CloudflareReader(cloudflare, domain=settings.domain_name, zone_id=settings.cloudflare_zone_id),
-        KeyFileReader(settings.authkey_output_path, settings.authkey_file_mode),
+        KeyFileReader(settings.authkey_output_path),
     )
 
 
