@@ -27,13 +27,9 @@ class KeyFileReader:
 
     The key file contains the pre-auth key for the tailscale container. The metadata identifies the key and the pod's
     node. A method raises KeyFileError if a file is malformed or cannot be read.
-
-    Attributes:
-        mode: the permission bits with which `KeyFileWriter` writes the key file.
     """
 
     path: Path
-    mode: int = 0o640
 
     @property
     def metadata_path(self) -> Path:

@@ -7,7 +7,7 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -30,10 +30,11 @@ _FILE_TYPES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
 class KeyFileWriter(KeyFileReader):
     """A key file that may be replaced. Only `lifecycle.apply` calls these methods, which raise KeyFileError."""
 
-    __slots__ = ()
+    mode: int = 0o640
 
     def check_writable(self) -> None:
         """Check that a key can be written: create and rename a file in its folder, and check the files to replace."""
