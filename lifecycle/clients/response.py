@@ -29,7 +29,7 @@ _MAX_PROCESSED = 10_000
 # A word of 32 or more characters is treated as a key or token.
 _SECRET = re.compile(r"[\w+=-]{32,}")
 
-_TITLE = re.compile(r"<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
+_TITLE = re.compile(r"<title>([^<]*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

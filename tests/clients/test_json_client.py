@@ -489,8 +489,11 @@ def test_message_of_the_upstream_becomes_one_short_printable_line(client: JsonCl
     assert len(message) < 500
 
 
-def test_long_message_of_the_upstream_is_shortened_quickly(api: Api) -> None:
-    api.faults.add(faults.answer(502, "é " * 8_000_000, content_type="text/plain"))
+@pytest.mark.parametrize(
+    "body", [pytest.param("é " * 8_000_000, id="text"), pytest.param("<title>" * 2_000_000, id="web page")]
+)
+def test_long_message_of_the_upstream_is_shortened_quickly(api: Api, body: str) -> None:
+    api.faults.add(faults.answer(502, body, content_type="text/plain"))
     started = time.process_time()
     assert len(str(failure(client_of(api)))) < 500
     assert time.process_time() - started < 2
