@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from lifecycle.clients.headscale.errors import AMBIGUOUS_USER_ADVICE, AMBIGUOUS_USER_TEXT, MISSING_OBJECT, UPSTREAM
@@ -58,7 +59,7 @@ _LOCAL_FAILURES: tuple[tuple[str, type[ResponseError], str], ...] = (
     ),
 )
 
-_LINE_START = re.compile(r"^(?=[^\s])", re.MULTILINE)
+_LINE_START = re.compile(r"^(?=\S)", re.MULTILINE)
 _SNAKE = re.compile(r"_([a-z])")
 
 
@@ -112,13 +113,12 @@ def last_json(text: str) -> Any:
         ValueError: the text does not end with a JSON value that begins at the start of a line.
     """
     decoder = json.JSONDecoder(object_hook=_with_camel_case_names)
+    text = text.rstrip()
     for line in _LINE_START.finditer(text):
-        try:
+        with suppress(ValueError, RecursionError):
             value, end = decoder.raw_decode(text, line.start())
-        except (ValueError, RecursionError):
-            continue
-        if not text[end:].strip():
-            return value
+            if end == len(text):
+                return value
     raise ValueError("no JSON value at the end")
 
 
