@@ -131,17 +131,22 @@ def _parse_date(text: str) -> datetime | None:
         return None
 
 
+def listed_errors(body: Any) -> list[dict[str, Any]]:
+    """Return the errors that the body of a refusal lists, and their causes, which Cloudflare calls `error_chain`."""
+    errors = _objects(body, "errors")
+    return errors + [cause for error in errors for cause in _objects(error, "error_chain")]
+
+
 def _messages(body: Any) -> list[str]:
     """Return the messages in a refusal by Cloudflare, Headscale (gRPC gateway or problem document) or Kubernetes."""
-    match body:
-        case {"errors": [*errors]}:
-            return [message for error in errors for message in _messages(error)] or _texts(body)
-        case {"error_chain": [*chain]}:
-            return _texts(body) + [message for error in chain for message in _messages(error)]
-        case dict():
-            return _texts(body)
-    return []
+    return [text for error in listed_errors(body) for text in _texts(error)] or _texts(body)
 
 
-def _texts(body: dict[str, Any]) -> list[str]:
-    return [body[name] for name in ("detail", "message", "error") if isinstance(body.get(name), str)]
+def _objects(body: Any, member: str) -> list[dict[str, Any]]:
+    items = body.get(member) if isinstance(body, dict) else None
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+
+
+def _texts(body: Any) -> list[str]:
+    values = [body.get(name) for name in ("detail", "message", "error")] if isinstance(body, dict) else []
+    return [value for value in values if isinstance(value, str)]

@@ -499,6 +499,14 @@ def test_long_message_of_the_upstream_is_shortened_quickly(api: Api, body: str) 
     assert time.process_time() - started < 2
 
 
+def test_deeply_nested_refusal_does_not_exceed_the_recursion_limit() -> None:
+    """From Python 3.12 on, the json module accepts values that are nested more deeply than function calls can be."""
+    body: dict[str, Any] = {}
+    for _ in range(10_000):
+        body = {"errors": [body]}
+    assert ApiResponse(400, {}, "", body).reason == ""
+
+
 @pytest.mark.parametrize(
     "secret",
     [

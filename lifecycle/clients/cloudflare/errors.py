@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import httpx
 
-from lifecycle.clients.response import Response
+from lifecycle.clients.response import Response, listed_errors
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
 
@@ -118,15 +118,7 @@ def _meaning(status: int, codes: list[int]) -> Meaning:
 
 
 def _codes(body: Any) -> list[int]:
-    """Return every error code in the body of a refusal. An error can contain a chain of further errors, its causes."""
-    errors = _list(body, "errors")
-    causes = [cause for error in errors for cause in _list(error, "error_chain")]
-    return [item["code"] for item in errors + causes if isinstance(item, dict) and isinstance(item.get("code"), int)]
-
-
-def _list(value: Any, member: str) -> list[Any]:
-    items = value.get(member) if isinstance(value, dict) else None
-    return items if isinstance(items, list) else []
+    return [error["code"] for error in listed_errors(body) if isinstance(error.get("code"), int)]
 
 
 CLOUDFLARE: Final = Upstream(
