@@ -93,7 +93,7 @@ EVENTS = {
     "node.returned": _event("info", "after", "the pod has a node again; `after` is the cause of the last `node.lost`"),
     "node.superseded": _event(
         "warning",
-        "node_id successor_id reason",
+        "node_id superseded_by reason",
         "another pod of the workload has the name; this pod no longer changes the record",
     ),
     "node.reinstated": _event(

@@ -95,7 +95,7 @@ class TestNotes:
         assert pod_event(info("pass.finished", in_sync=True)) is None
 
     def test_note_is_printable_and_at_most_1024_bytes_long(self) -> None:
-        event = pod_event(warning("node.superseded", successor_id="8", reason="a\n\x1b[31m" + "é" * 2000))
+        event = pod_event(warning("node.superseded", superseded_by="8", reason="a\n\x1b[31m" + "é" * 2000))
         assert event is not None
         assert event.note.isprintable()
         assert 1000 < len(event.note.encode()) <= 1024

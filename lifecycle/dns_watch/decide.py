@@ -159,7 +159,7 @@ def _decide_unregistered(
     heal = replace(state.heal, observed=None)
     loss, key_check, node_ownership = unregistered.loss, observation.key_check, state.node_ownership
     if loss is not None and node_ownership is not None:
-        state, events = records.with_successor(state, loss.successor)
+        state, events = records.with_superseding_node(state, loss.successor)
         heal = healing.count_loss(state.heal, loss, now)
         events = (*events, *healing.loss_events(heal, loss, reported=state.heal.lost, config=config))
         if isinstance(key_check, ApiError):

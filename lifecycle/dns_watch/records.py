@@ -204,11 +204,11 @@ def decide_records(
         return Decision(state, failures=(failure,))
     if read is None:
         return Decision(state)
-    successor = published_preferred_node(read.records, read.preferred_nodes, node, config)
-    state, events = with_successor(state, successor)
-    if successor is not None:
+    preferred = published_preferred_node(read.records, read.preferred_nodes, node, config)
+    state, events = with_superseding_node(state, preferred)
+    if preferred is not None:
         records = _with_comparison(state.records, specs, config.verify_interval, now)
-        records = replace(records, reason=f"node {successor.id} of {_describe_pod(successor, state)} has the name")
+        records = replace(records, reason=f"node {preferred.id} of {_describe_pod(preferred, state)} has the name")
         return Decision(replace(state, records=records), events=events)
     plan = plan_records(read, node, specs, config)
     for record in plan.in_the_way:
@@ -274,8 +274,8 @@ def _records_after(
     return replace(records, reason="", verified_at_s=now.monotonic_s)
 
 
-def _describe_pod(successor: Node, state: State) -> str:
-    is_earlier = state.node is not None and successor.sequence < int(state.node.id)
+def _describe_pod(node: Node, state: State) -> str:
+    is_earlier = state.node is not None and node.sequence < int(state.node.id)
     return "an online earlier pod" if is_earlier else "a later pod"
 
 
@@ -298,14 +298,14 @@ def with_cloudflare_failure(state: State, failure: ApiError, config: WatchConfig
     return replace(state, records=records), Failure(failure, failures, wait_s)
 
 
-def with_successor(state: State, successor: Node | None) -> tuple[State, tuple[Event, ...]]:
-    """Remember the successor, and report if it has changed. With a successor, this pod changes no record."""
-    successor_id = successor.id if successor else None
-    if successor_id == state.superseded_by:
+def with_superseding_node(state: State, node: Node | None) -> tuple[State, tuple[Event, ...]]:
+    """Remember the node to which this pod leaves the records (None = none), and report if it has changed."""
+    superseded_by = node.id if node else None
+    if superseded_by == state.superseded_by:
         return state, ()
     node_id = state.node.id if state.node else None
-    state = replace(state, superseded_by=successor_id)
-    if successor is None:
+    state = replace(state, superseded_by=superseded_by)
+    if node is None:
         return state, (info("node.reinstated", node_id=node_id),)
-    reason = f"{_describe_pod(successor, state)} of this workload has the name; this pod leaves the record alone"
-    return state, (warning("node.superseded", node_id=node_id, successor_id=successor_id, reason=reason),)
+    reason = f"{_describe_pod(node, state)} of this workload has the name; this pod leaves the record alone"
+    return state, (warning("node.superseded", node_id=node_id, superseded_by=superseded_by, reason=reason),)

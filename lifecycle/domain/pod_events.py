@@ -21,7 +21,7 @@ NOTES: Final = {
     ),
     "node.lost": ("NodeLost", "Node {node_id} is lost: {reason}. {advice}"),
     "node.returned": ("NodeReturned", "The node is registered again after it was {after}"),
-    "node.superseded": ("NodeSuperseded", "Another pod has the hostname now, with node {successor_id}: {reason}"),
+    "node.superseded": ("NodeSuperseded", "Another pod has the hostname now, with node {superseded_by}: {reason}"),
     "node.expiring": ("NodeExpiring", "Node {node_id} expires at {expires_at}. {advice}"),
     "node.foreign": (
         "NodeForeign",

@@ -73,7 +73,7 @@ def test_an_old_pod_that_still_runs_stands_down_for_a_new_pod(
 
     assert published_addresses(world) == [new.address]
     assert (len(world.cloudflare.writes), len(world.headscale.keys), old.key) == (writes, keys, key)
-    assert [(event["node_id"], event["successor_id"]) for event in events_named(events, "node.superseded")] == [
+    assert [(event["node_id"], event["superseded_by"]) for event in events_named(events, "node.superseded")] == [
         (str(old.node_id), str(new.node_id))
     ]
     assert not events_named(events, "node.reinstated")

@@ -95,7 +95,7 @@ def test_later_of_two_concurrent_pods_is_published(workload: Workload) -> None:
     later = workload.start_client(key_file=later_key)
     later_watch = workload.start_dns_watch(AUTHKEY_OUTPUT_PATH=str(later_key))
     workload.wait_until_published(later)
-    earlier_watch.wait_for("node.superseded", successor_id=workload.node_ids[1])
+    earlier_watch.wait_for("node.superseded", superseded_by=workload.node_ids[1])
     later_watch.wait_for("node.registered", node_id=workload.node_ids[1])
     written = len(workload.cloudflare.writes)
     for next_watch in (earlier_watch, later_watch, earlier_watch):
