@@ -75,12 +75,12 @@ def lookup_wait_s(state: State, config: WatchConfig, now: Moment) -> float:
 
     After the interface has changed, it is 1 again. It grows because each lookup lists all nodes, which is expensive.
     """
-    growing_s = doubled(1.0, (state.lookups - state.lookups_at_interface_change - 1) // 2, max_s=_DAY_S)
     max_s = max_wait_s(config) if state.node is not None else config.retry_interval.total_seconds()
     if usable_key_id(state, now) is not None:
         # The liveness probe of the tailscale container fails until dns-watch finds the node again, so look often.
         max_s = min(config.retry_interval, config.poll_interval).total_seconds()
-    return at_least_min_interval(state, subtract_jitter(min(growing_s, max_s), now.jitter), config, now)
+    interval_s = doubled(1.0, (state.lookups - state.lookups_at_interface_change - 1) // 2, max_s=max_s)
+    return at_least_min_interval(state, subtract_jitter(interval_s, now.jitter), config, now)
 
 
 def with_load(state: State, observation: Observation, now: Moment) -> State:

@@ -438,7 +438,7 @@ DECISION_MUTANTS: Final = (
         guarantee="Backoff",
         name="polls for its node every second",
         file="dns_watch/schedule.py",
-        old="doubled(1.0, (state.lookups - state.lookups_at_interface_change - 1) // 2, max_s=_DAY_S)",
+        old="doubled(1.0, (state.lookups - state.lookups_at_interface_change - 1) // 2, max_s=max_s)",
         new="1.0",
     ),
     Mutant(
