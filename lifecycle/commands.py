@@ -69,7 +69,6 @@ def dns_watch(settings: DnsWatchSettings, stop: StopEvent, *, only_once: bool) -
         gc.collect()
         gc.freeze()
         gc.enable()
-        is_finished = (lambda: watch.state.is_registered) if only_once else (lambda: False)
         events = stack.enter_context(closing(InterfaceEvents(stop)))
 
         def pause(left_s: float) -> None:
@@ -81,7 +80,7 @@ def dns_watch(settings: DnsWatchSettings, stop: StopEvent, *, only_once: bool) -
             should_wake=watch.interface_changed,
             pause=pause if settings.tailscale_interface else stop.wait,
             monotonic=monotonic,
-            finished=is_finished,
+            finished=lambda: only_once and watch.state.is_registered,
         )
         records = watch.state.records
         if only_once and not records.in_sync:
