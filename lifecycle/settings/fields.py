@@ -261,7 +261,7 @@ LoginServer = Annotated[
     ),
 ]
 HostAddress = Annotated[
-    str, _only_if(_is_host_address, "must be an IP address such as 127.0.0.1 or ::1, without a port")
+    str, _only_if(_is_host_address, "must be an IP address such as 127.0.0.1 or ::1, or a host name, without a port")
 ]
 ProxyUrl = Annotated[SecretStr, AfterValidator(parse_proxy)]
 Namespace = Annotated[
