@@ -116,8 +116,8 @@ _ADVICE = {
     "first). If the workload was removed, run `lifecycle prune --name NAME`.",
     State.ORPHANED: "No node has the name. If the workload was removed, run `lifecycle prune --name NAME`. If it "
     "runs, delete its pod, or set SELF_HEAL=true.",
-    State.FOREIGN_NODE: "A node with the name is not ours: it has another user, or registered without a pre-auth key. "
-    "If it is a leftover, delete it in Headscale. If it is ours, check HEADSCALE_USER and AUTHKEY_TAGS.",
+    State.FOREIGN_NODE: "A node with the name has another user, or registered without a pre-auth key. If it is a "
+    "leftover, delete it in Headscale. If it belongs to the workload, check HEADSCALE_USER and AUTHKEY_TAGS.",
     State.SUPERSEDED: "A later pod of the workload has the name. If this node stays online for a quarter of an hour, "
     "two pods run: stop the older one.",
 }
