@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,11 @@ from lifecycle.cleanup.plan import plan_cleanup
 from lifecycle.clients.interface import interface_addresses
 from lifecycle.dns_watch.decide import decide
 from lifecycle.dns_watch.observe import observe as observe_watch
-from lifecycle.dns_watch.observe import watch_config
-from lifecycle.dns_watch.state import InterfaceAddresses, Moment, RecordState, State
+from lifecycle.dns_watch.observe import vpn_interface, watch_config
+from lifecycle.dns_watch.state import Moment, RecordState, State
 from lifecycle.domain.changes import DeleteNode, DeleteRecord
 from lifecycle.domain.errors import ApiError, LifecycleError
-from lifecycle.domain.model import Node, describe
+from lifecycle.domain.model import IpAddress, Node, describe
 from lifecycle.domain.ownership import choose_user
 from lifecycle.domain.text import timestamp
 from lifecycle.prune.observe import observe as observe_prune
@@ -54,8 +54,8 @@ def plan_commands(settings: Settings, *, name: str | None = None) -> Report:
             read_state = state_reader(settings, no_retries(), cluster)
             sections.append(cleanup_section(settings, readers, read_state, now=utc_now()))
         if isinstance(settings, DnsWatchSettings):
-            interface = interface_addresses(settings.tailscale_interface)
-            sections.append(watch_section(settings, readers, interface, now=utc_now()))
+            addresses = interface_addresses(settings.tailscale_interface)
+            sections.append(watch_section(settings, readers, addresses, now=utc_now()))
         if isinstance(settings, PruneSettings):
             sections.append(_prune_section(settings, readers, name, now=utc_now()))
         return Report(read_context(settings, readers, cluster), sections)
@@ -142,7 +142,7 @@ def cleanup_section(
 
 
 def watch_section(
-    settings: DnsWatchSettings, readers: Readers, interface: InterfaceAddresses, *, now: datetime
+    settings: DnsWatchSettings, readers: Readers, addresses: Iterable[IpAddress] | None, *, now: datetime
 ) -> Section:
     """Return what one pass of dns-watch would change when it no longer waits for a VPN interface."""
     section = Section("dns-watch")
@@ -156,7 +156,7 @@ def watch_section(
     try:
         for name in settings.names:
             readers.cloudflare.check_zone(name)
-        observation = observe_watch(state, readers, interface, config=config, clock=clock)
+        observation = observe_watch(state, readers, vpn_interface(addresses, config), config=config, clock=clock)
         for read in (observation.node, observation.records):
             if isinstance(read, ApiError):
                 raise read

@@ -256,6 +256,15 @@ class TestDryRun:
         assert step.details.get("was") == content
         assert f"node is {node.id}" in section(report, "dns-watch").notes[0]
 
+    def test_addresses_outside_the_vpn_do_not_identify_the_node(self, world: World) -> None:
+        node = world.headscale.add_node(NAME, user=USER, addresses=("10.9.0.1",))
+
+        report = dry_run_in(world, Interface(node.address, "fe80::1"))
+
+        [note] = section(report, "dns-watch").notes
+        assert "would wait" in note
+        assert "VPN_PREFIXES" in note
+
     def test_update_is_shown_with_the_differing_fields(self, world: World) -> None:
         node = world.headscale.add_node(NAME, user=USER)
         world.add_record(node.address, comment="", ttl=300)

@@ -13,9 +13,9 @@ import structlog
 from lifecycle.apply import Writers, change_records, write_fresh_key, write_metadata, write_restart_marker
 from lifecycle.dns_watch.decide import conclude, decide, failure_event
 from lifecycle.dns_watch.healing import usable_key_id
-from lifecycle.dns_watch.observe import observe, watch_config
+from lifecycle.dns_watch.observe import observe, vpn_interface, watch_config
 from lifecycle.dns_watch.schedule import SLOWEST_POLL_S, poll_interval_s
-from lifecycle.dns_watch.state import ApplyResult, Decision, InterfaceAddresses, Moment, RecordsRead, State
+from lifecycle.dns_watch.state import ApplyResult, Decision, Moment, RecordsRead, State
 from lifecycle.dns_watch.status import Status
 from lifecycle.domain.changes import Change, DeleteRecord, RecordChange, WriteFreshKey, WriteKeyMetadata, name_of
 from lifecycle.domain.errors import ApiError, ConflictError, KeyFileError, NotRegisteredError, ResponseError
@@ -63,7 +63,7 @@ class DnsWatch:
 
     def interface_changed(self) -> bool:
         """Return True if this pod's VPN addresses differ from those at the last pass. No request is sent."""
-        return self._interface_addresses() != self.state.interface
+        return vpn_interface(self._read_interface(), self._config) != self.state.interface
 
     def run_pass(self) -> float:
         """Make one pass. A failure is logged and retried after a backoff.
@@ -77,7 +77,8 @@ class DnsWatch:
         started_s = self._monotonic()
         self.status.pass_began()
         config = self._config
-        observation = observe(self.state, self._writers, self._interface_addresses(), config=config, clock=self._moment)
+        interface = vpn_interface(self._read_interface(), config)
+        observation = observe(self.state, self._writers, interface, config=config, clock=self._moment)
         if not isinstance(observation.node, ApiError):
             self.status.record_success("Headscale")
         if isinstance(observation.records, RecordsRead):
@@ -162,12 +163,6 @@ class DnsWatch:
             log_event(event)
         for failure in decision.failures:
             self.status.count_retry(failure.error, failure.wait_s)
-
-    def _interface_addresses(self) -> InterfaceAddresses:
-        addresses = self._read_interface()
-        if addresses is None:
-            return None
-        return tuple(sorted(self._config.main_name_ownership.vpn_addresses(tuple(addresses)), key=str))
 
     def _moment(self) -> Moment:
         utc = self._writers.headscale.server_time(self._now())

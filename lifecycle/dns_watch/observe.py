@@ -31,7 +31,7 @@ from lifecycle.dns_watch.state import (
     WatchConfig,
 )
 from lifecycle.domain.errors import ApiError, AuthError, KeyFileError, NotFoundError, TransientError, UserError
-from lifecycle.domain.model import KeyMetadata, Node, Record, RecordSpec, RegisterMethod, User
+from lifecycle.domain.model import IpAddress, KeyMetadata, Node, Record, RecordSpec, RegisterMethod, User
 from lifecycle.domain.ownership import NodeOwnership, choose_user, workload_mark
 from lifecycle.keyfile.reader import KeyFileReader
 from lifecycle.readers import Readers
@@ -58,6 +58,13 @@ def watch_config(settings: DnsWatchSettings) -> WatchConfig:
         verify_interval=settings.verify_interval,
         expects_interface=bool(settings.tailscale_interface),
     )
+
+
+def vpn_interface(addresses: Iterable[IpAddress] | None, config: WatchConfig) -> InterfaceAddresses:
+    """Return the VPN addresses among all addresses of this pod's interface; None if the interface does not exist."""
+    if addresses is None:
+        return None
+    return tuple(sorted(config.main_name_ownership.vpn_addresses(tuple(addresses)), key=str))
 
 
 def observe(
