@@ -218,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tailscale-lifecycle {lifecycle.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
-    commands = {
+    parsers = {
         name: subparsers.add_parser(
             name,
             help=package.__doc__,
@@ -227,14 +227,14 @@ def _parser() -> argparse.ArgumentParser:
         )
         for name, package in _PACKAGES.items()
     }
-    add = commands["dns-watch"].add_argument
+    add = parsers["dns-watch"].add_argument
     add("--once", action="store_true", help="wait for the node, update the record once, and exit")
-    add = commands["prune"].add_argument
-    add("--name", help="remove only this workload, even if it is in use")
-    add("--yes", action="store_true", help="remove the workloads; without --yes, only list them")
-    add = commands["status"].add_argument
+    add = parsers["prune"].add_argument
+    add("--name", help="select only this workload, even if it runs")
+    add("--yes", action="store_true", help="delete the nodes and records; without --yes, only print the plan")
+    add = parsers["status"].add_argument
     add("--redact", action="store_true", help="shorten names and addresses")
-    add = commands["inject"].add_argument
+    add = parsers["inject"].add_argument
     add("files", nargs="*", metavar="FILE", help="manifests; none or - for standard input")
     add("--state-secret", action="store_true", help="also write the Secret, Role and RoleBinding for tailscale's state")
     return parser
