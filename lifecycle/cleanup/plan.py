@@ -1,7 +1,6 @@
 """Pure functions that decide what cleanup changes.
 
-In this module, nodes and records are ours if this workload owns them. The main name is the hostname of the workload's
-node. The further names are those in DNS_ALIASES and DNS_SHARED_NAMES.
+Nodes and records are ours if this workload owns them.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 From the state after the last pass and a new observation, `decide` returns the changes to make. From the result of these
 changes, `conclude` returns the next state and wait, without further changes. Neither function reads a clock, sends a
 request or logs.
-
-A successor is the node of a later pod of the same workload. A node is lost if it was deleted or has expired.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Pure functions that decide when this pod's node is lost, and when a new pre-auth key is needed to register again.
 
-A node is lost if it was deleted or has expired. A key is usable if a node can register with it. A restarted tailscale
-container registers with the key in the key file. The key metadata is a file beside the key file, with the key's id.
+A key is usable if a node can register with it. A restarted tailscale container registers with the key in the key file.
 """
 
 from __future__ import annotations

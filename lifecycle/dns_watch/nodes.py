@@ -1,7 +1,6 @@
 """Pure functions that find this pod's node among the nodes of Headscale, or the reason why it is missing.
 
-A node is ours if this workload owns it (`NodeOwnership.is_owned`). The key metadata is a file beside the key file. It
-identifies the key of this pod and, once known, the node of this pod.
+A node is ours if this workload owns it (`NodeOwnership.is_owned`).
 """
 
 from __future__ import annotations

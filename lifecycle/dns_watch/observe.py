@@ -1,7 +1,6 @@
 """Read everything that dns-watch needs for a decision. Nothing is changed.
 
-Our names are the main name (the hostname) and the further names (DNS_ALIASES and DNS_SHARED_NAMES). A successor is a
-node of a later pod of the same workload. The known node is this pod's node as it was last found.
+Our names are the workload's main name and further names. The known node is this pod's node as it was last found.
 """
 
 from __future__ import annotations

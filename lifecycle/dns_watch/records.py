@@ -1,8 +1,7 @@
 """Pure functions that decide which records to publish, what to change, and what to remember about the records.
 
-Our names are the main name (the hostname) and the further names (DNS_ALIASES and DNS_SHARED_NAMES). A marked record has
-the comment that identifies our records. A foreign record is not ours. If it blocks its name (`domain/foreign.py`),
-nothing is changed at this name. A successor is a node of a later pod of the same workload.
+Our names are the workload's main name and further names. A marked record has our mark as its comment. If a foreign
+record blocks its name (`domain/foreign.py`), nothing is changed at this name.
 """
 
 from __future__ import annotations

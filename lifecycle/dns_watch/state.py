@@ -1,9 +1,6 @@
 """The immutable values of dns-watch: its settings, and what it observes, remembers and decides.
 
-In each pass, dns-watch reads Headscale and Cloudflare once, decides, and makes the changes. A workload's main name is
-its hostname. Its further names are those of DNS_ALIASES and DNS_SHARED_NAMES. A later pod is a newer pod of the same
-workload, and its node is the successor of this pod's node. Nodes and records are ours if this workload may change them.
-The key metadata is the file beside the key file that names the key and the node of this pod.
+Nodes and records are ours if this workload owns them. docs/architecture.md defines the terms.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Pure functions that decide which nodes and records prune deletes.
 
-A workload is one application with its own hostname, such as the Deployment `grafana`. Prune does not change the objects
-of a workload in Kubernetes. It deletes the workload's nodes in Headscale and its records in Cloudflare, if the workload
-no longer runs. It finds a workload by the comments of its records.
+Prune finds a workload by the comments of its records. It does not change the workload's objects in Kubernetes.
 """
 
 from __future__ import annotations
