@@ -25,6 +25,7 @@ from xdist.scheduler import LoadScopeScheduling
 from lifecycle.runtime.stop import StopEvent
 from lifecycle.settings.load import variables_read
 from tests import releases, tally
+from tests.world import World
 
 # The tests in image/, pod/ and cluster/ share one build of the image.
 pytest_plugins = ["tests.image.fixtures"]
@@ -290,6 +291,12 @@ def events() -> Iterator[list[Any]]:
     structlog.configure(processors=[capture], wrapper_class=structlog.BoundLogger, cache_logger_on_first_use=False)
     yield capture.entries
     structlog.reset_defaults()
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    """Simulators of Headscale and Cloudflare, and a simulated clock."""
+    return World(monkeypatch, tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,8 +51,7 @@ def write_metadata(world: World, node: Node) -> None:
 
 def pod_before_cleanup(world: World) -> Variables:
     """An earlier pod left a node and a record, and cleanup has not run yet."""
-    node = world.headscale.add_node(NAME, user=USER, online=False)
-    world.add_record(node.address, comment=OUR_COMMENT)
+    world.add_leftovers()
     return {}
 
 
@@ -107,8 +105,7 @@ def superseded_node(world: World) -> Variables:
 
 def kept_node(world: World) -> Variables:
     """The new pod keeps the node of the earlier pod, because the state Secret contains the id of this node."""
-    node = world.headscale.add_node(NAME, user=USER, online=False)
-    world.add_record(node.address, ttl=60, comment=OUR_COMMENT)
+    world.add_leftovers()
     return {"NODE_POLICY": "keep", "TS_KUBE_SECRET": "state"}
 
 
@@ -159,16 +156,14 @@ def snapshot(world: World) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("name", DRY_RUNS)
-def test_zone_id_of_another_zone_is_a_problem(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    world = World(monkeypatch, tmp_path)
+def test_zone_id_of_another_zone_is_a_problem(name: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     with served(world, monkeypatch, {"CLOUDFLARE_ZONE_ID": world.cloudflare.add_zone("example.org")}):
         report = DRY_RUNS[name]()
         assert all(len(section.problems) == 1 for section in report.sections)
         assert all("CLOUDFLARE_ZONE_ID is the zone example.org" in problem for problem in report.problems)
 
 
-def test_dry_run_reads_each_list_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    world = World(monkeypatch, tmp_path)
+def test_dry_run_reads_each_list_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     variables = newly_registered_node(world)
     world.headscale.requests.clear()
     with served(world, monkeypatch, variables):
@@ -179,9 +174,8 @@ def test_dry_run_reads_each_list_once(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 @pytest.mark.parametrize("create_state", STATES)
 def test_dry_run_and_status_change_nothing(
-    create_state: Callable[[World], Variables], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    create_state: Callable[[World], Variables], world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(monkeypatch, tmp_path)
     variables = create_state(world)
     # These commands read only the state Secret from the Kubernetes API. It contains the id of the pod's node.
     monkeypatch.setattr(dry_run, "connect_cluster", lambda *_, **__: None)

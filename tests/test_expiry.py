@@ -25,12 +25,6 @@ API_KEYS = "/api/v1/apikey"
 RARE_POLLS = {"POLL_INTERVAL": "30m", "RETRY_INTERVAL": "30m", "VERIFY_INTERVAL": "6h"}
 
 
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
-    """Simulators of Headscale and Cloudflare, and a simulated clock."""
-    return World(monkeypatch, tmp_path)
-
-
 def set_api_key_expiry(world: World, lifetime: timedelta) -> datetime:
     """Set the lifetime of the API key in use, and return when it expires."""
     state = world.headscale._state  # noqa: SLF001 - no API changes an API key's expiry

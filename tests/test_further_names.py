@@ -12,7 +12,6 @@ The tests run the real commands with simulators of Headscale and Cloudflare.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,12 +40,6 @@ CNAME_TO_MAIN_NAME = {f"CNAME {NAME}": COMMENT_AT_FURTHER_NAMES}
 @pytest.fixture(autouse=True)
 def _no_output(events: Events) -> None:
     """Capture events instead of printing them."""
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
-    """Simulators of Headscale and Cloudflare, and a simulated clock."""
-    return World(monkeypatch, tmp_path)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,12 +126,6 @@ class TestFormat:
             assert text.count("\n") == safe_text.count("\n")
             assert text.count(character) == safe_text.count(character)
         assert json_of(report_with(unsafe))["plans"]["cleanup"]["notes"] == [unsafe]
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
-    """Simulators of Headscale and Cloudflare, and a simulated clock."""
-    return World(monkeypatch, tmp_path)
 
 
 NO_INTERFACE = Interface(None)

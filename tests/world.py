@@ -34,9 +34,9 @@ from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.retry import RetryPolicy, no_retries
 from lifecycle.settings.load import load
 from lifecycle.settings.models import CleanupSettings, Command, DnsWatchSettings, Settings
-from tests.builders import NAME, NOW, addresses
+from tests.builders import NAME, NOW, OUR_COMMENT, addresses
 from tests.simulators.cloudflare import CloudflareSimulator
-from tests.simulators.headscale import HeadscaleSimulator
+from tests.simulators.headscale import HeadscaleSimulator, Node
 from tests.simulators.memory import MemoryClient
 from tests.simulators.messages import Handler
 from tests.simulators.upstream import Upstream as UpstreamSimulator
@@ -265,6 +265,12 @@ class World:
     def add_record(self, content: str, *, name: str = NAME, type_: str = "A", **fields: Any) -> str:
         """Add a record to the zone, and return its id."""
         return self.cloudflare.add_record(self.zone_id, type=type_, name=name, content=content, **fields)
+
+    def add_leftovers(self) -> Node:
+        """Add the node and the record of an earlier pod, and return the node."""
+        node = self.headscale.add_node(NAME, user=USER, online=False)
+        self.add_record(node.address, ttl=60, comment=OUR_COMMENT)
+        return node
 
     def records(self, name: str = NAME) -> dict[str, str]:
         """Return the comment of each record of a name, by type and content, such as "A 100.64.0.1"."""

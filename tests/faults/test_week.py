@@ -197,9 +197,8 @@ FAILURES = (
 )
 
 
-def test_failed_requests_do_not_leave_connections_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_failed_requests_do_not_leave_connections_open(world: World) -> None:
     """After a failed request, its connection is closed or used for the next request."""
-    world = World(monkeypatch, tmp_path)
     with serve(world.headscale) as url, open_http(url, trust=public_trust()) as http:
         client = JsonClient(
             HttpClient(http, upstream=HEADSCALE, timeout=timedelta(seconds=10)),

@@ -36,12 +36,6 @@ OUR_COMMENT = f"tailscale-lifecycle/1 {OWNER}"
 A_MONTH_S = timedelta(days=30).total_seconds()
 
 
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
-    """Simulators of Headscale and Cloudflare, and a simulated clock."""
-    return World(monkeypatch, tmp_path)
-
-
 def add_workload(world: World, label: str, *, comment: str = OUR_COMMENT) -> int:
     """Add an online node of our user, and a record with its address. Return the id of the node."""
     node = world.headscale.add_node(f"{label}.example.com", user="svc")

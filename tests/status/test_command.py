@@ -22,9 +22,8 @@ from tests.world import USER, World
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+def world(world: World) -> World:
     """Simulated servers with two users, and with a workload whose node and record match."""
-    world = World(monkeypatch, tmp_path)
     world.headscale.add_user("annabel")
     world.add_record(world.headscale.add_node(NAME, user=USER).address, ttl=60, comment=OUR_COMMENT)
     return world
