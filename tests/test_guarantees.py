@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from lifecycle.dns_watch.loop import DnsWatch
-from lifecycle.domain.errors import ApiError, LifecycleError, NameTakenError
+from lifecycle.domain.errors import ApiError, LifecycleError, NameTakenError, TransientError
 from lifecycle.health.metrics import render_metrics
 from lifecycle.keyfile import writer as key_file_writer
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings
@@ -29,7 +29,7 @@ from tests.simulators import faults
 from tests.simulators.cloudflare import refusal
 from tests.simulators.faults import Fault
 from tests.simulators.headscale import Node
-from tests.world import USER, Interface, World
+from tests.world import USER, Interface, World, event_names
 
 Events = list[Any]
 
@@ -54,19 +54,6 @@ MakeWorld = Callable[[str], World]
 @pytest.fixture
 def make_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeWorld:
     return lambda version: World(monkeypatch, tmp_path, version)
-
-
-@pytest.fixture
-def world(make_world: MakeWorld) -> World:
-    """Simulators of Headscale and Cloudflare, and a simulated clock."""
-    return make_world("0.28.0")
-
-
-def add_leftovers(world: World) -> Node:
-    """Add the node and the record of an earlier pod."""
-    node = world.headscale.add_node(NAME, user=USER, online=False)
-    world.add_record(node.address, ttl=60, comment=OUR_COMMENT)
-    return node
 
 
 def register_node(world: World) -> Node:
@@ -167,31 +154,22 @@ def add_foreign_nodes(world: World) -> dict[str, Node]:
 
 
 @each_dialect
-def test_never_2_foreign_node_is_not_deleted_or_expired(make_world: MakeWorld, version: str) -> None:
+def test_never_2_only_our_nodes_are_deleted(make_world: MakeWorld, version: str) -> None:
+    """A foreign node is not expired, either."""
     world = make_world(version)
     foreign = add_foreign_nodes(world)
-    ours = add_leftovers(world)
+    ours = [
+        world.headscale.add_node(name, user=USER, tags=tags) for name in (NAME, NAME.upper()) for tags in ((), (TAG,))
+    ]
     variables = {"HEADSCALE_USER": USER, "AUTHKEY_TAGS": TAG, "SELF_HEAL": "true"}
     world.cleanup(**variables).run()
-    assert world.headscale.node(ours.id) is None
+    assert [node for node in ours if world.headscale.node(node.id)] == []
     registered = register_node(world)
     run_watch(world, SEVERAL_READS_S, registered, **variables)
     world.headscale.delete_node(registered.id)
     run_watch(world, HEALING_S, registered, **variables)
     after = {name: world.headscale.node(node.id) for name, node in foreign.items()}
     assert [name for name, node in after.items() if node is None or node.expires_at is not None] == []
-
-
-@each_dialect
-def test_every_node_of_ours_is_deleted_by_cleanup(make_world: MakeWorld, version: str) -> None:
-    """The test above would also pass if the program changed nothing at all."""
-    world = make_world(version)
-    world.headscale.add_user("ann")
-    for tags in ((), (TAG,)):
-        world.headscale.add_node(NAME, user=USER, tags=tags)
-        world.headscale.add_node(NAME.upper(), user=USER, tags=tags, online=False)
-    world.cleanup(HEADSCALE_USER=USER, AUTHKEY_TAGS=TAG).run()
-    assert world.headscale.nodes == []
 
 
 # --- 3: nothing is changed because of a failed, incomplete or malformed response ------------------------
@@ -215,10 +193,14 @@ UNUSABLE_RESPONSES = [
 @pytest.mark.parametrize("fault", UNUSABLE_RESPONSES)
 @pytest.mark.parametrize("path", ["/api/v1/user$", "/api/v1/node$", "/api/v1/node/"])
 def test_never_3_cleanup_changes_nothing_if_headscale_is_unreadable(world: World, fault: Fault, path: str) -> None:
-    node = add_leftovers(world)
+    """Only failures that may be temporary are retried, for about two minutes."""
+    node = world.add_leftovers()
     world.headscale.faults.add(fault, method="GET", path=path, times=None)
-    with pytest.raises(ApiError):
+    with pytest.raises(ApiError) as raised:
         world.cleanup().run()
+    assert (
+        (60 < world.clock.elapsed_s <= 180) if isinstance(raised.value, TransientError) else not world.clock.elapsed_s
+    )
     assert world.headscale.nodes == [node]
     assert world.headscale.writes == world.cloudflare.writes == []
     assert world.key is None
@@ -358,7 +340,7 @@ def test_never_5_no_output_contains_a_secret(
 ) -> None:
     """Output is events, exceptions, settings, metrics, status, URLs, and files other than the key file."""
     world = make_world(version)
-    add_leftovers(world)
+    world.add_leftovers()
     texts: list[str] = []
 
     def add_faults() -> None:
@@ -471,7 +453,7 @@ def test_never_7_later_run_of_dns_watch_sends_no_write(world: World, variables: 
 
 @pytest.mark.parametrize("dns_cleanup", ["delete", "keep"])
 def test_never_7_later_cleanup_sends_no_write_to_cloudflare(world: World, dns_cleanup: str) -> None:
-    add_leftovers(world)
+    world.add_leftovers()
     world.add_record("100.64.0.98", comment=OUR_COMMENT)
     world.add_record("by hand", type_="TXT")
     for _ in range(2):
@@ -486,6 +468,7 @@ OUTAGES = [
     pytest.param(faults.refuse(), id="refused"),
     pytest.param(faults.hang(), id="time-out"),
     pytest.param(faults.drop(), id="connection-lost"),
+    pytest.param(faults.drop(after_execution=True), id="response-lost"),
     pytest.param(faults.html(502), id="502"),
     pytest.param(
         faults.answer(503, headers={"Retry-After": "Fri, 31 Dec 9999 23:59:59 -0100"}), id="503-until-the-year-10000"
@@ -504,13 +487,19 @@ OUTAGES = [
 
 
 @pytest.mark.parametrize("fault", OUTAGES)
-@pytest.mark.parametrize("method", ["GET", "DELETE"])
-def test_never_8_cleanup_succeeds_without_cloudflare(world: World, fault: Fault, method: str) -> None:
-    add_leftovers(world)
+@pytest.mark.parametrize(("method", "event"), [("GET", "zone.unreadable"), ("DELETE", "record.delete_failed")])
+def test_never_8_cleanup_succeeds_without_cloudflare(
+    world: World, events: Events, fault: Fault, method: str, event: str
+) -> None:
+    """The failed request is not retried."""
+    world.add_leftovers()
     world.cloudflare.faults.add(fault, method=method, times=None)
     world.cleanup().run()
     assert world.headscale.nodes == []
     assert world.key == world.headscale.keys[-1].key
+    assert event_names(events).count(event) == 1
+    assert [request.method for request in world.cloudflare.requests].count(method) == 1
+    assert world.clock.elapsed_s == 0
 
 
 @pytest.mark.parametrize("fault", OUTAGES)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from lifecycle.domain.errors import ConfigError
 from lifecycle.domain.events import Event, error, info, warning
 from lifecycle.domain.pod_events import NOTES, pod_event
 from lifecycle.runtime.logs import listening
-from tests.builders import COMMENT_OF_OTHER_OWNER, NAME, NOW, OUR_COMMENT
+from tests.builders import NAME, NOW, OUR_COMMENT
 from tests.in_cluster import memory_access
 from tests.pod.rendering import DEPLOY, of_kind, render
 from tests.simulators import faults
@@ -249,11 +248,6 @@ def reasons() -> Iterator[list[str]]:
 class TestCommands:
     """Tests of the Events that `cleanup` and `dns-watch` create."""
 
-    @pytest.fixture
-    def world(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
-        """Simulators of Headscale and Cloudflare, and a simulated clock."""
-        return World(monkeypatch, tmp_path)
-
     def test_event_is_created_for_each_change_of_a_record(self, world: World, reasons: list[str]) -> None:
         node = world.headscale.add_node(NAME, user=USER)
         world.run(world.watch(Interface(node.address)), 60)
@@ -261,12 +255,6 @@ class TestCommands:
         wiki = world.headscale.add_node("wiki.example.com", user=USER)
         world.run(world.watch(Interface(wiki.address), TS_HOSTNAME="wiki.example.com"), 60)
         assert reasons == ["RecordCreated", "RecordUpdated"]
-
-    def test_event_is_created_for_a_foreign_record(self, world: World, reasons: list[str]) -> None:
-        node = world.headscale.add_node(NAME, user=USER)
-        world.add_record("203.0.113.7", comment=COMMENT_OF_OTHER_OWNER)
-        world.run(world.watch(Interface(node.address)), 60)
-        assert set(reasons) == {"RecordForeign"}
 
     def test_event_is_created_if_a_later_pod_has_the_name(self, world: World, reasons: list[str]) -> None:
         old, new = (world.headscale.add_node(NAME, user=USER) for _ in range(2))

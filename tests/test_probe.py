@@ -76,29 +76,3 @@ def test_probe_passes_without_a_file(container: Container, file: str) -> None:
     elif "marker" not in file:
         container.write_marker(STARTED_AT)
     assert not container.fails_probe()
-
-
-def test_probe_passes_again_when_the_marker_is_removed(container: Container) -> None:
-    container.start(STARTED_AT)
-    container.write_marker(STARTED_AT + 60)
-    assert container.fails_probe()
-    container.marker.unlink()
-    assert not container.fails_probe()
-
-
-def test_marker_that_is_not_removed_causes_only_one_restart(container: Container) -> None:
-    """dns-watch can end before it removes the marker."""
-    container.start(STARTED_AT)
-    container.write_marker(STARTED_AT + 60)
-    assert container.fails_probe()
-    container.start(STARTED_AT + 120)
-    assert not container.fails_probe()
-
-
-def test_marker_that_is_written_again_causes_another_restart(container: Container) -> None:
-    """dns-watch writes the marker again only for another pre-auth key."""
-    container.start(STARTED_AT)
-    container.write_marker(STARTED_AT + 60)
-    container.start(STARTED_AT + 120)
-    container.write_marker(STARTED_AT + 180)
-    assert container.fails_probe()
