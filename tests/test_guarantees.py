@@ -21,6 +21,7 @@ from lifecycle.dns_watch.loop import DnsWatch
 from lifecycle.domain.errors import ApiError, LifecycleError, NameTakenError, TransientError
 from lifecycle.health.metrics import render_metrics
 from lifecycle.keyfile import writer as key_file_writer
+from lifecycle.keyfile.reader import KeyFileReader
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings
 from lifecycle.settings.reference import non_default_settings
 from tests.builders import COMMENT_OF_OTHER_OWNER, NAME, OUR_COMMENT
@@ -251,19 +252,19 @@ OLD_KEY = "hskey-auth-of-an-earlier-start"
 
 
 @contextmanager
-def before_each_line_of(module: Any, check: Callable[[], None]) -> Iterator[None]:
-    """Call a function before each line of a module runs, because a SIGKILL could end the process there."""
+def before_each_instruction_of(module: Any, check: Callable[[], None]) -> Iterator[None]:
+    """Call a function before each instruction of a module, because a SIGKILL could end the process there."""
 
-    def trace_line(_frame: Any, event: str, _argument: Any) -> Any:
-        if event in {"line", "return"}:
+    def trace(frame: Any, event: str, _argument: Any) -> Any:
+        if frame.f_code.co_filename != module.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
             check()
-        return trace_line
-
-    def trace_call(frame: Any, _event: str, _argument: Any) -> Any:
-        return trace_line if frame.f_code.co_filename == module.__file__ else None
+        return trace
 
     previous = sys.gettrace()
-    sys.settrace(trace_call)
+    sys.settrace(trace)
     try:
         yield
     finally:
@@ -278,9 +279,13 @@ def test_never_4_key_file_is_absent_or_complete_at_every_instant(world: World, o
         world.key_file.chmod(int(mode, 8))
     states: list[tuple[str | None, int | None]] = []
     files_with_wider_mode: list[str] = []
+    reader = KeyFileReader(world.key_file)
 
     def check() -> None:
-        """Record each content and mode of the key file. Only the metadata, authkey.id, may have a wider mode."""
+        """Record each content and mode of the key file. Only the key metadata, authkey.id, may have a wider mode."""
+        # Incomplete metadata raises an error. The metadata is written first, so that it always describes the new key.
+        metadata = reader.read_metadata()
+        assert world.key in {None, old} or (metadata and reader.contains_key_of(metadata))
         exists = world.key_file.exists()
         state = (world.key, stat.S_IMODE(world.key_file.stat().st_mode) if exists else None)
         if state not in states:
@@ -292,7 +297,7 @@ def test_never_4_key_file_is_absent_or_complete_at_every_instant(world: World, o
 
     umask = os.umask(0)
     try:
-        with before_each_line_of(key_file_writer, check):
+        with before_each_instruction_of(key_file_writer, check):
             world.cleanup(AUTHKEY_FILE_MODE=mode).run()
     finally:
         os.umask(umask)
@@ -307,7 +312,7 @@ def test_never_4_key_file_is_complete_while_dns_watch_replaces_it(world: World) 
     watch = run_watch(world, HEALING_S, node, SELF_HEAL="true")
     delete_node(world, node)
     contents: set[str | None] = set()
-    with before_each_line_of(key_file_writer, lambda: contents.add(world.key)):
+    with before_each_instruction_of(key_file_writer, lambda: contents.add(world.key)):
         world.run(watch, HEALING_S)
     assert contents <= {key.key for key in world.headscale.keys}
     assert len(contents) > 1

@@ -16,12 +16,10 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from lifecycle.domain.errors import KeyFileError
@@ -446,16 +444,13 @@ class TestRestartMarker:
 
 
 class TestReadMetadata:
-    """Tests of reading the key metadata, as dns-watch does.
-
-    The kept node is the last known node of this pod, which can be the node of an earlier pod.
-    """
+    """Tests of reading the key metadata, as dns-watch does."""
 
     @pytest.mark.parametrize(
         "metadata",
         [
-            pytest.param(KeyMetadata("7", "4"), id="key-and-kept-node"),
-            pytest.param(KeyMetadata(None, "4"), id="kept-node"),
+            pytest.param(KeyMetadata("7", "4"), id="key-and-node"),
+            pytest.param(KeyMetadata(None, "4"), id="node"),
             pytest.param(KeyMetadata("7", "4", machine_key="mkey:00"), id="machine-key"),
             pytest.param(KeyMetadata("7", key_created_at=NOW), id="creation-time"),
             pytest.param(KeyMetadata("18446744073709551615"), id="largest-id"),
@@ -524,133 +519,3 @@ class TestReadMetadata:
 
         with pytest.raises(KeyFileError, match=r"authkey\.id.*Permission denied"):
             key_file.read_metadata()
-
-    @given(content=st.one_of(st.binary(max_size=60), st.text(max_size=60).map(str.encode)))
-    def test_any_content_is_malformed_or_read_correctly(self, content: bytes) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            key_file = KeyFileWriter(Path(folder) / "authkey")
-            key_file.metadata_path.write_bytes(content)
-
-            with suppress(KeyFileError):
-                metadata = key_file.read_metadata()
-                assert metadata is not None
-                assert {"pre_auth_key_id": metadata.pre_auth_key_id, "node_id": metadata.node_id}.items() <= (
-                    json.loads(content).items()
-                )
-
-
-# The old key, and the new key that a killed process writes. The new key is longer than the buffer of a Python file.
-KEYS = ["hskey-auth-old-" + "A" * 40, "hskey-auth-new-" + "B" * 10_000]
-
-# A program that reads KEYS from the first line of standard input, and forks a child for each further line,
-# `[folder, step]`. The child writes the new key, and kills itself before the instruction with the number `step`.
-WRITER = """
-    import json, os, signal, sys
-    from pathlib import Path
-    from pydantic import SecretStr
-    from lifecycle.domain.model import KeyMetadata
-    from lifecycle.keyfile import writer
-    from lifecycle.keyfile.writer import KeyFileWriter
-
-    def write(folder, step):
-        steps = 0
-
-        def trace(frame, event, argument):
-            nonlocal steps
-            if frame.f_code.co_filename != writer.__file__:
-                return None
-            frame.f_trace_opcodes = True
-            steps += 1
-            if steps == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return trace
-
-        key_file = KeyFileWriter(Path(folder) / "authkey", 0o640)
-        sys.settrace(trace)
-        key_file.check_writable()
-        key_file.write(SecretStr(KEYS[-1]), KeyMetadata(pre_auth_key_id="7"))
-
-    os.umask(0)
-    KEYS = json.loads(sys.stdin.readline())
-    for line in sys.stdin:
-        child = os.fork()
-        if not child:
-            write(*json.loads(line))
-            os._exit(0)
-        print("killed" if os.WIFSIGNALED(os.waitpid(child, 0)[1]) else "ended", flush=True)
-"""
-
-
-@pytest.fixture
-def write_until(repository: Path, clean_environment: dict[str, str]) -> Iterator[Callable[[Path, int], str]]:
-    """Return a function that runs WRITER up to a step, and returns "killed" or "ended"."""
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(WRITER)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=repository,
-        env=clean_environment,
-    ) as process:
-        stdin, stdout = process.stdin, process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        print(json.dumps(KEYS), file=stdin)
-
-        def write(folder: Path, step: int) -> str:
-            print(json.dumps([str(folder), step]), file=stdin, flush=True)
-            return stdout.readline().rstrip()
-
-        yield write
-        process.kill()
-
-
-@pytest.fixture
-def key_file_in_memory() -> Iterator[KeyFileWriter]:
-    """Return a key file in memory, where a thousand writes are fast; on disk if /dev/shm is not writable."""
-    memory = "/dev/shm"
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
-        yield KeyFileWriter(Path(folder) / "authkey")
-
-
-def check_after_kill(key_file: KeyFileWriter) -> str:
-    """Check the files that a killed writer left, and return the key; "" if there is none."""
-    folder = key_file.path.parent
-    assert set(names_in(folder)) <= {"authkey", "authkey.id", TEMPORARY, ".authkey.id.tmp", ".authkey.check"}
-    leftover = folder / TEMPORARY
-    assert not leftover.exists() or mode_of(leftover) & ~0o640 == 0
-    # Incomplete metadata raises an error.
-    metadata = key_file.read_metadata()
-    if not key_file.path.exists():
-        return ""
-    assert metadata is not None
-    assert mode_of(key_file.path) == 0o640
-    key = key_file.path.read_text()
-    assert key in KEYS
-    return key
-
-
-@pytest.mark.max_cases_without_full(1)
-@pytest.mark.parametrize("old", [None, KEYS[0]], ids=["no-earlier-key", "earlier-key"])
-def test_kill_before_each_instruction(
-    write_until: Callable[[Path, int], str], key_file_in_memory: KeyFileWriter, old: str | None
-) -> None:
-    """The key file is absent or complete. The instructions are those of the module that writes the key."""
-    key_file = key_file_in_memory
-    keys = set()
-    for step in range(1, 10_000):
-        for path in key_file.path.parent.iterdir():
-            path.unlink()
-        if old is not None:
-            key_file.write(SecretStr(old), METADATA)
-
-        outcome = write_until(key_file.path.parent, step)
-
-        keys.add(check_after_kill(key_file))
-        if outcome == "ended":
-            break
-    else:
-        pytest.fail("the writer does not end")
-    assert keys == {old or "", KEYS[-1]}
-    # Fewer steps would mean that the instructions were not traced.
-    assert step > 100
