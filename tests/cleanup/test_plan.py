@@ -117,18 +117,6 @@ class TestRecords:
         """tests/test_ownership.py tests which records are ours."""
         assert deleted_records(a_record("a"), a_record("b", comment="by hand"), a_record("c", comment="")) == ["a", "c"]
 
-    @pytest.mark.parametrize(
-        "record",
-        [
-            pytest.param(a_record(content="100.64.0.9"), id="with our comment"),
-            pytest.param(a_record(content="100.64.0.9", comment=""), id="without comment"),
-            pytest.param(a_record(type_="AAAA", content="fd7a:115c:a1e0:0000:0:0:0:9"), id="IPv6 with zeros"),
-        ],
-    )
-    def test_record_with_the_address_of_our_node_stays(self, record: Record) -> None:
-        ours = addresses("100.64.0.9", "fd7a:115c:a1e0::9")
-        assert deleted_records(record, our_addresses=ours, other_addresses=addresses("100.64.0.1")) == []
-
     def test_reason_names_the_state_of_the_address(self) -> None:
         records = [a_record("a", content="100.64.0.1"), a_record("b", content="100.64.0.2")]
 
@@ -174,11 +162,6 @@ class TestRecords:
         valid = addresses("100.64.0.9")
 
         assert deleted_records(*records, our_addresses=valid, other_addresses=valid, leave_one=True) == [stale_id]
-
-    def test_stale_aaaa_record_stays_beside_a_valid_a_record(self) -> None:
-        records = [a_record("a", content="100.64.0.9"), a_record("b", type_="AAAA", content=VPN_IPV6_ADDRESS)]
-
-        assert deleted_records(*records, our_addresses=addresses("100.64.0.9"), leave_one=True) == []
 
 
 class TestTakenName:

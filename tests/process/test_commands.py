@@ -185,17 +185,6 @@ def test_dns_watch_creates_and_updates_the_record_until_it_is_stopped(pod: Pod) 
     assert pod.secrets_in(result.stdout) == []
 
 
-def test_dns_watch_runs_although_its_health_port_is_in_use(pod: Pod) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other_server:
-        port = str(other_server.getsockname()[1])
-        watch = pod.start("dns-watch", HEALTH_PORT=port, HEALTH_ADDRESS="127.0.0.1", TAILSCALE_INTERFACE="")
-        for _ in range(2):
-            watch.wait_for_event("pass.skipped")
-        result = watch.stop()
-    assert result.status == 0
-    assert len(result.events_named("health_port.unavailable")) == 1
-
-
 def test_dns_watch_serves_its_health_port_if_no_server_is_reachable(pod: Pod) -> None:
     (port,) = free_ports(1)
     unreachable = dict.fromkeys(("HEADSCALE_URL", "CLOUDFLARE_API_URL"), "http://127.0.0.1:1")

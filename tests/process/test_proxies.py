@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.process.commands import CompletedRun, Pod
+from tests.process.commands import Pod
 from tests.simulators.proxy import ProxySimulator
 
 PASSWORD = "pr0xy-pa55word"
@@ -36,16 +36,6 @@ def proxy(pod: Pod) -> Iterator[ProxySimulator]:
         yield proxy
 
 
-def can_read(result: CompletedRun) -> dict[str, bool]:
-    """Return whether the dry run could read Headscale, and whether it could read Cloudflare."""
-    context = json.loads(result.stdout)["context"]
-    return {"Headscale": context["headscale_version"] is not None, "Cloudflare": context["zone"] == "example.com"}
-
-
-def dry_run(pod: Pod, **variables: str) -> CompletedRun:
-    return pod.run("--dry-run", "--output", "json", HTTP_TIMEOUT="30s", **variables)
-
-
 @pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
 def test_headscale_and_cloudflare_are_reached_through_the_proxy(pod: Pod, proxy: ProxySimulator, name: str) -> None:
@@ -58,22 +48,16 @@ def test_headscale_and_cloudflare_are_reached_through_the_proxy(pod: Pod, proxy:
     assert result.events_named("settings.loaded")[0][name.lower()] == proxy.url
 
 
-def test_host_in_no_proxy_is_not_reached_through_the_proxy(pod: Pod, proxy: ProxySimulator) -> None:
-    variables = {"HTTP_PROXY": pod.environment["PROXY"], "NO_PROXY": "localhost, example.com"}
-
-    assert can_read(dry_run(pod, HEADSCALE_URL=HEADSCALE_URL, **variables)) == {"Headscale": False, "Cloudflare": True}
-    assert set(proxy.requested) == {"cloudflare.example.net:80"}
-
-
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "HEADSCALE_PROXY"])
 def test_only_an_explicit_proxy_is_used_for_a_headscale_in_the_cluster(
     pod: Pod, proxy: ProxySimulator, name: str
 ) -> None:
     """HTTP_PROXY is ignored, so that no proxy outside the cluster receives the API key in plain HTTP."""
-    result = dry_run(pod, HEADSCALE_URL=HEADSCALE_URL_IN_CLUSTER, **{name: pod.environment["PROXY"]})
+    proxy_setting = {name: pod.environment["PROXY"]}
+    result = pod.run("--dry-run", "--output", "json", HEADSCALE_URL=HEADSCALE_URL_IN_CLUSTER, **proxy_setting)
 
     is_explicit = name == "HEADSCALE_PROXY"
-    assert can_read(result)["Headscale"] is is_explicit
+    assert (json.loads(result.stdout)["context"]["headscale_version"] is not None) is is_explicit
     assert ("headscale.vpn.svc.cluster.local:8080" in proxy.requested) is is_explicit
 
 

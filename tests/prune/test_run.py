@@ -142,15 +142,6 @@ def test_run_waits_once_before_it_removes_anything(world: World) -> None:
     assert record_names(world) == ["grafana.example.com"]
 
 
-def test_nothing_is_removed_after_a_restart_of_headscale(world: World) -> None:
-    for label in ("grafana", "redmine"):
-        add_workload(world, label)
-    world.clock.sleep(A_MONTH_S)
-    world.headscale.restart()
-    prune(world).run()
-    assert len(world.headscale.nodes) == len(record_names(world)) == 2
-
-
 def test_too_many_workloads_are_refused_with_their_number(world: World) -> None:
     add_workload(world, "grafana")
     for number in range(3):
@@ -325,29 +316,6 @@ def test_permanent_failure_after_the_wait_ends_the_run(world: World) -> None:
     waited_s = world.clock.elapsed_s - started - CONFIRMATION_DELAY_S
     # The run ends when the next delay would exceed the budget.
     assert PRUNE_RETRY_BUDGET.total_seconds() / 2 < waited_s < PRUNE_RETRY_BUDGET.total_seconds()
-
-
-@pytest.mark.parametrize(
-    ("type_", "content", "comment"),
-    [
-        pytest.param("TXT", "a note", OUR_COMMENT, id="TXT"),
-        pytest.param("A", "100.64.0.99", OUR_COMMENT.upper(), id="comment in upper case"),
-    ],
-)
-@pytest.mark.parametrize("name", [None, "redmine"])
-def test_record_that_resembles_ours_stays(
-    world: World, type_: str, content: str, comment: str, name: str | None
-) -> None:
-    """Cloudflare returns such records in a search for our comment, and no node has the name of the record."""
-    add_workload(world, "grafana")
-    world.add_record(content, name="redmine.example.com", type_=type_, comment=comment)
-    if name is None:
-        prune(world).run()
-    else:
-        with pytest.raises(LifecycleError, match="DNS_OWNER"):
-            prune(world, name).run()
-    assert record_names(world) == ["grafana.example.com", "redmine.example.com"]
-    assert writes(world) == []
 
 
 def run_before_request(world: World, path: str, action: Callable[[], object]) -> None:
