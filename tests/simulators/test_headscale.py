@@ -97,6 +97,12 @@ class Server(HeadscaleSimulator):
             return str(error)
 
 
+@pytest.fixture(params=VERSIONS)
+def server(request: pytest.FixtureRequest) -> Server:
+    """A server of each release."""
+    return Server(request.param)
+
+
 Fact = tuple[Callable[[Server], Any], Mapping[str, Any]]
 FACTS: Final[dict[str, Fact]] = {}
 """The functions with the decorator `fact` and their expected results, by the name of the function."""
@@ -207,14 +213,12 @@ def unknown_path(server: Server) -> tuple[int, str]:
     return response.status_code, match[0]
 
 
-@each_release
-def test_version_is_reported_from_0_27_on(version: str) -> None:
-    server = Server(version)
+def test_version_is_reported_from_0_27_on(server: Server) -> None:
     response = server.api("").get("/version")
-    if version < "0.27":
+    if server.version < "0.27":
         assert (response.status_code, response.content) == (404, b"")
     else:
-        assert response.json()["version"] == f"v{version}"
+        assert response.json()["version"] == f"v{server.version}"
         server.reported_version = "dev"
         assert server.get("/version")["version"] == "dev"
 
@@ -253,9 +257,7 @@ def requests_without_a_valid_api_key(server: Server) -> list[int]:
     return [response.status_code for response in responses]
 
 
-@each_release
-def test_rotated_api_key_is_refused(version: str) -> None:
-    server = Server(version)
+def test_rotated_api_key_is_refused(server: Server) -> None:
     old = server.api()
     assert old.get("/api/v1/node").status_code == 200
     server.rotate_api_key()
@@ -295,13 +297,11 @@ def requests_during_an_outage_of_the_database(server: Server) -> list[int]:
 # --- Nodes --------------------------------------------------------------------------------------------
 
 
-@each_release
-def test_fields_of_a_node(version: str) -> None:
-    server = Server(version)
+def test_fields_of_a_node(server: Server) -> None:
     created = server.add_node("grafana.example.com", user="svc").created_at
     (node,) = server.list_nodes()
-    tags = {"forcedTags", "validTags", "invalidTags"} if version < "0.28" else {"tags"}
-    routes = {"approvedRoutes", "availableRoutes", "subnetRoutes"} if version >= "0.26" else set()
+    tags = {"forcedTags", "validTags", "invalidTags"} if server.version < "0.28" else {"tags"}
+    routes = {"approvedRoutes", "availableRoutes", "subnetRoutes"} if server.version >= "0.26" else set()
     assert set(node) == tags | routes | {
         "id", "machineKey", "nodeKey", "discoKey", "ipAddresses", "name", "user", "lastSeen", "expiry",
         "preAuthKey", "createdAt", "registerMethod", "givenName", "online",
@@ -312,20 +312,19 @@ def test_fields_of_a_node(version: str) -> None:
     assert re.fullmatch("mkey:[0-9a-f]{64}", node["machineKey"])
     assert datetime.fromisoformat(node["createdAt"]) == created
     # From 0.30 on, times are in the server's time zone, and their fractions have no trailing zeros.
-    zone, digits = (r"\+02:00", range(1, 10)) if version >= "0.30" else ("Z", (3, 6, 9))
+    zone, digits = (r"\+02:00", range(1, 10)) if server.version >= "0.30" else ("Z", (3, 6, 9))
     match = re.fullmatch(rf"[^.]*\.(\d+){zone}", node["createdAt"])
     assert match is not None
     assert len(match[1]) in digits
 
 
-@each_release
-def test_fields_of_a_user(version: str) -> None:
-    server = Server(version)
+def test_fields_of_a_user(server: Server) -> None:
     server.add_user("", "ann@example.com", provider="oidc")
     user, user_without_name = server.get("/api/v1/user")["users"]
     details = {"displayName", "email", "providerId", "provider", "profilePicUrl"}
-    assert set(user) == {"id", "name", "createdAt"} | (details if version >= "0.24" else set())
-    assert (user["id"], user_without_name["name"]) == ("1", value_for(version, {"0.23": "", "0.28": "ann@example.com"}))
+    assert set(user) == {"id", "name", "createdAt"} | (details if server.version >= "0.24" else set())
+    assert user["id"] == "1"
+    assert user_without_name["name"] == value_for(server.version, {"0.23": "", "0.28": "ann@example.com"})
 
 
 @fact({"0.23": [ZERO] * 2, "0.25": [None] * 2, "0.27": [ZERO] * 2, "0.28": [ZERO, None], "0.29": [None] * 2})
@@ -407,24 +406,20 @@ def expiry_of_a_node_is_lost_at_a_restart(server: Server) -> bool:
 # --- Pre-auth keys ------------------------------------------------------------------------------------
 
 
-@each_release
-def test_fields_of_a_new_key(version: str) -> None:
-    server = Server(version)
+def test_fields_of_a_new_key(server: Server) -> None:
     key = server.post(KEYS, server.key_request(aclTags=TAGS))["preAuthKey"]
     assert set(key) == {
         "user", "id", "key", "reusable", "ephemeral", "used", "expiration", "createdAt", "aclTags",
     }  # fmt: skip
     assert datetime.fromisoformat(key["expiration"]) == NOON + timedelta(hours=1)
-    assert key["aclTags"] == value_for(version, {"0.23": [], "0.24": [*TAGS]})
+    assert key["aclTags"] == value_for(server.version, {"0.23": [], "0.24": [*TAGS]})
     assert server.keys[0].tags == TAGS
     formats = {"0.23": "[0-9a-f]{48}", "0.28": "hskey-auth-[-_0-9A-Za-z]{12}-[-_0-9A-Za-z]{64}"}
-    assert re.fullmatch(value_for(version, formats), key["key"])
+    assert re.fullmatch(value_for(server.version, formats), key["key"])
     assert key["key"] in server.secrets()
 
 
-@each_release
-def test_key_without_a_requested_expiry_has_already_expired(version: str) -> None:
-    server = Server(version)
+def test_key_without_a_requested_expiry_has_already_expired(server: Server) -> None:
     key = server.post(KEYS, server.key_request(expiration=...))["preAuthKey"]
     assert key["expiration"] == ZERO
     with pytest.raises(RegistrationRefusedError, match="expired"):
@@ -517,9 +512,7 @@ def given_name_of_a_second_node(server: Server) -> str:
 # --- Registration -------------------------------------------------------------------------------------
 
 
-@each_release
-def test_registered_machine_is_online_when_it_connects(version: str) -> None:
-    server = Server(version)
+def test_registered_machine_is_online_when_it_connects(server: Server) -> None:
     node = server.register_new(tags=TAGS)
     assert (node.name, node.tags) == ("a1", TAGS)
     assert not server.online(node.id)
@@ -689,9 +682,7 @@ def test_node_that_disappears_is_offline_after_15_minutes() -> None:
     assert not server.online(1)
 
 
-@each_release
-def test_addresses_of_deleted_nodes_are_assigned_after_a_restart(version: str) -> None:
-    server = Server(version)
+def test_addresses_of_deleted_nodes_are_assigned_after_a_restart(server: Server) -> None:
     first, _, third = (server.add_node(f"a{number}", user="svc") for number in range(3))
     server.delete_node(first.id)
     server.delete_node(third.id)
