@@ -26,10 +26,11 @@ from tests.inject.samples import (
     injected,
     literals_of,
     prepared_for_component,
-    with_component,
     workloads,
+    write_kustomization,
 )
 from tests.pages import ROOT
+from tests.pod.rendering import render
 from tests.real.programs import eventually
 
 Document = dict[str, Any]
@@ -73,7 +74,8 @@ def test_policy_command_and_component_create_the_same_pod(api_server: ApiServer,
         api_server.create_dry_run(document)
     by_policy = admitted(api_server, pod_of(workload))
     by_inject = admitted(api_server, pod_of(injected(workload)))
-    rendered = with_component(prepared_for_component(workloads()[name]), tmp_path, "with-tailscale", config)
+    document = prepared_for_component(workloads()[name])
+    rendered = render(write_kustomization(tmp_path, [document], "with-tailscale", config))
     (result,) = [document for document in rendered if document["kind"] == workload["kind"]]
     # The component ignores the annotation init-containers, so sort the containers as the annotation requires.
     in_required_order(workload, template_of(result)["spec"])

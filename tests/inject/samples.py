@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import cache
 from operator import itemgetter
@@ -18,7 +18,6 @@ from lifecycle.inject.rules import STATE_SECRET
 from lifecycle.inject.template import CONTAINERS
 from lifecycle.settings.models import DryRunSettings, InjectSettings, command_variables
 from tests.inject.labelled_workloads import template_of
-from tests.pod.rendering import render
 
 Document = dict[str, Any]
 
@@ -56,26 +55,26 @@ def inject_text(text: str, shared: Mapping[str, str] = SETTINGS, *, with_state_s
     return inject([text], INJECT_SETTINGS, shared, with_state_secrets=with_state_secrets)
 
 
-def with_component(document: Document, folder: Path, variant: str, literals: dict[str, str]) -> list[Document]:
-    """Render a workload with a variant of the Kustomize component.
+def write_kustomization(
+    folder: Path, documents: Sequence[Document], variant: str, literals: Mapping[str, str] | None = None
+) -> Path:
+    """Write a kustomization of workloads with a variant of the Kustomize component, and return its folder.
 
     Args:
-        document: the workload.
-        folder: an empty folder.
+        folder: an empty folder, which is created if it does not exist.
+        documents: the workloads.
         variant: the name of the folder of this variant.
-        literals: the content of the ConfigMap `lifecycle`, which has the settings.
+        literals: the content of the ConfigMap `lifecycle`, which has the settings; None = there is no ConfigMap.
     """
-    (folder / "workload.yaml").write_text(json.dumps(document))
+    folder.mkdir(exist_ok=True)
+    (folder / "workloads.yaml").write_text("---\n".join(json.dumps(document) + "\n" for document in documents))
     (folder / "components").symlink_to(COMPONENTS)
-    kustomization = {
-        "resources": ["workload.yaml"],
-        "components": [f"components/{variant}"],
-        "configMapGenerator": [
-            {"name": "lifecycle", "literals": [f"{name}={value}" for name, value in literals.items()]}
-        ],
-    }
+    kustomization: Document = {"resources": ["workloads.yaml"], "components": [f"components/{variant}"]}
+    if literals is not None:
+        settings = [f"{name}={value}" for name, value in literals.items()]
+        kustomization["configMapGenerator"] = [{"name": "lifecycle", "literals": settings}]
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-    return render(folder)
+    return folder
 
 
 def comparable(spec: Document, config: dict[str, str] | None = None) -> Document:

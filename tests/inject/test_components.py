@@ -17,10 +17,10 @@ from tests.inject.samples import (
     injected,
     literals_of,
     prepared_for_component,
-    with_component,
     workloads,
+    write_kustomization,
 )
-from tests.pod.rendering import WORKLOADS, config_map_data, manifests_of, workload_resource
+from tests.pod.rendering import WORKLOADS, config_map_data, manifests_of, render, workload_resource
 
 SETTING_NAMES = command_variables(DryRunSettings)
 
@@ -30,7 +30,8 @@ SETTING_NAMES = command_variables(DryRunSettings)
 def test_component_adds_the_same_containers_as_inject(name: str, tmp_path: Path) -> None:
     workload = workloads()[name]
     literals = literals_of(workload)
-    rendered = with_component(prepared_for_component(workloads()[name]), tmp_path, "with-tailscale", literals)
+    document = prepared_for_component(workloads()[name])
+    rendered = render(write_kustomization(tmp_path, [document], "with-tailscale", literals))
     (result,) = [document for document in rendered if document["kind"] == workload["kind"]]
     spec = in_required_order(workload, template_of(result)["spec"])
     assert comparable(spec, literals) == comparable(template_of(injected(workload))["spec"])

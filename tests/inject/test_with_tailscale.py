@@ -10,14 +10,12 @@ import pytest
 
 from lifecycle.inject.template import PROJECT, template
 from tests.inject.labelled_workloads import deployment, stateful_set, template_of
-from tests.inject.samples import INJECT_SETTINGS, with_component
+from tests.inject.samples import INJECT_SETTINGS, write_kustomization
 from tests.inject.with_tailscale import (
     CASES,
     is_native,
-    link_components,
     rendered_workload,
     workloads_with_tailscale,
-    write_kustomization,
 )
 from tests.pod.rendering import NEWEST_KUBERNETES, containers, render
 
@@ -233,7 +231,7 @@ def assert_not_rendered(document: Document, folder: Path, variant: str) -> None:
     """Check that kubectl fails, and names the field that is missing."""
     group = "initContainers" if variant == "sidecar" else "containers"
     with pytest.raises(AssertionError, match="does not render") as failure:
-        with_component(document, folder, variant, {})
+        render(write_kustomization(folder, [document], variant))
     assert f"spec.template.spec.{group}.[name=tailscale].name" in str(failure.value)
 
 
@@ -243,10 +241,9 @@ def test_workloads_with_the_label_off_are_not_changed(variant: str, tmp_path: Pa
     excluded = [deployment(), stateful_set(), with_container_named("ts-sidecar"), with_container_named("tailscale")]
     for number, document in enumerate(excluded):
         document["metadata"] |= {"name": f"excluded-{number}", "labels": {"tailscale-lifecycle": "off"}}
-    link_components(tmp_path)
-    write_kustomization(tmp_path / "all", [*excluded, workloads_with_tailscale()[SUITABLE[variant]]], variant)
-    documents = by_name(render(tmp_path / "all"))
-    assert documents == by_name(excluded) | {SUITABLE[variant]: rendered_workload(SUITABLE[variant], variant)}
+    documents = [*excluded, workloads_with_tailscale()[SUITABLE[variant]]]
+    rendered = by_name(render(write_kustomization(tmp_path, documents, variant)))
+    assert rendered == by_name(excluded) | {SUITABLE[variant]: rendered_workload(SUITABLE[variant], variant)}
 
 
 def by_name(documents: list[Document]) -> dict[str, Document]:

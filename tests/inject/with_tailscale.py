@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from tests.inject.labelled_workloads import template_of
-from tests.inject.samples import COMPONENTS
+from tests.inject.samples import write_kustomization
 from tests.pod.rendering import containers, render
 
 Document = dict[str, Any]
@@ -51,25 +51,11 @@ CASES = [
 """All pairs of a workload and a variant of the component that is suitable for this workload."""
 
 
-def write_kustomization(folder: Path, documents: list[Document], variant: str) -> None:
-    """Write a kustomization of workloads with a variant of the component. First call link_components(folder.parent)."""
-    folder.mkdir()
-    (folder / "workloads.yaml").write_text("---\n".join(json.dumps(document) + "\n" for document in documents))
-    kustomization = {"resources": ["workloads.yaml"], "components": [f"../components/{variant}"]}
-    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-
-
-def link_components(folder: Path) -> None:
-    """Make the components available to the kustomizations in subfolders of this folder."""
-    (folder / "components").symlink_to(COMPONENTS)
-
-
 @cache
 def _rendered(variant: str) -> str:
     names = [name for name, case_variant in CASES if case_variant == variant]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        link_components(folder)
         for name in names:
             write_kustomization(folder / name, [workloads_with_tailscale()[name]], variant)
         (folder / "kustomization.yaml").write_text(yaml.safe_dump({"resources": names}))
