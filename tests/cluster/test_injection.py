@@ -217,35 +217,19 @@ def test_expressions_of_both_policies_have_valid_types(api_server: ApiServer) ->
 
 def test_containers_are_added_once_when_the_policy_is_called_twice(api_server: ApiServer) -> None:
     """The API server calls a policy again when a later policy has changed the pod."""
-    policy = {
-        "apiVersion": api_server.policy_version,
-        "kind": "MutatingAdmissionPolicy",
-        "metadata": {"name": "zz-other"},
-        "spec": {
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+    expression = "Object{metadata: Object.metadata{labels: {'other': 'policy'}}}"
+    specs = {
+        "MutatingAdmissionPolicy": {
             "failurePolicy": "Fail",
             "reinvocationPolicy": "IfNeeded",
-            "matchConstraints": {
-                "resourceRules": [
-                    {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
-                ]
-            },
-            "mutations": [
-                {
-                    "patchType": "ApplyConfiguration",
-                    "applyConfiguration": {
-                        "expression": "Object{metadata: Object.metadata{labels: {'other': 'policy'}}}"
-                    },
-                }
-            ],
+            "matchConstraints": {"resourceRules": [rule]},
+            "mutations": [{"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": expression}}],
         },
+        "MutatingAdmissionPolicyBinding": {"policyName": "zz-other"},
     }
-    binding = {
-        "apiVersion": api_server.policy_version,
-        "kind": "MutatingAdmissionPolicyBinding",
-        "metadata": {"name": "zz-other"},
-        "spec": {"policyName": "zz-other"},
-    }
-    api_server.create(policy, binding)
+    common = {"apiVersion": api_server.policy_version, "metadata": {"name": "zz-other"}}
+    api_server.create(*({**common, "kind": kind, "spec": spec} for kind, spec in specs.items()))
     try:
         created = eventually(
             lambda: result if "other" in (result := api_server.create_dry_run(pod()))["metadata"]["labels"] else None,
@@ -253,7 +237,7 @@ def test_containers_are_added_once_when_the_policy_is_called_twice(api_server: A
         )
         assert [container["name"] for container in created["spec"]["initContainers"]] == list(CONTAINERS)
     finally:
-        for kind in ("mutatingadmissionpolicybinding", "mutatingadmissionpolicy"):
+        for kind in reversed(specs):
             api_server.kubectl("delete", kind, "zz-other")
 
 

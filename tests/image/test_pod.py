@@ -141,7 +141,6 @@ def test_pod_builds_and_imports_the_image(
     scratch_dir: Path,
     pip_volumes: list[str],
 ) -> None:
-    """When the init container runs again, it builds nothing."""
     # The build reads the base image from a file instead of a registry.
     base = scratch_dir / "base.oci"
     run_checked(
@@ -166,11 +165,6 @@ def test_pod_builds_and_imports_the_image(
         eventually(cluster_node.is_ready, "the probe succeeds")
         image = cluster_node.containerd.images()[IMAGE]
         assert (image.digest, image.labels[PIN]) == (cluster_node.archive.digest, "pinned")
-
-    before = cluster_node.archive.path.stat()
-    status, output = cluster_node.run_build_container(*flags, **variables)
-    assert status == 0, output
-    assert cluster_node.archive.path.stat() == before
 
 
 @pytest.mark.parametrize("cluster_node", ["run/k3s/containerd"], indirect=True)
