@@ -141,8 +141,7 @@ def chart_server(chart: Path) -> Iterator[ApiServer]:
             server.create(custom_resource_definition(kind))
         for namespace in ("services", "monitoring", RELEASE_NAMESPACE):
             server.kubectl("create", "configmap", "unrelated", "-n", namespace)
-        for kind in ("MutatingAdmissionPolicy", "ValidatingAdmissionPolicy"):
-            server.create(*unrelated_policy(kind, server))
+        server.create(*unrelated_policies(server))
         server.kubectl("create", "rolebinding", "unrelated", "--clusterrole=view", "--user=any", "-n", "headscale")
         eventually(
             lambda: "resources" in server.request("GET", "/apis/monitoring.coreos.com/v1"), "the API", timeout_s=60
@@ -175,32 +174,29 @@ def custom_resource_definition(kind: str, group: str = "monitoring.coreos.com", 
     }
 
 
-def unrelated_policy(kind: str, server: ApiServer) -> Iterator[dict[str, Any]]:
-    """Yield a policy with a ConfigMap as parameter, and its binding.
+def unrelated_policies(server: ApiServer) -> Iterator[dict[str, Any]]:
+    """Yield a policy of each kind with a ConfigMap as parameter, and its binding.
 
     When the last policy with such a parameter is deleted, the API server stops reading ConfigMaps, even if a new policy
     is created later (kubernetes/kubernetes#130887). The chart could then be installed only once.
     """
-    is_mutating = kind.startswith("Mutating")
     rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["replicationcontrollers"]}
-    mutation = {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": "Object{}"}}
-    spec = (
-        {"mutations": [mutation], "reinvocationPolicy": "Never"}
-        if is_mutating
-        else {"validations": [{"expression": "true"}]}
-    )
-    reference = {"name": "unrelated", "namespace": "services", "parameterNotFoundAction": "Allow"}
     common = {
-        "apiVersion": server.policy_version if is_mutating else "admissionregistration.k8s.io/v1",
-        "metadata": {"name": "unrelated"},
-    }
-    constraints = {
         "paramKind": {"apiVersion": "v1", "kind": "ConfigMap"},
         "matchConstraints": {"resourceRules": [rule]},
     }
-    yield {**common, "kind": kind, "spec": {**constraints, **spec}}
-    actions = {} if is_mutating else {"validationActions": ["Deny"]}
-    yield {**common, "kind": f"{kind}Binding", "spec": {"policyName": "unrelated", "paramRef": reference, **actions}}
+    mutation = {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": "Object{}"}}
+    parameter = {"name": "unrelated", "namespace": "services", "parameterNotFoundAction": "Allow"}
+    binding = {"policyName": "unrelated", "paramRef": parameter}
+    v1 = "admissionregistration.k8s.io/v1"
+    for version, kind, spec in (
+        (server.policy_version, "MutatingAdmissionPolicy", {"mutations": [mutation], "reinvocationPolicy": "Never"}),
+        (server.policy_version, "MutatingAdmissionPolicyBinding", binding),
+        (v1, "ValidatingAdmissionPolicy", {"validations": [{"expression": "true"}]}),
+        (v1, "ValidatingAdmissionPolicyBinding", {**binding, "validationActions": ["Deny"]}),
+    ):
+        fields = spec if kind.endswith("Binding") else {**common, **spec}
+        yield {"apiVersion": version, "kind": kind, "metadata": {"name": "unrelated"}, "spec": fields}
 
 
 def helm(server: ApiServer, *arguments: str | Path, values: Values | None = None) -> str:
