@@ -8,14 +8,13 @@ docs/image.md describes.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 import yaml
@@ -118,11 +117,6 @@ class DaemonSet:
         """The archive that the build has saved on the node."""
         return Archive(self.cluster.node.disk / ARCHIVE)
 
-    def messages(self, reason: str) -> list[str]:
-        """Return the messages of the Kubernetes Events with this reason."""
-        listed: dict[str, Any] = json.loads(self.cluster.kubectl("-n", NAMESPACE, "get", "events", "-o", "json"))
-        return [event["message"] for event in listed["items"] if event["reason"] == reason]
-
 
 @pytest.fixture(autouse=True)
 def _loopback_only() -> None:
@@ -197,12 +191,6 @@ def test_image_is_built_imported_and_pinned(daemon_set: DaemonSet) -> None:
     assert daemon_set.is_pinned()
     log = daemon_set.cluster.logs(daemon_set.pod()["metadata"]["name"], "build", NAMESPACE)
     assert f"saved /node/{ARCHIVE}" in log
-
-
-def test_events_of_the_startup_probe_name_the_missing_image(daemon_set: DaemonSet) -> None:
-    """If the import is faster than the first probe, there are no such events."""
-    messages = daemon_set.messages("Unhealthy")
-    assert [message for message in messages if IMAGE not in message] == []
 
 
 def test_failed_build_reports_its_reason_and_keeps_the_image(
