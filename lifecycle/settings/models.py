@@ -449,12 +449,12 @@ class Settings(BaseSettings):
 
     @property
     def main_name_ownership(self) -> RecordOwnership:
-        """Decides whether a record at the main name is owned."""
+        """Criteria for owning a record at the main name."""
         return RecordOwnership(self.record_name, self.mark, self.vpn_prefixes)
 
     @property
     def further_name_ownerships(self) -> tuple[RecordOwnership, ...]:
-        """Decide for each further name whether a record is owned."""
+        """Criteria for owning a record at each further name."""
         aliases = [record_name(name, self.domain_name) for name in self.dns_aliases]
         kinds = {
             **{name: NameKind.DOMAIN if name == self.domain_name else NameKind.ALIAS for name in aliases},
