@@ -83,10 +83,10 @@ def find_loss(nodes: Sequence[Node], hints: Hints, *, is_gone: bool, is_supersed
 
     Args:
         is_gone: Headscale itself reports that the node `hints.own_node` does not exist, or another machine has its id.
-        is_superseded: dns-watch had left the record to a later pod of this workload.
+        is_superseded: dns-watch had left the record to another pod of this workload.
     """
-    # An empty list can be wrong, so it counts only if Headscale also reports that this pod's node does not exist. With
-    # a later pod, an empty list never counts, because Headscale was not asked about the later pod's node.
+    # An empty list can be wrong, so it counts only if Headscale also reports that this pod's node does not exist. If
+    # another pod has the name, an empty list never counts, because Headscale was not asked about that pod's node.
     if not nodes and (not is_gone or is_superseded):
         return None
     own, interface = hints.own_node, set(hints.interface or ())
@@ -147,9 +147,9 @@ def _by_interface(ordered: Sequence[Node], ours: Sequence[Node], interface: Sequ
     for node in ordered:
         if set(node.addresses) & set(interface):
             return Unregistered(
-                f"this pod's VPN address belongs to node {node.id} ({describe(node)}), which is expired, not ours or "
-                "another pod's. Check that TS_HOSTNAME is the same here and in the tailscale container, and that "
-                "HEADSCALE_USER is the node's user"
+                f"this pod's VPN address belongs to node {node.id} ({describe(node)}), which is foreign, has expired "
+                "or belongs to another pod. Check that TS_HOSTNAME is the same here and in the tailscale container, "
+                "and that HEADSCALE_USER is the node's user"
             )
     return Unregistered("Headscale has no node with this pod's VPN address yet")
 

@@ -1,7 +1,7 @@
 """Test two pods of one workload that run at the same time: the later pod owns the record, and the earlier stands down.
 
-To stand down means not to change the record. The later pod is the successor of the earlier pod, whose state is then
-"superseded". The later pod is the one whose node registered later.
+To stand down means not to change the record. The state of the pod is then "superseded". The later pod is the one whose
+node registered later. This node is the successor of the earlier pod's node.
 """
 
 from __future__ import annotations
