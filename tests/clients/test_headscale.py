@@ -380,6 +380,15 @@ def test_lost_key_is_expired_despite_further_faults(
     assert unexpired_keys(server, clock) == [key.secret.get_secret_value()]
 
 
+def test_lost_key_with_a_lifetime_in_fractions_of_a_second_is_expired(
+    server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
+) -> None:
+    """The request to create a key contains its expiry in whole seconds."""
+    add_fault(server, CREATE, faults.drop(after_execution=True))
+    key = create_key(headscale, clock, lifetime=timedelta(seconds=90.5))
+    assert unexpired_keys(server, clock) == [key.secret.get_secret_value()]
+
+
 @pytest.mark.parametrize("email", ["web@example.com", "ann"], ids=["unique", "name-of-another-user"])
 def test_lost_key_is_expired_for_a_user_with_an_email(
     email: str, server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock

@@ -76,7 +76,7 @@ class HeadscaleWriter(HeadscaleReader):
                 possible.
         """
         spread = timedelta(seconds=random.randrange(_MAX_SPREAD_S))  # noqa: S311 - not a secret
-        expires_at = self.server_time(now).replace(microsecond=0) + spec.lifetime + spread
+        expires_at = (self.server_time(now) + spec.lifetime + spread).replace(microsecond=0)
 
         def attempt() -> PreAuthKey:
             if self._unconfirmed is not None:
