@@ -17,6 +17,7 @@ import pytest
 
 from lifecycle.runtime.background import in_background
 from lifecycle.runtime.output import LineOutput, print_text
+from tests.threads import refused_threads
 
 # The longest wait until all lines are written. It is long, because the machine can be slow.
 FLUSH_S = 60.0
@@ -120,6 +121,17 @@ def test_text_is_written_completely_to_a_non_blocking_pipe(pipe: Pipe, monkeypat
     print_text("y" * 20_000)
 
     assert reading.result(FLUSH_S) == b"y" * 20_000
+
+
+def test_line_waits_while_the_system_refuses_a_thread(pipe: Pipe) -> None:
+    output = LineOutput(pipe.writer)
+
+    with refused_threads("log"):
+        output.write_line("first")
+    output.write_line("second")
+
+    output.flush(FLUSH_S)
+    assert pipe.read(13) == b"first\nsecond\n"
 
 
 def test_partial_line_is_ended_before_the_next_line(tmp_path: Path, repository: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import select
 import sys
 from collections import deque
+from contextlib import suppress
 from threading import Condition, Thread
 from typing import TextIO
 
@@ -41,9 +42,12 @@ class LineOutput:
                 self.dropped += 1
                 return
             self._waiting.append(f"{line}\n".encode(self._encoding, "backslashreplace"))
-            if self._thread is None:
-                self._thread = Thread(target=self._run, args=[self._descriptor], name="log", daemon=True)
-                self._thread.start()
+            # If the system refuses a thread, the lines wait until one can be started.
+            with suppress(RuntimeError):
+                if self._thread is None:
+                    thread = Thread(target=self._run, args=[self._descriptor], name="log", daemon=True)
+                    thread.start()
+                    self._thread = thread
             self._changed.notify_all()
 
     def flush(self, timeout_s: float) -> None:
