@@ -47,7 +47,7 @@ class UserError(LifecycleError):
 
 
 class NameTakenError(LifecycleError):
-    """The DNS name has records of another instance of this program, which has another DNS_OWNER."""
+    """The main name of this workload has a record of another DNS_OWNER or workload."""
 
 
 class PruneLimitError(LifecycleError):

@@ -78,9 +78,9 @@ class PreAuthKey:
 
     @property
     def secret(self) -> SecretStr:
-        """The secret of a key that was just created. Raise ValueError if it is unknown."""
+        """The secret. Raise ValueError if it is unknown."""
         if self.known_secret is None:
-            raise ValueError("a listed key has no secret")
+            raise ValueError("the secret is unknown")
         return self.known_secret
 
     def is_usable(self, now: datetime) -> bool:

@@ -43,7 +43,7 @@ _MAX_PAUSE_S = 300.0
 
 
 def no_retries() -> tenacity.Retrying:
-    """Return a retry policy that never retries, for a loop that repeats its requests anyway."""
+    """Return a retry policy that never retries: for a dry run, and for a loop that repeats its requests anyway."""
     return tenacity.Retrying(stop=tenacity.stop_after_attempt(1), reraise=True)
 
 

@@ -26,7 +26,7 @@ class Target:
 
     pod: Pod
     container: str
-    ready_pods: int = 1
+    ready_pods: int
 
     def __str__(self) -> str:
         choice = f", the newest of {self.ready_pods} ready pods" if self.ready_pods > 1 else ""
