@@ -89,7 +89,7 @@ def status_report(
     owner = settings.mark.partition(" ")[2]
     words = [owner, settings.namespace, settings.headscale_namespace, settings.headscale_user or ""]
     words += (user.label for user in observation.users)
-    words += cluster.names if cluster else ()
+    words += cluster.access.names if cluster else ()
     # The descriptions of foreign nodes and records can contain any text, so every word of them is shortened.
     return to_json_values(head, rows, problems, shorten=make_shortener([*words, *(row.in_the_way for row in rows)]))
 
@@ -98,7 +98,7 @@ def read_context(settings: Settings, readers: Readers, cluster: Cluster | None) 
     """Return the settings and values that the plans are based on. A value that could not be read is None."""
     headscale = f"the CLI in namespace {settings.headscale_namespace} (HEADSCALE_ACCESS=exec)"
     values = {
-        "kubernetes": cluster.description if cluster else "not used (no setting needs it)",
+        "kubernetes": cluster.access.description if cluster else "not used (no setting needs it)",
         "headscale": settings.effective_headscale_url if settings.access == "api" else headscale,
         "headscale_version": _read(readers.headscale.version),
         "user": _read(lambda: choose_user(readers.headscale.users(), settings.headscale_user).label),

@@ -86,18 +86,8 @@ class Cluster:
     """
 
     def __init__(self, access: Access, *, timeout: timedelta) -> None:
-        self._access = access
+        self.access = access
         self._http = HttpClient(access.client, upstream=access.upstream, timeout=timeout, proxy=access.proxy)
-
-    @property
-    def description(self) -> str:
-        """A description of the cluster, for messages."""
-        return self._access.description
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the kubeconfig's context and user, which messages can contain; empty in a pod."""
-        return self._access.names
 
     @property
     def clock_skew(self) -> timedelta | None:
@@ -185,7 +175,7 @@ class Cluster:
         path = f"/api/v1/namespaces/{quote(pod.namespace)}/pods/{quote(pod.name)}/exec"
         query = {"container": container, "stdout": "true", "stderr": "true", "command": list(command)}
         upgrade_headers = handshake_headers()
-        authorization = self._access.authorization()
+        authorization = self.access.authorization()
         headers = {**upgrade_headers, **authorization}
         with self._http.stream("GET", path, what=what, params=query, headers=headers) as streamed:
             if streamed.status_code == httpx.codes.SWITCHING_PROTOCOLS:
@@ -217,7 +207,7 @@ class Cluster:
             ApiError: the request was refused, or its result is unknown.
         """
         what = f"{method} {path}"
-        authorization = self._access.authorization()
+        authorization = self.access.authorization()
         content_type = f"application/{'merge-patch+' if method == 'PATCH' else ''}json"
         body_headers = {"Content-Type": content_type} if body else {}
         response = self._http.send(
@@ -241,8 +231,8 @@ class Cluster:
         message = str(_status(response).get("message") or "")
         if status == httpx.codes.UNAUTHORIZED:
             return self._error_if_unhealthy(what) or AuthError(
-                f"Kubernetes does not accept the credentials ({self.description}; {what}: {status}). Check that the "
-                f"{self._access.credentials} belongs to this cluster.",
+                f"Kubernetes does not accept the credentials ({self.access.description}; {what}: {status}). Check that "
+                f"the {self.access.credentials} belongs to this cluster.",
                 upstream=UPSTREAM,
                 status=status,
             )
