@@ -136,10 +136,8 @@ class NodeOwnership:
 
     def is_owned(self, node: Node) -> bool:
         """Return True if we may change the node; False if that is uncertain."""
-        is_by_key = node.registered_by is RegisterMethod.AUTH_KEY
-        return is_by_key and self.has_our_hostname(node) and self._belongs_to_our_user(node)
-
-    def _belongs_to_our_user(self, node: Node) -> bool:
+        if node.registered_by is not RegisterMethod.AUTH_KEY or not self.has_our_hostname(node):
+            return False
         if node.owner is not None:
             return node.owner.is_same(self.user)
         return bool(node.tags & self.tags)
