@@ -50,6 +50,7 @@ NEVER_PROXIED: Final = tuple(
     )
 )
 
+FIELDS: Final = frozenset({"id", "type", "name", "content", "ttl", "proxied", "comment", "tags", "priority"})
 TYPES: Final = frozenset({"A", "AAAA", "CNAME", "TXT", "NS", "MX"})
 ADDRESS_TYPES: Final = frozenset({"A", "AAAA"})
 PROXIED_TYPES: Final = frozenset({"A", "AAAA", "CNAME"})
@@ -112,7 +113,6 @@ class Record:
     ttl: int = 1
     proxied: bool = False
     comment: str = ""
-    settings: Mapping[str, Any] | None = None
     priority: int | None = None
     read_only: bool = False
     created_on: datetime
@@ -137,7 +137,7 @@ class Record:
             "proxiable": self.proxiable,
             "proxied": self.proxied,
             "ttl": self.ttl,
-            "settings": dict(self.settings or {}),
+            "settings": {},
             "meta": {"read_only": True} if self.read_only else {},
             "comment": self.comment or None,
             "tags": [],
@@ -160,7 +160,6 @@ class Record:
             "ttl": self.ttl,
             "proxied": self.proxied,
             "comment": self.comment,
-            "settings": self.settings,
             "priority": self.priority,
         }
 
@@ -221,6 +220,8 @@ class ZoneRecords:
 
     def _validated(self, spec: Mapping[str, Any], old: Record) -> Record:
         """Return the old record with the values of the specification, if these are valid."""
+        if unknown := spec.keys() - FIELDS:
+            raise ApiError(400, VALIDATION, f"The simulator does not support {', '.join(sorted(unknown))}.")
         type_ = spec.get("type")
         if type_ not in TYPES:
             raise ApiError(400, VALIDATION, "DNS record type is invalid.")
@@ -240,7 +241,6 @@ class ZoneRecords:
             ttl=_ttl(spec.get("ttl"), proxied=proxied),
             proxied=proxied,
             comment=comment,
-            settings=_settings(spec.get("settings")),
             priority=_priority(type_, spec.get("priority")),
             modified_on=self.now,
             comment_modified_on=(old.comment_modified_on if comment == old.comment else self.now) if comment else None,
@@ -310,12 +310,6 @@ def _boolean(value: object) -> bool:
     if value is not None and not isinstance(value, bool):
         raise ApiError(400, VALIDATION, "proxied must be a boolean.")
     return bool(value)
-
-
-def _settings(value: object) -> dict[str, Any]:
-    if value is not None and not isinstance(value, Mapping):
-        raise ApiError(400, VALIDATION, "settings must be an object.")
-    return dict(value or {})
 
 
 def _priority(type_: str, value: object) -> int | None:

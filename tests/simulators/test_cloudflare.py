@@ -134,6 +134,7 @@ def test_ipv6_address_is_stored_in_its_shortest_form(account: Account) -> None:
         pytest.param({"comment": "x" * 101}, 1004, id="long-comment"),
         pytest.param({"comment": "a\nb"}, 1004, id="newline-in-comment"),
         pytest.param({"type": "a"}, 1004, id="type-in-lower-case"),
+        pytest.param({"settings": {}}, 1004, id="unsupported-field"),
         pytest.param({"type": "CNAME", "content": "100.64.0.1"}, 9007, id="CNAME-to-an-address"),
         pytest.param({"type": "CNAME", "content": "b..example.com"}, 9007, id="CNAME-to-an-invalid-name"),
         pytest.param({"type": "CNAME", "content": "A.example.com."}, 9039, id="CNAME-to-itself"),
