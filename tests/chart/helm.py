@@ -43,15 +43,10 @@ def packed_chart(folder: Path) -> Path:
 
 
 def run(*arguments: str | Path, text: str = "") -> subprocess.CompletedProcess[str]:
-    """Run Helm, with `text` as its standard input. The command may fail."""
-    return subprocess.run(
-        [program(), *arguments], input=text, capture_output=True, text=True, check=False, env=environment()
-    )
-
-
-def environment() -> dict[str, str]:
-    """Return an environment in which Helm finds neither a cluster nor plugins."""
-    return {**os.environ, "KUBECONFIG": os.devnull, "HELM_PLUGINS": os.devnull}
+    """Run Helm, with `text` as its standard input, without a cluster and plugins. The command may fail."""
+    environment = {**os.environ, "KUBECONFIG": os.devnull, "HELM_PLUGINS": os.devnull}
+    command = [program(), *arguments]
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=False, env=environment)
 
 
 def _template(chart: Path, values: Values, *options: str) -> subprocess.CompletedProcess[str]:
