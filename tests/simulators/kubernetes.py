@@ -318,8 +318,8 @@ class KubernetesSimulator(Upstream):
                 return self._secret(namespace, name)
             case ["apis", "authorization.k8s.io", "v1", "selfsubjectaccessreviews"] if request.method == "POST":
                 access = json.loads(request.body)["spec"]["resourceAttributes"]
-                permission = access["verb"], access["resource"], access["namespace"], access.get("name")
-                allowed = any(rule.allows(*permission) for rule in self._rules)
+                requested = access["verb"], access["resource"], access["namespace"], access.get("name")
+                allowed = any(rule.allows(*requested, access.get("group", "")) for rule in self._rules)
                 return json_response({"status": {"allowed": allowed}}, 201)
             case ["apis", "authentication.k8s.io", *_] | ["apis", "events.k8s.io", *_]:
                 return self._answer_for_events(request)
