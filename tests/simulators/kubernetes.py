@@ -20,7 +20,7 @@ import httpx
 
 from tests.simulators.faults import TIMED_OUT, FaultQueue, apply_fault, reset
 from tests.simulators.headscale_cli import Finished, Program
-from tests.simulators.kubernetes_events import EventRefusedError, Events
+from tests.simulators.kubernetes_events import Events, RefusedError
 from tests.simulators.messages import MemoryConnection, Request, Response, json_response, text_response
 from tests.simulators.upstream import Upstream
 from tests.simulators.websocket import CLOSING, PING, close, frame, read_pong, upgrade_headers
@@ -41,16 +41,6 @@ _MAX_MESSAGE_BYTES: Final = 32 * 1024
 """The size of the kubelet's buffer. The kubelet splits longer output into several messages."""
 
 _PING: Final = b"ping"
-
-_REASONS: Final = {
-    400: "BadRequest",
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "NotFound",
-    409: "AlreadyExists",
-    415: "UnsupportedMediaType",
-    422: "Invalid",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,26 +130,6 @@ class _Rule:
             # A rule with resource names does not allow lists.
             and (not self.names or name in self.names)
         )
-
-
-class _RefusedError(Exception):
-    """A refused request. The response contains a `Status` object."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-    def response(self) -> Response:
-        body = {
-            "kind": "Status",
-            "apiVersion": "v1",
-            "metadata": {},
-            "status": "Failure",
-            "message": str(self),
-            "reason": _REASONS[self.status],
-            "code": self.status,
-        }
-        return json_response(body, self.status)
 
 
 class KubernetesSimulator(Upstream):
@@ -295,9 +265,7 @@ class KubernetesSimulator(Upstream):
         """Execute one request, always in the current state. The caller holds the lock."""
         try:
             response = self._answer(request)
-        except EventRefusedError as error:
-            response = _RefusedError(error.status, str(error)).response()
-        except _RefusedError as error:
+        except RefusedError as error:
             response = error.response()
         if self._now is not None:
             response.headers["date"] = format_datetime(self._now(), usegmt=True)
@@ -326,7 +294,7 @@ class KubernetesSimulator(Upstream):
             case ["api", "v1", "namespaces", namespace, "pods"] if request.method == "GET":
                 self._check_permission("list", "pods", namespace, None)
                 return self._list_pods(namespace, request.parameters.get("labelSelector", ""))
-        raise _RefusedError(404, "the server could not find the requested resource")
+        raise RefusedError(404, "the server could not find the requested resource")
 
     def _answer_for_events(self, request: Request) -> Response:
         """Execute a request that is needed to write Events."""
@@ -340,7 +308,7 @@ class KubernetesSimulator(Upstream):
                 self._check_permission("patch", "events", namespace, name, "events.k8s.io")
                 patch = _json_body(request, "application/merge-patch+json")
                 return json_response(self.events.patch(namespace, name, patch))
-        raise _RefusedError(404, "the server could not find the requested resource")
+        raise RefusedError(404, "the server could not find the requested resource")
 
     def _user(self) -> dict[str, Any]:
         """Return the user of a SelfSubjectReview."""
@@ -354,13 +322,13 @@ class KubernetesSimulator(Upstream):
     def _check_token(self, request: Request) -> None:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if self.is_starting or scheme.lower() != "bearer" or token != self.token:
-            raise _RefusedError(401, "Unauthorized")
+            raise RefusedError(401, "Unauthorized")
 
     def _check_permission(self, verb: str, resource: str, namespace: str, name: str | None, group: str = "") -> None:
         if not any(rule.allows(verb, resource, namespace, name, group) for rule in self._rules):
             plural, _, _ = resource.partition("/")
             object_name = f'{plural} "{name}"' if name else plural
-            raise _RefusedError(
+            raise RefusedError(
                 403,
                 f'{object_name} is forbidden: User "{self.account}" cannot {verb} resource "{resource}" in API group '
                 f'"{group}" in the namespace "{namespace}"',
@@ -369,7 +337,7 @@ class KubernetesSimulator(Upstream):
     def _secret(self, namespace: str, name: str) -> Response:
         values = self._secrets.get((namespace, name))
         if values is None:
-            raise _RefusedError(404, f'secrets "{name}" not found')
+            raise RefusedError(404, f'secrets "{name}" not found')
         body: dict[str, Any] = {
             "kind": "Secret",
             "apiVersion": "v1",
@@ -384,7 +352,7 @@ class KubernetesSimulator(Upstream):
     def _patch_secret(values: dict[str, str] | None, patch: Any) -> None:
         """Apply a strategic merge patch or a JSON patch, as the tailscale container sends them."""
         if values is None:
-            raise _RefusedError(404, "secret not found")
+            raise RefusedError(404, "secret not found")
         if isinstance(patch, dict):
             changes = patch.get("data") or {}
         else:
@@ -418,7 +386,7 @@ class KubernetesSimulator(Upstream):
                 return response
             try:
                 program, subprotocol = self._accept(request)
-            except _RefusedError as error:
+            except RefusedError as error:
                 status = error.status
                 return error.response()
             status = 101
@@ -430,7 +398,7 @@ class KubernetesSimulator(Upstream):
         """Return the program to run and the subprotocol. The program is None if the container does not have it.
 
         Raises:
-            _RefusedError: the API server refuses the request.
+            RefusedError: the API server refuses the request.
         """
         with self.lock:
             self._check_token(request)
@@ -440,20 +408,20 @@ class KubernetesSimulator(Upstream):
                 self._check_permission("create", "pods/exec", namespace, name)
             pod = next((pod for pod in self._pods if (pod.namespace, pod.name) == (namespace, name)), None)
             if pod is None:
-                raise _RefusedError(404, f'pods "{name}" not found')
+                raise RefusedError(404, f'pods "{name}" not found')
             if pod.phase in ("Succeeded", "Failed"):
-                raise _RefusedError(
+                raise RefusedError(
                     400, f"cannot exec into a container in a completed pod; current phase is {pod.phase}"
                 )
             if not (_is_requested(request, "stdout") or _is_requested(request, "stderr")):
-                raise _RefusedError(400, "you must specify at least one of stdin, stdout, stderr")
+                raise RefusedError(400, "you must specify at least one of stdin, stdout, stderr")
             container = request.parameters.get("container", next(iter(pod.containers)))
             if container not in pod.containers:
-                raise _RefusedError(400, f"container {container} is not valid for pod {name}")
+                raise RefusedError(400, f"container {container} is not valid for pod {name}")
             offered = request.headers.get("sec-websocket-protocol", "").replace(" ", "").split(",")
             subprotocol = next((subprotocol for subprotocol in offered if subprotocol in self.subprotocols), None)
             if request.headers.get("upgrade", "").lower() != "websocket" or subprotocol is None:
-                raise _RefusedError(400, "unable to upgrade: unknown subprotocol")
+                raise RefusedError(400, "unable to upgrade: unknown subprotocol")
             self.used_subprotocols.append(subprotocol)
             command = request.parameters.all("command")[0]
             return pod.containers[container].get(command), subprotocol
@@ -532,7 +500,7 @@ def _messages(channel: int, data: bytes) -> bytes:
 def _json_body(request: Request, content_type: str) -> dict[str, Any]:
     """Return the body of a request. Refuse the request if it has another content type."""
     if request.headers.get("content-type") != content_type:
-        raise _RefusedError(415, "the body of the request was in an unknown format")
+        raise RefusedError(415, "the body of the request was in an unknown format")
     body: dict[str, Any] = request.json()
     return body
 

@@ -1,9 +1,11 @@
-"""Events of the simulated Kubernetes API. They are validated as kube-apiserver 1.36 validates them."""
+"""Refusals and Events of the simulated Kubernetes API. Events are validated as kube-apiserver 1.36 validates them."""
 
 from __future__ import annotations
 
 import re
 from typing import Any, Final
+
+from tests.simulators.messages import Response, json_response
 
 _REQUIRED: Final = ("eventTime", "action", "reason", "reportingController", "reportingInstance")
 # kube-apiserver counts bytes, although its message says characters.
@@ -13,13 +15,35 @@ _MICRO_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _CONTROLLER: Final = re.compile(r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?", re.ASCII)
 
+_REASONS: Final = {
+    400: "BadRequest",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "NotFound",
+    409: "AlreadyExists",
+    415: "UnsupportedMediaType",
+    422: "Invalid",
+}
 
-class EventRefusedError(Exception):
-    """The Event in a request is invalid, exists already or does not exist. `status` is the response's HTTP status."""
+
+class RefusedError(Exception):
+    """A refused request. The response contains a `Status` object."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+    def response(self) -> Response:
+        body = {
+            "kind": "Status",
+            "apiVersion": "v1",
+            "metadata": {},
+            "status": "Failure",
+            "message": str(self),
+            "reason": _REASONS[self.status],
+            "code": self.status,
+        }
+        return json_response(body, self.status)
 
 
 class Events(dict[tuple[str, str], dict[str, Any]]):
@@ -30,9 +54,9 @@ class Events(dict[tuple[str, str], dict[str, Any]]):
         _check_times(event)
         name = event["metadata"].get("name", "")
         if problem := _problem_of_event(event, namespace):
-            raise EventRefusedError(422, f'Event "{name}" is invalid: {problem}')
+            raise RefusedError(422, f'Event "{name}" is invalid: {problem}')
         if (namespace, name) in self:
-            raise EventRefusedError(409, f'events "{name}" already exists')
+            raise RefusedError(409, f'events "{name}" already exists')
         self[namespace, name] = event
         return event
 
@@ -40,10 +64,10 @@ class Events(dict[tuple[str, str], dict[str, Any]]):
         """Apply a merge patch to an Event."""
         event = self.get((namespace, name))
         if event is None:
-            raise EventRefusedError(404, f'events "{name}" not found')
+            raise RefusedError(404, f'events "{name}" not found')
         _check_times(patch)
         if problem := _problem_of_patch(event, patch):
-            raise EventRefusedError(422, f'Event "{name}" is invalid: {problem}')
+            raise RefusedError(422, f'Event "{name}" is invalid: {problem}')
         self[namespace, name] = event | {"series": {**(event.get("series") or {}), **patch["series"]}}
         return self[namespace, name]
 
@@ -91,4 +115,4 @@ def _check_times(event: dict[str, Any]) -> None:
     """Refuse a time without microseconds."""
     for value in (event.get("eventTime"), (event.get("series") or {}).get("lastObservedTime")):
         if value is not None and not _MICRO_TIME.fullmatch(value):
-            raise EventRefusedError(400, f"Event in version v1 cannot be handled: cannot parse {value}")
+            raise RefusedError(400, f"Event in version v1 cannot be handled: cannot parse {value}")
