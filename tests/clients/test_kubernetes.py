@@ -484,12 +484,17 @@ def test_no_error_contains_the_token(
 
 
 @pytest.mark.parametrize("is_trusted", [True, False], ids=["ca-of-the-cluster", "other-ca"])
-@pytest.mark.parametrize("is_exec", [True, False], ids=["exec", "get"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(lambda cluster: cluster.run(HEADSCALE_POD, "headscale", ["echo"]), id="exec"),
+        pytest.param(lambda cluster: cluster.secret(HEADSCALE_NAMESPACE, "api-key"), id="get"),
+    ],
+)
 def test_only_a_server_with_a_certificate_of_the_clusters_ca_gets_requests(
-    is_exec: bool, is_trusted: bool, kubernetes: KubernetesSimulator, tmp_path: Path
+    call: Call, is_trusted: bool, kubernetes: KubernetesSimulator, tmp_path: Path
 ) -> None:
     """Otherwise, the client would send the service account's token to another server."""
-    kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", {"key": "x"})
     for name in ("cluster", "other"):
         (tmp_path / name).mkdir()
     cluster_authority, other_authority = Authority(tmp_path / "cluster"), Authority(tmp_path / "other")
@@ -498,15 +503,10 @@ def test_only_a_server_with_a_certificate_of_the_clusters_ca_gets_requests(
         access = access_to(url, kubernetes.token, trust=trust)
         with access.client:
             cluster = Cluster(access, timeout=timedelta(seconds=10))
-            call: Callable[[], object] = (
-                (lambda: cluster.run(HEADSCALE_POD, "headscale", ["echo"]))
-                if is_exec
-                else (lambda: cluster.secret(HEADSCALE_NAMESPACE, "api-key"))
-            )
             if is_trusted:
-                call()
+                call(cluster)
             else:
-                assert type(failure(call)) is TransientError
+                assert type(failure(lambda: call(cluster))) is TransientError
     assert bool(kubernetes.requests) is is_trusted
 
 
