@@ -62,7 +62,6 @@ def write_kustomization(
 
     Args:
         folder: an empty folder, which is created if it does not exist.
-        documents: the workloads.
         variant: the name of the folder of this variant.
         literals: the content of the ConfigMap `lifecycle`, which has the settings; None = there is no ConfigMap.
     """

@@ -78,7 +78,6 @@ class ApiError(Exception):
         """Create the error.
 
         Args:
-            status: the HTTP status.
             code: Cloudflare's error code.
             message: the message. The texts are invented, so clients must not depend on them.
             chain: the code and message of an error that is nested in this one.
@@ -176,8 +175,6 @@ class ZoneRecords:
 
     Attributes:
         records: the records of all zones by id, oldest first. The operations change this dictionary.
-        zone_id: the id of the zone.
-        zone_name: the name of the zone.
         quota: the maximum number of records in the zone.
         now: the simulated time, at which all operations happen.
     """

@@ -103,7 +103,6 @@ def too_many_requests(retry_after: int | str | None = None, *, body: bytes | str
 
     Args:
         retry_after: the header Retry-After, in seconds or as an HTTP date; None = the header is not sent.
-        body: the body of the response.
     """
     headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
     return answer(429, body, headers=headers)
@@ -197,7 +196,6 @@ class FaultQueue(Generic[FaultType]):
         """Add a fault.
 
         Args:
-            fault: the fault.
             method: HTTP method of the affected requests; any if omitted.
             path: regular expression that is searched in the path and query of a request. For example, the pattern
                 `[?&]page=2` matches requests for the second page.
@@ -252,9 +250,7 @@ def apply_fault(
     """Return the response to a request with a fault.
 
     Args:
-        fault: the fault.
         queue: the queue of the fault. Its method `release` ends the waiting of `hang` and `drip`.
-        request: the request.
         execute: executes the request. With the argument True, the response has the state before the last change.
 
     Raises:

@@ -79,11 +79,7 @@ class HeadscaleCli:
         self.calls: list[tuple[str, ...]] = []
 
     def __call__(self, argv: Sequence[str]) -> Finished:
-        """Run a command.
-
-        Args:
-            argv: the arguments, including the program's name.
-        """
+        """Run a command. The arguments include the program's name."""
         _, *arguments = argv
         self.calls.append(tuple(arguments))
         try:

@@ -233,7 +233,6 @@ class KubernetesSimulator(Upstream):
         """Inject a fault into a command.
 
         Args:
-            fault: the fault.
             command: regular expression that is searched in the command, whose words are joined by spaces.
             times: how many commands are affected; None = all.
         """

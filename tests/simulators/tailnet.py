@@ -480,7 +480,6 @@ class Tailnet(Upstream):
 
         Args:
             key: the secret of a pre-auth key; None = the machine sends none.
-            hostname: the hostname of the machine.
             machine_key: the machine key, including the prefix `mkey:`; a random one if omitted.
             node_key: the node key, including the prefix `nodekey:`; a random one if omitted.
 

@@ -30,12 +30,7 @@ each_release = pytest.mark.parametrize("version", VERSIONS)
 
 
 def value_for(version: str, since: Mapping[str, Any]) -> Any:
-    """Return the value for a release.
-
-    Args:
-        version: the release.
-        since: the values. The key is the first release to which a value applies.
-    """
+    """Return the value for a release. The key of each value is the first release to which the value applies."""
     return since[max(release for release in since if release <= version)]
 
 

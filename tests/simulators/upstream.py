@@ -76,7 +76,6 @@ class Upstream(ABC):
         """Execute a request, and return the response. The caller holds the lock.
 
         Args:
-            request: the request.
             from_previous_state: True if the response must have the state before the last change (the fault `stale`).
         """
 

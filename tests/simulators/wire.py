@@ -93,7 +93,6 @@ def time_text(dialect: Dialect, instant: datetime, *, nanos: int = 0) -> str:
     """Return the text of a time, in the format of this release.
 
     Args:
-        dialect: the release.
         instant: a timezone-aware datetime.
         nanos: 0 to 999 nanoseconds in addition, which a datetime cannot contain.
     """
@@ -124,8 +123,6 @@ def read_body(request: Request, dialect: Dialect, fields: Mapping[str, FieldType
     """Parse a request's JSON as strictly as this release does, and return the fields that it contains.
 
     Args:
-        request: the request.
-        dialect: the release.
         fields: the type of each known field, by name.
 
     Raises:
