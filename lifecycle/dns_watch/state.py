@@ -36,7 +36,7 @@ class WatchConfig:
         key_path: the path of the key file, for messages.
         retry_interval: longest interval between lookups of a node that is not registered yet.
         max_retries: number of lookups that do not find the node after which dns-watch gives up; 0 = no limit.
-        poll_interval: interval between polls of a registered node. It grows if Headscale is slow or has many nodes.
+        poll_interval: shortest interval between polls of a registered node.
         min_poll_interval: lower limit of all waits between passes after the first registration; 0 = none.
         verify_interval: interval between reads of the records if nothing changed.
         expects_interface: tailscale creates a VPN interface in this pod.
@@ -159,8 +159,7 @@ class RecordsRead:
         records: all records at the main name, and our records at the further names. If our records at a further name
             are not as desired, all records at this further name are included.
         apex: the zone's own name; None if it is not known.
-        preferred_nodes: the result of `nodes.preferred_nodes`; not read if all our records have addresses of this
-            pod's node.
+        preferred_nodes: the result of `nodes.preferred_nodes`; empty if `needs_preferred_nodes` returned False.
     """
 
     records: tuple[Record, ...]

@@ -1,7 +1,6 @@
 """Pure functions that derive the state of every workload of an owner (DNS_OWNER) from its nodes and records.
 
-Nodes and records are ours if they belong to this owner. A node or record that has the name of a workload and is not
-ours is foreign.
+Nodes and records are ours if they belong to this owner.
 """
 
 from __future__ import annotations
@@ -50,8 +49,7 @@ class StatusConfig:
 
     Attributes:
         domain: the domain (DOMAIN_NAME), which is appended to a hostname without a dot.
-        mark: the comment of our records at main names (hostnames). At further names (DNS_ALIASES, DNS_SHARED_NAMES),
-            the comment also contains the main name.
+        mark: the comment of our records at main names. At further names, the comment also contains the main name.
         tags: the tags of the pre-auth keys (AUTHKEY_TAGS).
         ipv6: True if this program manages AAAA records.
     """
