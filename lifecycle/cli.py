@@ -41,15 +41,12 @@ _FLUSH_S = 0.5
 def run(options: argparse.Namespace) -> int:
     """Run one command line, and return its exit status, as described in `domain.errors.EXIT_STATUSES`."""
     configure_logs(console=_is_terminal(), to_stderr=options.is_dry_run or options.command == "inject")
-    # `status` must not replace the termination message of dns-watch: it runs in the container of dns-watch, with
-    # `kubectl exec`.
-    is_main_process = options.command != "status"
     is_watching = options.command == "dns-watch" and not options.is_dry_run and not options.once
 
     def report_stop(signal: str) -> None:
         if not options.is_dry_run:
             log.info("stop.requested", signal=signal)
-        if is_main_process and not is_watching:
+        if not is_watching:
             write_termination_message(STOPPED_EARLY.format(signal))
 
     stop = Stop(0 if is_watching else EXIT_FAILED, report_stop)
@@ -57,13 +54,11 @@ def run(options: argparse.Namespace) -> int:
         return _run_command(options, stop)
     except LifecycleError as error:
         _log_failure(error)
-        if is_main_process:
-            write_termination_message(str(error))
+        write_termination_message(str(error))
         return error.exit_status
     except Exception as error:
         log.exception("command.crashed", error_type=type(error).__name__)
-        if is_main_process:
-            write_termination_message(f"This is a bug ({type(error).__name__}); the log has the traceback.")
+        write_termination_message(f"This is a bug ({type(error).__name__}); the log has the traceback.")
         return EXIT_FAILED
     finally:
         stop.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,8 +16,11 @@ _MAX_BYTES = 4096
 
 
 def write_termination_message(reason: str) -> None:
-    """Write the reason to the termination log, if the kubelet has created that file."""
-    if not TERMINATION_LOG.is_file():
+    """Write the reason to the termination log, if the kubelet has created that file.
+
+    `lifecycle status` writes none: it runs in the container of dns-watch, with `kubectl exec`.
+    """
+    if "status" in sys.argv or not TERMINATION_LOG.is_file():
         return
     text = "\n".join(map(printable, reason.splitlines()))
     with suppress(OSError):

@@ -119,11 +119,20 @@ def test_success_writes_no_termination_message(pod: Pod, log: Path) -> None:
     assert log.read_text() == ""
 
 
-@pytest.mark.parametrize("owner", [pytest.param("monitoring", id="failure"), pytest.param("", id="invalid settings")])
-def test_status_does_not_change_the_termination_message_of_dns_watch(pod: Pod, log: Path, owner: str) -> None:
-    """An operator runs `status` in the container of dns-watch. `status` fails, or its DNS_OWNER is missing."""
+@pytest.mark.parametrize(
+    ("arguments", "owner", "status"),
+    [
+        pytest.param([], "monitoring", 1, id="failure"),
+        pytest.param([], "", 2, id="invalid settings"),
+        pytest.param(["--once"], "monitoring", 2, id="invalid arguments"),
+    ],
+)
+def test_status_does_not_change_the_termination_message_of_dns_watch(
+    pod: Pod, log: Path, arguments: list[str], owner: str, status: int
+) -> None:
+    """An operator runs `status` in the container of dns-watch."""
     pod.headscale.faults.add(faults.html(502), times=None)
-    assert pod.run("status", DNS_OWNER=owner).status == (1 if owner else 2)
+    assert pod.run("status", *arguments, DNS_OWNER=owner).status == status
     assert log.read_text() == ""
 
 
