@@ -1,7 +1,7 @@
 """Build stand-ins for the images in the manifests from local programs, because tests have no registry.
 
-Each stand-in has the programs of the real image in the same places: the real tailscale, Headscale and nginx, but
-Debian's busybox instead of Alpine's. `write_archive` writes several `Image`s into an archive for `ctr images import`.
+Each stand-in has the programs of the real image in the same places: the real tailscale and Headscale, but nginx and
+busybox of Debian. `write_archive` writes several `Image`s into an archive for `ctr images import`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from tests.image.tools import ACCEPT_OLD_MIRRORS
 from tests.pod.network import run
 from tests.pod.rendering import containers, manifests_of, pod_spec
 from tests.real.container import PROGRAMS
@@ -140,7 +141,7 @@ def write_layer(archive: Path, files: Mapping[str, str | Path]) -> Path:
 def write_root_layer(archive: Path) -> Path:
     """Write a layer with all commands of Debian's busybox, and with nginx. Return its file."""
     run(
-        *("mmdebstrap", "--variant=extract", '--aptopt=Acquire::Check-Valid-Until "false"'),
+        *("mmdebstrap", "--variant=extract", ACCEPT_OLD_MIRRORS),
         "--include=busybox-static,nginx-light",
         *(f"--dpkgopt=path-exclude=/usr/{name}/*" for name in ("share", "bin", "sbin")),
         *(f"--dpkgopt=path-include=/usr/{name}" for name in ("bin/busybox", "sbin/nginx", "share/nginx/*")),

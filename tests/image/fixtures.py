@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.image.tools import ROOT, ImageBuild, require_commands, run, run_checked
+from tests.image.tools import ACCEPT_OLD_MIRRORS, ROOT, ImageBuild, require_commands, run, run_checked
 
 # The commands that the scripts in build/ run on a cluster node, and the commands that build images.
 COMMANDS = ("buildah", "busybox", "containerd", "ctr", "mmdebstrap", "podman", "runc")
@@ -20,9 +20,6 @@ BASE = "localhost/debian:test"
 
 ENOUGH_MEMORY = 8 * 2**30
 """With at least this many bytes of memory, the machine can keep the files of the tests in memory: about 2 GiB."""
-
-_OLD_MIRRORS = 'Acquire::Check-Valid-Until "false"'
-"""An option of apt: use Debian mirrors even if they are some weeks old."""
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +54,7 @@ def debian(scratch_dir: Path) -> Mapping[str, Path]:
     }
     processes = {
         name: subprocess.Popen(
-            ["mmdebstrap", "--variant=minbase", f"--aptopt={_OLD_MIRRORS}", f"--include={packages}", "stable", path],
+            ["mmdebstrap", "--variant=minbase", ACCEPT_OLD_MIRRORS, f"--include={packages}", "stable", path],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -27,6 +27,9 @@ IMAGE = "localhost/tailscale-lifecycle:latest"
 PIN = "io.cri-containerd.pinned"
 """The label with which containerd tells the kubelet not to delete an image."""
 
+ACCEPT_OLD_MIRRORS = '--aptopt=Acquire::Check-Valid-Until "false"'
+"""An option of mmdebstrap: apt uses a Debian mirror even if the mirror is some weeks old."""
+
 DEFAULT_CAPABILITIES = frozenset(
     {"AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD"}
     | {"NET_BIND_SERVICE", "NET_RAW", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT"}

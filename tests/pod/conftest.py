@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.image.tools import ImageBuild, require_commands
+from tests.image.tools import ACCEPT_OLD_MIRRORS, ImageBuild, require_commands
 from tests.pod.kubelet import Podman, podman
 from tests.pod.network import ROOT, run
 
@@ -45,7 +45,7 @@ def stand_ins(scratch_dir: Path) -> Path:
     """Build a root file system with Debian's nginx and the stand-ins for application and tailscale, as a tar file."""
     archive = scratch_dir / "stand-ins.tar"
     run(
-        *("mmdebstrap", "--variant=essential", '--aptopt=Acquire::Check-Valid-Until "false"'),
+        *("mmdebstrap", "--variant=essential", ACCEPT_OLD_MIRRORS),
         *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "locale", "man")),
         f"--include={_PACKAGES}",
         '--customize-hook=mkdir -p "$1/opt/tests/pod"',
