@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.real.command import events_named
-from tests.real.workload import OTHER_USER, USER, Workload
+from tests.real.workload import NAMESPACE, OTHER_USER, USER, Workload
 
 
 @pytest.mark.every_client
@@ -81,6 +81,16 @@ def test_record_of_a_deleted_node_stays_until_a_new_node_registers(workload: Wor
     (new,) = workload.node_ids
     assert int(new) > int(old)
     assert watch.wait_for("node.registered")["node_id"] == new
+
+
+def test_commands_that_only_read_change_nothing(workload_on_dedicated_server: Workload) -> None:
+    workload = workload_on_dedicated_server
+    workload.start_pod()
+    before = workload.state()
+    for command in ("--dry-run", "status", "prune"):
+        ended = workload.run(command, DNS_OWNER=NAMESPACE)
+        assert ended.exit_status == 0, ended.out + ended.errors
+    assert workload.state() == before
 
 
 def test_later_of_two_concurrent_pods_is_published(workload: Workload) -> None:
