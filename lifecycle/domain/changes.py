@@ -43,7 +43,7 @@ class DeleteRecord:
 
 @dataclass(frozen=True, slots=True)
 class WriteFreshKey:
-    """Create a pre-auth key, and replace the key file and the metadata file beside it.
+    """Create a pre-auth key, and replace the key file and the key metadata.
 
     Attributes:
         node_id: for the metadata: the id of this pod's last known node; None if there is none.
@@ -60,7 +60,7 @@ class WriteFreshKey:
 
 @dataclass(frozen=True, slots=True)
 class WriteKeyMetadata:
-    """Replace the metadata file beside the key file. The key file stays as it is."""
+    """Replace the key metadata. The key file stays as it is."""
 
     metadata: KeyMetadata
     reason: str

@@ -35,7 +35,7 @@ class ManifestError(LifecycleError):
 
 
 class KeyFileError(LifecycleError):
-    """The key file or the metadata file beside it cannot be read or written."""
+    """The key file or the key metadata beside it cannot be read or written."""
 
 
 class NotRegisteredError(LifecycleError):

@@ -102,7 +102,7 @@ class KeySpec:
 
 @dataclass(frozen=True, slots=True)
 class KeyMetadata:
-    """The content of the metadata file beside the key file. It identifies the key, and the node of this pod.
+    """The key metadata, a file beside the key file. It identifies the key, and the node of this pod.
 
     An id alone identifies neither a key nor a node: after Headscale's database was restored from a backup, Headscale
     assigns the same ids again.

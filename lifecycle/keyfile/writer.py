@@ -53,13 +53,13 @@ class KeyFileWriter(KeyFileReader):
                 temporary.with_suffix(".check").unlink()
 
     def write(self, key: SecretStr, metadata: KeyMetadata) -> None:
-        """Replace the metadata file, then the key file, each atomically. No newline is added to the key."""
+        """Replace the key metadata, then the key file, each atomically. No newline is added to the key."""
         content = key.get_secret_value().encode()
         self.write_metadata(replace(metadata, key_sha256=digest_of(content)))
         _replace(self.path, content, self.mode)
 
     def write_metadata(self, metadata: KeyMetadata) -> None:
-        """Replace the metadata file atomically. The key file stays as it is."""
+        """Replace the key metadata atomically. The key file stays as it is."""
         _replace(self.metadata_path, METADATA_JSON.dump_json(metadata) + b"\n", _METADATA_MODE)
 
     def write_restart_marker(self, key_id: str | None) -> bool:
