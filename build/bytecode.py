@@ -71,7 +71,7 @@ def loaded_files(**settings: str) -> set[str]:
 
 
 def main() -> None:
-    """Import all modules, run the dry runs, and compile every file that was loaded."""
+    """Run the dry runs, import all modules, and compile every file that was loaded."""
     with tempfile.NamedTemporaryFile("w") as file:
         file.write(KUBECONFIG)
         file.flush()
