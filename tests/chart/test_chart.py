@@ -123,8 +123,6 @@ def test_each_namespace_has_its_own_prune_job(all_objects: list[Document]) -> No
         data = by_name(all_objects, "ConfigMap", namespace)["lifecycle-prune"]["data"]
         assert (data["DNS_OWNER"], data["PRUNE_MAX"], data["PRUNE_AFTER"]) == (namespace, "3", "7d")
         assert "LOGIN_SERVER" not in data
-        # With a service account, prune reads the API key through the Kubernetes API.
-        assert "HEADSCALE_API_KEY_FILE" not in data
         job = by_name(all_objects, "CronJob", namespace)["lifecycle-prune"]
         pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
         assert (pod["serviceAccountName"], pod["automountServiceAccountToken"]) == ("prune", True)
@@ -141,6 +139,20 @@ def test_configured_dns_owner_applies_to_every_prune_job(
     prune |= {} if of_prune is None else {"settings": {"DNS_OWNER": of_prune}}
     documents = template(chart, {"settings": {**SITE, "DNS_OWNER": of_site}, "prune": prune})
     assert by_name(documents, "ConfigMap", "services")["lifecycle-prune"]["data"]["DNS_OWNER"] == owner
+
+
+@pytest.mark.parametrize(
+    ("settings", "has_file"),
+    [({}, True), ({"HEADSCALE_API_KEY_SECRET": "headscale-api-key"}, False), ({"HEADSCALE_ACCESS": "exec"}, False)],
+    ids=["default", "Secret", "exec"],
+)
+def test_prune_gets_a_file_with_the_api_key_unless_it_uses_the_kubernetes_api(
+    settings: dict[str, str], has_file: bool, chart: Path
+) -> None:
+    prune = {"enabled": True, "namespaces": ["services"], "serviceAccountName": "prune"}
+    documents = template(chart, {"settings": {**SITE, **settings}, "prune": prune})
+    data = by_name(documents, "ConfigMap", "services")["lifecycle-prune"]["data"]
+    assert ("HEADSCALE_API_KEY_FILE" in data) is has_file
 
 
 def test_network_policies_deny_ingress_to_all_pods_of_the_chart(all_objects: list[Document]) -> None:
@@ -213,6 +225,14 @@ def test_settings_of_injection_are_in_the_namespace_of_the_release(chart: Path) 
             {"inject": {"enabled": False}, "prune": {"enabled": True, "namespaces": ["services"]}},
             "settings.DOMAIN_NAME",
             id="prune without domain",
+        ),
+        pytest.param(
+            {
+                "settings": {**SITE, "HEADSCALE_ACCESS": "exec"},
+                "prune": {"enabled": True, "namespaces": ["services"]},
+            },
+            "prune.serviceAccountName",
+            id="exec without service account",
         ),
     ],
 )
