@@ -67,8 +67,7 @@ admissionregistration.k8s.io/{{ $version }}
 
 {{/* The scripts of the build, as entries of a ConfigMap. */}}
 {{- define "tailscale-lifecycle.buildScripts" -}}
-{{- (.Files.Glob "files/*.sh").AsConfig }}
-{{ (.Files.Glob "files/storage.conf").AsConfig }}
+{{- (.Files.Glob "files/*.{sh,conf}").AsConfig }}
 {{- end }}
 
 {{/* The name of the ConfigMap with the scripts and sources of the build. If these change, its hash changes. */}}
