@@ -17,7 +17,7 @@ from kubernetes.config import incluster_config
 
 from lifecycle.clients.http import MAX_RESPONSE_BYTES
 from lifecycle.clients.kubernetes.access import Access, find_access
-from lifecycle.clients.kubernetes.api import Cluster, Pod
+from lifecycle.clients.kubernetes.api import Cluster, Pod, RbacRule
 from lifecycle.clients.trust import private_trust
 from lifecycle.domain.errors import ApiError, AuthError, ConfigError, ResponseError, TransientError
 from tests.clients.kubeconfigs import a_kubeconfig
@@ -551,6 +551,12 @@ def test_advised_rules_grant_exactly_the_missing_permissions(minor: int, owner: 
                 kubernetes.allow(namespace, rule)
     names = {"resourceNames": ["headscale-0"]} if owner == "StatefulSet" else {}
     assert advised == [may_read("api-key"), MAY_LIST_PODS, MAY_EXEC | names]
+
+
+def test_advised_rule_for_an_object_without_a_namespace_needs_a_cluster_role() -> None:
+    advice = RbacRule("", "selfsubjectreviews", ("create",), group="authentication.k8s.io").advice("")
+    assert "ClusterRole" in advice
+    assert "namespace" not in advice
 
 
 # --- Access --------------------------------------------------------------------------------------------

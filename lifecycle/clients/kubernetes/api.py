@@ -33,6 +33,7 @@ class RbacRule:
     """The RBAC rule that a request needs.
 
     Attributes:
+        namespace: "" if the objects belong to no namespace.
         names: the names of the objects that the rule is limited to; empty = all objects.
         group: the API group of the resource; "" = the core group.
     """
@@ -55,7 +56,8 @@ class RbacRule:
         )
         user = _USER.search(refusal)
         account = user[1] if user else "this account"
-        return f"Give {account} a Role in namespace {self.namespace} with this rule: {rule}"
+        role = f"Role in namespace {self.namespace}" if self.namespace else "ClusterRole"
+        return f"Give {account} a {role} with this rule: {rule}"
 
 
 @dataclass(frozen=True, slots=True)
