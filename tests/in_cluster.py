@@ -112,7 +112,7 @@ class MemoryCluster(Cluster):
     def __init__(self, kubernetes: KubernetesSimulator, now: Callable[[], datetime] = utc_now) -> None:
         access, timeout = memory_access(kubernetes), timedelta(seconds=10)
         super().__init__(access, timeout=timeout)
-        self._http = HttpClient(access.client, upstream=access.upstream, timeout=timeout, now=now)
+        self.http = HttpClient(access.client, upstream=access.upstream, timeout=timeout, now=now)
 
 
 def exec_transport(cluster: Cluster, now: Callable[[], datetime], **settings: str) -> ExecTransport:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -31,16 +30,11 @@ class JsonClient:
     def __init__(
         self, http: HttpClient, *, read_token: Callable[[], str], on_outcome: Callable[[str], None] = lambda _: None
     ) -> None:
-        self._http = http
+        self.http = http
         self._upstream = http.endpoint.upstream
         self._read_token = read_token
         self._token: str | None = None
         self._on_outcome = on_outcome
-
-    @property
-    def clock_skew(self) -> timedelta | None:
-        """How far the upstream's clock was ahead of this machine's clock at its last response; None if unknown."""
-        return self._http.clock_skew
 
     def reload_token(self) -> str:
         """Read the token again, and return it.
@@ -133,7 +127,7 @@ class JsonClient:
             headers["Content-Type"] = "application/json"
             content = json.dumps(body).encode()
         try:
-            response = self._http.send(method, path, headers=headers, content=content, secret=token, **options)
+            response = self.http.send(method, path, headers=headers, content=content, secret=token, **options)
         except ApiError:
             self._on_outcome("no_answer")
             raise
@@ -145,7 +139,7 @@ class JsonClient:
 
     def _error(self, what: str, response: Response) -> ApiError | None:
         """Return the error for a refused request; None for a successful one."""
-        status, endpoint, name = response.status, self._http.endpoint, self._upstream.name
+        status, endpoint, name = response.status, self.http.endpoint, self._upstream.name
         if httpx.codes.is_success(status):
             return None
         may_be_proxy = status in _PROXY_REFUSALS and not self._upstream.is_from_upstream(response)

@@ -540,7 +540,7 @@ def test_secret_in_the_message_of_the_upstream_is_removed(client: JsonClient, ap
 )
 def test_clock_skew_is_measured_with_each_response(api: Api, date: str, skew: timedelta | None) -> None:
     client = client_of(api, now=lambda: datetime(2026, 3, 1, 12, tzinfo=UTC))
-    assert client.clock_skew is None
+    assert client.http.clock_skew is None
     api.faults.add(faults.answer(200, "{}", headers={"date": date}))
     client.send("GET", "/thing")
-    assert client.clock_skew == skew
+    assert client.http.clock_skew == skew

@@ -55,7 +55,7 @@ class ExecTransport:
 
         The command line does not report Headscale's time.
         """
-        return self._pod.cluster.clock_skew
+        return self._pod.cluster.http.clock_skew
 
     def version(self) -> str:
         """Return the version that the command line reports, or a range of releases with the same options."""

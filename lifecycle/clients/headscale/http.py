@@ -50,7 +50,7 @@ class HttpTransport:
 
     def clock_skew(self) -> timedelta | None:
         """Return how far the server's clock was ahead of this machine's clock at its last response; None if unknown."""
-        return self._client.clock_skew
+        return self._client.http.clock_skew
 
     def version(self) -> str:
         """Return the version that the server reports, or a range of releases with the same API."""

@@ -89,12 +89,7 @@ class Cluster:
 
     def __init__(self, access: Access, *, timeout: timedelta) -> None:
         self.access = access
-        self._http = HttpClient(access.client, upstream=access.upstream, timeout=timeout, proxy=access.proxy)
-
-    @property
-    def clock_skew(self) -> timedelta | None:
-        """How far the server's clock was ahead of this machine's clock at its last response; None if unknown."""
-        return self._http.clock_skew
+        self.http = HttpClient(access.client, upstream=access.upstream, timeout=timeout, proxy=access.proxy)
 
     def secret(self, namespace: str, name: str) -> dict[str, bytes] | None:
         """Return a Secret's values by their keys; None if the Secret does not exist."""
@@ -179,10 +174,10 @@ class Cluster:
         upgrade_headers = handshake_headers()
         authorization = self.access.authorization()
         headers = {**upgrade_headers, **authorization}
-        with self._http.stream("GET", path, what=what, params=query, headers=headers) as streamed:
+        with self.http.stream("GET", path, what=what, params=query, headers=headers) as streamed:
             if streamed.status_code == httpx.codes.SWITCHING_PROTOCOLS:
                 return read_output(streamed, upgrade_headers, what=what)
-            response = self._http.read(streamed, what, secret=_token_of(authorization))
+            response = self.http.read(streamed, what, secret=_token_of(authorization))
         # Up to Kubernetes 1.34, a websocket needs only the verb `get`. From 1.35 on, it needs `create`, too.
         names = (pod.name,) if pod.keeps_its_name else ()
         raise self._refused(what, response, RbacRule(pod.namespace, "pods/exec", ("create", "get"), names))
@@ -212,7 +207,7 @@ class Cluster:
         authorization = self.access.authorization()
         content_type = f"application/{'merge-patch+' if method == 'PATCH' else ''}json"
         body_headers = {"Content-Type": content_type} if body else {}
-        response = self._http.send(
+        response = self.http.send(
             method,
             path,
             params=query,
@@ -242,7 +237,7 @@ class Cluster:
             if _status(response):
                 text = f"Kubernetes refused {what}: a permission is missing. {rule.advice(message)}"
             else:
-                via = self._http.endpoint.via
+                via = self.http.endpoint.via
                 text = f"Something in front of Kubernetes refused {what}{via} ({status}).{response.reason}"
             return AuthError(text, upstream=UPSTREAM, status=status)
         text = f"Kubernetes refused {what} ({status}).{response.reason}"
@@ -257,7 +252,7 @@ class Cluster:
     def _error_if_unhealthy(self, what: str) -> TransientError | None:
         """Return an error if the server is not ready, because it can refuse valid tokens while it starts."""
         try:
-            status = self._http.send("GET", "/readyz").status
+            status = self.http.send("GET", "/readyz").status
         except ApiError as error:
             return TransientError(f"Kubernetes refused {what}, but is unhealthy. {error}", upstream=UPSTREAM)
         if status < httpx.codes.INTERNAL_SERVER_ERROR:
