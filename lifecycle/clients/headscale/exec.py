@@ -174,8 +174,7 @@ class ExecTransport:
             try:
                 version = cli.last_json(output)["version"]
             except (ValueError, KeyError, TypeError):
-                # Some older releases write only the version, even with `-o json`.
-                version = output.strip()
+                version = None
             dialect = dialect_of_version(version) or dialect_of_help(self._run("preauthkeys", "list", "--help"))
             if dialect is None:
                 raise cli.malformed_output(("version",), self._target)
