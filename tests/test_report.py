@@ -266,7 +266,7 @@ class TestDryRun:
 
         assert step.what == f"A {NAME} -> {node.address}: ttl, comment"
 
-    def test_update_of_the_file_with_the_key_id_is_planned(self, world: World) -> None:
+    def test_update_of_the_key_metadata_is_planned(self, world: World) -> None:
         world.cleanup().run()
         node = world.headscale.register(key=world.key, hostname=NAME)
 

@@ -299,7 +299,7 @@ class Engine:
         return restart_backoff_s(pod.exits)
 
     def _run_tailscale(self, pod: Pod) -> None:
-        """Simulate the tailscale container: restart it if its probe fails, and register its node if it has none."""
+        """Simulate the tailscale container: restart it if dns-watch requests it, and register a missing node."""
         headscale = self.world.headscale
         if pod.watch is not None and pod.watch.status.restart_helps:
             self.invariants.check_restart_helps(pod)

@@ -247,14 +247,14 @@ class Invariants:
             raise BrokenError(f"pod {pod.number}: /livez fails although the loop makes progress")
 
     def check_restart_helps(self, pod: Pod) -> None:
-        """Check that /nodez fails, which restarts tailscale, only if the node is lost and the file has a valid key."""
+        """Check that dns-watch requests a restart of tailscale only with a lost node and a valid key in the file."""
         node = self._world.headscale.node(pod.node_id or 0)
         if node is not None and not self._world.is_expired(node) and not self._is_misled(pod):
-            raise BrokenError(f"pod {pod.number}: /nodez is 503 although node {node.id} exists")
+            raise BrokenError(f"pod {pod.number} requests a restart of tailscale although node {node.id} exists")
         now = self._clock.true_now()
         in_file = [key for key in self._world.headscale.keys if key.key == pod.key_file.read_text()]
         if not self._clock.skew and not any(key.expires_at > now and not key.used for key in in_file):
-            raise BrokenError(f"pod {pod.number}: /nodez is 503 although the key in the file is invalid: {in_file}")
+            raise BrokenError(f"pod {pod.number} requests a restart of tailscale with an invalid key: {in_file}")
 
     def check_secrets(self) -> None:
         """Never 5: no output contains a secret."""

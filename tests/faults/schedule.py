@@ -152,7 +152,7 @@ COMPRESSED: Final = "compressed"
 """A response is compressed once or twice. Decoded, it is larger than the program's limit for a response."""
 
 RECORD_CHANGED_DURING_PASS: Final = "record changed during a pass"
-"""Another owner changes a record during a request to Headscale, after the program has read the records."""
+"""A record changes its owner or its address during a request to Headscale, after the program has read the records."""
 
 ADDITIONAL_KINDS: Final = (DATABASE_RESTORED, OUTPUT_FAILS, COMPRESSED, RECORD_CHANGED_DURING_PASS)
 """Kinds of the additional step.

@@ -246,7 +246,7 @@ def test_foreign_record_at_a_shared_name_is_reported() -> None:
 def test_advice_about_a_further_name_has_the_main_name() -> None:
     rows, _ = assess_workloads(observed([], further_records()), config=CONFIG, now=NOW)
     assert {row.state for row in rows} == {"orphaned"}
-    # prune does not know further names.
+    # The option --name takes only main names.
     assert all(row.advice.count(NAME) == 2 and f"`lifecycle prune --name {NAME}`" in row.advice for row in rows)
 
 
