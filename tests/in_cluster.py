@@ -29,7 +29,6 @@ from lifecycle.clients.trust import public_trust
 from lifecycle.clients.upstream import Upstream
 from lifecycle.commands import CLEANUP_RETRY_BUDGET
 from lifecycle.domain.proxy import Proxy
-from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.retry import RetryPolicy
 from lifecycle.settings.models import CleanupSettings, Settings
 from tests.simulators.headscale_cli import HeadscaleCli
@@ -109,7 +108,7 @@ def memory_access(kubernetes: KubernetesSimulator) -> Access:
 class MemoryCluster(Cluster):
     """A Kubernetes client whose requests are calls of a simulator in this process."""
 
-    def __init__(self, kubernetes: KubernetesSimulator, now: Callable[[], datetime] = utc_now) -> None:
+    def __init__(self, kubernetes: KubernetesSimulator, now: Callable[[], datetime]) -> None:
         access, timeout = memory_access(kubernetes), timedelta(seconds=10)
         super().__init__(access, timeout=timeout)
         self.http = HttpClient(access.client, upstream=access.upstream, timeout=timeout, now=now)
@@ -121,9 +120,9 @@ def exec_transport(cluster: Cluster, now: Callable[[], datetime], **settings: st
     return ExecTransport(HeadscalePod(cluster, **(defaults | settings)), now=now)
 
 
-def add_headscale(kubernetes: KubernetesSimulator, cli: HeadscaleCli, name: str = "headscale-0") -> SimulatedPod:
+def add_headscale(kubernetes: KubernetesSimulator, cli: HeadscaleCli) -> SimulatedPod:
     """Add a pod whose container `headscale` has the command `headscale`."""
-    return kubernetes.add_pod(name, {"headscale": {"headscale": cli}}, namespace=HEADSCALE_NAMESPACE)
+    return kubernetes.add_pod("headscale-0", {"headscale": {"headscale": cli}}, namespace=HEADSCALE_NAMESPACE)
 
 
 class ClusterWorld(World):

@@ -13,6 +13,8 @@ from tests.fleet.fleet import BCRYPT_S, Cores, FleetWorld, SlowUpstream, route_t
 from tests.world import USER, Clock, Interface
 
 HOUR_S = 3600.0
+# How many of the pods are simulated. Pods do not interact, so their load is multiplied.
+SIMULATED_PODS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +37,8 @@ class Steady:
         return f"{self.pods} pods in steady state: {self.cores:.2f} cores of Headscale, {polls}"
 
 
-def steady_state(pods: int, *, simulated_pods: int = 5) -> Steady:
-    """Measure the load of this many pods in steady state.
-
-    Args:
-        pods: the number of pods.
-        simulated_pods: how many of the pods are simulated. Pods do not interact, so their load is multiplied.
-    """
+def steady_state(pods: int) -> Steady:
+    """Measure the load of this many pods in steady state."""
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         world = FleetWorld(patch, Path(folder), clock=clock)
@@ -51,7 +48,7 @@ def steady_state(pods: int, *, simulated_pods: int = 5) -> Steady:
         nodes = [world.headscale.add_node(f"app{number}.example.com", user=USER) for number in range(pods)]
         watches = [
             world.watch(Interface(*node.addresses), TS_HOSTNAME=node.name)
-            for node in random.sample(nodes, simulated_pods)
+            for node in random.sample(nodes, SIMULATED_PODS)
         ]
         world.run_together(*watches, seconds=HOUR_S)
         earlier_key_checks = cores.checks
@@ -59,7 +56,7 @@ def steady_state(pods: int, *, simulated_pods: int = 5) -> Steady:
         key_checks = cores.checks - earlier_key_checks
         return Steady(
             pods,
-            cores=key_checks * BCRYPT_S / HOUR_S * pods / simulated_pods,
+            cores=key_checks * BCRYPT_S / HOUR_S * pods / SIMULATED_PODS,
             interval_s=max(watch.status.poll_interval_s for watch in watches),
             ready=all(watch.status.ready for watch in watches),
         )
