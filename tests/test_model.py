@@ -111,7 +111,3 @@ def test_values_are_immutable() -> None:
     ):
         with pytest.raises(FrozenInstanceError):
             setattr(value, name, "x")
-
-
-def test_node_ids_are_ordered_as_numbers() -> None:
-    assert a_node(10).sequence > a_node(9).sequence

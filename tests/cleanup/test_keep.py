@@ -18,7 +18,7 @@ from lifecycle.cleanup.machine_key import public_machine_key
 from lifecycle.cleanup.observe import saved_state
 from lifecycle.cleanup.plan import Observation, find_kept_node
 from lifecycle.cleanup.run import Cleanup
-from lifecycle.domain.errors import ConfigError, ResponseError, TransientError
+from lifecycle.domain.errors import ResponseError, TransientError
 from lifecycle.domain.model import Node, RegisterMethod, User
 from tests.builders import ANN, EXPIRED, NAME, NODE_OWNERSHIP, NOW, OUR_COMMENT, a_node
 from tests.in_cluster import NAMESPACE, STATE_SECRET, ClusterWorld, may_read
@@ -193,11 +193,6 @@ def test_node_policy_replace_does_not_read_the_secret(world: ClusterWorld) -> No
     assert not [exchange.path for exchange in world.kubernetes.requests if "/secrets/" in exchange.path]
 
 
-def test_node_policy_keep_requires_the_name_of_the_secret(world: ClusterWorld) -> None:
-    with pytest.raises(ConfigError, match="TS_KUBE_SECRET"):
-        world.cleanup(NODE_POLICY="keep")
-
-
 def test_no_other_secret_is_read(world: ClusterWorld) -> None:
     add_kept_node(world)
     cleanup(world).run()
@@ -305,23 +300,6 @@ def test_node_of_another_machine_is_not_kept(machine_key: str, is_kept: bool) ->
 
 def test_node_is_kept_if_the_machine_key_in_the_secret_is_invalid() -> None:
     assert kept_id_or_reason(a_node(3), _machinekey="privkey:00") == "3"
-
-
-def test_restored_database_does_not_keep_the_node_of_another_machine(world: ClusterWorld, events: Events) -> None:
-    """The backup is older than the pod's node. After the restore, another pod's node gets the same id."""
-    backup = world.headscale.backup()
-    node = world.headscale.add_node(NAME, user=USER, online=False, machine_key=PUBLIC_KEY)
-    world.add_record(node.address, ttl=60, comment=OUR_COMMENT)
-    values = {"device_id": str(node.id), "_machinekey": PRIVATE_KEY}
-    world.kubernetes.put_secret(NAMESPACE, STATE_SECRET, values)
-    world.headscale.restore(backup)
-    assert world.headscale.add_node(NAME, user=USER, online=False).id == node.id
-
-    cleanup(world).run()
-
-    assert world.hostnames == []
-    assert metadata(world)["node_id"] is None
-    assert len(events_named(events, "node.not_kept")) == 1
 
 
 def test_metadata_contains_the_public_machine_key_and_no_output_the_private_key(

@@ -9,6 +9,7 @@ import stat
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,12 @@ def test_key_and_metadata_are_written(world: World) -> None:
 
 
 def test_key_matches_the_settings(world: World) -> None:
-    world.cleanup(AUTHKEY_REUSABLE="true", AUTHKEY_EPHEMERAL="true", AUTHKEY_TAGS="tag:web, tag:db").run()
+    flags = {"AUTHKEY_REUSABLE": "true", "AUTHKEY_EPHEMERAL": "true"}
+    world.cleanup(**flags, AUTHKEY_TAGS="tag:web, tag:db", AUTHKEY_EXPIRATION="2h").run()
     [key] = world.headscale.keys
     assert (key.reusable, key.ephemeral, set(key.tags), key.user_id) == (True, True, {"tag:web", "tag:db"}, 1)
+    # Up to 60 random seconds are added to the lifetime.
+    assert timedelta(hours=2) <= key.expires_at - world.clock.now() <= timedelta(hours=2, seconds=60)
 
 
 def test_nodes_are_deleted_one_by_one(world: World) -> None:

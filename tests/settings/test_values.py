@@ -13,12 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifecycle.domain.errors import ConfigError
-from lifecycle.domain.model import KeySpec
 from lifecycle.settings.fields import parse_duration
 from lifecycle.settings.load import load
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, DryRunSettings, command_variables
 from lifecycle.settings.reference import default_text
-from tests.builders import OUR_USER
 from tests.settings.environment import ZONE_ID, Environment
 
 
@@ -225,13 +223,3 @@ def test_duration_is_the_sum_of_its_parts(days: int, hours: int, minutes: int, s
 def test_every_text_is_a_duration_or_refused(text: str) -> None:
     with suppress(ValueError):
         assert isinstance(parse_duration(text), timedelta)
-
-
-def test_key_has_the_properties_of_the_settings(env: Environment) -> None:
-    settings = env.load(
-        AUTHKEY_EXPIRATION="2h", AUTHKEY_REUSABLE="true", AUTHKEY_EPHEMERAL="true", AUTHKEY_TAGS="tag:a"
-    )
-
-    assert settings.key_spec(OUR_USER) == KeySpec(
-        OUR_USER, timedelta(hours=2), reusable=True, ephemeral=True, tags=frozenset({"tag:a"})
-    )
