@@ -37,11 +37,6 @@ WITH_ALIASES = {"DNS_ALIASES": "docs,www.example.com,*.wiki"}
 CNAME_TO_MAIN_NAME = {f"CNAME {NAME}": COMMENT_AT_FURTHER_NAMES}
 
 
-@pytest.fixture(autouse=True)
-def _no_output(events: Events) -> None:
-    """Capture events instead of printing them."""
-
-
 @pytest.fixture
 def node(world: World) -> Node:
     """Our node, registered and online."""

@@ -44,11 +44,6 @@ TAG = "tag:web"
 each_dialect = pytest.mark.parametrize("version", DEFAULT)
 
 
-@pytest.fixture(autouse=True)
-def _no_output(events: Events) -> None:
-    """Capture events instead of printing them."""
-
-
 MakeWorld = Callable[[str], World]
 
 

@@ -5,8 +5,6 @@ The key metadata, a second file that describes the key, is tested in the same wa
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import resource
 import shutil
@@ -104,12 +102,6 @@ def unprivileged_folder() -> Iterator[Path]:
 class TestWrite:
     """Tests in which a key is written."""
 
-    def test_file_contains_exactly_the_key(self, key_file: KeyFileWriter) -> None:
-        """There is no line break at the end, because tailscale would treat it as a part of the key."""
-        key_file.write(KEY, METADATA)
-
-        assert key_file.path.read_bytes() == KEY_TEXT.encode()
-
     @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077, 0o777])
     @pytest.mark.parametrize("mode", [0o640, 0o600, 0o400, 0o644, 0o440])
     def test_modes_do_not_depend_on_the_umask_or_an_existing_file(self, tmp_path: Path, mode: int, mask: int) -> None:
@@ -123,22 +115,6 @@ class TestWrite:
 
         assert mode_of(key_file.path) == mode
         assert mode_of(key_file.metadata_path) == 0o644
-
-    def test_metadata_describes_the_key(self, key_file: KeyFileWriter) -> None:
-        assert key_file.metadata_path == key_file.path.with_name("authkey.id")
-
-        key_file.write(KEY, KeyMetadata(pre_auth_key_id="12", node_id="4"))
-
-        digest = hashlib.sha256(KEY_TEXT.encode()).hexdigest()
-        expected = {
-            "pre_auth_key_id": "12",
-            "node_id": "4",
-            "machine_key": None,
-            "key_sha256": digest,
-            "key_created_at": None,
-        }
-        assert json.loads(key_file.metadata_path.read_bytes()) == expected
-        assert KEY_TEXT not in key_file.metadata_path.read_text()
 
     @pytest.mark.parametrize("name", ["authkey", ".hidden", "key.txt", "ключ", "a b", "x" * 200])
     def test_folder_contains_only_key_and_metadata(self, tmp_path: Path, name: str) -> None:
@@ -265,16 +241,6 @@ class TestCannotBeWritten:
         assert old_key_file.path.read_text() == OLD_TEXT
         assert names_in(old_key_file.path.parent) == ["authkey", "authkey.id"]
         assert KEY_TEXT not in str(raised.value)
-
-    def test_old_key_stays_if_the_metadata_cannot_be_replaced(self, old_key_file: KeyFileWriter) -> None:
-        """With a new key and old metadata, dns-watch would identify the wrong node."""
-        old_key_file.metadata_path.unlink()
-        old_key_file.metadata_path.mkdir()
-
-        with pytest.raises(KeyFileError):
-            old_key_file.write(KEY, METADATA)
-
-        assert old_key_file.path.read_text() == OLD_TEXT
 
 
 def make_folder(path: Path) -> None:

@@ -41,11 +41,6 @@ OLD_KEY = "hskey-auth-the-key-of-the-last-start"
 Events = list[Any]
 
 
-@pytest.fixture(autouse=True)
-def _no_output(events: Events) -> None:
-    """Capture the log events of every test instead of printing them."""
-
-
 def is_unchanged(world: World) -> bool:
     """Return True if no request that changes something was sent, and no file was written."""
     return not world.headscale.writes and not world.cloudflare.writes and not list(world.key_file.parent.iterdir())

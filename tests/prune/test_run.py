@@ -73,23 +73,6 @@ def record_names(world: World) -> list[str]:
     return sorted(record.name for record in world.cloudflare.records(world.zone_id))
 
 
-def test_workload_that_is_gone_is_removed_and_others_stay(world: World, events: list[dict[str, Any]]) -> None:
-    online = add_workload(world, "grafana")
-    gone = add_workload(world, "redmine")
-    foreign = add_workload(world, "wiki", comment="tailscale-lifecycle/1 other")
-    without_record = world.headscale.add_node("laptop", user="svc").id
-    for node_id in (gone, foreign, without_record):
-        world.headscale.disconnect(node_id)
-    world.clock.sleep(A_MONTH_S)
-    prune(world).run()
-    assert record_names(world) == ["grafana.example.com", "wiki.example.com"]
-    assert sorted(node.id for node in world.headscale.nodes) == sorted([online, foreign, without_record])
-    assert [event["event"] for event in events if event["event"].endswith(".deleted")] == [
-        "node.deleted",
-        "record.deleted",
-    ]
-
-
 def test_further_names_of_a_workload_that_is_gone_are_removed(world: World) -> None:
     online, gone = add_workload(world, "grafana"), add_workload(world, "redmine")
     for label, address in (("grafana", "100.64.0.8"), ("redmine", "100.64.0.9")):
