@@ -294,9 +294,9 @@ def events() -> Iterator[list[Any]]:
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
-    """Simulators of Headscale and Cloudflare, and a simulated clock."""
-    return World(monkeypatch, tmp_path)
+def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    """Simulators of Headscale and Cloudflare, and a simulated clock. Its parameter is the release of Headscale."""
+    return World(monkeypatch, tmp_path, getattr(request, "param", "0.28.0"))
 
 
 @pytest.fixture(scope="session")

@@ -47,11 +47,10 @@ def metric(status: Status, name: str) -> float | None:
     return float(samples[0].removeprefix(prefix)) if samples else None
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("world", VERSIONS, indirect=True)
 def test_expiring_api_key_is_reported_after_the_record_is_published(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, events: list[Any], version: str
+    world: World, tmp_path: Path, events: list[Any]
 ) -> None:
-    world = World(monkeypatch, tmp_path, version)
     # The list of API keys now also contains the previous key, which has expired. It must not be reported.
     world.headscale.rotate_api_key()
     world.environment["HEADSCALE_API_KEY"] = world.headscale.api_key

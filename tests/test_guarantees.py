@@ -41,15 +41,7 @@ HEALING_S = 300.0
 TAG = "tag:web"
 
 # One Headscale release for each dialect of its API.
-each_dialect = pytest.mark.parametrize("version", DEFAULT)
-
-
-MakeWorld = Callable[[str], World]
-
-
-@pytest.fixture
-def make_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeWorld:
-    return lambda version: World(monkeypatch, tmp_path, version)
+each_dialect = pytest.mark.parametrize("world", DEFAULT, indirect=True)
 
 
 def register_node(world: World) -> Node:
@@ -150,9 +142,8 @@ def add_foreign_nodes(world: World) -> dict[str, Node]:
 
 
 @each_dialect
-def test_never_2_only_our_nodes_are_deleted(make_world: MakeWorld, version: str) -> None:
+def test_never_2_only_our_nodes_are_deleted(world: World) -> None:
     """A foreign node is not expired, either."""
-    world = make_world(version)
     foreign = add_foreign_nodes(world)
     ours = [
         world.headscale.add_node(name, user=USER, tags=tags) for name in (NAME, NAME.upper()) for tags in ((), (TAG,))
@@ -335,11 +326,8 @@ def texts_of(error: BaseException | None) -> Iterator[str]:
 
 @each_dialect
 @pytest.mark.parametrize("fault", FAULTS)
-def test_never_5_no_output_contains_a_secret(
-    make_world: MakeWorld, version: str, fault: Fault | None, events: Events
-) -> None:
+def test_never_5_no_output_contains_a_secret(world: World, fault: Fault | None, events: Events) -> None:
     """Output is events, exceptions, settings, metrics, status, URLs, and files other than the key file."""
-    world = make_world(version)
     world.add_leftovers()
     texts: list[str] = []
 
@@ -383,10 +371,7 @@ def test_never_5_no_output_contains_a_secret(
 
 @each_dialect
 @pytest.mark.parametrize("path", ["/api/v1/node", "/api/v1/preauthkey"])
-def test_never_5_error_about_a_malformed_response_contains_no_secret(
-    make_world: MakeWorld, version: str, path: str, events: Events
-) -> None:
-    world = make_world(version)
+def test_never_5_error_about_a_malformed_response_contains_no_secret(world: World, path: str, events: Events) -> None:
     key = {"id": "none", "key": world.headscale.create_key(USER).key}
     node = {"id": "1", "name": NAME, "preAuthKey": key}
     answer = json.dumps({"node": node, "nodes": [node], "preAuthKey": key, "preAuthKeys": [key]})
@@ -401,8 +386,7 @@ def test_never_5_error_about_a_malformed_response_contains_no_secret(
 
 @each_dialect
 @pytest.mark.parametrize("order", ["earlier-first", "later-first"])
-def test_never_6_the_later_of_two_pods_owns_the_name(make_world: MakeWorld, version: str, order: str) -> None:
-    world = make_world(version)
+def test_never_6_the_later_of_two_pods_owns_the_name(world: World, order: str) -> None:
     nodes = [world.headscale.add_node(NAME, user=USER) for _ in range(2)]
     earlier, later = (world.watch(Interface(*node.addresses)) for node in nodes)
     pair = (earlier, later) if order == "earlier-first" else (later, earlier)

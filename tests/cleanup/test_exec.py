@@ -11,7 +11,6 @@ from tests.in_cluster import ClusterWorld
 
 # The tests that need the REST API of Headscale, each with the reason.
 EXCLUDED = {
-    "test_leftovers_are_removed_and_a_fresh_key_is_written": "it creates its own simulators",
     "test_nodes_are_deleted_one_by_one": "the command cannot read a single node",
     "test_node_whose_id_was_assigned_to_another_machine_stays": "the command cannot read a single node",
     "test_key_that_can_be_neither_written_nor_expired_is_reported": "it contains a response of the REST API",
@@ -23,9 +22,9 @@ globals().update({name: test for name, test in TESTS.items() if name not in EXCL
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterWorld:
-    """Simulators, with Headscale in a pod. This fixture replaces the fixture of test_run.py."""
-    return ClusterWorld(monkeypatch, tmp_path)
+def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterWorld:
+    """Simulators, with Headscale in a pod. This fixture replaces the fixture of conftest.py."""
+    return ClusterWorld(monkeypatch, tmp_path, getattr(request, "param", "0.28.0"))
 
 
 def test_excluded_tests_exist() -> None:

@@ -111,9 +111,9 @@ def test_tagged_node_without_a_user_is_not_kept_on_0_28(version: str, key_user: 
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterWorld:
+def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterWorld:
     """Simulators of Headscale in a pod, Cloudflare and Kubernetes, and a simulated clock."""
-    return ClusterWorld(monkeypatch, tmp_path)
+    return ClusterWorld(monkeypatch, tmp_path, getattr(request, "param", "0.28.0"))
 
 
 def add_kept_node(world: ClusterWorld) -> SimulatedNode:
@@ -139,12 +139,9 @@ def cleanup(world: ClusterWorld, access: str = "exec", **variables: str) -> Clea
     return world.cleanup()
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("world", VERSIONS, indirect=True)
 @pytest.mark.parametrize("access", ["exec", "api"])
-def test_kept_node_and_its_record_stay_and_others_are_deleted(
-    version: str, access: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, events: Events
-) -> None:
-    world = ClusterWorld(monkeypatch, tmp_path, version)
+def test_kept_node_and_its_record_stay_and_others_are_deleted(access: str, world: ClusterWorld, events: Events) -> None:
     kept = add_kept_node(world)
     cleanup(world, access).run()
     assert [node.id for node in world.headscale.nodes] == [kept.id]

@@ -49,11 +49,8 @@ def is_unchanged(world: World) -> bool:
 # --- A whole run --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_leftovers_are_removed_and_a_fresh_key_is_written(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, events: Events
-) -> None:
-    world = World(monkeypatch, tmp_path, version)
+@pytest.mark.parametrize("world", VERSIONS, indirect=True)
+def test_leftovers_are_removed_and_a_fresh_key_is_written(world: World, events: Events) -> None:
     world.add_leftovers()
     other = world.headscale.add_node("wiki.example.com", user=USER)
     world.add_record(other.address, name="wiki.example.com", comment=OUR_COMMENT)

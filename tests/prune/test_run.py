@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -316,6 +315,8 @@ def run_before_request(world: World, path: str, action: Callable[[], object]) ->
     world.route = route
 
 
+# The newest release that can move a node to another user.
+@pytest.mark.parametrize("world", ["0.27.1"], indirect=True)
 @pytest.mark.parametrize(
     ("name", "is_online_again"),
     [
@@ -325,15 +326,9 @@ def run_before_request(world: World, path: str, action: Callable[[], object]) ->
     ],
 )
 def test_node_that_changed_directly_before_its_deletion_stays(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    events: list[dict[str, Any]],
-    name: str | None,
-    is_online_again: bool,
+    world: World, events: list[dict[str, Any]], name: str | None, is_online_again: bool
 ) -> None:
     """Its record also stays."""
-    # The newest release that can move a node to another user.
-    world = World(monkeypatch, tmp_path, "0.27.1")
     world.headscale.add_user("ann")
     node_id = add_online_and_gone_workload(world)
     run_before_request(
@@ -342,7 +337,7 @@ def test_node_that_changed_directly_before_its_deletion_stays(
         lambda: world.headscale.connect(node_id) if is_online_again else world.headscale.move_node(node_id, "ann"),
     )
     if name is None:
-        prune(world, name).run()
+        prune(world).run()
         assert [event["workload"] for event in events_named(events, "workload.skipped")] == ["redmine.example.com"]
     else:
         with pytest.raises(ConflictError, match=f"[Nn]ode {node_id}"):
