@@ -49,10 +49,6 @@ class JsonClient:
             raise AuthError(str(error), upstream=self._upstream.name) from error
         return self._token
 
-    def token_starts_with(self, prefix: str) -> bool:
-        """Return True if the token in use starts with the prefix."""
-        return (self._token or self.reload_token()).startswith(prefix)
-
     def send(
         self,
         method: str,

@@ -113,9 +113,9 @@ class HttpTransport:
         """
         # Read the API key from its file again. Other requests do this only if Headscale refuses the key, but Headscale
         # may still accept the previous key after a rotation.
-        self._client.reload_token()
+        api_key = self._client.reload_token()
         keys = self._list("/api/v1/apikey", "apiKeys", parsing.parse_api_key)
-        in_use = [expires_at for prefix, expires_at in keys if self._client.token_starts_with(prefix)]
+        in_use = [expires_at for prefix, expires_at in keys if api_key.startswith(prefix)]
         return in_use[0] if len(in_use) == 1 else None
 
     def expire_pre_auth_key(self, key: PreAuthKey, user: User) -> None:
