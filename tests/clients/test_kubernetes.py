@@ -275,6 +275,12 @@ def test_malformed_list_of_pods_is_an_error(
     assert type(failure(lambda: cluster.pods(HEADSCALE_NAMESPACE, "app=x"))) is ResponseError
 
 
+def test_missing_path_of_pods_does_not_mean_a_missing_node(kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
+    """The error must not be a NotFoundError, because to callers this means that a Headscale node is missing."""
+    kubernetes.faults.add(faults.answer(404, '{"kind": "Status", "reason": "NotFound"}'))
+    assert type(failure(lambda: cluster.pods(HEADSCALE_NAMESPACE, "app=x"))) is ResponseError
+
+
 # --- Commands ------------------------------------------------------------------------------------------
 
 

@@ -94,11 +94,12 @@ class Cluster:
     def secret(self, namespace: str, name: str) -> dict[str, bytes] | None:
         """Return a Secret's values by their keys; None if the Secret does not exist."""
         path = f"/api/v1/namespaces/{quote(namespace)}/secrets/{quote(name)}"
-        secret = self._get(path, {}, RbacRule(namespace, "secrets", ("get",), (name,)))
+        try:
+            secret = self.send("GET", path, RbacRule(namespace, "secrets", ("get",), (name,)))
+        except NotFoundError:
+            return None
         with well_formed(malformed(f"Secret {namespace}/{name}")):
             match secret:
-                case None:
-                    return None
                 # A Secret is not recognized by `data`, because a Secret without values has no `data`.
                 case {"kind": "Secret", "metadata": {"name": returned_name}} if returned_name == name:
                     data = secret.get("data") or {}
@@ -149,7 +150,11 @@ class Cluster:
         """Return the pods that match a label selector, in no particular order."""
         path = f"/api/v1/namespaces/{quote(namespace)}/pods"
         # The rule has no names of pods, because the request selects pods by their labels.
-        pods = self._get(path, {"labelSelector": selector}, RbacRule(namespace, "pods", ("list",)))
+        rule = RbacRule(namespace, "pods", ("list",))
+        pods = None
+        # To callers, a NotFoundError would mean that a Headscale node is missing.
+        with suppress(NotFoundError):
+            pods = self.send("GET", path, rule, query={"labelSelector": selector})
         with well_formed(malformed(f"the pods in namespace {namespace}")):
             match pods:
                 case {"kind": "PodList", "items": [*items]}:
@@ -181,12 +186,6 @@ class Cluster:
         # Up to Kubernetes 1.34, a websocket needs only the verb `get`. From 1.35 on, it needs `create`, too.
         names = (pod.name,) if pod.keeps_its_name else ()
         raise self._refused(what, response, RbacRule(pod.namespace, "pods/exec", ("create", "get"), names))
-
-    def _get(self, path: str, query: Mapping[str, str], rule: RbacRule) -> dict[str, Any] | None:
-        """Send a GET and return the JSON; None if Kubernetes itself reports that the object does not exist."""
-        with suppress(NotFoundError):
-            return self.send("GET", path, rule, query=query)
-        return None
 
     def send(
         self,
