@@ -208,14 +208,6 @@ def test_no_secret_is_in_an_argument(
     assert not [secret for secret in server.secrets() if secret in urls]
 
 
-def test_node_without_a_name_is_listed(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
-    """The `headscale` command omits empty values, so this node has no name in the output."""
-    server.add_node("", user="svc")
-    server.add_node(NAME, user="svc")
-    assert len(headscale.nodes()) == 2
-    assert headscale.nodes()[1].hostname == NAME
-
-
 # --- Output --------------------------------------------------------------------------------------------
 
 LISTS: list[Any] = [

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.simulators.cloudflare import ApiError, CloudflareSimulator, refusal
+from tests.simulators.cloudflare import ApiError, CloudflareSimulator
 from tests.simulators.memory import memory_transport
 
 DUPLICATE_RECORD = 81058
@@ -355,13 +355,6 @@ def test_request_without_the_permission_is_refused(account: Account) -> None:
 def test_token_cannot_access_an_unknown_zone(account: Account) -> None:
     for path in (f"/zones/{'0' * 32}", f"/zones/{'0' * 32}/dns_records"):
         assert error(account.client.get(path)) == (403, AUTHENTICATION_ERROR)
-
-
-def test_fault_refuses_one_request_with_a_valid_token(account: Account) -> None:
-    """The real API was observed to refuse an occasional request although the token is valid."""
-    account.simulator.faults.add(refusal(403, AUTHENTICATION_ERROR, "Authentication error"))
-    assert error(account.request_record()) == (403, AUTHENTICATION_ERROR)
-    assert account.request_record().status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/zones/example.com/dns_records", "/zones/{zone}/dns_records/abc"])
