@@ -26,7 +26,6 @@ _GRPC_CODES: Final = {
     5: "NotFound",
     8: "ResourceExhausted",
     12: "Unimplemented",
-    13: "Internal",
 }
 
 _METHOD_NUMBERS: Final = {name: number for number, name in enumerate(REGISTER_METHODS.values(), start=1)}

@@ -27,7 +27,6 @@ NOT_FOUND: Final = 5
 EXHAUSTED: Final = 8
 UNKNOWN: Final = 2
 UNIMPLEMENTED: Final = 12
-INTERNAL: Final = 13
 
 STATUS_OF_CODE: Final = {
     INVALID: 400,
@@ -35,7 +34,6 @@ STATUS_OF_CODE: Final = {
     EXHAUSTED: 429,
     UNKNOWN: 500,
     UNIMPLEMENTED: 501,
-    INTERNAL: 500,
 }
 
 # Maximum size of a request body.
