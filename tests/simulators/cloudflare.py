@@ -41,8 +41,6 @@ PREFIX: Final = "/client/v4"
 
 # Error codes that Cloudflare is known to return.
 MALFORMED_HEADERS: Final = 6003
-MALFORMED_AUTHORIZATION: Final = 6111
-NO_ROUTE_FOR_URI: Final = 7000
 NO_ROUTE: Final = 7003
 NO_AUTHENTICATION: Final = 9106
 INVALID_TOKEN: Final = 9109
@@ -261,7 +259,7 @@ class CloudflareSimulator(Upstream):
         try:
             return json_response({"success": True, "errors": [], "messages": [], **self._dispatch(request)})
         except ApiError as error:
-            return json_response(_error_body(error.errors), error.status)
+            return json_response(_error_body(error.code, error.message), error.status)
 
     def _dispatch(self, request: Request) -> Body:
         header = request.headers.get("authorization")
@@ -269,8 +267,7 @@ class CloudflareSimulator(Upstream):
             message = "Missing X-Auth-Key, X-Auth-Email or Authorization headers"
             raise ApiError(400, NO_AUTHENTICATION, message)
         if AUTHORIZATION_FORM.fullmatch(header) is None:
-            chain = (MALFORMED_AUTHORIZATION, "Invalid format for Authorization header")
-            raise ApiError(400, MALFORMED_HEADERS, "Invalid request headers", chain=chain)
+            raise ApiError(400, MALFORMED_HEADERS, "Invalid request headers")
         try:
             name, arguments = ROUTER.match(request.method, request.path)
         except WrongMethodError as error:
@@ -397,11 +394,11 @@ class CloudflareSimulator(Upstream):
 
 def refusal(status: int, code: int, message: str = "refused") -> Fault:
     """Return a fault that responds to any request with one of Cloudflare's errors."""
-    return faults.answer(status, json.dumps(_error_body([{"code": code, "message": message}])))
+    return faults.answer(status, json.dumps(_error_body(code, message)))
 
 
-def _error_body(errors: list[dict[str, Any]]) -> Body:
-    return {"result": None, "success": False, "errors": errors, "messages": []}
+def _error_body(code: int, message: str) -> Body:
+    return {"result": None, "success": False, "errors": [{"code": code, "message": message}], "messages": []}
 
 
 # --- Reading requests -------------------------------------------------------------------------------
@@ -409,7 +406,7 @@ def _error_body(errors: list[dict[str, Any]]) -> Body:
 
 def _no_route(request: Request, status: int) -> ApiError:
     message = f"Could not route to {request.path}, perhaps your object identifier is invalid?"
-    return ApiError(status, NO_ROUTE, message, second_error=(NO_ROUTE_FOR_URI, "No route for that URI"))
+    return ApiError(status, NO_ROUTE, message)
 
 
 def _read_body(request: Request) -> dict[str, Any]:

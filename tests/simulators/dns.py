@@ -64,34 +64,13 @@ MAX_TTL: Final = 86400
 
 
 class ApiError(Exception):
-    """An error response of Cloudflare."""
+    """An error response of Cloudflare. The messages are invented, so clients must not depend on them."""
 
-    def __init__(
-        self,
-        status: int,
-        code: int,
-        message: str,
-        *,
-        chain: tuple[int, str] | None = None,
-        second_error: tuple[int, str] | None = None,
-    ) -> None:
-        """Create the error.
-
-        Args:
-            code: Cloudflare's error code.
-            message: the message. The texts are invented, so clients must not depend on them.
-            chain: the code and message of an error that is nested in this one.
-            second_error: the code and message of another error in the same response.
-        """
+    def __init__(self, status: int, code: int, message: str) -> None:
         super().__init__(f"{code}: {message}")
         self.status = status
         self.code = code
-        error: dict[str, Any] = {"code": code, "message": message}
-        if chain is not None:
-            error["error_chain"] = [{"code": chain[0], "message": chain[1]}]
-        self.errors = [error]
-        if second_error is not None:
-            self.errors.append({"code": second_error[0], "message": second_error[1]})
+        self.message = message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

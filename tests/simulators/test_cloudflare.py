@@ -333,9 +333,7 @@ def test_malformed_batch_is_refused(account: Account, body: object) -> None:
     "header", ["Bearer", "Bearer ", "Bearer a b", "Bearer a\tb", "Basic abc", "Bearer <token>", 'Bearer "abc"']
 )
 def test_malformed_header_is_refused(account: Account, header: str) -> None:
-    response = account.client_with(header).get(account.records)
-    assert error(response) == (400, 6003)
-    assert response.json()["errors"][0]["error_chain"][0]["code"] == 6111
+    assert error(account.client_with(header).get(account.records)) == (400, 6003)
 
 
 @pytest.mark.parametrize("path", ["/zones", "/zones/{zone}/dns_records"])
