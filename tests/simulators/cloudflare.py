@@ -298,11 +298,7 @@ class CloudflareSimulator(Upstream):
         return _page([self._zone_json(zone) for zone in zones], page, per_page)
 
     def _get_zone(self, request: Request, arguments: Mapping[str, str]) -> Body:
-        self._check_token(request)
-        zone = self._zones.get(arguments["zone_id"])
-        if zone is None:
-            raise ApiError(403, AUTHENTICATION, "Authentication error")
-        return {"result": self._zone_json(zone)}
+        return {"result": self._zone_json(self._zone(request, arguments, write=False))}
 
     def _zone_json(self, zone: Zone) -> dict[str, Any]:
         return {
