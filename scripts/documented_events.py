@@ -94,10 +94,10 @@ EVENTS = {
     "node.superseded": _event(
         "warning",
         "node_id superseded_by reason",
-        "another pod of the workload has the name; this pod no longer changes the record",
+        "another pod of the workload owns the name; this pod no longer changes the record",
     ),
     "node.reinstated": _event(
-        "info", "node_id", "the pod that `node.superseded` reported no longer has the name, so this pod has it again"
+        "info", "node_id", "the pod that `node.superseded` reported no longer owns the name, so this pod owns it again"
     ),
     "node.expiring": _event(
         "warning",
