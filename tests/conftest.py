@@ -7,7 +7,8 @@ import random
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from socket import socket
 from threading import Event
@@ -25,7 +26,9 @@ from xdist.scheduler import LoadScopeScheduling
 from lifecycle.runtime.stop import StopEvent
 from lifecycle.settings.load import variables_read
 from tests import releases, tally
-from tests.world import World
+from tests.process.commands import Pod
+from tests.simulators.headscale import HeadscaleSimulator
+from tests.world import USER, World
 
 # The tests in image/, pod/ and cluster/ share one build of the image.
 pytest_plugins = ["tests.image.fixtures"]
@@ -297,6 +300,28 @@ def events() -> Iterator[list[Any]]:
 def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     """Simulators of Headscale and Cloudflare, and a simulated clock. Its parameter is the release of Headscale."""
     return World(monkeypatch, tmp_path, getattr(request, "param", "0.28.0"))
+
+
+MakePod = Callable[..., Pod]
+
+
+@pytest.fixture
+def make_pod(clean_environment: dict[str, str], tmp_path: Path) -> Iterator[MakePod]:
+    """Return a function that creates a pod whose Headscale has this version and one user, `svc`."""
+    with ExitStack() as stack:
+
+        def make(version: str = "0.28.0") -> Pod:
+            headscale = HeadscaleSimulator(version)
+            headscale.add_user(USER)
+            return Pod(headscale, environment=clean_environment, working_directory=tmp_path, stack=stack)
+
+        yield make
+
+
+@pytest.fixture
+def pod(make_pod: MakePod) -> Pod:
+    """A pod that runs the commands as processes, with simulators of Headscale and Cloudflare on loopback."""
+    return make_pod()
 
 
 @pytest.fixture(scope="session")

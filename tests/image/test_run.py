@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -19,7 +20,7 @@ from tests.builders import NAME
 from tests.image.tools import DEFAULT_CAPABILITIES, IMAGE, ROOT, Containerd, ImageBuild, run, run_checked
 from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, NAMESPACE, add_headscale
 from tests.process.cluster import Authority, serve_to_pod
-from tests.process.commands import Pod, served_pod
+from tests.process.commands import Pod
 from tests.real.programs import eventually
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.headscale_cli import HeadscaleCli
@@ -53,7 +54,8 @@ def runtime(shared_build: ImageBuild, scratch_dir: Path) -> Iterator[Containerd]
 @pytest.fixture
 def pod(tmp_path: Path) -> Iterator[Pod]:
     """A pod whose volume has the owner and mode of an emptyDir volume in a pod with fsGroup 65532."""
-    with served_pod({}, tmp_path, HeadscaleSimulator()) as pod:
+    with ExitStack() as stack:
+        pod = Pod(HeadscaleSimulator(), environment={}, working_directory=tmp_path, stack=stack)
         pod.headscale.add_user("services")
         # containerd replaces the variable HOSTNAME by the name of this machine.
         pod.environment |= {"TS_HOSTNAME": NAME, "TAILSCALE_INTERFACE": "", "HEALTH_PORT": "0"}

@@ -10,8 +10,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -256,6 +256,12 @@ class Pod:
         self.cloudflare.add_record(self.zone_id, type="A", name=NAME, content=node.address, ttl=60, comment=OUR_COMMENT)
         return node
 
+    def add_workload(self) -> Node:
+        """Add an online node and a record with its address, and return the node."""
+        node = self.headscale.add_node(NAME, user="svc")
+        self.cloudflare.add_record(self.zone_id, type="A", name=NAME, content=node.address, comment=OUR_COMMENT)
+        return node
+
     # --- Processes ----------------------------------------------------------------------------------------
 
     def start(self, *arguments: str, **variables: str) -> Running:
@@ -325,15 +331,3 @@ class Pod:
         return {
             f"{record.type} {record.content}": record.comment for record in self.cloudflare.records(self.zone_id, name)
         }
-
-
-@contextmanager
-def served_pod(environment: Mapping[str, str], folder: Path, headscale: HeadscaleSimulator) -> Iterator[Pod]:
-    """Yield a pod whose Headscale and Cloudflare are served on loopback.
-
-    Args:
-        environment: variables that every process needs, such as PATH.
-        folder: the working directory of the processes.
-    """
-    with ExitStack() as stack:
-        yield Pod(headscale, environment=environment, working_directory=folder, stack=stack)

@@ -119,8 +119,7 @@ def test_event_that_cannot_be_written_delays_neither_a_pass_nor_the_stop(pod: Cl
 @pytest.mark.parametrize("arguments", [("status", "--output", "json"), ("--output", "json", "status")], ids=" ".join)
 def test_status_needs_the_same_permissions_as_dns_watch(pod: ClusterPod, arguments: tuple[str, ...]) -> None:
     """The pod has only the permissions of dns-watch. The option --output may also be before the command."""
-    node = pod.headscale.add_node(NAME, user="svc")
-    pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, comment=OUR_COMMENT)
+    pod.add_workload()
     result = pod.run(*arguments, **SIDECAR_SETTINGS)
     assert (result.status, result.stderr) == (0, "")
     assert [row["state"] for row in json.loads(result.stdout)["workloads"]] == ["in sync"]

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.builders import NAME, OUR_COMMENT
+from tests.conftest import MakePod
 from tests.process.commands import PROGRAM
-from tests.process.conftest import MakePod
 
 # Source: <linux/sched.h>; Python has no name for it before 3.12.
 CLONE_NEWNET = 0x40000000

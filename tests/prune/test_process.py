@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import pytest
 
-from tests.builders import NAME, OUR_COMMENT
-from tests.process.commands import Pod, served_pod
-from tests.simulators.headscale import HeadscaleSimulator
+from tests.builders import NAME
+from tests.process.commands import Pod
 
 OWNER_SETTING = {"DNS_OWNER": "default"}
 
 
 @pytest.fixture
-def pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[Pod]:
+def pod(pod: Pod) -> Pod:
     """A pod with simulators of Headscale and Cloudflare, which have the node and the record of one workload."""
-    with served_pod(clean_environment, tmp_path, HeadscaleSimulator()) as pod:
-        pod.headscale.add_user("svc")
-        node = pod.headscale.add_node(NAME, user="svc")
-        pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, comment=OUR_COMMENT)
-        yield pod
+    pod.add_workload()
+    return pod
 
 
 @pytest.mark.parametrize("arguments", [("prune", "--name", NAME), ("prune", "--name", NAME, "--dry-run")])

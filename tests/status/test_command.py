@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -15,9 +14,8 @@ from lifecycle.settings.models import StatusSettings
 from lifecycle.status.assess import Row, State
 from lifecycle.status.report import make_shortener, needs_action, to_json_values, to_text
 from tests.builders import NAME, OUR_COMMENT
-from tests.process.commands import Pod, served_pod
+from tests.process.commands import Pod
 from tests.simulators import faults
-from tests.simulators.headscale import HeadscaleSimulator
 from tests.world import USER, World
 
 
@@ -150,13 +148,10 @@ def test_text_of_foreign_objects_cannot_control_the_terminal(character: str) -> 
 
 
 @pytest.fixture
-def pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[Pod]:
-    """A pod that can reach simulators of Headscale and Cloudflare, with one workload whose node and record match."""
-    with served_pod(clean_environment, tmp_path, HeadscaleSimulator()) as pod:
-        pod.headscale.add_user(USER)
-        node = pod.headscale.add_node(NAME, user=USER)
-        pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, comment=OUR_COMMENT)
-        yield pod
+def pod(pod: Pod) -> Pod:
+    """A pod with simulators of Headscale and Cloudflare, with one workload whose node and record match."""
+    pod.add_workload()
+    return pod
 
 
 # The variables that the manifests set in the container of dns-watch, in which `status` can also run.
