@@ -63,7 +63,7 @@ def write_kustomization(
     Args:
         folder: an empty folder, which is created if it does not exist.
         variant: the name of the folder of this variant.
-        literals: the content of the ConfigMap `lifecycle`, which has the settings; None = there is no ConfigMap.
+        literals: the content of the ConfigMap `lifecycle`, which has the settings; None = no ConfigMap is generated.
     """
     folder.mkdir(exist_ok=True)
     (folder / "workloads.yaml").write_text("---\n".join(json.dumps(document) + "\n" for document in documents))

@@ -49,7 +49,7 @@ class SimulatedPod:
 
     Attributes:
         containers: maps the name of each container to the programs in it by name.
-        owner: the kind of the pod's controller, such as `StatefulSet`; None = the pod has no controller.
+        owner: the kind of the pod's controller, such as `StatefulSet`.
         labels: by default, the label by which `lifecycle` finds Headscale's pod.
         is_terminating: True if the pod has been deleted, and its containers are being stopped.
     """
@@ -60,7 +60,7 @@ class SimulatedPod:
     containers: Mapping[str, Mapping[str, Program]]
     namespace: str = "headscale"
     labels: Mapping[str, str] = field(default_factory=lambda: {"app.kubernetes.io/name": "headscale"})
-    owner: str | None = "StatefulSet"
+    owner: str = "StatefulSet"
     ready: bool = True
     phase: str = "Running"
     is_terminating: bool = False
@@ -73,9 +73,8 @@ class SimulatedPod:
             "uid": self.uid,
             "creationTimestamp": f"{self.created_at:%Y-%m-%dT%H:%M:%SZ}",
             "labels": dict(self.labels),
+            "ownerReferences": [{"apiVersion": "apps/v1", "kind": self.owner, "name": "headscale"}],
         }
-        if self.owner is not None:
-            metadata["ownerReferences"] = [{"apiVersion": "apps/v1", "kind": self.owner, "name": "headscale"}]
         if self.is_terminating:
             metadata["deletionTimestamp"] = metadata["creationTimestamp"]
         return {
