@@ -1,4 +1,4 @@
-"""Test the behaviour with a release of Headscale that is newer than all tested releases."""
+"""Test the behavior with a release of Headscale that is newer than all tested releases."""
 
 from __future__ import annotations
 
