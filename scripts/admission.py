@@ -388,7 +388,7 @@ def _over_lines(expression: str) -> str:
 
 
 def _literal(value: Any) -> str:
-    """Return a text or list of texts as a CEL literal."""
+    """Return a string or list of strings as a CEL literal."""
     if isinstance(value, str):
         return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return f"[{', '.join(map(_literal, value))}]"
@@ -522,7 +522,7 @@ def _validation(expression: str, refusal: str, **values: str) -> Document:
 
 
 def _shortened(text: str) -> str:
-    """Return an expression for the first 100 characters of a text, on one line; unchanged for literals and the domain.
+    """Return an expression for the first 100 characters of a string, on one line; literals and the domain stay.
 
     CEL has no local variables, so `map` over a list of one item gives the text the name `t`.
     """

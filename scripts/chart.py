@@ -47,7 +47,7 @@ class Action:
 
     Attributes:
         expression: what Helm evaluates.
-        is_text: True if the result is a text, False if it is a list or map.
+        is_text: True if the result is a string, False if it is a list or map.
         is_optional: True to leave the field out if the result is empty.
     """
 
@@ -97,7 +97,7 @@ class Template:
         namespace: the namespace of all objects; "" if they have none.
         changes: new values by path, such as "Role/rules/0/resourceNames/0". A path begins with the kind of the object.
             In a path, the name or index of a list item selects the item, and "+" appends a new one.
-        replacements: pairs of a text and its replacement, for the whole manifest.
+        replacements: pairs of a string and its replacement, for the whole manifest.
         labels: an expression for a map of additional labels; "" for none.
         purpose: what the objects allow, for the comment at the start of the template; "" for no text.
     """

@@ -120,7 +120,7 @@ class HttpClient:
         response = parse_response(streamed.status_code, streamed.headers, body, secret=secret)
         if response.date is not None:
             self.clock_skew = response.date - self._now()
-        # A server that expects HTTPS responds to plain HTTP with the status 400 and a text that says so.
+        # A server that expects HTTPS responds to plain HTTP with the status 400 and a message that says so.
         is_bad_request = response.status == httpx.codes.BAD_REQUEST
         if is_bad_request and self.endpoint.is_plain_http and "https" in response.text.lower():
             raise self.endpoint.https_required_error(what)

@@ -114,7 +114,7 @@ def excerpt(text: str, *, secret: str | None = None) -> str:
     """Return the start of the text as one line of printable characters, without secrets.
 
     Args:
-        secret: a text to remove. Everything that looks like a key or token is removed, too.
+        secret: a string to remove. Everything that looks like a key or token is removed, too.
     """
     text = text[:_MAX_PROCESSED]
     if secret:

@@ -12,7 +12,7 @@ from lifecycle.runtime.logs import dropped_lines
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-# The maximum length of Headscale's version in a label. Headscale could return a text of any length.
+# The maximum length of Headscale's version in a label. Headscale could return a string of any length.
 _MAX_VERSION_LENGTH = 64
 
 

@@ -55,7 +55,7 @@ class _Dumper(_Resolver, _BaseDumper):  # type: ignore[misc] # one of two classe
 
 
 def split_documents(text: str) -> list[str]:
-    """Split a text into its documents, without losing a character."""
+    """Split YAML text into its documents, without losing a character."""
     documents: list[str] = []
     for part in _DOCUMENT.split(text):
         if documents and _DIRECTIVES.fullmatch(documents[-1]):
@@ -167,5 +167,5 @@ def _json(node: yaml.Node, indent: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    # Escape a text with unprintable characters, because YAML allows fewer of them in quotes than JSON.
+    # Escape text with unprintable characters, because YAML allows fewer of them in quotes than JSON.
     return json.dumps(text, ensure_ascii=not text.isprintable())

@@ -157,7 +157,7 @@ def _pairs(node: yaml.MappingNode, budget: list[int], parents: tuple[int, ...]) 
     merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode):
-            raise ManifestError("contains a key that is not a text")
+            raise ManifestError("contains a key that is not a string")
         if key.tag == _MERGE:
             sources = value.value if isinstance(value, yaml.SequenceNode) else [value]
             for source in sources:

@@ -214,7 +214,7 @@ def _annotation_refusals(workload: Workload, domain: str) -> Iterator[str]:
     for name, annotation in ANNOTATIONS.items():
         value = annotations.get(name)
         if value is not None and not isinstance(value, str):
-            yield _message("value", name=name, value=_as_written(value), valid="a text, in quotes")
+            yield _message("value", name=name, value=_as_written(value), valid="a string, in quotes")
         elif value is not None and not re.fullmatch(annotation.pattern, value):
             yield _message("value", name=name, value=value, valid=annotation.valid_values)
     hostname = annotations.get(HOSTNAME)

@@ -13,14 +13,14 @@ def state_objects(workload: Workload) -> Iterator[dict[str, Any]]:
     """Yield the Secrets, Role and RoleBinding of a workload.
 
     Raises:
-        ManifestError: the namespace is missing or not a text, or the names of the Secrets cannot be determined.
+        ManifestError: the namespace is missing or not a string, or the names of the Secrets cannot be determined.
     """
     rbac = "rbac.authorization.k8s.io"
     metadata = workload.manifest.get("metadata")
     namespace = metadata.get("namespace") if isinstance(metadata, dict) else None
     if not isinstance(namespace, str) or not namespace:
         raise ManifestError(
-            "metadata.namespace, which its RoleBinding needs, is missing or not a text. Set it, or omit --state-secret."
+            "metadata.namespace is missing or not a string. Its RoleBinding needs it. Set it, or omit --state-secret."
         )
     secrets = list(_secret_names(workload))
     role = secrets[0] if len(secrets) == 1 else f"{workload.name}-tailscale"

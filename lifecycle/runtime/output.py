@@ -97,7 +97,7 @@ def standard_stream(name: str) -> TextIO | None:
 
 
 def print_text(text: str, name: str = "stdout", *, encoding: str | None = None) -> None:
-    """Write a text to standard output or standard error, and wait until it is written.
+    """Write text to standard output or standard error, and wait until it is written.
 
     Args:
         encoding: the encoding of the text; None = that of the stream.

@@ -65,7 +65,7 @@ def to_json_values(
 
 
 def make_shortener(texts: Iterable[str]) -> Callable[[str], str]:
-    """Return a function that shortens names and addresses in a text, so that it can be published.
+    """Return a function that shortens names and addresses in strings, so that it can be published.
 
     Args:
         texts: names without a dot, and texts of which every word is shortened. Names with a dot need not be listed.

@@ -61,7 +61,7 @@ class CloudflareReader:
         return [record for record in records if record.name == name or record.comment == comment]
 
     def all_records(self, *, comment_start: str = "") -> list[Record]:
-        """Return all records of the zone, or only those whose comment starts with a text, without regard to case.
+        """Return all records of the zone, or only those whose comment starts with a string, without regard to case.
 
         Source: GET /zones/{zone}/dns_records?comment.startswith=.
         """

@@ -105,12 +105,12 @@ def malformed_output(arguments: Sequence[str], target: Target | None) -> Respons
 
 
 def last_json(text: str) -> Any:
-    """Return the JSON value at the end of a text, with the names of members as in the REST API.
+    """Return the JSON value at the end of the output, with the names of members as in the REST API.
 
     Log lines can precede the value.
 
     Raises:
-        ValueError: the text does not end with a JSON value that begins at the start of a line.
+        ValueError: the output does not end with a JSON value that begins at the start of a line.
     """
     decoder = json.JSONDecoder(object_hook=_with_camel_case_names)
     text = text.rstrip()
