@@ -181,9 +181,9 @@ class Cluster:
         """Return the log of a container."""
         return self.kubectl("-n", namespace, "logs", pod, "-c", container, *options)
 
-    def events(self, pod: str, container: str, namespace: str = "services") -> list[Document]:
+    def events(self, pod: str, container: str) -> list[Document]:
         """Return the events that `cleanup` or `dns-watch` has logged."""
-        lines = self.logs(pod, container, namespace).splitlines()
+        lines = self.logs(pod, container).splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     # --- Waits --------------------------------------------------------------------------------------
