@@ -35,17 +35,6 @@ VERIFY_INTERVAL_S = 300.0
 MAX_JITTER_FACTOR = 1.25
 
 
-@pytest.fixture(autouse=True)
-def _no_output(events: Events) -> None:
-    """Capture events instead of printing them."""
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
-    """Simulators of Headscale and Cloudflare, and a simulated clock."""
-    return World(monkeypatch, tmp_path)
-
-
 @pytest.fixture
 def node(world: World) -> Node:
     """The node of the workload, registered and online."""
@@ -81,12 +70,9 @@ def register_with_our_key(world: World, *, other_nodes: int = 0) -> Node:
 # --- Identifying the node ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("world", VERSIONS, indirect=True)
 @pytest.mark.parametrize("tags", ["", "tag:web"])
-def test_the_node_with_the_interfaces_address_is_published(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, tags: str
-) -> None:
-    world = World(monkeypatch, tmp_path, version)
+def test_the_node_with_the_interfaces_address_is_published(world: World, tags: str) -> None:
     world.headscale.add_node(NAME, user=USER)
     ours = world.headscale.add_node(NAME, user=USER, tags=tuple(tags.split()), online=False)
     world.headscale.add_node(NAME, user=USER)
@@ -96,11 +82,8 @@ def test_the_node_with_the_interfaces_address_is_published(
     assert (record.ttl, record.proxied) == (60, False)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_without_an_interface_the_node_that_used_our_key_is_published(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str
-) -> None:
-    world = World(monkeypatch, tmp_path, version)
+@pytest.mark.parametrize("world", VERSIONS, indirect=True)
+def test_without_an_interface_the_node_that_used_our_key_is_published(world: World) -> None:
     ours = register_with_our_key(world, other_nodes=2)
     world.run(world.watch(), MINUTE_S)
     assert world.records() == {f"A {ours.address}": OUR_COMMENT}
@@ -533,8 +516,8 @@ def test_headscale_failures_change_no_record_and_do_not_end_dns_watch(
     assert watch.state.is_registered
 
 
-def test_an_upgrade_of_headscale_is_handled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    world = World(monkeypatch, tmp_path, VERSIONS[0])
+@pytest.mark.parametrize("world", VERSIONS[:1], indirect=True)
+def test_an_upgrade_of_headscale_is_handled(world: World) -> None:
     node = world.headscale.add_node(NAME, user=USER)
     watch = world.watch(Interface(*node.addresses))
     for version in VERSIONS:

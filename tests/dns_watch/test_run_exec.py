@@ -34,6 +34,6 @@ globals().update({name: getattr(over_http, name) for name in SCENARIOS})
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterWorld:
-    """Simulators of Headscale, Cloudflare and Kubernetes, and a simulated clock."""
-    return ClusterWorld(monkeypatch, tmp_path)
+def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterWorld:
+    """Simulators of Headscale, Cloudflare and Kubernetes, and a simulated clock. See the fixture in conftest.py."""
+    return ClusterWorld(monkeypatch, tmp_path, getattr(request, "param", "0.28.0"))
