@@ -77,7 +77,7 @@ def status_report(
     server_time = readers.headscale.server_time(now)
     rows, problems = assess_workloads(observation, config=status_config(settings), now=server_time)
     expires_at = observation.api_key_expires_at
-    no_expiry = "never, or unknown" if observation.nodes is not None else None
+    no_expiry = "never, or unknown" if observation.nodes is not None and settings.access == "api" else None
     head = {
         "version": __version__,
         "clock": timestamp(now) + (f", by Headscale {timestamp(server_time)}" if observation.nodes is not None else ""),

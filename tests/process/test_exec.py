@@ -122,7 +122,10 @@ def test_status_needs_the_same_permissions_as_dns_watch(pod: ClusterPod, argumen
     pod.add_workload()
     result = pod.run(*arguments, **SIDECAR_SETTINGS)
     assert (result.status, result.stderr) == (0, "")
-    assert [row["state"] for row in json.loads(result.stdout)["workloads"]] == ["in sync"]
+    report = json.loads(result.stdout)
+    assert [row["state"] for row in report["workloads"]] == ["in sync"]
+    # No API key is used with `exec`.
+    assert report["context"]["api_key_expires_at"] is None
     assert pod.has_no_writes
 
 
