@@ -48,20 +48,16 @@ globals().update({name: getattr(test_standing_down, name) for name in SCENARIOS}
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterWorld:
+def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterWorld:
     """Simulators and a simulated clock. Headscale has a node of a laptop, so that its list of nodes is never empty."""
-    world = ClusterWorld(monkeypatch, tmp_path)
+    world = ClusterWorld(monkeypatch, tmp_path, getattr(request, "param", "0.28.0"))
     world.headscale.add_node("laptop", user="svc", registered_by="cli")
     return world
 
 
-@pytest.mark.parametrize("version", test_heal.VERSIONS)
+@pytest.mark.parametrize("world", test_heal.VERSIONS, indirect=True)
 @pytest.mark.parametrize("loss", ["gone", "expired"])
-def test_a_lost_node_registers_again_with_exec(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, loss: str
-) -> None:
-    world = ClusterWorld(monkeypatch, tmp_path, version)
-    world.headscale.add_node("laptop", user="svc", registered_by="cli")
+def test_a_lost_node_registers_again_with_exec(world: ClusterWorld, tmp_path: Path, loss: str) -> None:
     pod = a_pod(world, tmp_path / "pod")
     old_key = pod.key
     if loss == "gone":

@@ -349,11 +349,9 @@ def test_a_pod_that_cannot_identify_its_node_does_not_publish_the_later_node(
     assert not old_watch.state.is_registered
 
 
-def test_a_node_that_was_moved_to_another_user_is_not_published(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("world", ["0.27.1"], indirect=True)
+def test_a_node_that_was_moved_to_another_user_is_not_published(world: World) -> None:
     """Headscale 0.27 and older can move nodes. The id and the address of the node stay the same."""
-    world = World(monkeypatch, tmp_path, "0.27.1")
     node = world.headscale.add_node(NAME, user="svc")
     watch = world.watch(Interface(*node.addresses))
     world.run(watch, 100)
