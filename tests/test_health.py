@@ -1,7 +1,7 @@
 """Test the health port of dns-watch: its responses, metrics and addresses, and how it handles misbehaving clients.
 
 /livez reports whether dns-watch makes progress, /readyz whether the record is correct, and /nodez the state of the
-pod's node. The node is "superseded" if a later pod has the name.
+pod's node. The node is "superseded" if a later pod owns the name.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def find_loss(nodes: Sequence[Node], hints: Hints, *, is_gone: bool, is_supersed
         is_superseded: dns-watch had left the record to another pod of this workload.
     """
     # An empty list can be wrong, so it counts only if Headscale also reports that this pod's node does not exist. If
-    # another pod has the name, an empty list never counts, because Headscale was not asked about that pod's node.
+    # another pod owns the name, an empty list never counts, because Headscale was not asked about that pod's node.
     if not nodes and (not is_gone or is_superseded):
         return None
     own, interface = hints.own_node, set(hints.interface or ())

@@ -207,7 +207,7 @@ def decide_records(
     state, events = with_superseding_node(state, preferred)
     if preferred is not None:
         records = _with_comparison(state.records, specs, config.verify_interval, now)
-        records = replace(records, reason=f"node {preferred.id} of {_describe_pod(preferred, state)} has the name")
+        records = replace(records, reason=f"node {preferred.id} of {_describe_pod(preferred, state)} owns the name")
         return Decision(replace(state, records=records), events=events)
     plan = plan_records(read, node, specs, config)
     for record in plan.in_the_way:
@@ -306,5 +306,5 @@ def with_superseding_node(state: State, node: Node | None) -> tuple[State, tuple
     state = replace(state, superseded_by=superseded_by)
     if node is None:
         return state, (info("node.reinstated", node_id=node_id),)
-    reason = f"{_describe_pod(node, state)} of this workload has the name; this pod leaves the record alone"
+    reason = f"{_describe_pod(node, state)} of this workload owns the name; this pod leaves the record alone"
     return state, (warning("node.superseded", node_id=node_id, superseded_by=superseded_by, reason=reason),)

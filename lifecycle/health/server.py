@@ -25,7 +25,8 @@ ENDPOINTS = {
     "/readyz": "200 if the record was right when it was last read, at most three `VERIFY_INTERVAL`s ago. Otherwise "
     "503, with the reason in the body. For people and alerts, not for a readiness probe",
     "/nodez": "503 if a restart of the tailscale container brings the node back: the node is confirmed gone or "
-    "expired, no later pod has the name, and the key file has a usable key. Otherwise 200. The body has the node state",
+    "expired, no later pod owns the name, and the key file has a usable key. Otherwise 200. The body has the node's "
+    "state",
     "/metrics": "200, the metrics in the format of Prometheus",
 }
 

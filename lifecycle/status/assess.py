@@ -116,7 +116,7 @@ _ADVICE = {
     "runs, delete its pod, or set SELF_HEAL=true.",
     State.FOREIGN_NODE: "A node with the name has another user, or registered without a pre-auth key. If it is a "
     "leftover, delete it in Headscale. If it belongs to the workload, check HEADSCALE_USER and AUTHKEY_TAGS.",
-    State.SUPERSEDED: "A later pod of the workload has the name. If this node stays online for a quarter of an hour, "
+    State.SUPERSEDED: "A later pod of the workload owns the name. If this node stays online for a quarter of an hour, "
     "two pods run: stop the older one.",
 }
 _UNREADABLE = "Headscale or Cloudflare could not be read. Solve the problem below, and run the command again."

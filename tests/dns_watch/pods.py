@@ -24,7 +24,7 @@ class Nodez(NamedTuple):
     restart_helps: bool
 
 
-# `waiting` means that dns-watch has not found its node. `superseded` means that another pod has the name. `gone`
+# `waiting` means that dns-watch has not found its node. `superseded` means that another pod owns the name. `gone`
 # means that the node was deleted. A pre-auth key is usable if a node can register with it.
 WAITING = Nodez("waiting", restart_helps=False)
 REGISTERED = Nodez("registered", restart_helps=False)

@@ -144,7 +144,7 @@ def test_a_later_pod_whose_node_is_offline_leaves_the_record_to_the_earlier_pod(
     world.run_together(earlier.watch, later.watch, seconds=HOUR_S)
     assert (published_addresses(world), len(world.cloudflare.writes)) == ([earlier.address], writes)
     assert (earlier.nodez, later.nodez) == (REGISTERED, SUPERSEDED)
-    assert later.watch.status.reason == f"node {earlier.node_id} of an online earlier pod has the name"
+    assert later.watch.status.reason == f"node {earlier.node_id} of an online earlier pod owns the name"
 
     world.headscale.connect(later.node_id)
     world.run_together(earlier.watch, later.watch, seconds=900)
@@ -314,7 +314,7 @@ def test_the_health_port_names_the_successor(world: World, tmp_path: Path) -> No
     _, metrics = render_metrics(earlier.watch.status, accept="")
     assert b"\ntailscale_lifecycle_node_superseded 1.0\n" in metrics
     assert not earlier.watch.status.ready
-    assert earlier.watch.status.readiness()["reason"] == f"node {later.node_id} of a later pod has the name"
+    assert earlier.watch.status.readiness()["reason"] == f"node {later.node_id} of a later pod owns the name"
 
 
 @pytest.mark.parametrize("settings", [{}, {"TAILSCALE_INTERFACE": ""}], ids=["interface disappeared", "no interface"])

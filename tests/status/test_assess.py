@@ -148,7 +148,7 @@ def states(
 def test_state_of_a_workload(
     nodes: list[Node], records: list[Record], expected: list[tuple[str, str | None, bool]]
 ) -> None:
-    """A node is superseded if it has not expired and a later node has the name. An orphaned record has no node."""
+    """A node is superseded if it has not expired and its workload has a later node. An orphaned record has no node."""
     assert states(nodes, records) == expected
 
 
