@@ -49,8 +49,8 @@ def page(figures: Iterable[Figure], notes: str) -> str:
     return (
         "# Benchmarks\n\n"
         "Read this page if you want to compare the performance of a change with the current performance.\n\n"
-        "`scripts/bench --save docs/bench.md` writes the table on this page. It runs the real commands against\n"
-        "simulators on loopback, and the table contains medians. Times depend on the machine and its load, so compare\n"
+        "`scripts/bench --save` writes the table on this page. It runs the real commands against simulators\n"
+        "on loopback, and the table contains medians. Times depend on the machine and its load, so compare\n"
         "each result with the reference in its row. The runs for a result and for its reference alternate. CPU time\n"
         "depends less on the load than elapsed time. A ratio of CPU times, such as 1.2 x, compares the shortest run\n"
         "for the result with the shortest run for the reference.\n\n"
