@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.image.tools import ROOT, run_checked
+from tests.image.tools import ROOT, run, run_checked
 
 CONFIG_MAP_LIMIT_BYTES = 1024 * 1024
 """Kubernetes' limit for the data of a ConfigMap."""
@@ -140,6 +140,13 @@ def test_only_needed_files_are_packed(checkout: Path) -> None:
         "requirements.txt",
     }
     assert set(pack_and_read(checkout)) == modules | others
+
+
+def test_missing_folder_is_reported_in_one_line(tmp_path: Path) -> None:
+    target = tmp_path / "missing" / "sources.tar.gz"
+    done = run([ROOT / "scripts/image", "--sources", target])
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert str(target) in done.stderr
 
 
 def test_archive_has_no_times_and_owners(sources: Path) -> None:
