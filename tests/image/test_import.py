@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.image.tools import (
+    BUILD,
     IMAGE,
     PIN,
     Archive,
@@ -26,6 +27,7 @@ from tests.image.tools import (
     Importer,
     importing,
     name_like_docker_save,
+    run,
     run_checked,
 )
 from tests.real.programs import eventually
@@ -345,6 +347,15 @@ def test_failed_import_is_retried_with_backoff(containerd: Containerd, archive: 
         # The failed attempt and two checks without an attempt have logged this text.
         assert importer.log.partition("skipping 4 checks")[0].count("retrying in") == 3
         assert IMAGE not in containerd.images()
+
+
+def test_missing_ctr_is_reported(tmp_path: Path) -> None:
+    """The script does not report that containerd does not respond."""
+    for tool in ("basename", "dirname", "rm"):
+        (tmp_path / tool).symlink_to(str(shutil.which(tool)))
+    done = run(["/bin/sh", BUILD / "import.sh"], env={"PATH": str(tmp_path), "STATE": str(tmp_path)}, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "ctr" in done.stderr
 
 
 def test_import_continues_after_a_restart_of_containerd(containerd: Containerd, importer: Importer) -> None:

@@ -16,6 +16,7 @@
 set -eu
 # shellcheck source=build/archive.sh
 . "$(dirname "$0")/archive.sh"
+command -v ctr >/dev/null || fail "the program ctr is missing, which is part of containerd"
 
 : "${CHECK_INTERVAL:=30}"
 : "${STATE:=/tmp}"
