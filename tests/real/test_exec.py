@@ -247,7 +247,7 @@ def _shape(value: Any) -> Any:
     match value:
         case dict():
             # Headscale omits `nanos` if it is 0, and `online` depends on timing.
-            ignored = ("nanos", "online", "display_name")
+            ignored = ("nanos", "online")
             return {name: _shape(item) for name, item in sorted(value.items()) if name not in ignored}
         case list():
             return distinct(map(_shape, value))
