@@ -80,7 +80,7 @@ INVALID: dict[str, list[Any]] = INVALID_ARGUMENTS | {
     "state_secret": ["Grafana"],
     "storage_size": ["10"],
     "volumes": [{"name": "data"}, ["data"]],
-    "vpn_prefixes": [["100.64.0.0"], []],
+    "vpn_prefixes": [["100.64.0.0"], ["100.64.0.1/10"], []],
 }
 """Values that the module refuses, by input. scripts/new-service refuses the values in INVALID_ARGUMENTS, too."""
 

@@ -204,8 +204,8 @@ variable "vpn_prefixes" {
   default     = ["100.64.0.0/10", "fd7a:115c:a1e0::/48"]
   nullable    = false
   validation {
-    condition     = length(var.vpn_prefixes) > 0 && alltrue([for prefix in var.vpn_prefixes : can(cidrhost(prefix, 0))])
-    error_message = "vpn_prefixes must be a list of networks, such as [\"100.64.0.0/10\"]."
+    condition     = length(var.vpn_prefixes) > 0 && alltrue([for prefix in var.vpn_prefixes : try(cidrsubnet(prefix, 0, 0) == prefix, false)])
+    error_message = "vpn_prefixes must be a list of networks in their canonical form, such as [\"100.64.0.0/10\", \"fd7a:115c:a1e0::/48\"]."
   }
 }
 
