@@ -6,6 +6,11 @@ output "manifests" {
     condition     = length("${var.name}.${var.domain}") <= 63
     error_message = "\"${var.name}.${var.domain}\" is longer than 63 characters, which Headscale does not accept. Use a shorter name."
   }
+
+  precondition {
+    condition     = var.data_path == null || !contains(local.changed_pod.volumes[*].name, var.claim_name)
+    error_message = "The pod has another volume with the name \"${var.claim_name}\", which the claim would replace. Use another claim_name."
+  }
 }
 
 output "state_secret" {

@@ -166,3 +166,12 @@ run "a_hostname_of_more_than_63_characters" {
   }
   expect_failures = [output.manifests]
 }
+
+run "a_claim_with_the_name_of_another_volume" {
+  command = plan
+  variables {
+    data_path  = "/wiki/data"
+    claim_name = "tls"
+  }
+  expect_failures = [output.manifests]
+}
