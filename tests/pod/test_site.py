@@ -43,7 +43,7 @@ from tests.pod.rendering import (
 
 SITE = {
     "DOMAIN_NAME": "vpn.corp.test",
-    "LOGIN_SERVER": "https://login.corp.test",
+    "LOGIN_SERVER": "https://login.corp.test:8443",
     "HEADSCALE_URL": "http://hs.control.svc.cluster.local:80",
     "HEADSCALE_NAMESPACE": "control",
     "HEADSCALE_USER": "pods",
@@ -140,7 +140,7 @@ def test_containers_of_a_pod_get_the_site(folder: str) -> None:
     variables = variables_by_container(manifests_with_site(folder))
     for container in LIFECYCLE_CONTAINERS:
         assert variables[container].items() >= SITE_SETTINGS.items()
-    assert variables["tailscale"]["TS_EXTRA_ARGS"].split()[0] == "--login-server=https://login.corp.test"
+    assert variables["tailscale"]["TS_EXTRA_ARGS"].split()[0] == f"--login-server={SITE['LOGIN_SERVER']}"
 
 
 @pytest.mark.max_cases_without_full(3)
@@ -241,7 +241,7 @@ def test_overlay_can_change_settings_and_add_flags(cluster: Path) -> None:
     variables = variables_by_container(documents)
     assert variables["cleanup"]["LOG_LEVEL"] == "debug"
     assert variables["cleanup"]["TS_HOSTNAME"] == "grafana.vpn.corp.test"
-    assert variables["tailscale"]["TS_EXTRA_ARGS"] == "--login-server=https://login.corp.test --accept-routes"
+    assert variables["tailscale"]["TS_EXTRA_ARGS"] == f"--login-server={SITE['LOGIN_SERVER']} --accept-routes"
 
 
 @pytest.mark.full
