@@ -487,7 +487,7 @@ def _site_validations() -> Iterator[Document]:
     )
     yield _with_message(
         _if_requested(f"variables.domain.matches({_regex(DOMAIN_PATTERN)})"),
-        f"'DOMAIN_NAME in the {config_map} must be a domain in lower case, such as example.com.'",
+        f"'DOMAIN_NAME in the {config_map} must be a domain in lower case.'",
     )
     server = _site_setting("LOGIN_SERVER")
     yield _with_message(
