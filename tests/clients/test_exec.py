@@ -468,6 +468,15 @@ def test_one_incomplete_list_does_not_mean_a_missing_node(
     assert [remaining.name for remaining in server.nodes] == ["laptop"]
 
 
+@ONE_RELEASE
+def test_failed_list_does_not_mean_a_missing_node(kubernetes: KubernetesSimulator, transport: ExecTransport) -> None:
+    """Headscale can fail to list the nodes because an object that belongs to one of them is missing."""
+    failed = ExecFault(instead=Finished(1, stderr=grpc_error("Unknown", "record not found").encode()))
+    kubernetes.add_exec_fault(failed, "nodes list")
+    with pytest.raises(TransientError, match="record not found"):
+        transport.node("1")
+
+
 # --- Lost responses to a new key -----------------------------------------------------------------------
 
 LOST_RESPONSES = [

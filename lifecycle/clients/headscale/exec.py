@@ -77,7 +77,11 @@ class ExecTransport:
                 requested the deletion of the node.
         """
         for _ in range(2):
-            nodes = self.nodes()
+            try:
+                nodes = self.nodes()
+            except NotFoundError as error:
+                # The command failed because another object is missing.
+                raise TransientError(str(error), upstream=UPSTREAM) from error
             for node in nodes:
                 if node.id == node_id:
                     return node
