@@ -482,7 +482,7 @@ def test_failed_list_does_not_mean_a_missing_node(kubernetes: KubernetesSimulato
 LOST_RESPONSES = [
     pytest.param(ExecFault(sent_bytes=1), id="reset-within-the-output"),
     pytest.param(ExecFault(sent_bytes=0), id="reset-before-the-output"),
-    pytest.param(ExecFault(sends_status=False), id="closed-without-a-status"),
+    pytest.param(ExecFault(status=b""), id="closed-without-a-status"),
 ]
 
 

@@ -49,6 +49,11 @@ LONG_TIMEOUT_S = 30.0
 # More than one websocket frame of the simulator, and not a multiple of a frame.
 LARGE_OUTPUT_BYTES = 5 * 1024 * 1024 + 7
 
+# Python refuses to convert more than 4,300 digits to an integer.
+HUGE_EXIT_STATUS = json.dumps(
+    {"status": "Failure", "details": {"causes": [{"reason": "ExitCode", "message": "1" * 5000}]}}
+).encode()
+
 
 # The next three functions simulate programs in the container.
 
@@ -321,7 +326,9 @@ def test_output_beyond_the_limit_is_refused(cluster: Cluster) -> None:
     [
         pytest.param(ExecFault(sent_bytes=0), id="cut-before-the-output"),
         pytest.param(ExecFault(sent_bytes=4), id="cut-in-the-output"),
-        pytest.param(ExecFault(sends_status=False), id="closed-without-a-status"),
+        pytest.param(ExecFault(status=b""), id="closed-without-a-status"),
+        pytest.param(ExecFault(status=b"[" * 100_000), id="deeply-nested-status"),
+        pytest.param(ExecFault(status=HUGE_EXIT_STATUS), id="huge-exit-status"),
         pytest.param(ExecFault(start_error="container is not running"), id="container-stopped"),
     ],
 )

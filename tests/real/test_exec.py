@@ -198,7 +198,7 @@ def test_node_of_a_key_without_user_is_kept_if_it_can_log_in_again(
 
 
 @pytest.mark.parametrize(
-    "fault", [ExecFault(sent_bytes=7), ExecFault(sends_status=False)], ids=["truncated output", "no status"]
+    "fault", [ExecFault(sent_bytes=7), ExecFault(status=b"")], ids=["truncated output", "no status"]
 )
 def test_key_is_replaced_if_the_output_with_its_secret_is_lost(
     fault: ExecFault, workload: Workload, kubernetes: KubernetesSimulator

@@ -95,7 +95,7 @@ class ExecFault:
         before: bytes that are sent before the command's standard output.
         instead: the result that is sent without running the command; None = the command is run.
         sent_bytes: how many bytes of standard output are sent before the connection is reset; None = it is not reset.
-        sends_status: True if the exit status is sent.
+        status: what is sent instead of the exit status; None = the exit status is sent.
         hang: True if the command is run, but nothing is sent until the client closes the connection.
         stall: True if only half of a frame is sent, and then nothing until the client closes the connection.
         start_error: why the container runtime cannot start the command; "" = the command can be started.
@@ -104,7 +104,7 @@ class ExecFault:
     before: bytes = b""
     instead: Finished | None = None
     sent_bytes: int | None = None
-    sends_status: bool = True
+    status: bytes | None = None
     hang: bool = False
     stall: bool = False
     start_error: str = ""
@@ -483,9 +483,8 @@ class KubernetesSimulator(Upstream):
         output += _messages(STDERR, finished.stderr) if _is_requested(request, "stderr") else b""
         if subprotocol == V5:
             output += frame(bytes([CLOSE_CHANNEL, STDOUT])) + frame(bytes([CLOSE_CHANNEL, STDERR]))
-        if fault.sends_status:
-            status = _start_failure(fault.start_error) if fault.start_error else _exit_status(finished.exit_status)
-            output += _messages(ERROR, json.dumps(status).encode())
+        status = _start_failure(fault.start_error) if fault.start_error else _exit_status(finished.exit_status)
+        output += _messages(ERROR, json.dumps(status).encode() if fault.status is None else fault.status)
         return output, None
 
 

@@ -132,7 +132,7 @@ def _exit_status(text: bytearray, what: str) -> int:
     """
     try:
         status: Any = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise TransientError(f"The connection to {what} ended before the command did.", upstream=UPSTREAM) from None
     match status:
         case {"status": "Success"}:
@@ -140,7 +140,7 @@ def _exit_status(text: bytearray, what: str) -> int:
         case {"status": "Failure", "details": {"causes": [*causes]}}:
             for cause in causes:
                 match cause:
-                    case {"reason": "ExitCode", "message": str(number)} if number.isdecimal():
+                    case {"reason": "ExitCode", "message": str(number)} if re.fullmatch(r"\d{1,3}", number):
                         return int(number)
     message = excerpt(str(status.get("message", ""))) if isinstance(status, dict) else ""
     # A retry does not help if the program is missing. Other errors can be temporary, for example while a container is
