@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpcore
 import httpx
@@ -30,6 +31,8 @@ def open_http(
     return httpx.Client(
         base_url=base_url,
         transport=PooledTransport(trust, proxy=proxy, tls_server_name=tls_server_name),
+        # Cookies, for example of an ingress, are ignored. httpx cannot send those that are not ASCII.
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         trust_env=False,
         timeout=None,  # noqa: S113 - http.py limits the time of each request
         headers={"User-Agent": f"tailscale-lifecycle/{lifecycle.__version__}"},

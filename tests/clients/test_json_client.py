@@ -242,6 +242,13 @@ def test_incomplete_response_is_a_transient_error(client: JsonClient, api: Api, 
 LONG_LIST = json.dumps({"nodes": [{"id": number, "padding": "x" * 1000} for number in range(2000)]})
 
 
+def test_cookie_is_ignored(client: JsonClient, api: Api) -> None:
+    """An ingress can set cookies. httpx cannot send a cookie whose value is not ASCII."""
+    api.faults.add(faults.answer(200, headers={"set-cookie": "session=\xe9"}))
+    client.send("GET", "/thing")
+    assert client.send("GET", "/thing").json["path"] == "/thing"
+
+
 def test_items_of_a_long_list_are_parsed_while_it_arrives(client: JsonClient, api: Api) -> None:
     api.faults.add(faults.answer(200, LONG_LIST))
     items = Items("nodes", itemgetter("id"))
