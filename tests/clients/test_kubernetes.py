@@ -625,6 +625,12 @@ def test_unmounted_token_is_a_configuration_error() -> None:
         access()
 
 
+def test_undecodable_token_is_a_configuration_error(service_account: Path) -> None:
+    (service_account / "token").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="service account's token"):
+        access()
+
+
 @pytest.mark.parametrize(
     ("host", "url"), [("127.0.0.1", "https://127.0.0.1:443"), ("fd00::1", "https://[fd00::1]:443")]
 )
@@ -639,6 +645,22 @@ def test_address_and_token_of_the_service_account_are_used(
     assert in_cluster.client.base_url == httpx.URL(url)
     assert value.split() == ["bearer", "first"]
     assert in_cluster.credentials == "service account's token"
+
+
+@pytest.mark.parametrize(
+    ("host", "port"),
+    [("https://10.43.0.1", "443"), ("10.43.0.1:443", "443"), ("10.43.0.1", "https"), ("10.43.0.1", "99999")],
+)
+def test_malformed_address_of_the_server_is_a_configuration_error(
+    host: str, port: str, monkeypatch: pytest.MonkeyPatch, service_account: Path
+) -> None:
+    """The variables can be set in a manifest, for example if a pod cannot use the cluster's Service."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", port)
+    Authority(service_account).certificate.rename(service_account / "ca.crt")
+    (service_account / "token").write_text("token")
+    with pytest.raises(ConfigError, match="KUBERNETES_SERVICE_HOST"):
+        access()
 
 
 # --- The kubeconfig ------------------------------------------------------------------------------------

@@ -101,10 +101,13 @@ def _in_cluster(*, needed_for: str) -> Access:
     try:
         load_incluster_config(client_configuration=configuration)
         trust = private_trust(configuration.ssl_ca_cert)
-    except (ConfigException, OSError) as error:
+        if not _is_url(configuration.host, "https"):
+            raise ConfigException("Service host/port is malformed.")
+    except (ConfigException, OSError, ValueError) as error:
         raise ConfigError(
             f"{needed_for} needs the Kubernetes API, which is not available here ({error}). In a pod, mount its "
-            f"service account's token (automountServiceAccountToken). Alternatively, {_ALTERNATIVES[needed_for]}."
+            "service account's token (automountServiceAccountToken), and check KUBERNETES_SERVICE_HOST and "
+            f"KUBERNETES_SERVICE_PORT. Alternatively, {_ALTERNATIVES[needed_for]}."
         ) from error
     return Access(
         client=open_http(configuration.host, trust=trust),
@@ -202,7 +205,7 @@ def _kubeconfig_proxy(url: Any) -> Proxy | None:
 
 
 def _is_url(value: Any, *schemes: str) -> bool:
-    """Return True if a value of the kubeconfig is a URL with one of these schemes, a host and a valid port."""
+    """Return True if a value is a URL with one of these schemes, a host and a valid port."""
     with suppress(httpx.InvalidURL, TypeError, ValueError):
         url = httpx.URL(value)
         return url.scheme in schemes and bool(url.host) and (url.port or 1) in range(1, 65_536)
