@@ -647,6 +647,26 @@ def test_address_and_token_of_the_service_account_are_used(
     assert in_cluster.credentials == "service account's token"
 
 
+@pytest.mark.parametrize("content", ["second", "second\n"])
+def test_token_is_read_for_each_request(content: str, service_account: Path) -> None:
+    """The kubelet replaces the token. When it is read again must not depend on the clock, which can be set back."""
+    Authority(service_account).certificate.rename(service_account / "ca.crt")
+    (service_account / "token").write_text("first")
+    in_cluster = access()
+    (service_account / "token").write_text(content)
+    assert list(in_cluster.authorization().values()) == ["bearer second"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff"], ids=["empty", "not text"])
+def test_token_that_cannot_be_read_again_is_a_transient_error(content: bytes, service_account: Path) -> None:
+    Authority(service_account).certificate.rename(service_account / "ca.crt")
+    (service_account / "token").write_text("first")
+    in_cluster = access()
+    (service_account / "token").write_bytes(content)
+    with pytest.raises(TransientError, match="token"):
+        in_cluster.authorization()
+
+
 @pytest.mark.parametrize(
     ("host", "port"),
     [("https://10.43.0.1", "443"), ("10.43.0.1:443", "443"), ("10.43.0.1", "https"), ("10.43.0.1", "99999")],

@@ -96,10 +96,16 @@ def find_access(
             raise ConfigError(f"{not_in_cluster} {_KUBECONFIG} cannot be used: {excerpt(str(error))}") from None
 
 
-def _in_cluster(*, needed_for: str) -> Access:
+def _service_account() -> Configuration:
     configuration = Configuration()
+    # The library would read the token again after a minute of the wall clock, which can be set back.
+    load_incluster_config(client_configuration=configuration, try_refresh_token=False)
+    return configuration
+
+
+def _in_cluster(*, needed_for: str) -> Access:
     try:
-        load_incluster_config(client_configuration=configuration)
+        configuration = _service_account()
         trust = private_trust(configuration.ssl_ca_cert)
         if not _is_url(configuration.host, "https"):
             raise ConfigException("Service host/port is malformed.")
@@ -114,7 +120,7 @@ def _in_cluster(*, needed_for: str) -> Access:
         description=f"in-cluster, {configuration.host}",
         credentials="service account's token",
         upstream=Upstream(UPSTREAM, url_setting="KUBERNETES_SERVICE_HOST", ca_setting="the ConfigMap kube-root-ca.crt"),
-        authorization=partial(_authorization, configuration),
+        authorization=partial(_authorization, _service_account),
     )
 
 
@@ -166,7 +172,7 @@ def _kubeconfig(
         description=f"kubeconfig context {name}, {configuration.host}",
         credentials=f"user {user} of the kubeconfig",
         upstream=Upstream(UPSTREAM, url_setting="the kubeconfig", ca_setting="certificate-authority in the kubeconfig"),
-        authorization=partial(_authorization, configuration),
+        authorization=partial(_authorization, lambda: configuration),
         proxy=proxy,
         names=(name, user),
     )
@@ -212,10 +218,10 @@ def _is_url(value: Any, *schemes: str) -> bool:
     return False
 
 
-def _authorization(configuration: Configuration) -> Mapping[str, str]:
-    """Return the header with the current token, which the library reads again every minute."""
+def _authorization(load: Callable[[], Configuration]) -> Mapping[str, str]:
+    """Return the header with the current token, without the line break that can follow the token in a file."""
     try:
-        settings: Mapping[str, Any] = configuration.auth_settings()
-        return {setting["key"]: setting["value"] for setting in settings.values()}
-    except (ConfigException, OSError) as error:
+        settings: Mapping[str, Any] = load().auth_settings()
+        return {setting["key"]: setting["value"].strip() for setting in settings.values()}
+    except (ConfigException, OSError, ValueError) as error:
         raise TransientError(f"The token for Kubernetes cannot be read: {error}", upstream=UPSTREAM) from error
