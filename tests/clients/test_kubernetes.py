@@ -701,6 +701,8 @@ def test_malformed_address_of_the_server_is_a_configuration_error(
         pytest.param({"server": "https://k8s.example:70000"}, {}, "The server of context", id="port out of range"),
         pytest.param({"server": "https://[::1"}, {}, "The server of context", id="malformed address"),
         pytest.param({"server": "https://xn--"}, {}, "The server of context", id="malformed international name"),
+        pytest.param({"tls-server-name": ".example.com"}, {}, "is malformed", id="malformed TLS server name"),
+        pytest.param({"tls-server-name": 1}, {}, "is malformed", id="TLS server name that is a number"),
         pytest.param({}, {"exec": PLUGIN | {"command": "/no/such/plugin"}}, "user me", id="missing plugin"),
         pytest.param({}, {"exec": PLUGIN | {"command": "false"}}, "user me", id="failing plugin"),
     ],
@@ -714,7 +716,7 @@ def test_unusable_kubeconfig_is_a_configuration_error(
 
 
 @pytest.mark.usefixtures("_outside_of_a_cluster")
-@pytest.mark.parametrize("content", ["", "[]", "a: [", "contexts: 1", "apiVersion: v1\nkind: Config"])
+@pytest.mark.parametrize("content", ["", "[]", "a: [", "[" * 5000, "contexts: 1", "apiVersion: v1\nkind: Config"])
 def test_malformed_kubeconfig_is_a_configuration_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
 ) -> None:

@@ -137,11 +137,14 @@ def _kubeconfig(
         path = os.environ.get("KUBECONFIG") or "~/.kube/config"
         _, context = list_kube_config_contexts(path)
         configuration, problems = _load(path, timeout)
+        tls_server_name = configuration.tls_server_name
+        # Python's ssl raises other errors than OSError for a malformed name.
+        (tls_server_name or "").encode("idna")
     except TimeoutError:
         raise ConfigError(
             f"The credential plugin of the kubeconfig did not end within {timeout.total_seconds():g} s (HTTP_TIMEOUT)."
         ) from None
-    except (YAMLError, AttributeError, KeyError, TypeError, ValueError):
+    except (YAMLError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
         # The exception is not chained, because it can contain parts of the file, such as keys.
         raise ConfigError(f"{_KUBECONFIG} is malformed.") from None
     except OSError as error:
@@ -166,7 +169,6 @@ def _kubeconfig(
     except OSError as error:
         raise ConfigError(f"A certificate of the kubeconfig cannot be used ({error.strerror}).") from None
     proxy = _kubeconfig_proxy(configuration.proxy) or proxy_for(configuration.host)
-    tls_server_name = configuration.tls_server_name
     return Access(
         client=open_http(configuration.host, trust=trust, proxy=proxy, tls_server_name=tls_server_name),
         description=f"kubeconfig context {name}, {configuration.host}",
