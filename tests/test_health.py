@@ -166,6 +166,25 @@ def test_readyz_fails_if_the_record_is_wrong_or_was_read_too_long_ago(clock: Clo
     assert (answer.status_code, answer.json()["reason"]) == (503, "a foreign record is in the way")
 
 
+@pytest.mark.parametrize(("path", "key"), [("/livez", "alive"), ("/readyz", "ready")])
+@pytest.mark.parametrize("reads", [1, 2])
+def test_status_code_matches_the_body_if_the_state_changes_meanwhile(
+    start_server: StartServer, clock: Clock, path: str, key: str, reads: int
+) -> None:
+    clock.sleep(4 * VERIFY_INTERVAL_S)
+    # The clock jumps after it was read this often.
+    times = iter([0.0] * (reads + 1))
+    interval = timedelta(seconds=VERIFY_INTERVAL_S)
+    status = Status(interval, interval, monotonic=lambda: next(times, clock.monotonic()))
+    set_status(status, reason="", verified_at_s=0.0)
+
+    answer = get(start_server(status), path)
+
+    body = answer.json()
+    assert body[key] is (answer.status_code == 200)
+    assert body[key] is not bool(body.get("reason", not body[key]))
+
+
 @pytest.mark.parametrize(
     ("change", "expected_status", "state"),
     [

@@ -115,8 +115,8 @@ class Status:
 
     def readiness(self) -> dict[str, Any]:
         """Return the body of `/readyz`."""
-        addresses = [str(address) for address in self.state.records.addresses]
-        return {"ready": self.ready, "reason": self.reason, "addresses": addresses}
+        reason, addresses = self.reason, [str(address) for address in self.state.records.addresses]
+        return {"ready": not reason, "reason": reason, "addresses": addresses}
 
     @property
     def node_state(self) -> str:

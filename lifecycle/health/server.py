@@ -134,11 +134,11 @@ class _Handler(BaseHTTPRequestHandler):
         status = self._status
         match self.path.partition("?")[0]:
             case "/livez":
-                self._respond_json(status.alive, {"alive": status.alive})
+                self._respond_json({"alive": status.alive}, "alive")
             case "/readyz":
-                self._respond_json(status.ready, status.readiness())
+                self._respond_json(status.readiness(), "ready")
             case "/nodez":
-                self._respond_json(not status.restart_helps, status.node())
+                self._respond_json(status.node(), "restart_helps", expected=False)
             case "/metrics":
                 content_type, body = render_metrics(status, accept=self.headers.get("Accept", ""))
                 self._respond(HTTPStatus.OK, content_type, body)
@@ -150,8 +150,9 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
         """Log nothing: probes arrive every few seconds."""
 
-    def _respond_json(self, is_ok: bool, body: dict[str, Any]) -> None:  # noqa: FBT001
-        status = HTTPStatus.OK if is_ok else HTTPStatus.SERVICE_UNAVAILABLE
+    def _respond_json(self, body: dict[str, Any], key: str, *, expected: bool = True) -> None:
+        # The body decides, because a pass can change the state in another thread after the body was made.
+        status = HTTPStatus.OK if body[key] is expected else HTTPStatus.SERVICE_UNAVAILABLE
         self._respond(status, "application/json", json.dumps(body).encode() + b"\n")
 
     def _respond(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
