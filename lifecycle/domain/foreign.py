@@ -21,7 +21,7 @@ def blocks(record: Record, *, record_ownership: RecordOwnership, ipv6: bool, ape
     """
     if record.name != record_ownership.name:
         return False
-    if record.read_only:
+    if record.read_only and record.type in MANAGED_TYPES:
         return True
     if record_ownership.is_owned(record) or record_ownership.can_coexist(record):
         return False

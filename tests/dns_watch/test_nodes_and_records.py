@@ -490,6 +490,12 @@ class TestRecords:
         assert planned(record, ipv6=ipv6) == RecordPlan(in_the_way=(record,))
         assert "Workers" in advice_on_foreign_record(record, record_ownership=RECORD_OWNERSHIP)
 
+    @pytest.mark.parametrize("type_", ["MX", "TXT"])
+    def test_a_read_only_mail_record_blocks_nothing(self, type_: str) -> None:
+        """Cloudflare Email Routing locks its records, and allows address records beside them."""
+        record = replace(a_record("x", type_=type_, content="x", comment=""), read_only=True)
+        assert planned(record, a_record()) == RecordPlan()
+
     def test_every_foreign_record_is_named(self) -> None:
         foreign = [a_record("b", comment="x"), a_record("a", comment="x"), a_record("c", type_="CNAME", content="x")]
 
