@@ -355,6 +355,22 @@ def test_pod_with_a_new_address_replaces_only_its_own_record(world: World) -> No
         assert world.records(name) == shared_by(moved, second)
 
 
+def test_stale_record_of_another_workload_with_the_same_address_suffices(world: World, node: Node) -> None:
+    """Cloudflare refuses a second record with the same content."""
+    stale = f"{OUR_COMMENT} wiki.example.com"
+    record_id = world.add_record(node.address, name="ingress.example.com", comment=stale)
+    world.add_record("100.64.0.99", name="ingress.example.com", comment=COMMENT_AT_FURTHER_NAMES)
+    watch = run(world, node, **WITH_SHARED_NAMES)
+    assert world.records("ingress.example.com") == {f"A {node.address}": stale}
+    assert watch.state.records.in_sync
+    writes = len(world.cloudflare.writes)
+    world.run(watch, SEVERAL_READS_S)
+    assert len(world.cloudflare.writes) == writes
+    world.cloudflare.remove_record(record_id)
+    world.run(watch, SEVERAL_READS_S)
+    assert world.records("ingress.example.com") == shared_by(node)
+
+
 @pytest.mark.parametrize("fields", FOREIGN_RECORDS)
 def test_no_record_is_created_at_a_shared_name_with_a_foreign_record(
     world: World, node: Node, events: Events, fields: dict[str, Any]

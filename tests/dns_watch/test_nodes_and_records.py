@@ -901,6 +901,15 @@ class TestNamesProperties:
             expected = ["A", "AAAA"] if ipv6 else ["A"]
             if name == ALIAS:
                 expected = ["CNAME"]
+            # At a shared name, the record of another workload can have this workload's address already.
+            others = {
+                record.type
+                for record in zone
+                if record.name == name == SHARED_NAME
+                and not is_ours(record)
+                and (record.type, record.content) in {("A", V4), ("AAAA", V6)}
+            }
+            expected = [type_ for type_ in expected if type_ not in others]
             # An alias of a blocked name is not changed.
             if name != ALIAS or NAME not in blocked:
                 assert sorted(record.type for record in ours) == expected
