@@ -7,7 +7,7 @@ import sys
 
 
 def main() -> int:
-    """Run the command line. End the process with the exit status, or return it if the command changes nothing."""
+    """Run the command line. End the process with the exit status, or return it after a dry run (`is_dry_run`)."""
     # The kernel discards signals to process number 1 of a container until the process handles them. A blocked signal
     # stays pending instead, and is handled below.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
@@ -28,9 +28,9 @@ def main() -> int:
     options = parse_arguments(arguments)
     status = run(options)
     if not options.is_dry_run:
-        # A regular exit would take time to free each object, and all output is already flushed. Only commands that
-        # change nothing need a regular exit: they can use a kubeconfig, of which the Kubernetes library then removes
-        # its temporary files.
+        # A regular exit would take time to free each object, and all output is already flushed. Only dry runs
+        # need a regular exit: they can use a kubeconfig, of which the Kubernetes library then removes its temporary
+        # files.
         os._exit(status)
     return status
 

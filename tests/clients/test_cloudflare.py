@@ -402,6 +402,9 @@ def test_record_at_another_name_with_a_new_owner_is_kept(account: Account, wrong
     assert [record.comment for record in account.records(wrong_zone)] == ["managed by terraform"]
 
 
+# --- Conflicts and malformed responses -----------------------------------------------------------------
+
+
 def test_name_of_a_workers_domain_is_a_conflict(account: Account, cloudflare: CloudflareWriter) -> None:
     account.add_workers_domain(account.zone_id, NAME)
     [record] = cloudflare.records(NAME)

@@ -36,7 +36,7 @@ SIBLING_COMMENT: Final = f"{OUR_COMMENT} wiki.{ZONE}"
 """The comment of the records that another workload has with the name SHARED."""
 
 MISLED_S: Final = 600.0
-"""How long a wrong response that the program cannot detect excuses wrong behavior."""
+"""How long a response that misled a pod (`Pod.misled_at_s`) excuses wrong behavior."""
 
 
 @dataclass(slots=True)
@@ -56,7 +56,8 @@ class Pod:
         node_id: the id of the tailscale container's node; None if the container has to register one.
         machine_key: the machine key of the tailscale container; None before its first registration.
         cut_off: True if the pod has no network.
-        misled_at_s: when the pod last received a wrong response that no client can detect.
+        misled_at_s: when the pod last received a stale response, or a list without its node while it could not read the
+            node by its id.
         is_running: False after the kubelet has stopped the pod.
     """
 
@@ -213,7 +214,7 @@ class FaultWorld(World):
         ipv6 = self.environment["DNS_IPV6"] == "true"
         kinds = {"A", "CNAME", "NS"} | ({"AAAA"} if ipv6 else set())
         names = {ALIAS, APEX, SHARED} if self.has_further_names else set()
-        # The program does not look for foreign records with an alias or a shared name that has our record already.
+        # At an alias or a shared name, a foreign record blocks nothing if our record of this type exists already.
         existing = {(record.name, record.type) for record in self.our_records}
         return [
             record
@@ -255,7 +256,7 @@ class Workload:
 
     @property
     def pod_with_newest_node(self) -> Pod | None:
-        """Return the pod whose address the record must have: the pod with the newest node."""
+        """Return the pod with the newest node. If all clients are connected, the record must have its address."""
         node_ids = {node.id for node in self.world.our_nodes}
         registered = [pod for pod in self.running_pods if pod.node_id in node_ids and pod.initialized]
         return max(registered, key=lambda pod: pod.node_id or 0, default=None)

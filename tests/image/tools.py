@@ -169,7 +169,7 @@ class ImageBuild:
     Attributes:
         folder: the folder of the archive and the termination log.
         sources: the packed sources.
-        environment: the environment of build.sh and Buildah, without the variables in `variables`.
+        environment: the environment of build.sh and Buildah, without SOURCES, ARCHIVE and TERMINATION_LOG.
     """
 
     folder: Path
