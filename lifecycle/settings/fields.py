@@ -44,6 +44,8 @@ _ZONE_ID = re.compile(r"[0-9a-f]{32}")
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _KUBERNETES_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 _SECRET_REFERENCE = re.compile(_KUBERNETES_NAME.pattern + r"(/[-._a-zA-Z0-9]+)?")
+# The user and password, the host, and the port of a URL. An IPv6 address is in brackets.
+_AUTHORITY = re.compile(r"(.*@)?(\[[^][:]*:[^][]*\]|[^][:]+)(:\d*)?")
 _VISIBLE_ASCII = re.compile(r"[\x21-\x7e]+")
 # Unicode categories: control and format characters, line and paragraph separators.
 _INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp"})
@@ -117,7 +119,7 @@ def _split_url(value: str) -> SplitResult | None:
     except ValueError:
         # The message of the error is not used, because it can repeat the value, which may contain a password.
         return None
-    return parts if usable and _VISIBLE_ASCII.fullmatch(value) else None
+    return parts if usable and _AUTHORITY.fullmatch(parts.netloc) and _VISIBLE_ASCII.fullmatch(value) else None
 
 
 def _url(value: str) -> str:
