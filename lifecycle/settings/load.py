@@ -158,7 +158,11 @@ def near_misses(variables: Iterable[str]) -> list[tuple[str, str]]:
 def _advice(value: str, values: Mapping[str, str]) -> str:
     """Return advice if the value is the path of a file that the Secret "lifecycle" should contain, else ""."""
     path = Path(value)
-    if path.parent != SECRET_FOLDER or path.exists():
+    try:
+        if path.parent != SECRET_FOLDER or path.exists():
+            return ""
+    except OSError:
+        # The folder exists, but cannot be searched.
         return ""
     namespace = values.get("POD_NAMESPACE", "the pod's namespace")
     return f". Create the Secret lifecycle in {namespace}, with the key {path.name}"

@@ -158,10 +158,21 @@ def test_unusable_file_is_reported_once(env: Environment, name: str, path: str) 
 
 @pytest.mark.parametrize("name", ["CLOUDFLARE_API_TOKEN_FILE", "HEADSCALE_CA_FILE", "SSL_CERT_FILE"])
 @pytest.mark.parametrize("unreadable", ["file", "folder"])
-def test_unreadable_file_is_reported_once(env: Environment, tmp_path: Path, unreadable: str, name: str) -> None:
+@pytest.mark.parametrize("is_of_the_secret", [False, True], ids=["another file", "file of the Secret"])
+def test_unreadable_file_is_reported_once(
+    env: Environment,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    unreadable: str,
+    name: str,
+    *,
+    is_of_the_secret: bool,
+) -> None:
     """Permission bits do not apply to root. If the test runs as root, it changes its effective user."""
     file = tmp_path / "folder" / "file"
     file.parent.mkdir()
+    if is_of_the_secret:
+        monkeypatch.setattr("lifecycle.settings.load.SECRET_FOLDER", file.parent)
     file.write_text("t0ken")
     env.set(**{name.removesuffix("_FILE"): None, name: str(file)})
     (file if unreadable == "file" else file.parent).chmod(0o000)
@@ -174,6 +185,7 @@ def test_unreadable_file_is_reported_once(env: Environment, tmp_path: Path, unre
         file.parent.chmod(0o700)
 
     assert list(problems) == [name]
+    assert "Create the Secret" not in problems[name]
 
 
 def test_secret_file_is_read_again(env: Environment, tmp_path: Path) -> None:
