@@ -13,7 +13,7 @@ def repeat(
     should_wake: Callable[[], bool],
     pause: Callable[[float], object],
     monotonic: Callable[[], float],
-    finished: Callable[[], bool] = lambda: False,
+    finished: Callable[[], bool],
 ) -> None:
     """Run passes, with a wait after each.
 
