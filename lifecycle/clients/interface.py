@@ -32,7 +32,11 @@ _SAFETY_POLL_S = 60.0
 
 
 def interface_addresses(name: str | None) -> tuple[IpAddress, ...] | None:
-    """Return every address of a network interface, in no particular order; None if no interface has this name."""
+    """Return every address of a network interface, in no particular order; None if no interface has this name.
+
+    Raises:
+        OSError: the interfaces could not be read, for example because too many files are open.
+    """
     if not name or name not in (interface for _, interface in socket.if_nameindex()):
         return None
     return tuple(

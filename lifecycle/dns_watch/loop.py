@@ -15,7 +15,7 @@ from lifecycle.dns_watch.decide import conclude, decide, failure_event
 from lifecycle.dns_watch.healing import usable_key_id
 from lifecycle.dns_watch.observe import observe, vpn_interface, watch_config
 from lifecycle.dns_watch.schedule import SLOWEST_POLL_S, poll_interval_s
-from lifecycle.dns_watch.state import ApplyResult, Decision, Moment, RecordsRead, State
+from lifecycle.dns_watch.state import ApplyResult, Decision, InterfaceAddresses, Moment, RecordsRead, State
 from lifecycle.dns_watch.status import Status
 from lifecycle.domain.changes import Change, DeleteRecord, RecordChange, WriteFreshKey, WriteKeyMetadata, name_of
 from lifecycle.domain.errors import ApiError, ConflictError, KeyFileError, NotRegisteredError, ResponseError
@@ -30,7 +30,8 @@ class DnsWatch:
     """Keeps one pod's records in sync with its node.
 
     Args:
-        interface: returns the addresses of this pod's VPN interface; None if the interface does not exist.
+        interface: returns the addresses of this pod's VPN interface; None if the interface does not exist. It raises
+            OSError if they cannot be read.
         now: returns the current time in UTC, with its time zone.
         monotonic: returns seconds that never go back.
         status: what the health port reports, updated by each pass; a new `Status` if omitted.
@@ -63,7 +64,7 @@ class DnsWatch:
 
     def interface_changed(self) -> bool:
         """Return True if this pod's VPN addresses differ from those at the last pass. No request is sent."""
-        return vpn_interface(self._read_interface(), self._config) != self.state.interface
+        return self._vpn_interface() != self.state.interface
 
     def run_pass(self) -> float:
         """Make one pass. A failure is logged and retried after a backoff.
@@ -77,8 +78,7 @@ class DnsWatch:
         started_s = self._monotonic()
         self.status.pass_began()
         config = self._config
-        interface = vpn_interface(self._read_interface(), config)
-        observation = observe(self.state, self._writers, interface, config=config, clock=self._moment)
+        observation = observe(self.state, self._writers, self._vpn_interface(), config=config, clock=self._moment)
         if not isinstance(observation.node, ApiError):
             self.status.record_success("Headscale")
         if isinstance(observation.records, RecordsRead):
@@ -114,6 +114,12 @@ class DnsWatch:
         if decision.give_up is not None:
             raise NotRegisteredError(decision.give_up)
         return conclusion.wait_s
+
+    def _vpn_interface(self) -> InterfaceAddresses:
+        """Return this pod's VPN addresses. If they cannot be read, return those at the last pass."""
+        with suppress(OSError):
+            return vpn_interface(self._read_interface(), self._config)
+        return self.state.interface
 
     def _apply(self, changes: tuple[Change, ...]) -> ApplyResult:
         for change in changes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,6 +13,7 @@ import pytest
 
 from lifecycle.dns_watch.loop import DnsWatch
 from lifecycle.dns_watch.schedule import SLOWEST_POLL_S
+from lifecycle.domain.model import IpAddress
 from tests.builders import COMMENT_OF_OTHER_OWNER, NAME, OUR_COMMENT
 from tests.simulators import faults
 from tests.simulators.cloudflare import refusal
@@ -102,6 +104,27 @@ def test_the_only_online_node_is_published_after_the_grace_period(world: World, 
 def test_the_only_online_node_is_published_immediately_on_the_host_network(world: World, node: Node) -> None:
     world.run(world.watch(TAILSCALE_INTERFACE=""), 1)
     assert world.records() == {f"A {node.address}": OUR_COMMENT}
+
+
+def test_addresses_that_cannot_be_read_count_as_unchanged(world: World, node: Node) -> None:
+    """For example, the process may have as many open files as it is allowed to."""
+
+    class UnreadableInterface(Interface):
+        is_readable = True
+
+        def __call__(self) -> tuple[IpAddress, ...] | None:
+            if not self.is_readable:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super().__call__()
+
+    interface = UnreadableInterface(*node.addresses)
+    watch = world.watch(interface)
+    world.run(watch, MINUTE_S)
+    interface.is_readable = False
+    assert not watch.interface_changed()
+    world.run(watch, MINUTE_S)
+    assert watch.state.interface == interface.addresses
+    assert in_sync(watch)
 
 
 def test_no_node_is_published_while_the_interface_has_no_vpn_address(world: World, node: Node, events: Events) -> None:
