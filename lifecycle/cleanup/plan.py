@@ -133,8 +133,8 @@ def find_kept_node(observation: Observation, *, now: datetime) -> Node | str:
         reason = "is another machine's: its machine key is not the one in the Secret"
     elif not node_ownership.has_our_hostname(node):
         reason = (
-            f"has the hostname {node.hostname}, and not {node_ownership.hostname}; it was renamed or belongs to "
-            "another workload"
+            f"has the hostname {node.hostname}, and not {node_ownership.hostname}: TS_HOSTNAME was changed, or it "
+            "belongs to another workload"
         )
     elif not node_ownership.is_owned(node):
         reason = f"does not belong to user {node_ownership.user.label}, or was not registered with a pre-auth key"

@@ -61,7 +61,7 @@ def test_node_that_the_secret_names_is_kept() -> None:
         pytest.param(a_node(3, registered_by=RegisterMethod.CLI), "user svc", id="registered by CLI"),
     ],
 )
-def test_node_that_cannot_log_in_again_is_not_kept(node: Node, reason: str) -> None:
+def test_node_that_is_foreign_or_expired_is_not_kept(node: Node, reason: str) -> None:
     assert reason in kept_id_or_reason(a_node(1), node, a_node(9))
 
 
@@ -91,17 +91,19 @@ def test_no_node_is_kept_without_the_secret() -> None:
 @pytest.mark.parametrize(
     ("version", "key_user", "is_kept"),
     [
-        pytest.param("0.28.0", None, False, id="0.28 without a user"),
-        pytest.param("0.28.1", None, False, id="0.28.1 without a user"),
-        pytest.param("0.28 or 0.29", None, False, id="possibly 0.28"),
-        pytest.param("0.27.1", None, True, id="0.27 without a user"),
-        pytest.param("0.29.2", None, True, id="0.29 without a user"),
-        pytest.param("0.30.0", None, True, id="0.30 without a user"),
-        pytest.param("0.28.0", User("1", "svc"), True, id="0.28 with our user"),
-        pytest.param("0.29.2", User("1", "svc"), True, id="0.29 with our user"),
+        pytest.param("0.28.0", None, False, id="0.28, key without a user"),
+        pytest.param("0.28.1", None, False, id="0.28.1, key without a user"),
+        pytest.param("0.28 or 0.29", None, False, id="possibly 0.28, key without a user"),
+        pytest.param("0.27.1", None, True, id="0.27, key without a user"),
+        pytest.param("0.29.2", None, True, id="0.29, key without a user"),
+        pytest.param("0.30.0", None, True, id="0.30, key without a user"),
+        pytest.param("0.28.0", User("1", "svc"), True, id="0.28, key of our user"),
+        pytest.param("0.29.2", User("1", "svc"), True, id="0.29, key of our user"),
     ],
 )
-def test_tagged_node_without_a_user_is_not_kept_on_0_28(version: str, key_user: User | None, is_kept: bool) -> None:
+def test_tagged_node_from_a_key_without_a_user_is_not_kept_on_0_28(
+    version: str, key_user: User | None, is_kept: bool
+) -> None:
     """Headscale 0.28 does not let a node log in again if its key has tags and no user."""
     node = a_node(3, user=None, tags=["tag:svc"], key_user=key_user)
     assert (kept_id_or_reason(node, version=version) == "3") is is_kept
@@ -242,7 +244,7 @@ def test_missing_permission_is_reported_with_the_rbac_rule_to_add(world: Cluster
 
 @pytest.mark.parametrize("body", ["{}", "[]", "null", '{"data": {}}', '{"kind": "Secret"}'])
 def test_malformed_secret_deletes_nothing(body: str, world: ClusterWorld) -> None:
-    """A pod has an empty Secret at its first start. A malformed Secret must not be treated like that."""
+    """A Secret without values is valid: no node is kept. A malformed Secret must not be treated like that."""
     add_kept_node(world)
     world.kubernetes.faults.add(faults.answer(200, body), path="/secrets/")
     with pytest.raises(ResponseError, match="Kubernetes"):
@@ -311,7 +313,7 @@ def test_metadata_contains_the_public_machine_key_and_no_output_the_private_key(
     assert PRIVATE_KEY.removeprefix("privkey:") not in output
 
 
-def test_renamed_node_is_not_reported_as_another_machine() -> None:
+def test_node_with_another_hostname_is_not_reported_as_another_machine() -> None:
     reason = kept_id_or_reason(a_node(3, hostname="wiki.example.com", machine_key=PUBLIC_KEY), _machinekey=PRIVATE_KEY)
     assert "wiki.example.com" in reason
     assert "machine" not in reason

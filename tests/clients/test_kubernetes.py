@@ -647,6 +647,15 @@ def test_address_and_token_of_the_service_account_are_used(
     assert in_cluster.credentials == "service account's token"
 
 
+def test_no_proxy_is_used_in_the_cluster(service_account: Path) -> None:
+    Authority(service_account).certificate.rename(service_account / "ca.crt")
+    (service_account / "token").write_text("first")
+    in_cluster = find_access(
+        needed_for="HEADSCALE_ACCESS", may_use_kubeconfig=True, timeout=timedelta(seconds=1), proxy_for=pytest.fail
+    )
+    assert in_cluster.proxy is None
+
+
 @pytest.mark.parametrize("content", ["second", "second\n"])
 def test_token_is_read_for_each_request(content: str, service_account: Path) -> None:
     """The kubelet replaces the token. When it is read again must not depend on the clock, which can be set back."""

@@ -89,7 +89,7 @@ class Authority:
 
 
 class ClusterPod(Pod):
-    """A pod with a service account, which reaches Headscale by running the `headscale` command in Headscale's pod.
+    """A pod with a service account. Unless a test sets HEADSCALE_URL, it reaches Headscale over exec.
 
     Args:
         headscale: the simulator that runs in the namespace `headscale` of the cluster.

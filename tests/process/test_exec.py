@@ -1,4 +1,4 @@
-"""Tests of commands as processes that reach Headscale by running the `headscale` command in its pod (exec)."""
+"""Test commands as processes in a pod that uses the Kubernetes API, to reach Headscale over exec if no URL is set."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.simulators import faults
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.headscale_cli import Finished
-from tests.simulators.kubernetes import SERVICE_ACCOUNT, ExecFault
+from tests.simulators.kubernetes import ExecFault
 from tests.simulators.proxy import ProxySimulator
 
 MakePod = Callable[..., ClusterPod]
@@ -94,7 +94,7 @@ def test_all_commands_with_each_headscale_release(make_pod: MakePod, version: st
 def set_up_events(pod: ClusterPod) -> dict[str, str]:
     """Add a node, allow the pod to write Events, and return settings with which it uses Kubernetes only for Events."""
     [role] = of_kind(render(DEPLOY / "rbac/events"), "Role")
-    pod.kubernetes.allow(SERVICE_ACCOUNT.split(":")[2], *role["rules"])
+    pod.kubernetes.allow(NAMESPACE, *role["rules"])
     pod.headscale.add_node(NAME, user="svc")
     api = {"HEADSCALE_URL": pod.headscale_url, "HEADSCALE_API_KEY": pod.headscale.api_key}
     return {**SIDECAR_SETTINGS, **api, "KUBERNETES_EVENTS": "true", "LOG_LEVEL": "error", "TAILSCALE_INTERFACE": ""}
@@ -282,7 +282,7 @@ def test_cleanup_keeps_the_node_in_the_state_secret_and_its_record(pod: ClusterP
 
 @pytest.fixture
 def kubeconfig(pod: ClusterPod, authority: Authority) -> Path:
-    """The kubeconfig of an administrator. Its current context `laptop` is the cluster of the pod."""
+    """A kubeconfig with the pod's credentials. Its current context `laptop` is the cluster of the pod."""
     host, port = (pod.environment[f"KUBERNETES_SERVICE_{part}"] for part in ("HOST", "PORT"))
     path = pod.working_directory / "kubeconfig"
     cluster, user = {"certificate-authority": str(authority.certificate)}, {"token": pod.kubernetes.token}
@@ -311,8 +311,8 @@ def test_command_that_writes_does_not_use_a_kubeconfig(command: str, pod: Cluste
     assert pod.kubernetes.requests == []
 
 
-def test_proxy_is_not_used_for_kubernetes_in_the_cluster(pod: ClusterPod) -> None:
-    """GET and exec requests bypass the proxy, although NO_PROXY does not contain the Kubernetes API's address."""
+def test_libraries_use_no_proxy_for_kubernetes_in_the_cluster(pod: ClusterPod) -> None:
+    """GET and exec requests bypass the proxy. NO_PROXY does not contain the API server's address on loopback."""
     pod.add_leftovers()
     proxy = ProxySimulator({})
     with proxy.serve() as url:
@@ -357,7 +357,7 @@ def test_missing_url_is_a_settings_error_outside_a_cluster(pod: ClusterPod) -> N
 def test_dry_run_on_the_page_prints_the_plan_on_the_page(
     pod: ClusterPod, kubeconfig: Path, repository: Path, clean_environment: Mapping[str, str]
 ) -> None:
-    """The commands in docs/dry-run.md run with a kubeconfig. Only the token is replaced."""
+    """The commands in docs/dry-run.md run with a kubeconfig, a token, and the venv of this repository."""
     pod.headscale.add_user("services")
     node = pod.headscale.add_node(NAME, user="services", online=False)
     pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, ttl=300)

@@ -132,7 +132,7 @@ def release_with_client(version: str) -> Release | str:
         return f"needs {', '.join(PROGRAMS)} in the folder {version} of {CLIENTS_VARIABLE}"
     # A build of the main branch may have new errors.
     newest = [release for release in releases if release.name != "head"][-1]
-    return replace(newest, tailscale=folder / "tailscale", tailscaled=folder / "tailscaled")
+    return replace(newest, tailscale=folder / "tailscale", tailscaled=folder / "tailscaled", client=version)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -35,7 +35,7 @@ STDERR: Final = 2
 ERROR: Final = 3
 CLOSE_CHANNEL: Final = 255
 
-SERVICE_ACCOUNT: Final = "system:serviceaccount:grafana:grafana"
+SERVICE_ACCOUNT: Final = "system:serviceaccount:default:grafana"
 
 _MAX_MESSAGE_BYTES: Final = 32 * 1024
 """The size of the kubelet's buffer. The kubelet splits longer output into several messages."""
