@@ -20,7 +20,9 @@ def write_termination_message(reason: str) -> None:
 
     `lifecycle status` writes none: it runs in the container of dns-watch, with `kubectl exec`.
     """
-    if "status" in sys.argv or not TERMINATION_LOG.is_file():
+    # Options can precede the command. `prune --name` can select a workload with the name `status`.
+    is_status = "status" in sys.argv and "prune" not in sys.argv
+    if is_status or not TERMINATION_LOG.is_file():
         return
     text = "\n".join(map(printable, reason.splitlines()))
     with suppress(OSError):

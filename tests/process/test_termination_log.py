@@ -75,8 +75,9 @@ def test_termination_message_contains_the_reason(
         assert log.read_text() == result.last_event["error"]
 
 
-def test_incomplete_dry_run_writes_the_reason(pod: Pod, log: Path) -> None:
-    assert pod.run("--dry-run", HEADSCALE_USER=UNKNOWN_USER).status == 1
+@pytest.mark.parametrize("arguments", [["--dry-run"], ["prune", "--name", "status"]], ids=" ".join)
+def test_incomplete_dry_run_writes_the_reason(pod: Pod, log: Path, arguments: list[str]) -> None:
+    assert pod.run(*arguments, HEADSCALE_USER=UNKNOWN_USER, DNS_OWNER="monitoring").status == 1
     assert UNKNOWN_USER in log.read_text()
 
 
