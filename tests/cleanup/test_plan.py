@@ -163,6 +163,16 @@ class TestRecords:
 
         assert deleted_records(*records, our_addresses=valid, other_addresses=valid, leave_one=True) == [stale_id]
 
+    @pytest.mark.parametrize(
+        ("type_", "valid", "expected"), [("A", "100.64.0.9", []), ("AAAA", "fd7a:115c:a1e0::9", ["b"])]
+    )
+    def test_stale_aaaa_record_stays_only_beside_a_valid_a_record(
+        self, type_: str, valid: str, expected: list[str]
+    ) -> None:
+        records = [a_record("a", type_=type_, content=valid), a_record("b", type_="AAAA", content=VPN_IPV6_ADDRESS)]
+
+        assert deleted_records(*records, our_addresses=addresses(valid), leave_one=True) == expected
+
 
 class TestTakenName:
     """`cleanup` fails if the name has a record with the comment of another DNS_OWNER or of another workload."""
