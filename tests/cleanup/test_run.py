@@ -95,11 +95,13 @@ def test_key_and_metadata_are_written(world: World) -> None:
     assert sorted(path.name for path in world.key_file.parent.iterdir()) == ["authkey", "authkey.id"]
 
 
-def test_key_matches_the_settings(world: World) -> None:
-    flags = {"AUTHKEY_REUSABLE": "true", "AUTHKEY_EPHEMERAL": "true"}
-    world.cleanup(**flags, AUTHKEY_TAGS="tag:web, tag:db", AUTHKEY_EXPIRATION="2h").run()
+@pytest.mark.parametrize("flag", ["reusable", "ephemeral"])
+def test_key_matches_the_settings(world: World, flag: str) -> None:
+    variables = {f"AUTHKEY_{flag.upper()}": "true", "AUTHKEY_TAGS": "tag:web, tag:db", "AUTHKEY_EXPIRATION": "2h"}
+    world.cleanup(**variables).run()
     [key] = world.headscale.keys
-    assert (key.reusable, key.ephemeral, set(key.tags), key.user_id) == (True, True, {"tag:web", "tag:db"}, 1)
+    assert (key.reusable, key.ephemeral) == (flag == "reusable", flag == "ephemeral")
+    assert (set(key.tags), key.user_id) == ({"tag:web", "tag:db"}, 1)
     # Up to 60 random seconds are added to the lifetime.
     assert timedelta(hours=2) <= key.expires_at - world.clock.now() <= timedelta(hours=2, seconds=60)
 
