@@ -523,10 +523,10 @@ def test_unknown_path_without_a_zone_id_means_a_wrong_api_url(account: Account) 
         client_of(account, None).records(NAME)
 
 
-def test_codes_of_the_error_chain_are_used(account: Account, cloudflare: CloudflareWriter) -> None:
-    errors = [{"code": 1004, "message": "DNS Validation Error", "error_chain": [{"code": 81058, "message": "twice"}]}]
+def test_codes_of_every_error_and_of_the_error_chain_are_used(account: Account, cloudflare: CloudflareWriter) -> None:
+    errors = [{"code": 1002}, {"code": 1004, "error_chain": [{"code": 81058, "message": "twice"}]}]
     account.faults.add(faults.answer(400, json.dumps({"success": False, "errors": errors, "result": None})))
-    with pytest.raises(ConflictError, match="code 1004, 81058"):
+    with pytest.raises(ConflictError, match="code 1002, 1004, 81058"):
         cloudflare.change([create()])
 
 
