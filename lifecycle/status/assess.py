@@ -224,10 +224,7 @@ def _rows(name: _WorkloadName, observation: Observation, config: StatusConfig, n
 
     def row(state: State, advice: str | None = None, in_the_way: str = "") -> Row:
         advice = _ADVICE.get(state, "") if advice is None else advice
-        if advice and ownership.kind is not NameKind.MAIN:
-            # `prune --name` requires the main name.
-            command = advice.replace("--name NAME", f"--name {ownership.target}")
-            advice = f"This is a further name of {ownership.target}. {command}"
+        advice = _with_prune_command(advice, records, ownership)
         return Row(ownership.name, state, records, node, in_the_way, advice)
 
     if observation.nodes is None or observation.records is None:
@@ -255,6 +252,16 @@ def _rows(name: _WorkloadName, observation: Observation, config: StatusConfig, n
     for older in [other for other in valid if other.sequence < node.sequence]:
         advice = _ADVICE[State.SUPERSEDED] if older.online else ""
         yield Row(ownership.name, State.SUPERSEDED, (), older, advice=advice)
+
+
+def _with_prune_command(advice: str, records: Sequence[Record], ownership: RecordOwnership) -> str:
+    """Adapt an advice to what `prune` can do: it finds a workload by its marked records, and takes its main name."""
+    if advice and ownership.kind is not NameKind.MAIN:
+        command = advice.replace("--name NAME", f"--name {ownership.target}")
+        return f"This is a further name of {ownership.target}. {command}"
+    if any(map(ownership.is_marked, records)):
+        return advice
+    return advice.replace("run `lifecycle prune --name NAME`", "delete its node and records yourself")
 
 
 def _state(

@@ -250,6 +250,23 @@ def test_advice_about_a_further_name_has_the_main_name() -> None:
     assert all(row.advice.count(NAME) == 2 and f"`lifecycle prune --name {NAME}`" in row.advice for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("node", "records"),
+    [
+        pytest.param(a_node(online=False), [a_record(comment="")], id="offline, with a record without a comment"),
+        pytest.param(a_node(expires_at=EXPIRED), [], id="expired, without a record"),
+    ],
+)
+def test_advice_names_prune_only_if_it_finds_the_workload(node: Node, records: list[Record]) -> None:
+    def advice(records: Sequence[Record]) -> str:
+        (row,) = assess_workloads(observed([node], records), config=CONFIG, now=NOW)[0]
+        return row.advice
+
+    assert "lifecycle prune" in advice([a_record()])
+    assert advice(records)
+    assert "lifecycle prune" not in advice(records)
+
+
 def test_alias_of_another_workload_is_a_foreign_record_at_a_main_name() -> None:
     alias = a_record(type_="CNAME", content="wiki.example.com", comment=f"{OUR_COMMENT} wiki.example.com")
     assert (NAME, "foreign record") in states_by_name([a_node()], [alias])
