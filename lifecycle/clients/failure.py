@@ -75,6 +75,9 @@ def explain_failure(error: Exception, *, what: str, endpoint: Endpoint, timeout_
         case ResolutionError() | UnreachableError():
             text = _explain_connection(cause, what=what, endpoint=endpoint, timeout_s=timeout_s)
             return TransientError(text, upstream=name, was_sent=False)
+        case TlsExpectedError() if proxy is not None:
+            kind = ResponseError
+            text = f"The proxy {proxy.address} expects TLS ({what}), which is not supported. Check {proxy.setting}."
         case TlsExpectedError():
             return endpoint.https_required_error(what)
         case ssl.SSLError():
