@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import httpx
 from kubernetes.client.configuration import Configuration
-from kubernetes.config import ConfigException, list_kube_config_contexts, load_incluster_config, load_kube_config
+from kubernetes.config import ConfigException, kube_config, load_incluster_config
 from yaml import YAMLError
 
 from lifecycle.clients.response import excerpt
@@ -135,7 +135,7 @@ def _kubeconfig(
     """
     try:
         path = os.environ.get("KUBECONFIG") or "~/.kube/config"
-        _, context = list_kube_config_contexts(path)
+        _, context = kube_config.list_kube_config_contexts(path)
         configuration, problems = _load(path, timeout)
         tls_server_name = configuration.tls_server_name
         # Python's ssl raises other errors than OSError for a malformed name.
@@ -168,6 +168,8 @@ def _kubeconfig(
             trust.load_cert_chain(configuration.cert_file, configuration.key_file)
     except OSError as error:
         raise ConfigError(f"A certificate of the kubeconfig cannot be used ({error.strerror}).") from None
+    # The library removes its temporary files, which contain keys, only at a regular exit.
+    kube_config._cleanup_temp_files()  # noqa: SLF001 - there is no public function
     proxy = _kubeconfig_proxy(configuration.proxy) or proxy_for(configuration.host)
     return Access(
         client=open_http(configuration.host, trust=trust, proxy=proxy, tls_server_name=tls_server_name),
@@ -191,7 +193,7 @@ def _load(path: str, timeout: timedelta) -> tuple[Configuration, list[str]]:
     # settings.
     configuration.proxy = None
     # Without `persist_config=False`, the library would write a refreshed token to the kubeconfig.
-    load = partial(load_kube_config, path, client_configuration=configuration, persist_config=False)
+    load = partial(kube_config.load_kube_config, path, client_configuration=configuration, persist_config=False)
     # The library reports a failed plugin only to the root logger.
     logged = BufferingHandler(capacity=sys.maxsize)
     logged.setLevel(logging.ERROR)
