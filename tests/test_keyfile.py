@@ -114,6 +114,20 @@ class TestWrite:
             key_file.write(KEY, METADATA)
 
         assert mode_of(key_file.path) == mode
+
+    def test_each_file_is_synced_before_it_is_renamed(
+        self, key_file: KeyFileWriter, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Otherwise, the key file could be empty after a power failure."""
+        synced: list[Path] = []
+        monkeypatch.setattr(
+            os, "fsync", lambda descriptor: synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        )
+
+        key_file.write(KEY, METADATA)
+
+        folder = key_file.path.parent.resolve()
+        assert synced == [folder / ".authkey.id.tmp", folder, folder / ".authkey.tmp", folder]
         assert mode_of(key_file.metadata_path) == 0o644
 
     @pytest.mark.parametrize("name", ["authkey", ".hidden", "key.txt", "ключ", "a b", "x" * 200])
