@@ -21,6 +21,9 @@ DAY_S = 86_400.0
 
 API_KEYS = "/api/v1/apikey"
 
+# A key in a list of API keys. Every API key of Headscale 0.28 starts with this prefix.
+AMBIGUOUS_KEY = '{"prefix": "hskey-api-", "expiration": "2026-03-02T00:00:00Z"}'
+
 # With the default intervals, tests that simulate weeks would need thousands of polls.
 RARE_POLLS = {"POLL_INTERVAL": "30m", "RETRY_INTERVAL": "30m", "VERIFY_INTERVAL": "6h"}
 
@@ -116,6 +119,7 @@ def test_new_api_key_in_the_file_ends_the_warning(world: World, tmp_path: Path, 
         pytest.param(
             answer(200, '{"apiKeys": [{"prefix": "***", "expiration": "2026-03-02T00:00:00Z"}]}'), id="masked prefix"
         ),
+        pytest.param(answer(200, f'{{"apiKeys": [{AMBIGUOUS_KEY}, {AMBIGUOUS_KEY}]}}'), id="ambiguous prefix"),
         pytest.param(malformed_json(), id="malformed JSON"),
         pytest.param(drop(), id="lost connection"),
         pytest.param(oversize(33 << 20), id="33 MiB"),
