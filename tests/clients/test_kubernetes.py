@@ -711,6 +711,7 @@ def test_malformed_address_of_the_server_is_a_configuration_error(
         pytest.param({"server": "https://k8s.example:port"}, {}, "The server of context", id="malformed port"),
         pytest.param({"server": "https://k8s.example:70000"}, {}, "The server of context", id="port out of range"),
         pytest.param({"server": "https://[::1"}, {}, "The server of context", id="malformed address"),
+        pytest.param({"server": "https://me:s3cr3t@k8s.example"}, {}, "a password", id="server with a password"),
         pytest.param({"server": "https://xn--"}, {}, "The server of context", id="malformed international name"),
         pytest.param({"tls-server-name": ".example.com"}, {}, "is malformed", id="malformed TLS server name"),
         pytest.param({"tls-server-name": 1}, {}, "is malformed", id="TLS server name that is a number"),
@@ -722,8 +723,9 @@ def test_unusable_kubeconfig_is_a_configuration_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cluster: dict[str, Any], user: dict[str, Any], problem: str
 ) -> None:
     use_kubeconfig(monkeypatch, tmp_path / "config", cluster=cluster, user=user)
-    with pytest.raises(ConfigError, match=problem):
+    with pytest.raises(ConfigError, match=problem) as caught:
         access(may_use_kubeconfig=True)
+    assert "s3cr3t" not in all_texts_of(caught.value)
 
 
 @pytest.mark.usefixtures("_outside_of_a_cluster")

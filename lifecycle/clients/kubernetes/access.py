@@ -155,8 +155,10 @@ def _kubeconfig(
             f"Context {name} of the kubeconfig has insecure-skip-tls-verify. Credentials are not sent to a server that "
             "is not verified. Set certificate-authority instead."
         )
-    if not _is_url(configuration.host, "https", "http"):
-        raise ConfigError(f"The server of context {name} of the kubeconfig is not a valid https or http URL.")
+    if not _is_url(configuration.host, "https", "http") or "@" in configuration.host:
+        raise ConfigError(
+            f"The server of context {name} of the kubeconfig is not a valid https or http URL without a password."
+        )
     if problems:
         raise ConfigError(
             f"The credentials of user {user} of the kubeconfig cannot be loaded. If this user has a credential plugin, "
