@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -411,6 +412,18 @@ def test_other_keys_are_not_expired_after_a_lost_response(
         server.create_key("svc", expires_in=2 * HOUR),
         server.create_key("svc", expires_in=HOUR - timedelta(seconds=1)),
     ]
+    add_fault(server, CREATE, faults.drop(after_execution=True))
+    key = create_key(headscale, clock)
+    assert unexpired_keys(server, clock) == [*(key.key for key in other_keys), key.secret.get_secret_value()]
+
+
+def test_reusable_or_used_key_with_the_expiry_of_the_lost_key_is_not_expired(
+    server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Usually, the random part of the lifetime distinguishes the keys.
+    monkeypatch.setattr(random, "randrange", lambda _limit: 0)
+    other_keys = [server.create_key("svc", expires_in=HOUR, reusable=is_reusable) for is_reusable in (True, False)]
+    server.register(key=other_keys[1].key, hostname=NAME)
     add_fault(server, CREATE, faults.drop(after_execution=True))
     key = create_key(headscale, clock)
     assert unexpired_keys(server, clock) == [*(key.key for key in other_keys), key.secret.get_secret_value()]
