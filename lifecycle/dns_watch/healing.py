@@ -23,7 +23,8 @@ CONFIRMING_S = 60.0
 # empty database while its database is restored.
 EMPTY_LIST_CONFIRMING_S = 300.0
 
-# The first and the longest interval between checks whether a new key is needed. The interval doubles with each new key.
+# The interval between checks whether a new key is needed. After each new key, the next check is later than after the
+# previous one: the interval doubles, up to the maximum.
 _FIRST_PAUSE_S = 60.0
 _MAX_PAUSE_S = 3600.0
 
@@ -55,7 +56,7 @@ def loss_events(heal: HealState, loss: Loss, *, reported: LossKind | None, confi
     if heal.lost in (None, reported):
         return ()
     if not config.self_heal:
-        advice = "Restart the pod, or set SELF_HEAL=true."
+        advice = "Unless the pod recovers with its present key, restart the pod, or set SELF_HEAL=true."
     elif heal.lost is LossKind.STRANDED or heal.has_successor:
         advice = "Restart the pod."
     else:

@@ -523,8 +523,8 @@ class DnsWatchSettings(Settings):
     )
     self_heal: bool = Field(
         default=False,
-        description="write a new key if the pod has no valid node and cannot use its key; restart tailscale if the "
-        "node was deleted or has expired",
+        description="write a new key if the pod has no valid node and cannot use its key. If the node was deleted or "
+        "has expired, tailscale is restarted when a usable key exists, whatever this setting is",
     )
     health_port: int = Field(9003, ge=0, le=65535, description="port of /livez, /readyz, /nodez, /metrics; 0 = none")
     health_address: HostAddress | None = Field(None, description="address to listen on; unset: all")

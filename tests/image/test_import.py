@@ -155,8 +155,8 @@ def change_label(folder: Path) -> None:
     unpacked.save()
 
 
-def add_invalid_layer(folder: Path) -> None:
-    """Replace a layer by text. All digests match, so that only containerd detects the invalid layer."""
+def make_last_layer_invalid(folder: Path) -> None:
+    """Replace the last layer by text. All digests match, so that only containerd detects the invalid layer."""
     unpacked = Unpacked(folder)
     # containerd would not unpack a layer with the old diff ID, because it has already unpacked one with this ID.
     unpacked.config["rootfs"]["diff_ids"][-1] = f"sha256:{'0' * 64}"
@@ -329,7 +329,7 @@ def test_image_that_cannot_be_unpacked_never_gets_the_name(
 ) -> None:
     importer.stop()
     before = image_listing(containerd)
-    archive.rewrite(add_invalid_layer)
+    archive.rewrite(make_last_layer_invalid)
     with importing(containerd, archive, tmp_path / "second") as successor:
         successor.wait_for_log("the import failed")
         wait_until_only_name(containerd, successor)
@@ -341,7 +341,7 @@ def test_image_that_cannot_be_unpacked_never_gets_the_name(
 
 def test_failed_import_is_retried_with_backoff(containerd: Containerd, archive: Archive, tmp_path: Path) -> None:
     """Each attempt reads and writes the whole image, so the number of attempts must stay low."""
-    archive.rewrite(add_invalid_layer)
+    archive.rewrite(make_last_layer_invalid)
     with importing(containerd, archive, tmp_path) as importer:
         importer.wait_for_log("skipping 4 checks")
         # The failed attempt and two checks without an attempt have logged this text.

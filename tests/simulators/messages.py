@@ -165,7 +165,7 @@ class Router(Generic[Endpoint]):
     """Finds the endpoint of a request.
 
     Args:
-        routes: the method, path and endpoint of each route. In a path, `<name>` matches any segment.
+        routes: the method, path and endpoint of each route. In a path, `<name>` matches any segment that is not empty.
     """
 
     def __init__(self, routes: Iterable[tuple[str, str, Endpoint]]) -> None:
