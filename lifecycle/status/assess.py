@@ -63,7 +63,7 @@ class StatusConfig:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What was read. A value that could not be read is None, and `problems` contains the reason.
+    """What was read. A value that could not be read is None or, in the case of `users`, empty.
 
     Attributes:
         users: all users of Headscale.
@@ -71,6 +71,8 @@ class Observation:
         nodes: all nodes in Headscale.
         records: all records of the zone.
         apex: the zone's own name; None also if the token may not read the zone.
+        api_key_expires_at: None also if the API key never expires.
+        problems: why values could not be read, except `api_key_expires_at`.
     """
 
     users: Sequence[User] = ()

@@ -24,12 +24,13 @@ def status_config(settings: StatusSettings) -> StatusConfig:
 
 
 def observe(settings: StatusSettings, readers: Readers) -> Observation:
-    """Read Headscale, then Cloudflare. A value that could not be read is None, and `problems` contains the error."""
+    """Read Headscale, then Cloudflare. The errors of failed reads are in `problems` of the result."""
     observation, problems = Observation(), []
     try:
         observation = replace(observation, users=readers.headscale.users())
         user = choose_user(observation.users, settings.headscale_user)
         observation = replace(observation, user=user, nodes=readers.headscale.nodes())
+        # The report says of an expiry that cannot be read that it is unknown.
         with suppress(ApiError):
             observation = replace(observation, api_key_expires_at=readers.headscale.api_key_expires_at())
     except LifecycleError as error:
