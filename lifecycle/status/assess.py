@@ -257,7 +257,7 @@ def _rows(name: _WorkloadName, observation: Observation, config: StatusConfig, n
 
 
 def _with_prune_command(advice: str, records: Sequence[Record], ownership: RecordOwnership) -> str:
-    """Adapt an advice to what `prune` can do: it finds a workload by its marked records, and takes its main name."""
+    """Adapt advice to what `prune` can do: it finds a workload by its marked records, and takes its main name."""
     if advice and ownership.kind is not NameKind.MAIN:
         command = advice.replace("--name NAME", f"--name {ownership.target}")
         return f"This is a further name of {ownership.target}. {command}"
