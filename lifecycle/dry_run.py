@@ -23,7 +23,7 @@ from lifecycle.domain.ownership import choose_user
 from lifecycle.domain.text import timestamp
 from lifecycle.prune.observe import observe as observe_prune
 from lifecycle.prune.observe import prune_config
-from lifecycle.prune.plan import EVERY_NODE_IS_OFFLINE, check_limit, plan_prune
+from lifecycle.prune.plan import check_limit, plan_prune, skip_reason
 from lifecycle.readers import Readers
 from lifecycle.report import Report, Section
 from lifecycle.runtime.clock import utc_now
@@ -187,8 +187,8 @@ def _prune_section(settings: PruneSettings, readers: Readers, name: str | None, 
     config = prune_config(settings, name=name)
     try:
         observation = observe_prune(settings, readers)
-        if observation.is_every_node_offline and name is None:
-            section.notes.append(EVERY_NODE_IS_OFFLINE)
+        if reason := skip_reason(observation, config):
+            section.notes.append(reason)
         workloads = plan_prune(observation, config=config, now=readers.headscale.server_time(now))
         for workload in workloads:
             section.add(

@@ -13,11 +13,6 @@ from lifecycle.domain.errors import LifecycleError, PruneLimitError
 from lifecycle.domain.model import Node, Record, User
 from lifecycle.domain.ownership import NodeOwnership, could_have_main_name, main_name_of, record_name
 
-EVERY_NODE_IS_OFFLINE = (
-    "no node in Headscale is online, so it is not known which workloads still run. Run prune again when the nodes have "
-    "reconnected"
-)
-
 
 @dataclass(frozen=True, slots=True)
 class PruneConfig:
@@ -48,11 +43,6 @@ class Observation:
     nodes: tuple[Node, ...]
     records: tuple[Record, ...]
 
-    @property
-    def is_every_node_offline(self) -> bool:
-        """Return True if no node is online; then Headscale may have restarted, and no client has reconnected yet."""
-        return not any(node.online for node in self.nodes)
-
 
 @dataclass(frozen=True, slots=True)
 class Leftovers:
@@ -74,6 +64,19 @@ class Leftovers:
     def deletions(self) -> tuple[str, frozenset[Record], frozenset[tuple[str, str]]]:
         """What prune deletes, to compare two plans. An id does not suffice: a restored database can assign it again."""
         return self.name, frozenset(self.records), frozenset((node.id, node.machine_key) for node in self.nodes)
+
+
+def skip_reason(observation: Observation, config: PruneConfig) -> str | None:
+    """Return why no workload can be planned; None if it is known which workloads still run, or one is selected by name.
+
+    If every node is offline, Headscale may have restarted, and the clients have not reconnected yet.
+    """
+    if config.name is not None or any(node.online for node in observation.nodes):
+        return None
+    return (
+        "no node in Headscale is online, so it is not known which workloads still run. Run prune again when the nodes "
+        "have reconnected"
+    )
 
 
 def plan_prune(observation: Observation, *, config: PruneConfig, now: datetime) -> list[Leftovers]:
@@ -101,7 +104,7 @@ def plan_prune(observation: Observation, *, config: PruneConfig, now: datetime) 
         named = [node for node in observation.nodes if record_name(node.hostname, config.domain) == full_name]
         nodes = tuple(node for node in named if _is_owned(node, user, config))
         return [Leftovers(full_name, tuple(records_by_name[full_name]), nodes, "the option --name selects it")]
-    if observation.is_every_node_offline:
+    if skip_reason(observation, config):
         return []
     plan = []
     for name, records in sorted(records_by_name.items()):

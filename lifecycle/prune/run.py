@@ -15,7 +15,7 @@ from lifecycle.domain.errors import ConflictError, StoppedError
 from lifecycle.domain.model import Node, User
 from lifecycle.domain.ownership import NodeOwnership
 from lifecycle.prune.observe import observe, prune_config
-from lifecycle.prune.plan import EVERY_NODE_IS_OFFLINE, Leftovers, PruneConfig, check_limit, plan_prune
+from lifecycle.prune.plan import Leftovers, PruneConfig, check_limit, plan_prune, skip_reason
 from lifecycle.settings.models import PruneSettings
 
 log = structlog.get_logger()
@@ -107,7 +107,7 @@ class Prune:
     def _plan(self) -> tuple[User, list[Leftovers]]:
         """Read Headscale and Cloudflare. Return the user that owns the nodes, and what to delete."""
         observation = observe(self.settings, self.writers)
-        if observation.is_every_node_offline and self.name is None:
-            log.warning("prune.skipped", reason=EVERY_NODE_IS_OFFLINE)
+        if reason := skip_reason(observation, self._config):
+            log.warning("prune.skipped", reason=reason)
         now = self.writers.headscale.server_time(self.now())
         return observation.user, plan_prune(observation, config=self._config, now=now)

@@ -30,7 +30,7 @@ def observe(settings: StatusSettings, readers: Readers) -> Observation:
         observation = replace(observation, users=readers.headscale.users())
         user = choose_user(observation.users, settings.headscale_user)
         observation = replace(observation, user=user, nodes=readers.headscale.nodes())
-        # The report says of an expiry that cannot be read that it is unknown.
+        # If the expiry cannot be read, the report says that it is unknown.
         with suppress(ApiError):
             observation = replace(observation, api_key_expires_at=readers.headscale.api_key_expires_at())
     except LifecycleError as error:
