@@ -156,14 +156,14 @@ def plan_records_at_name(
         node_types -= {"AAAA"} if not config.ipv6 else set()
     changes: list[RecordChange] = []
     for type_ in ("A", "AAAA", "CNAME"):
-        ours = [record for record in ordered if record.type == type_ and record_ownership.is_owned(record)]
+        at_name = [record for record in ordered if (record.name, record.type) == (record_ownership.name, type_)]
+        ours = [record for record in at_name if record_ownership.is_owned(record)]
         if type_ == "AAAA" and not config.ipv6:
             ours = [record for record in ours if record_ownership.is_marked(record)]
         spec = next((spec for spec in specs if (spec.name, spec.type) == (record_ownership.name, type_)), None)
         if spec is None and type_ in node_types:
             continue
-        others = [record for record in ordered if (record.name, record.type) == (record_ownership.name, type_)]
-        if spec is not None and any(spec.has_content_of(record) for record in others if record not in ours):
+        if spec is not None and any(spec.has_content_of(record) for record in at_name if record not in ours):
             # Another workload's record has the address, perhaps a stale one. Cloudflare refuses a second such record.
             spec = None
         changes += _plan_type(ours, spec, record_ownership)
