@@ -218,7 +218,7 @@ def test_documented_cores_for_headscale_follow_from_the_cost_of_a_request() -> N
         assert float(row["cores"]) == round(cores, 1)
 
 
-def test_every_page_names_the_default_tailscale_image() -> None:
+def test_pages_name_no_tailscale_image_but_the_default() -> None:
     default = InjectSettings.model_fields["tailscale_image"].default
     images = {
         image for page in PAGES for image in re.findall(r"(tailscale/tailscale:[\w.]+[\w.@:]*)", page.read_text())

@@ -1,4 +1,4 @@
-"""Simulate that the system refuses to start threads, because the limit of processes applies to the whole pod."""
+"""Simulate that no thread can be started, as when the containers of a pod together have reached its process limit."""
 
 from __future__ import annotations
 

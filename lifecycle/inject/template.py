@@ -45,7 +45,7 @@ def template() -> dict[str, Json]:
 
 
 def added_containers() -> list[Json]:
-    """Return the three containers with placeholders, as native sidecars, in the order in which they start."""
+    """Return cleanup and the two native sidecars with placeholders, in the order in which they start."""
     parts = template()
     sidecar = {"restartPolicy": "Always"}
     return [parts["cleanup"], added_tailscale() | sidecar, parts["dns-watch"] | sidecar]

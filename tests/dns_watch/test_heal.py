@@ -83,7 +83,7 @@ def key_count(world: World) -> int:
 def test_a_deleted_node_registers_again(
     any_world: World, tmp_path: Path, events: list[Any], has_interface: bool
 ) -> None:
-    """The tailscale client does not detect the deletion, so dns-watch requests a restart of its container."""
+    """The tailscale client does not detect the deletion, so dns-watch requests a restart of the client."""
     world = any_world
     pod = a_pod(world, tmp_path / "pod", has_interface=has_interface)
     old_id, old_address, old_key, writes = pod.node_id, pod.address, pod.key, len(world.cloudflare.writes)
@@ -266,7 +266,7 @@ def test_metadata_of_a_new_key_names_the_lost_node(world: World, tmp_path: Path)
 
 
 def test_a_used_key_of_an_unregistered_pod_is_replaced(world: World, tmp_path: Path) -> None:
-    """The client tries again and again with the key in the file, so it registers with the new key without a restart."""
+    """The client registers with the key that is in the file when it starts, so dns-watch requests no restart."""
     pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true", "MAX_RETRIES": "0"})
     pod.start()
     old_key = pod.key
@@ -407,7 +407,7 @@ def run_with_one_usable_key(pod: Pod, seconds: float) -> None:
         pod.world.clock.sleep(wait_s)
 
 
-def test_at_most_one_unexpired_key_exists(any_world: World, tmp_path: Path) -> None:
+def test_at_most_one_usable_key_exists(any_world: World, tmp_path: Path) -> None:
     """If no client uses a new key, the next key is created only after the new key has expired, an hour later."""
     # With the default intervals, thousands of polls would be needed.
     pod = a_pod(any_world, tmp_path / "pod", POLL_INTERVAL="2m", RETRY_INTERVAL="2m")

@@ -53,7 +53,7 @@ def main() -> None:
         if os.fork() == 0:
             os.dup2(writer, 1)
             os.dup2(writer, 2)
-            # The inherited objects keep the buffering of the files that `dup2` has replaced.
+            # The inherited objects still have the buffering mode of the files that `dup2` has replaced.
             sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
             os._exit(run(json.loads(line)))
         os.close(writer)

@@ -19,7 +19,7 @@ variable "domain" {
 }
 
 variable "image" {
-  description = "Image of the application with registry and version tag, digest, or both."
+  description = "Image of the application, with its registry, and with a version tag, a digest, or both."
   type        = string
   nullable    = false
   validation {
