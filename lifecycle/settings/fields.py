@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
+import idna
 from pydantic import AfterValidator, BeforeValidator, PlainValidator, SecretStr
 
 from lifecycle.domain.ownership import WILDCARD, IpNetwork, mark_of
@@ -113,8 +114,10 @@ def _split_url(value: str) -> SplitResult | None:
         if _IP_HOST.fullmatch(host):
             ip_address(host)
         else:
-            # Resolvers refuse an empty label, a label over 63 characters, and an invalid international name.
-            host.encode("idna").decode("idna")
+            # Resolvers refuse an empty label and a label over 63 characters.
+            host.encode("idna")
+            if host.startswith("xn--"):
+                idna.decode(host)  # as httpx does
         usable = parts.scheme in {"http", "https"} and bool(host) and parts.port != 0
     except ValueError:
         # The message of the error is not used, because it can repeat the value, which may contain a password.

@@ -82,6 +82,7 @@ def test_minimal_manifest_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
         ("HEADSCALE_URL", "http://10.0.0.1:8080", "http://10.0.0.1:8080"),
         ("HEADSCALE_URL", "http://[fd00::1]:8080", "http://[fd00::1]:8080"),
         ("HEADSCALE_URL", "http://headscale:8080/behind/a/path/", "http://headscale:8080/behind/a/path"),
+        ("HEADSCALE_URL", "https://xn--strae-oqa.example", "https://xn--strae-oqa.example"),
         ("HEADSCALE_URL", "HTTPS://vpn.example.com", "HTTPS://vpn.example.com"),
         ("AUTHKEY_EXPIRATION", "90d", timedelta(days=90)),
         ("AUTHKEY_REUSABLE", "true", True),
@@ -147,6 +148,7 @@ def test_valid_value_is_accepted(env: Environment, name: str, text: str, value: 
                 "http://headscale..svc:8080",
                 f"http://{'a' * 64}.example.com",
                 "http://xn--a",
+                "https://xn--ls8h.example",  # valid only in IDNA 2003
                 "https://me:s3cr3t@vpn.example.com",
                 "https://me@vpn.example.com",
                 "https://vpn.example.com?key=s3cr3t",
