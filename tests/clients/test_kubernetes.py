@@ -282,6 +282,20 @@ def test_malformed_list_of_pods_is_an_error(
     assert type(failure(lambda: cluster.pods(HEADSCALE_NAMESPACE, "app=x"))) is ResponseError
 
 
+@pytest.mark.parametrize("value", [7, None, "\ud800"], ids=["number", "null", "lone surrogate"])
+@pytest.mark.parametrize("field", ["namespace", "name", "uid", "creationTimestamp", "container"])
+def test_pod_with_a_value_that_is_no_text_is_an_error(
+    field: str, value: Any, kubernetes: KubernetesSimulator, cluster: Cluster
+) -> None:
+    pod: Any = {
+        "metadata": {"namespace": "vpn", "name": "a", "uid": "1", "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": {"containers": [{"name": value if field == "container" else "headscale"}]},
+    }
+    pod["metadata"][field] = value
+    kubernetes.faults.add(faults.answer(200, json.dumps({"kind": "PodList", "items": [pod]})))
+    assert type(failure(lambda: cluster.pods(HEADSCALE_NAMESPACE, "app=x"))) is ResponseError
+
+
 def test_missing_path_of_pods_does_not_mean_a_missing_node(kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
     """The error must not be a NotFoundError, because to callers this means that a Headscale node is missing."""
     kubernetes.faults.add(faults.answer(404, '{"kind": "Status", "reason": "NotFound"}'))

@@ -265,12 +265,16 @@ def _parse_pod(item: Any) -> Pod:
     metadata = item["metadata"]
     status = item.get("status") or {}
     conditions = {condition["type"]: condition["status"] for condition in status.get("conditions") or ()}
+    namespace, name, uid, created_at = map(metadata.get, ("namespace", "name", "uid", "creationTimestamp"))
+    containers = tuple(container["name"] for container in item["spec"]["containers"])
+    # If a value is not text, this raises an error.
+    "".join((namespace, name, uid, created_at, *containers)).encode()
     return Pod(
-        namespace=metadata["namespace"],
-        name=metadata["name"],
-        uid=metadata["uid"],
-        created_at=metadata["creationTimestamp"],
-        containers=tuple(container["name"] for container in item["spec"]["containers"]),
+        namespace,
+        name,
+        uid,
+        created_at,
+        containers,
         ready=status.get("phase") == "Running"
         and conditions.get("Ready") == "True"
         and metadata.get("deletionTimestamp") is None,
