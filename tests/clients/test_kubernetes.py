@@ -507,7 +507,8 @@ def test_kind_of_error_for_a_refused_token_depends_on_the_readiness_check(
 def test_no_error_contains_the_token(
     call: Call, path: str, kubernetes: KubernetesSimulator, short_timeout_cluster: Cluster
 ) -> None:
-    for fault in (faults.html(500), faults.drop(), faults.answer(401, "{}"), faults.answer(403, "{}"), faults.hang()):
+    with_token = faults.answer(500, kubernetes.token, content_type="text/plain")
+    for fault in (faults.html(500), with_token, faults.drop(), faults.answer(401), faults.answer(403), faults.hang()):
         kubernetes.faults.add(fault, path=path)
         assert kubernetes.token not in all_texts_of(failure(lambda: call(short_timeout_cluster)))
 
