@@ -744,6 +744,20 @@ def test_unusable_kubeconfig_is_a_configuration_error(
 
 
 @pytest.mark.usefixtures("_outside_of_a_cluster")
+@pytest.mark.parametrize("token", ["s3cr\u00e9t", "s3cr\n3t"], ids=["not ASCII", "two lines"])
+def test_token_that_no_header_can_contain_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, token: str
+) -> None:
+    use_kubeconfig(monkeypatch, tmp_path / "config", user={"token": token})
+    kubeconfig = access(may_use_kubeconfig=True, timeout_s=LONG_TIMEOUT_S)
+    with kubeconfig.client:
+        error = failure(lambda: Cluster(kubeconfig, timeout=timedelta(seconds=1)).pods("headscale", "app=headscale"))
+    assert "token" in str(error)
+    assert "kubeconfig" in str(error)
+    assert "s3cr" not in all_texts_of(error)
+
+
+@pytest.mark.usefixtures("_outside_of_a_cluster")
 @pytest.mark.parametrize("content", ["", "[]", "a: [", "[" * 5000, "contexts: 1", "apiVersion: v1\nkind: Config"])
 def test_malformed_kubeconfig_is_a_configuration_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str

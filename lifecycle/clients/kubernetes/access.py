@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import ssl
 import sys
 from collections.abc import Callable, Mapping
@@ -28,6 +29,8 @@ from lifecycle.domain.proxy import Proxy
 from lifecycle.runtime.background import in_background
 
 UPSTREAM: Final = "Kubernetes"
+
+_PRINTABLE_ASCII = re.compile(r"[ -~]+")
 
 _KUBECONFIG = "The kubeconfig (KUBECONFIG, or ~/.kube/config)"
 
@@ -228,6 +231,12 @@ def _authorization(load: Callable[[], Configuration]) -> Mapping[str, str]:
     """Return the header with the current token, without the line break that can follow the token in a file."""
     try:
         settings: Mapping[str, Any] = load().auth_settings()
-        return {setting["key"]: setting["value"].strip() for setting in settings.values()}
+        header = {setting["key"]: setting["value"].strip() for setting in settings.values()}
     except (ConfigException, OSError, ValueError) as error:
         raise TransientError(f"The token for Kubernetes cannot be read: {error}", upstream=UPSTREAM) from error
+    if not all(map(_PRINTABLE_ASCII.fullmatch, header.values())):
+        text = (
+            "The token for Kubernetes has a character that is not printable ASCII. Replace the token in the kubeconfig."
+        )
+        raise TransientError(text, upstream=UPSTREAM)
+    return header
