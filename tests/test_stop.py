@@ -174,6 +174,22 @@ def test_signal_before_a_stop_is_created_ends_the_process(
     assert wait_for(child) == (status, "", "")
 
 
+def test_signal_ends_a_process_that_could_not_start_threads(start: Start) -> None:
+    child = start(f"""
+        from tests.threads import refused_threads
+        exit_on_stop_signals(3)
+        with refused_threads():
+            stop = Stop(7, report)
+        stop.finish()
+        {PRINT_READY}
+        Event().wait()
+    """)
+
+    child.terminate()
+
+    assert wait_for(child) == (3, "", "")
+
+
 @pytest.mark.parametrize("slow_module", ["structlog", "lifecycle.runtime.stop"])
 @pytest.mark.parametrize(
     ("arguments", "status"),

@@ -81,8 +81,12 @@ class Stop(StopEvent):
         # A signal handler would run in the main thread, where Event.set() inside of Event.wait() can deadlock. Two
         # threads are used instead. They start now, because the system may refuse a new thread later.
         self._reporter = Thread(target=self._wait_for_signal, name="stop", daemon=True)
-        self._reporter.start()
-        Thread(target=self._end_process, name="stop-deadline", daemon=True).start()
+        try:
+            Thread(target=self._end_process, name="stop-deadline", daemon=True).start()
+            self._reporter.start()
+        except RuntimeError:
+            # The system refuses a thread already now, so `exit_on_stop_signals` continues to handle the signals.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def finish(self) -> None:
         """If the event is set, wait up to `REPORT_S` until the stop is logged. Call this before the process ends."""
