@@ -409,8 +409,11 @@ class Settings(BaseSettings):
             return self.pod_namespace
         try:
             return SERVICE_ACCOUNT_NAMESPACE.read_text().strip() or "default"
-        except OSError:
+        except FileNotFoundError:
             return "default"
+        except (OSError, UnicodeError) as error:
+            reason = f"cannot be read from {SERVICE_ACCOUNT_NAMESPACE} ({type(error).__name__}); set the variable"
+            raise ConfigError(f"POD_NAMESPACE: {reason}") from None
 
     @property
     def mark(self) -> str:

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lifecycle.domain.errors import ConfigError
 from lifecycle.domain.ownership import NameKind
+from lifecycle.settings import models
 from lifecycle.settings.load import load
 from lifecycle.settings.models import CleanupSettings
 from tests.settings.environment import MINIMUM, Environment, problem_of
+
+
+@pytest.mark.parametrize(
+    ("content", "namespace"),
+    [(None, "default"), (b"", "default"), (b"vpn\n", "vpn"), (b"\xff", None)],
+    ids=["no file", "empty", "name", "not text"],
+)
+def test_namespace_of_the_service_account_is_used(
+    env: Environment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, namespace: str | None
+) -> None:
+    """If the namespace cannot be read, it must not count as `default`, whose records belong to other workloads."""
+    file = tmp_path / "namespace"
+    monkeypatch.setattr(models, "SERVICE_ACCOUNT_NAMESPACE", file)
+    if content is not None:
+        file.write_bytes(content)
+    if namespace is None:
+        with pytest.raises(ConfigError, match="POD_NAMESPACE"):
+            _ = env.load().mark
+    else:
+        assert env.load().mark == f"tailscale-lifecycle/1 {namespace}"
 
 
 @pytest.mark.parametrize(
