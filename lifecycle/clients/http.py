@@ -67,7 +67,6 @@ class HttpClient:
         path: str,
         *,
         items: Items[Any] | None = None,
-        secret: str | None = None,
         **request: Any,
     ) -> Response:
         """Send a request once, and return the response, whatever its status.
@@ -75,7 +74,6 @@ class HttpClient:
         Args:
             path: the path below the base address, starting with a slash.
             items: see `read`.
-            secret: see `read`.
             request: `params`, `headers` and `content`, as for `stream`.
 
         Raises:
@@ -84,22 +82,14 @@ class HttpClient:
         """
         what = f"{method} {path}"
         with self.stream(method, path, what=what, **request) as streamed:
-            return self.read(streamed, what, items=items, secret=secret)
+            return self.read(streamed, what, items=items)
 
-    def read(
-        self,
-        streamed: httpx.Response,
-        what: str,
-        *,
-        items: Items[Any] | None = None,
-        secret: str | None = None,
-    ) -> Response:
-        """Read and parse the body of a response.
+    def read(self, streamed: httpx.Response, what: str, *, items: Items[Any] | None = None) -> Response:
+        """Read and parse the body of a response. The token in the request must not appear in a message.
 
         Args:
             items: parses the list in a successful response while the response arrives. The parsed items are then
                 missing in the returned response.
-            secret: the credentials in the request, which must not appear in a message.
 
         Raises:
             ResponseError: the response is too large, or the upstream expects HTTPS.
@@ -117,7 +107,8 @@ class HttpClient:
             if items is not None and is_success and len(body) >= _PIECE_BYTES + 2 * unparsed:
                 items.take_from(body)
                 unparsed = len(body)
-        response = parse_response(streamed.status_code, streamed.headers, body, secret=secret)
+        token = streamed.request.headers.get("authorization", "").partition(" ")[2]
+        response = parse_response(streamed.status_code, streamed.headers, body, secret=token)
         if response.date is not None:
             self.clock_skew = response.date - self._now()
         # A server that expects HTTPS responds to plain HTTP with the status 400 and a message that says so.

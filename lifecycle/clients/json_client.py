@@ -123,7 +123,7 @@ class JsonClient:
             headers["Content-Type"] = "application/json"
             content = json.dumps(body).encode()
         try:
-            response = self.http.send(method, path, headers=headers, content=content, secret=token, **options)
+            response = self.http.send(method, path, headers=headers, content=content, **options)
         except ApiError:
             self._on_outcome("no_answer")
             raise

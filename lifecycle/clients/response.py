@@ -39,14 +39,14 @@ class Response:
     Attributes:
         text: the body, with undecodable bytes replaced; "" if it was parsed as JSON.
         json: the parsed body; None if its content type is not JSON, or if it is malformed.
-        secret: the credentials in the request, which must not appear in a message.
+        secret: the token in the request, which must not appear in a message; "" if there was none.
     """
 
     status: int
     headers: Mapping[str, str]
     text: str
     json: Any
-    secret: str | None = None
+    secret: str = ""
 
     @property
     def retry_after(self) -> timedelta | None:
@@ -81,7 +81,7 @@ class Response:
         return f' Response: "{message}"' if message else ""
 
 
-def parse_response(status: int, headers: Mapping[str, str], body: bytearray, *, secret: str | None = None) -> Response:
+def parse_response(status: int, headers: Mapping[str, str], body: bytearray, *, secret: str) -> Response:
     """Parse a response, and clear its body to save memory. Look-ups in `headers` must ignore case."""
     text = body.decode(errors="replace")
     body.clear()
@@ -110,7 +110,7 @@ def is_small_enough_to_parse(text: str) -> bool:
     return sum(map(text.count, ",[{")) <= _MAX_VALUES
 
 
-def excerpt(text: str, *, secret: str | None = None) -> str:
+def excerpt(text: str, *, secret: str = "") -> str:
     """Return the start of the text as one line of printable characters, without secrets.
 
     Args:

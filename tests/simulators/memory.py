@@ -58,18 +58,15 @@ class MemoryClient(httpx.Client):
     ) -> Iterator[_ClientResponse]:
         """Call the handler with a request, and yield the response."""
         path = self._prefix + url
-        yield _ClientResponse(
-            self._handler(
-                Request(
-                    method=method,
-                    # Decoding takes long, so decode only paths that contain a percent sign.
-                    path=unquote(path) if "%" in path else path,
-                    query=urlencode(params, doseq=True) if params else "",
-                    headers={name.lower(): value for name, value in headers.items()},
-                    body=content or b"",
-                )
-            )
+        request = Request(
+            method=method,
+            # Decoding takes long, so decode only paths that contain a percent sign.
+            path=unquote(path) if "%" in path else path,
+            query=urlencode(params, doseq=True) if params else "",
+            headers={name.lower(): value for name, value in headers.items()},
+            body=content or b"",
         )
+        yield _ClientResponse(request, self._handler(request))
 
 
 class _Headers(dict[str, str]):
@@ -83,7 +80,8 @@ class _Headers(dict[str, str]):
 class _ClientResponse:
     """The part of `httpx.Response` that the program uses."""
 
-    def __init__(self, response: Response) -> None:
+    def __init__(self, request: Request, response: Response) -> None:
+        self.request = request
         self.status_code = response.status
         self.headers = _Headers(response.all_headers())
         self.iter_raw = response.content

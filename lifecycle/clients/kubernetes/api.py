@@ -177,12 +177,11 @@ class Cluster:
         path = f"/api/v1/namespaces/{quote(pod.namespace)}/pods/{quote(pod.name)}/exec"
         query = {"container": container, "stdout": "true", "stderr": "true", "command": list(command)}
         upgrade_headers = handshake_headers()
-        authorization = self.access.authorization()
-        headers = {**upgrade_headers, **authorization}
+        headers = {**upgrade_headers, **self.access.authorization()}
         with self.http.stream("GET", path, what=what, params=query, headers=headers) as streamed:
             if streamed.status_code == httpx.codes.SWITCHING_PROTOCOLS:
                 return read_output(streamed, upgrade_headers, what=what)
-            response = self.http.read(streamed, what, secret=_token_of(authorization))
+            response = self.http.read(streamed, what)
         # Up to Kubernetes 1.34, a websocket needs only the verb `get`. From 1.35 on, it needs `create`, too.
         names = (pod.name,) if pod.keeps_its_name else ()
         raise self._refused(what, response, RbacRule(pod.namespace, "pods/exec", ("create", "get"), names))
@@ -203,16 +202,14 @@ class Cluster:
             ApiError: the request was refused, or its result is unknown.
         """
         what = f"{method} {path}"
-        authorization = self.access.authorization()
         content_type = f"application/{'merge-patch+' if method == 'PATCH' else ''}json"
         body_headers = {"Content-Type": content_type} if body else {}
         response = self.http.send(
             method,
             path,
             params=query,
-            headers={"Accept": "application/json", **body_headers, **authorization},
+            headers={"Accept": "application/json", **body_headers, **self.access.authorization()},
             content=json.dumps(body).encode() if body else None,
-            secret=_token_of(authorization),
         )
         if response.status in (httpx.codes.OK, httpx.codes.CREATED):
             if not isinstance(response.json, dict):
@@ -280,10 +277,6 @@ def _parse_pod(item: Any) -> Pod:
         and metadata.get("deletionTimestamp") is None,
         keeps_its_name=any(owner["kind"] == "StatefulSet" for owner in metadata.get("ownerReferences") or ()),
     )
-
-
-def _token_of(authorization: Mapping[str, str]) -> str | None:
-    return next((value.partition(" ")[2] for value in authorization.values()), None)
 
 
 def _status(response: Response) -> dict[str, Any]:
