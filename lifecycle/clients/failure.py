@@ -5,15 +5,10 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass
 
+import httpcore
 import httpx
 
-from lifecycle.clients.network import (
-    ResolutionError,
-    ResolutionTimeoutError,
-    TlsExpectedError,
-    UnreachableError,
-    UnreachableTimeoutError,
-)
+from lifecycle.clients.network import ResolutionError, UnreachableError
 from lifecycle.clients.response import excerpt
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, ResponseError, TransientError
@@ -62,24 +57,30 @@ def explain_failure(error: Exception, *, what: str, endpoint: Endpoint, timeout_
     """Return the error for a request without a complete response.
 
     Args:
-        error: an error of httpx.
+        error: an error of httpx or httpcore.
         what: the request, for the message.
         timeout_s: the time budget of the request.
     """
-    # The cause of an httpx error is the httpcore error that `network.Network` raised with the OSError as its argument.
-    arguments = error.__cause__.args if error.__cause__ else ()
+    # The cause of an httpx error is an httpcore error. Its argument is an OSError.
+    arguments = (error.__cause__ or error).args
     cause = next((argument for argument in arguments if isinstance(argument, OSError)), None)
+    is_connecting = isinstance(cause, ResolutionError | UnreachableError)
     kind: type[ApiError] = TransientError
     name, proxy = endpoint.upstream.name, endpoint.proxy
+    peer, setting = f"{name} at {endpoint.url}", endpoint.upstream.url_setting
+    if is_connecting and proxy:
+        peer, setting = f"The proxy {proxy.address}", proxy.setting
+    check = f"Check that it is running and that {setting} is correct."
     match cause:
-        case ResolutionError() | UnreachableError():
-            text = _explain_connection(cause, what=what, endpoint=endpoint, timeout_s=timeout_s)
-            return TransientError(text, upstream=name, was_sent=False)
-        case TlsExpectedError() if proxy is not None:
-            kind = ResponseError
-            text = f"The proxy {proxy.address} expects TLS ({what}), which is not supported. Check {proxy.setting}."
-        case TlsExpectedError():
-            return endpoint.https_required_error(what)
+        case ResolutionError():
+            text = f"{cause}, for {what}. Check {setting} and DNS in the pod."
+        case UnreachableError() if isinstance(error, httpx.ConnectTimeout):
+            text = (
+                f"{peer} accepted no connection for {what} within {timeout_s:g} s. {check} Check also that no network "
+                "policy drops the packets."
+            )
+        case UnreachableError():
+            text = f"{peer} is unreachable for {what} ({cause}). {check}"
         case ssl.SSLError():
             kind, text = _explain_tls(cause, what=what, endpoint=endpoint)
         case _ if isinstance(error, httpx.ProxyError) and proxy is not None:
@@ -91,35 +92,17 @@ def explain_failure(error: Exception, *, what: str, endpoint: Endpoint, timeout_
                 f"The proxy {proxy.address} refused to connect to {endpoint.url} for {what} ({reason}). "
                 f"Check {proxy.setting}."
             )
+        case _ if isinstance(error, httpx.TimeoutException | httpcore.TimeoutException):
+            text = f"{peer} did not respond to {what}{endpoint.via} within {timeout_s:g} s. {check}"
         case _:
-            if isinstance(error, httpx.TimeoutException):
-                failed = f"did not respond to {what}{endpoint.via} within {timeout_s:g} s"
-            else:
-                # The text of an httpx error is left out, because it can contain a URL with a password.
-                is_malformed = isinstance(error, httpx.RemoteProtocolError)
-                kind_of_error = "no valid HTTP response" if is_malformed else type(error).__name__
-                failed = f"is unreachable for {what}{endpoint.via} ({(cause and cause.strerror) or kind_of_error})"
-            check = f"Check that it is running and that {endpoint.upstream.url_setting} is correct."
-            text = f"{name} at {endpoint.url} {failed}. {check}"
+            # The text of an httpx error is left out, because it can contain a URL with a password.
+            is_malformed = isinstance(error, httpx.RemoteProtocolError)
+            kind_of_error = "no valid HTTP response" if is_malformed else type(error).__name__
+            reason = (cause and cause.strerror) or kind_of_error
+            text = f"{peer} is unreachable for {what}{endpoint.via} ({reason}). {check}"
+    if is_connecting:
+        return TransientError(text, upstream=name, was_sent=False)
     return kind(text, upstream=name)
-
-
-def _explain_connection(error: OSError, *, what: str, endpoint: Endpoint, timeout_s: float) -> str:
-    """Return why no connection could be opened: to the proxy if there is one, else to the upstream."""
-    proxy, upstream = endpoint.proxy, endpoint.upstream
-    name = f"The proxy {proxy.address}" if proxy else f"{upstream.name} at {endpoint.url}"
-    setting = proxy.setting if proxy else upstream.url_setting
-    match error:
-        case ResolutionTimeoutError(args=(host,)):
-            return f"Resolving {host} took longer than {timeout_s:g} s ({what}). Check DNS in the pod."
-        case ResolutionError():
-            return f"{error}, for {what}. Check {setting} and DNS in the pod."
-        case UnreachableTimeoutError():
-            return (
-                f"{name} accepted no connection for {what} within {timeout_s:g} s. Check that it is running, that "
-                f"{setting} is correct, and that no network policy drops the packets."
-            )
-    return f"{name} is unreachable for {what} ({error}). Check that it is running and that {setting} is correct."
 
 
 def _explain_tls(error: ssl.SSLError, *, what: str, endpoint: Endpoint) -> tuple[type[ApiError], str]:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+import httpcore
 import httpx
 
 from lifecycle.clients.failure import Endpoint, explain_failure
@@ -152,7 +153,14 @@ class HttpClient:
                     reason = "is compressed, although the request forbids compression"
                     raise self._unusable(what, reason, streamed.status_code)
                 yield streamed
-        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+        # `kubernetes.exec` reads from the connection itself, so it raises the errors of httpcore.
+        except (
+            httpx.HTTPError,
+            httpx.InvalidURL,
+            UnicodeError,
+            httpcore.NetworkError,
+            httpcore.TimeoutException,
+        ) as error:
             is_connecting = isinstance(error, httpx.ConnectTimeout)
             timeout_s = self._connect_timeout_s if is_connecting else self._timeout_s
             # The exception is not chained, because its text can contain a URL with a password.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpcore
@@ -39,12 +37,13 @@ def open_http(
     )
 
 
-class PooledTransport(httpx.BaseTransport):
-    """Sends the requests of an httpx client over a pool of connections that `Network` opens."""
+class PooledTransport(httpx.HTTPTransport):
+    """The transport of httpx, with a pool of connections that `Network` opens."""
 
     def __init__(
         self, trust: ssl.SSLContext, *, proxy: Proxy | None = None, tls_server_name: str | None = None
     ) -> None:
+        # `HTTPTransport` has no argument for the network backend, so its pool is created here.
         self._pool = httpcore.ConnectionPool(
             ssl_context=trust,
             proxy=_core_proxy(proxy) if proxy else None,
@@ -52,61 +51,8 @@ class PooledTransport(httpx.BaseTransport):
             network_backend=Network(tls_server_name=tls_server_name),
         )
 
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request, and return its response before the body has arrived."""
-        with httpx_errors():
-            response = self._pool.handle_request(
-                httpcore.Request(
-                    request.method,
-                    _core_url(request.url),
-                    headers=request.headers.raw,
-                    content=request.stream,
-                    extensions=request.extensions,
-                )
-            )
-        return httpx.Response(
-            response.status, headers=response.headers, stream=_Body(response), extensions=response.extensions
-        )
-
-    def close(self) -> None:
-        """Close all connections."""
-        self._pool.close()
-
-
-class _Body(httpx.SyncByteStream):
-    """The body of a response, as it arrives."""
-
-    def __init__(self, response: httpcore.Response) -> None:
-        self._response = response
-
-    def __iter__(self) -> Iterator[bytes]:
-        with httpx_errors():
-            yield from self._response.iter_stream()
-
-    def close(self) -> None:
-        self._response.close()
-
-
-@contextmanager
-def httpx_errors() -> Iterator[None]:
-    """Raise each exception of httpcore as the exception of httpx that has the same name."""
-    try:
-        yield
-    except (
-        httpcore.TimeoutException,
-        httpcore.NetworkError,
-        httpcore.ProtocolError,
-        httpcore.ProxyError,
-        httpcore.UnsupportedProtocol,
-    ) as error:
-        raise getattr(httpx, type(error).__name__)(str(error)) from error
-
-
-def _core_url(url: httpx.URL) -> httpcore.URL:
-    return httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-
 
 def _core_proxy(proxy: Proxy) -> httpcore.Proxy:
     """Return a proxy for httpcore. httpx parses the URL, and decodes the credentials in it."""
     parsed = httpx.Proxy(proxy.url)
-    return httpcore.Proxy(_core_url(parsed.url), auth=parsed.raw_auth)
+    return httpcore.Proxy(str(parsed.url), auth=parsed.raw_auth)

@@ -127,13 +127,6 @@ def test_command_in_a_pod_runs_through_the_proxy(stack: ExitStack, tmp_path: Pat
 SCHEMES = pytest.mark.parametrize("scheme", ["http", "https"])
 
 
-@SCHEMES
-def test_proxy_that_expects_tls_is_reported(stack: ExitStack, scheme: str) -> None:
-    error = failure(f"{scheme}://api.example", proxy_that_sends(stack, b"\x15\x03\x01\x00\x02\x02\x50"))
-    assert isinstance(error, ResponseError)
-    assert API.url_setting not in str(error)
-
-
 def unknown_name(host: str, *_args: Any, **_options: Any) -> list[Any]:
     raise socket.gaierror(socket.EAI_NONAME, f"{host} is unknown")
 

@@ -17,7 +17,6 @@ from websocket import ABNF, WebSocketException, frame_buffer
 from lifecycle.clients.http import MAX_RESPONSE_BYTES
 from lifecycle.clients.kubernetes.access import UPSTREAM
 from lifecycle.clients.response import excerpt
-from lifecycle.clients.transport import httpx_errors
 from lifecycle.domain.errors import ResponseError, TransientError
 
 # The subprotocols of the websocket, and the channels. The first byte of each message is the number of its channel.
@@ -65,7 +64,7 @@ def read_output(response: httpx.Response, upgrade: Mapping[str, str], *, what: s
 
     Raises:
         ApiError: the command did not run to its end.
-        httpx.HTTPError: the connection broke.
+        httpcore.NetworkError, httpcore.TimeoutException: the connection broke, or the time budget is used up.
     """
     # The server proves with this digest that it speaks the websocket protocol.
     digest = hashlib.sha1(f"{upgrade['Sec-WebSocket-Key']}{_ACCEPT_SUFFIX}".encode(), usedforsecurity=False).digest()
@@ -75,8 +74,7 @@ def read_output(response: httpx.Response, upgrade: Mapping[str, str], *, what: s
     ):
         raise ResponseError(f"Malformed response of Kubernetes to the request for {what}.", upstream=UPSTREAM)
     try:
-        with httpx_errors():
-            output = _read(response.extensions["network_stream"], what)
+        output = _read(response.extensions["network_stream"], what)
     except WebSocketException as error:
         raise TransientError(f"The connection to {what} broke ({excerpt(str(error))}).", upstream=UPSTREAM) from error
     return Output(
