@@ -86,7 +86,9 @@ ANNOTATIONS = {
     f"{PROJECT}/self-heal": Annotation("true|false", '"true" or "false"', "SELF_HEAL"),
     f"{PROJECT}/log-level": Annotation("debug|info|warning|error", "debug, info, warning or error", "LOG_LEVEL"),
     TAILSCALE_ARGS: Annotation(
-        r"[^\x00-\x1f\x7f]*", 'flags of `tailscale up`, such as "--advertise-routes=10.0.0.0/24"'
+        # The container splits the flags at each space of Unicode. RESERVED_ARGS knows only the spaces of ASCII.
+        r"[ -~]*",
+        'flags of `tailscale up` in ASCII, such as "--advertise-routes=10.0.0.0/24"',
     ),
     INIT_CONTAINERS: Annotation(
         "before|after", '"after" (the pod\'s own init containers start after the VPN is up) or "before"'
@@ -228,7 +230,7 @@ def _annotation_refusals(workload: Workload, domain: str) -> Iterator[str]:
         elif len(re.sub(_REFERENCE, "", full_hostname(hostname, domain))) > MAX_HOSTNAME_LENGTH:
             yield _message("hostname-length", value=full_hostname(hostname, domain))
     args = annotations.get(TAILSCALE_ARGS, "")
-    if isinstance(args, str) and re.search(RESERVED_ARGS, args, re.ASCII):
+    if isinstance(args, str) and re.search(RESERVED_ARGS, args):
         yield _message("args", value=args)
 
 

@@ -175,6 +175,11 @@ REFUSED: dict[str, tuple[Document, tuple[str, ...]]] = {
     "login-server-argument": (annotated(deployment(), tailscale_args="--login-server=http://x"), (TAILSCALE_ARGS,)),
     "auth-key-argument": (annotated(deployment(), tailscale_args="--ssh --authkey x"), (TAILSCALE_ARGS,)),
     "line-break-in-arguments": (annotated(deployment(), tailscale_args="--ssh\n--qr"), (TAILSCALE_ARGS, "must be")),
+    # The tailscale container splits its arguments at this space, too.
+    "no-break-space-in-arguments": (
+        annotated(deployment(), tailscale_args="--ssh\u00a0--hostname=x"),
+        (TAILSCALE_ARGS, "must be"),
+    ),
     "line-break-in-hostname": (annotated(deployment(), hostname="web\n"), (HOSTNAME, "must be")),
     # A long value must not hide what to do.
     "long-arguments": (
