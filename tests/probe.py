@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -38,14 +39,18 @@ class Probe:
         for name in ("sh", "test"):
             (folder / name).symlink_to(BUSYBOX or "")
 
-    def fails(self, *, marker: Path, socket: Path) -> bool:
-        """Run the probe, with these paths instead of those in the pod. Return True if the probe fails."""
+    def fails(self, *, marker: Path, socket: Path, variables: Mapping[str, str] | None = None) -> bool:
+        """Run the probe, with these paths instead of those in the pod. Return True if the probe fails.
+
+        Args:
+            variables: the environment of the container.
+        """
         script = " ".join(self.command)
         assert (script.count(MARKER), script.count(SOCKET)) == (1, 1)
         command = [word.replace(MARKER, str(marker)).replace(SOCKET, str(socket)) for word in self.command]
         done = subprocess.run(
             [self._folder / command[0], *command[1:]],
-            env={"PATH": str(self._folder)},
+            env={"PATH": str(self._folder), **(variables or {})},
             capture_output=True,
             text=True,
             timeout=self.timeout_s,

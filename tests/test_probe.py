@@ -39,9 +39,9 @@ class Container:
         self.marker.write_text("1")
         os.utime(self.marker, (time, time))
 
-    def fails_probe(self) -> bool:
-        """Return True if the probe fails."""
-        return self._probe.fails(marker=self.marker, socket=self.socket)
+    def fails_probe(self, **variables: str) -> bool:
+        """Return True if the probe fails in a container with these variables."""
+        return self._probe.fails(marker=self.marker, socket=self.socket, variables=variables)
 
 
 @pytest.fixture
@@ -64,6 +64,14 @@ def test_probe_fails_only_with_a_marker_newer_than_the_socket(
     container.start(STARTED_AT)
     container.write_marker(marker_time)
     assert container.fails_probe() == fails
+
+
+def test_probe_uses_the_socket_of_the_container(container: Container, tmp_path: Path) -> None:
+    container.start(STARTED_AT)
+    container.write_marker(STARTED_AT + 1)
+    own_socket = container.socket.rename(tmp_path / "own socket")
+    assert container.fails_probe(TS_SOCKET=str(own_socket))
+    assert not container.fails_probe()
 
 
 @pytest.mark.parametrize("file", ["marker", "socket", "key folder", "marker and socket"])

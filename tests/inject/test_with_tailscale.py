@@ -115,6 +115,13 @@ def test_required_variables_are_set_and_other_variables_are_kept(name: str, vari
     assert without(result["env"], *required) == kept
 
 
+def test_socket_of_tailscale_is_kept() -> None:
+    """Another container can use the socket, and the folder of the default socket can be read-only."""
+    own, result = own_and_result("values-from-fields-and-tcp-probes", "plain")
+    own_env, env = by_field("name", own["env"]), by_field("name", result["env"])
+    assert env["TS_SOCKET"] == own_env["TS_SOCKET"]
+
+
 @each_case
 def test_probes_are_replaced(name: str, variant: str) -> None:
     """The component keeps those fields of a probe that it does not set itself, such as initialDelaySeconds."""
