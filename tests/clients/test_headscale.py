@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
-from itertools import combinations
+from itertools import combinations, cycle
 
 import pytest
 import tenacity
@@ -384,7 +384,6 @@ def test_lost_key_is_expired_despite_further_faults(
 def test_lost_key_with_a_lifetime_in_fractions_of_a_second_is_expired(
     server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
-    """The request to create a key contains its expiry in whole seconds."""
     add_fault(server, CREATE, faults.drop(after_execution=True))
     key = create_key(headscale, clock, lifetime=timedelta(seconds=90.5))
     assert unexpired_keys(server, clock) == [key.secret.get_secret_value()]
@@ -421,12 +420,23 @@ def test_reusable_or_used_key_with_the_expiry_of_the_lost_key_is_not_expired(
     server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Usually, the random part of the lifetime distinguishes the keys.
-    monkeypatch.setattr(random, "randrange", lambda _limit: 0)
+    monkeypatch.setattr(random, "random", lambda: 0.0)
     other_keys = [server.create_key("svc", expires_in=HOUR, reusable=is_reusable) for is_reusable in (True, False)]
     server.register(key=other_keys[1].key, hostname=NAME)
     add_fault(server, CREATE, faults.drop(after_execution=True))
     key = create_key(headscale, clock)
     assert unexpired_keys(server, clock) == [*(key.key for key in other_keys), key.secret.get_secret_value()]
+
+
+def test_key_of_another_pod_with_nearly_the_same_expiry_is_not_expired(
+    server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two pods start at the same time. Headscale does not execute the first request of the second pod."""
+    monkeypatch.setattr(random, "random", cycle([0.5, 0.505]).__next__)
+    other = create_key(client_of(server), clock)
+    add_fault(server, CREATE, faults.html(502))
+    key = create_key(headscale, clock)
+    assert unexpired_keys(server, clock) == [other.secret.get_secret_value(), key.secret.get_secret_value()]
 
 
 def test_create_without_a_response_is_logged(

@@ -86,7 +86,7 @@ class HttpTransport:
                 "user": dialect.user_reference(spec.user),
                 "reusable": spec.reusable,
                 "ephemeral": spec.ephemeral,
-                "expiration": expires_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "expiration": expires_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
                 "aclTags": sorted(spec.tags),
             }
             return self._one("POST", "/api/v1/preauthkey", "preAuthKey", parsing.parse_complete_pre_auth_key, body=body)

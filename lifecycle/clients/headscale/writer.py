@@ -18,9 +18,9 @@ from lifecycle.domain.model import KeySpec, Node, PreAuthKey, User
 
 log = structlog.get_logger()
 
-# Up to this number of seconds, chosen at random, is added to the lifetime of a key. Keys of pods that start together
-# then have different expiries, by which a key whose response was lost can be found.
-_MAX_SPREAD_S = 60
+# Up to this duration, chosen at random, is added to the lifetime of a key. Keys of pods that start together then have
+# different expiries, by which a key whose response was lost can be found.
+_MAX_SPREAD = timedelta(minutes=1)
 
 # How much longer than requested a created key may be valid, because the clocks of two machines differ.
 _LIFETIME_TOLERANCE = timedelta(minutes=5)
@@ -75,8 +75,8 @@ class HeadscaleWriter(HeadscaleReader):
             ResponseError: no usable key was created. A key without a secret or with a wrong lifetime was expired if
                 possible.
         """
-        spread = timedelta(seconds=random.randrange(_MAX_SPREAD_S))  # noqa: S311 - not a secret
-        expires_at = (self.server_time(now) + spec.lifetime + spread).replace(microsecond=0)
+        spread = random.random() * _MAX_SPREAD  # noqa: S311 - not a secret
+        expires_at = self.server_time(now) + spec.lifetime + spread
 
         def attempt() -> PreAuthKey:
             if self._unconfirmed is not None:
@@ -161,4 +161,4 @@ def _has_requested_lifetime(key: PreAuthKey, lifetime: timedelta) -> bool:
         return True
     actual = key.expires_at - key.created_at
     # At least half of the requested lifetime is accepted, because such a key is still usable.
-    return lifetime / 2 <= actual <= lifetime + timedelta(seconds=_MAX_SPREAD_S) + _LIFETIME_TOLERANCE
+    return lifetime / 2 <= actual <= lifetime + _MAX_SPREAD + _LIFETIME_TOLERANCE
