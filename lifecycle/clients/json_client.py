@@ -73,14 +73,14 @@ class JsonClient:
         send = partial(self._send, method, path, params=params, body=body, items=items)
         if not authorized:
             return send(token=None)
+        token = self._token or self.reload_token()
         try:
-            return self._send_with_token(send)
+            return self._send_with_token(send, token)
         except AuthError as refusal:
             self._check_health(refusal)
             raise
 
-    def _send_with_token(self, send: Callable[..., Response]) -> Response:
-        token = self._token or self.reload_token()
+    def _send_with_token(self, send: Callable[..., Response], token: str) -> Response:
         try:
             return send(token=token)
         except AuthError:
@@ -97,8 +97,7 @@ class JsonClient:
         Raises:
             TransientError: the upstream is unhealthy.
         """
-        # Without a status, the token could not be read, so the upstream has refused nothing.
-        if refusal.status is None or self._upstream.health_path is None:
+        if self._upstream.health_path is None:
             return
         try:
             self._send("GET", self._upstream.health_path, token=None)

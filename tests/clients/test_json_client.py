@@ -410,6 +410,18 @@ def test_refusal_by_an_unhealthy_upstream_is_a_transient_error(
     assert error.status == status
 
 
+def test_refusal_to_read_the_token_does_not_depend_on_the_health_of_the_upstream(api: Api) -> None:
+    """For example, Kubernetes refuses access to the Secret with the token."""
+
+    def read() -> str:
+        raise AuthError("a permission is missing", upstream="Kubernetes", status=403)
+
+    api.health = 500
+    with pytest.raises(AuthError, match="a permission is missing"):
+        client_of(api, read=read).send("GET", "/thing")
+    assert api.requests == []
+
+
 def test_no_health_check_unless_the_token_is_refused(api: Api) -> None:
     client = client_of(api)
     client.send("GET", "/thing")
