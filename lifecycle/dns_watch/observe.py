@@ -229,7 +229,7 @@ def _read_records(
         preferred: list[Node] = []
         if needs_preferred_nodes(records, node, config):
             preferred = _read_preferred_nodes(readers.headscale, node, node_ownership, now)
-        return RecordsRead(records, apex, tuple(preferred))
+        return RecordsRead(records, apex, tuple(preferred), is_repeated=specs == state.records.compared_specs)
     except ApiError as error:
         return error
 
@@ -250,7 +250,8 @@ def _records_at_our_names(
     if config.further_name_ownerships and all(record.name != main.name for record in records):
         records = [*records, *cloudflare.records(main.name)]
     for further in config.further_name_ownerships:
-        plan = plan_records_at_name(records, node, specs, record_ownership=further, config=config)
+        read = RecordsRead(tuple(records))
+        plan = plan_records_at_name(read, node, specs, record_ownership=further, config=config)
         if plan != RecordPlan():
             others = [record for record in records if record.name != further.name]
             records = [*others, *cloudflare.records(further.name)]

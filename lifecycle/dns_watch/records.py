@@ -114,9 +114,7 @@ def plan_records(read: RecordsRead, node: Node, specs: Sequence[RecordSpec], con
         ):
             # The alias would point to the foreign record at the main name.
             continue
-        plan = plan_records_at_name(
-            read.records, node, specs, record_ownership=record_ownership, config=config, apex=read.apex
-        )
+        plan = plan_records_at_name(read, node, specs, record_ownership=record_ownership, config=config)
         changes += plan.changes
         in_the_way += plan.in_the_way
     unused = records_at_removed_names(read.records, config.main_name_ownership, config.further_name_ownerships)
@@ -125,27 +123,27 @@ def plan_records(read: RecordsRead, node: Node, specs: Sequence[RecordSpec], con
 
 
 def plan_records_at_name(
-    records: Iterable[Record],
+    read: RecordsRead,
     node: Node,
     specs: Sequence[RecordSpec],
     *,
     record_ownership: RecordOwnership,
     config: WatchConfig,
-    apex: str | None = None,
 ) -> RecordPlan:
     """Compare the records at one name with the desired ones.
 
     Args:
-        records: at least all records at the name, in any order.
+        read: at least all records at the name, in any order.
         specs: the desired records, at most one of each type at a name. Our records of other types are deleted, except
             A or AAAA records while the node's address of this type is not on the interface yet. Without DNS_IPV6, AAAA
             records are deleted only if they are marked.
         record_ownership: criteria for owning a record at the name.
-        apex: the zone's own name, where NS records are normal; None if it is not known.
     """
-    ordered = sorted(records, key=lambda record: record.id)
+    ordered = sorted(read.records, key=lambda record: record.id)
     in_the_way = tuple(
-        record for record in ordered if blocks(record, record_ownership=record_ownership, ipv6=config.ipv6, apex=apex)
+        record
+        for record in ordered
+        if blocks(record, record_ownership=record_ownership, ipv6=config.ipv6, apex=read.apex)
     )
     if in_the_way:
         return RecordPlan(in_the_way=in_the_way)
@@ -162,7 +160,8 @@ def plan_records_at_name(
             ours = [record for record in ours if record_ownership.is_marked(record)]
         spec = next((spec for spec in specs if (spec.name, spec.type) == (record_ownership.name, type_)), None)
         if spec is None and type_ in node_types:
-            continue
+            # An interface that still lacks the address at the next read will not get it soon.
+            ours = [record for record in ours if read.is_repeated and record.address not in node.addresses]
         if spec is not None and any(spec.has_content_of(record) for record in at_name if record not in ours):
             # Another workload's record has the address, perhaps a stale one. Cloudflare refuses a second such record.
             spec = None

@@ -160,11 +160,13 @@ class RecordsRead:
             are not as desired, all records at this further name are included.
         apex: the zone's own name; None if it is not known.
         preferred_nodes: the result of `nodes.preferred_nodes`; empty if `needs_preferred_nodes` returned False.
+        is_repeated: the desired records were the same at the last comparison.
     """
 
     records: tuple[Record, ...]
     apex: str | None = None
     preferred_nodes: tuple[Node, ...] = ()
+    is_repeated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -393,7 +393,8 @@ def planned(
     """
     node = node or a_node(addresses=[str(spec.content) for spec in specs])
     config = replace(CONFIG, ipv6=ipv6)
-    return plan_records_at_name(records, node, specs, record_ownership=record_ownership, config=config, apex=apex)
+    read = RecordsRead(records, apex)
+    return plan_records_at_name(read, node, specs, record_ownership=record_ownership, config=config)
 
 
 def changes_of(plan: RecordPlan) -> list[tuple[str, str]]:

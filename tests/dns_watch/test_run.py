@@ -629,3 +629,10 @@ def test_only_changes_that_were_made_are_counted(
     watch.run_pass()
     [event] = events_named(events, "pass.finished")
     assert (event["changes"], event["in_sync"]) == (changes, bool(changes))
+
+
+def test_a_stale_record_is_deleted_if_the_interface_never_gets_an_address_of_its_type(world: World, node: Node) -> None:
+    """The earlier pod had an IPv6 address. This pod runs where IPv6 is disabled."""
+    world.add_record("fd7a:115c:a1e0::99", type_="AAAA", comment=OUR_COMMENT)
+    world.run(world.watch(Interface(node.address), DNS_IPV6="true"), SEVERAL_READS_S)
+    assert world.records() == {f"A {node.address}": OUR_COMMENT}
