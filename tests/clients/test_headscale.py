@@ -675,11 +675,15 @@ def test_refused_api_key_is_retried_while_the_database_is_down(server: Headscale
     assert 30 <= clock.elapsed_s < 60
 
 
-def test_too_many_nodes_for_one_response_is_a_permanent_error(server: HeadscaleSimulator, clock: Clock) -> None:
+def test_list_that_exceeds_one_response_is_a_permanent_error(server: HeadscaleSimulator, clock: Clock) -> None:
+    headscale = client_of(server, policy=retrying_on(clock))
+    user = find_user(headscale)
     body = '{"code": 8, "message": "grpc: received message larger than max", "details": []}'
-    server.faults.add(faults.answer(429, body), times=None)
-    with pytest.raises(ResponseError, match="429"):
-        client_of(server, policy=retrying_on(clock)).nodes()
+    server.faults.add(faults.answer(429, body), path="/api/v1/", times=None)
+    with pytest.raises(ResponseError, match="nodes"):
+        headscale.nodes()
+    with pytest.raises(ResponseError, match="pre-auth keys"):
+        headscale.pre_auth_keys(user)
     assert clock.elapsed_s == 0
 
 

@@ -73,8 +73,8 @@ def explain(what: str, response: Response) -> ApiError | None:
         case httpx.codes.TOO_MANY_REQUESTS, _Grpc.RESOURCE_EXHAUSTED:
             kind = ResponseError
             message = (
-                f"Headscale has more nodes than it can return in one response ({what}: {status}). Delete old nodes, or "
-                "upgrade Headscale to 0.30."
+                f"Headscale has more nodes or pre-auth keys than it can return in one response ({what}: {status}). "
+                "Delete old ones, or upgrade Headscale to 0.30."
             )
         case _:
             return None
