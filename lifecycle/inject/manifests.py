@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
-
-import yaml
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from lifecycle.domain.errors import ManifestError
 from lifecycle.domain.text import printable
-from lifecycle.inject.documents import block_yaml, join_documents, parse_document, split_documents, write_document
-from lifecycle.inject.nodes import ItemsAsText, add_items, field_of, node_value, resolve_aliases, scalar_text
+from lifecycle.inject.documents import join_texts, parse_document, split_documents, to_yaml, write_document
 from lifecycle.inject.rules import (
     INIT_CONTAINERS,
     LABEL,
@@ -38,17 +36,13 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 # The API versions of the kinds in TEMPLATES.
 _VERSIONS = frozenset({"v1", "apps/v1", "batch/v1"})
 
-# How deep lists within lists are searched. An alias can make a list contain itself.
-_MAX_LIST_DEPTH = 3
-
 
 def inject(
     texts: Sequence[str], settings: InjectSettings, shared: Mapping[str, str], *, with_state_secrets: bool = False
 ) -> str:
     """Add the containers to each workload that has the label.
 
-    Other documents stay as they are. In a changed document, every value keeps its spelling, but comments and the layout
-    are lost.
+    Other documents stay as they are. In a changed document, comments and the layout are lost.
 
     Args:
         texts: the content of each file: YAML documents, or one JSON document.
@@ -60,91 +54,78 @@ def inject(
     """
     problems: list[str] = []
     results: list[str] = []
-    roots: list[yaml.Node] = []
+    values: list[Any] = []
     workloads: list[Workload] = []
-    for number, (document, separator) in enumerate(_separated(texts), 1):
-        added: list[ItemsAsText | None] = []
-        try:
-            root, is_json = parse_document(document)
-            for node in list(_objects(root, document)):
-                workload = _workload(node)
-                if workload is not None:
-                    workloads.append(workload)
-                    added += _add_containers(workload, settings, shared, problems)
-        except ManifestError as error:
-            problems.append(f"document {number}: {error}")
+
+    def with_containers(manifest: dict[str, Any]) -> dict[str, Any]:
+        workload = _workload(manifest)
+        if workload is None:
+            return manifest
+        workloads.append(workload)
+        reasons = list(refusals(workload, settings.domain_name))
+        problems.extend(f"{workload}: {reason}" for reason in reasons)
+        if reasons or not workload.requests_injection or workload.is_injected:
+            return manifest
+        return _add_containers(workload, filled_containers(placeholder_values(workload, settings, shared)))
+
+    # The other documents cannot contain a workload with the label, or an object that is appended.
+    relevant = (PROJECT, "Secret", "Role") if with_state_secrets else (PROJECT,)
+    for number, document in enumerate(split_documents(join_texts(texts)), 1):
+        results.append(document)
+        if not any(word in document for word in relevant):
             continue
-        roots.append(root)
-        results.append(separator + (write_document(document, root, added, is_json=is_json) if added else document))
+        try:
+            value, is_json = parse_document(document)
+            changed = _changed_objects(value, with_containers)
+            if changed is not value:
+                results[-1] = write_document(document, changed, is_json=is_json)
+            values.append(value)
+        except (ManifestError, RecursionError) as error:
+            problems.append(f"document {number}: {error}")
     if with_state_secrets and not problems:
-        results += _state_documents(workloads, roots, problems)
+        results = [join_texts([*results, *_state_documents(workloads, values, problems)])]
     if problems:
         raise ManifestError("\n".join(map(printable, problems)))
-    return join_documents(results)
+    return "".join(results)
 
 
-def _separated(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield each document of several files, and the separator that has to be written before the document, or ""."""
-    for index, text in enumerate(texts):
-        for position, document in enumerate(split_documents(text)):
-            needs_separator = index > 0 and position == 0 and not document.startswith("---")
-            # Before a directive, such as %YAML, the previous document must end with "...".
-            separator = "...\n" if document.startswith("%") else "---\n"
-            yield document, separator if needs_separator else ""
+def _changed_objects(value: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """Return an object, or a list of objects, after the change; the same value if nothing was changed.
 
-
-def _objects(root: yaml.Node, document: str) -> Iterator[yaml.MappingNode]:
-    """Yield the objects of a document and its lists, if the document contains this program's label or annotations."""
-    # The text can contain PROJECT with escapes, such as "\u002d" for "-".
-    if (PROJECT not in document and "\\" not in document) or f"{PROJECT}/" not in scalar_text(root):
-        return
-    resolve_aliases(root)
-    yield from _members(root)
-
-
-def _members(node: yaml.Node) -> Iterator[yaml.MappingNode]:
-    """Yield an object, or the objects in it if it is a list."""
-    if not isinstance(node, yaml.MappingNode):
-        raise ManifestError("is not an object")
-    kind = field_of(node, "kind")
-    items = field_of(node, "items")
-    if isinstance(kind, yaml.ScalarNode) and str(kind.value).endswith("List") and isinstance(items, yaml.SequenceNode):
-        for item in items.value:
-            if field_of(item, "kind") is None and kind.value != "List":
-                raise ManifestError(f"is a {kind.value} whose items have no kind. Use a List")
-            yield from _members(item)
-    else:
-        yield node
-
-
-def _add_containers(
-    workload: Workload, settings: InjectSettings, shared: Mapping[str, str], problems: list[str]
-) -> list[ItemsAsText | None]:
-    """Add the containers and volumes to one workload if it has the label.
-
-    Args:
-        problems: gets the reasons why the containers cannot be added.
-
-    Returns:
-        For each changed list, the items that `write_document` adds as text; None if they were added as nodes.
+    Aliases can refer to a part of the value from other places, so the value itself is not changed.
     """
-    reasons = list(refusals(workload, settings.domain_name))
-    problems += [f"{workload}: {reason}" for reason in reasons]
-    if reasons or not workload.requests_injection or workload.is_injected:
-        return []
-    containers = filled_containers(placeholder_values(workload, settings, shared))
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise ManifestError("is not an object")
+    kind, items = str(value.get("kind")), value.get("items")
+    if not kind.endswith("List") or not isinstance(items, list):
+        return change(value)
+    if kind != "List" and not all(_object_at(item).get("kind") for item in items):
+        raise ManifestError(f"is a {kind} whose items have no kind. Use a List")
+    changed = [_changed_objects(item, change) for item in items]
+    return value if all(map(operator.is_, changed, items)) else {**value, "items": changed}
+
+
+def _add_containers(workload: Workload, containers: list[Any]) -> dict[str, Any]:
+    """Return the manifest of a workload with these containers and their volumes."""
+    spec = workload.spec
+    own = spec.get("initContainers") or []
     # "before" means that the pod's own init containers start before the added containers.
-    at_end = workload.annotations.get(INIT_CONTAINERS) == "before"
-    spec = cast("yaml.MappingNode", field_of(workload.node, *TEMPLATES[workload.kind], "spec"))
-    return [
-        add_items(spec, "initContainers", containers, at_end=at_end),
-        add_items(spec, "volumes", added_volumes(), at_end=True),
-    ]
+    starts_first = workload.annotations.get(INIT_CONTAINERS) == "before"
+    changed: Any = {
+        **spec,
+        "initContainers": [*own, *containers] if starts_first else [*containers, *own],
+        "volumes": [*(spec.get("volumes") or []), *added_volumes()],
+    }
+    path = (*TEMPLATES[workload.kind], "spec")
+    for depth in reversed(range(len(path))):
+        changed = {**_object_at(workload.manifest, *path[:depth]), path[depth]: changed}
+    return dict(changed)
 
 
-def _workload(node: yaml.MappingNode) -> Workload | None:
+def _workload(manifest: dict[str, Any]) -> Workload | None:
     """Return the workload of an object; None if the object has no pod template of a known kind."""
-    manifest: dict[str, Any] = node_value(node)
     kind = str(manifest.get("kind", "object"))
     metadata = _object_at(manifest, "metadata")
     name = str(metadata.get("name") or metadata.get("generateName") or "without a name")
@@ -165,7 +146,6 @@ def _workload(node: yaml.MappingNode) -> Workload | None:
     return Workload(
         kind=kind,
         name=name,
-        node=node,
         manifest=manifest,
         pod_count=pod_count,
         labels_outside=_labels_outside(manifest),
@@ -232,9 +212,9 @@ def _object_at(data: Any, *path: str) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _state_documents(workloads: Sequence[Workload], roots: Sequence[yaml.Node], problems: list[str]) -> list[str]:
+def _state_documents(workloads: Sequence[Workload], values: Sequence[Any], problems: list[str]) -> list[str]:
     """Return the state Secrets that are missing, with their Roles and RoleBindings."""
-    present = {identity for root in roots for identity in _identities(root)}
+    present = {identity for value in values for identity in _identities(value)}
     owners: dict[tuple[str, str], str] = {}
     documents = []
     for workload in workloads:
@@ -251,20 +231,15 @@ def _state_documents(workloads: Sequence[Workload], roots: Sequence[yaml.Node], 
         except ManifestError as error:
             problems.append(f"{workload}: {error}")
             continue
-        documents += [
-            f"---\n{block_yaml(content)}"
-            for content in contents
-            if (content["kind"], content["metadata"]["namespace"], content["metadata"]["name"]) not in present
-        ]
+        documents += [to_yaml(content) for content in contents if next(_identities(content)) not in present]
     return documents
 
 
-def _identities(node: yaml.Node, depth: int = 0) -> Iterator[tuple[str, str, str]]:
+def _identities(value: Any) -> Iterator[tuple[Any, ...]]:
     """Yield the kind, namespace and name of each object in a document and in its lists."""
-    items = field_of(node, "items")
-    if isinstance(items, yaml.SequenceNode) and depth < _MAX_LIST_DEPTH:
-        for item in items.value:
-            yield from _identities(item, depth + 1)
-    fields = (field_of(node, "kind"), field_of(node, "metadata", "namespace"), field_of(node, "metadata", "name"))
-    kind, namespace, name = (str(field.value) if isinstance(field, yaml.ScalarNode) else "" for field in fields)
-    yield kind, namespace, name
+    items = _object_at(value).get("items")
+    if isinstance(items, list):
+        for item in items:
+            yield from _identities(item)
+    metadata = _object_at(value, "metadata")
+    yield tuple(map(str, (_object_at(value).get("kind"), metadata.get("namespace"), metadata.get("name"))))

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from lifecycle.domain.ownership import is_in_domain
 from lifecycle.inject.template import (
     CONTAINERS,
@@ -137,7 +135,6 @@ class Workload:
     """One object with a pod template, such as a Deployment.
 
     Attributes:
-        node: the object as a YAML node, which can be changed.
         manifest: the object as values.
         pod_count: how many pods of the workload run at the same time; for a DaemonSet, how many on each cluster node.
         labels_outside: the labels of the object itself, and of the Jobs of a CronJob.
@@ -148,7 +145,6 @@ class Workload:
 
     kind: str
     name: str
-    node: yaml.MappingNode
     manifest: Mapping[str, Any]
     pod_count: int
     labels_outside: Mapping[str, Any]
@@ -204,7 +200,7 @@ def _name_refusals(workload: Workload) -> Iterator[str]:
         ("label", workload.labels, (LABEL,)),
         ("annotation", workload.annotations, ANNOTATIONS),
     ):
-        for name in names:
+        for name in map(str, names):
             if name.startswith(f"{PROJECT}/") and name not in known:
                 near = difflib.get_close_matches(name, (*ANNOTATIONS, LABEL), n=1)
                 hint = f" (did you mean {near[0]}?)" if near and near[0] != name else ""
