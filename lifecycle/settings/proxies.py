@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from lifecycle.domain.model import IpAddress
 from lifecycle.domain.ownership import IpNetwork
 
-_WITH_PORT = re.compile(r"(.+):(\d{1,5})", re.ASCII)
+_WITH_PORT = re.compile(r"(.+):(\d{0,5})", re.ASCII)
 _BRACKETED = re.compile(r"\[([^]]*)\](/\d+)?", re.ASCII)
 _DEFAULT_PORT = {"http": 80, "https": 443}
 
@@ -43,7 +43,8 @@ def _matches(entry: str, host: str, port: int) -> bool:
     with_port = _WITH_PORT.fullmatch(name)
     # An IPv6 address can end in a colon and digits, which are a port only after brackets.
     if with_port and ("]" in with_port[1] or _network(name) is None):
-        if int(with_port[2]) != port:
+        # Without digits after the colon, an entry is for every port.
+        if with_port[2] and int(with_port[2]) != port:
             return False
         name = with_port[1]
     if name == "*":
@@ -53,7 +54,7 @@ def _matches(entry: str, host: str, port: int) -> bool:
         network = _network(name)
         return network is not None and address in network
     # `.example.com` and `*.example.com` exempt only subdomains. `example.com` also exempts the host with this name.
-    suffix = name.removeprefix("*")
+    suffix = name.removeprefix("*").rstrip(".")
     return host.endswith(f".{suffix.removeprefix('.')}") or host == suffix
 
 
