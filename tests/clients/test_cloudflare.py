@@ -160,6 +160,14 @@ def test_malformed_response_is_an_error(account: Account, cloudflare: Cloudflare
         cloudflare.records(NAME)
 
 
+@pytest.mark.parametrize("pages", [2, 10**9], ids=["as-if-complete", "as-if-endless"])
+def test_repeated_page_is_an_error(account: Account, cloudflare: CloudflareWriter, pages: int) -> None:
+    account.faults.add(a_page(RECORD, total_pages=pages, total_count=pages), times=3)
+    with pytest.raises(ResponseError):
+        cloudflare.records(NAME)
+    assert len(account.requests) == 2
+
+
 def test_additional_and_missing_members_are_tolerated(account: Account, cloudflare: CloudflareWriter) -> None:
     account.faults.add(a_page({**RECORD, "name": "GRAFANA.example.com.", "new": [1]}, total_pages=1, total_count=1))
     assert cloudflare.records(NAME) == [a_record("0" * 32, ttl_s=1, comment="")]

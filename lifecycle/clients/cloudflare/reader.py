@@ -141,8 +141,9 @@ class CloudflareReader:
         self, path: str, params: Mapping[str, str], per_page: int, parse: Callable[[Any], Parsed]
     ) -> list[Parsed]:
         """Read every page of a list, and check that the pages add up to the reported total."""
-        items: list[Parsed] = []
+        items: dict[str, Parsed] = {}
         for page in count(1):
+            known = len(items)
             response = self._send("GET", path, params={**params, "page": str(page), "per_page": str(per_page)})
             with well_formed(malformed_response(f"GET {path}")):
                 match response.json:
@@ -151,17 +152,18 @@ class CloudflareReader:
                         "result": list(results),
                         "result_info": {"total_pages": int(pages), "total_count": int(total)},
                     }:
-                        items += map(parse, results)
+                        items |= {result["id"]: parse(result) for result in results}
                     case _:
                         raise ValueError("not a page of a list")
-            if page >= pages or not results:
+            # A page without new items is empty or repeated.
+            if page >= pages or len(items) == known:
                 break
         if len(items) != total:
             raise ResponseError(
                 f"Cloudflare reports {total} items for GET {path} and returned {len(items)}. Nothing was changed.",
                 upstream=UPSTREAM,
             )
-        return items
+        return list(items.values())
 
     def _one(self, method: str, path: str, parse: Callable[[Any], Parsed], *, body: Any = None) -> Parsed:
         """Send a request, and return the parsed `result` of the response."""
