@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -26,6 +27,9 @@ MAX_RESPONSE_BYTES: Final = 32 * 1024 * 1024
 _PIECE_BYTES = 256 * 1024
 
 _UNCOMPRESSED = frozenset({"", "identity"})
+
+# What Go's net/http, nginx and Apache respond to plain HTTP on a port for HTTPS.
+_HTTPS_EXPECTED = re.compile(r"HTTP request (was sent )?to (an )?HTTPS |plain HTTP to an SSL-enabled server")
 
 
 class HttpClient:
@@ -112,9 +116,8 @@ class HttpClient:
         response = parse_response(streamed.status_code, streamed.headers, body, secret=token)
         if response.date is not None:
             self.clock_skew = response.date - self._now()
-        # A server that expects HTTPS responds to plain HTTP with the status 400 and a message that says so.
         is_bad_request = response.status == httpx.codes.BAD_REQUEST
-        if is_bad_request and self.endpoint.is_plain_http and "https" in response.text.lower():
+        if is_bad_request and self.endpoint.is_plain_http and _HTTPS_EXPECTED.search(response.text):
             raise self.endpoint.https_required_error(what)
         return response
 

@@ -147,15 +147,25 @@ NGINX_RESPONSE = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/html\r\nConnection: close\r\n\r\n"
     b"<html><head><title>400 The plain HTTP request was sent to HTTPS port</title></head></html>"
 )
+APACHE_RESPONSE = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/html\r\nConnection: close\r\n\r\n<title>400 Bad Request</title>"
+    b"<p>Reason: You're speaking plain HTTP to an SSL-enabled server port.<br />\n Instead use the HTTPS scheme.</p>"
+)
 
 
-@pytest.mark.parametrize("raw", [GO_RESPONSE, NGINX_RESPONSE], ids=["go", "nginx"])
+@pytest.mark.parametrize("raw", [GO_RESPONSE, NGINX_RESPONSE, APACHE_RESPONSE], ids=["go", "nginx", "apache"])
 def test_http_on_an_https_port_advises_https(raw: bytes) -> None:
     with serve_connection(respond(raw)) as address:
         error = failure(f"http://{address}")
     assert type(error) is ResponseError
     assert "API_URL" in str(error)
     assert "https://" in str(error)
+
+
+def test_other_bad_request_that_mentions_https_gets_no_advice_to_use_https() -> None:
+    raw = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\nInvalid header. See https://docs.example.com"
+    with serve_connection(respond(raw)) as address:
+        assert "expects HTTPS" not in str(failure(f"http://{address}"))
 
 
 def test_connection_that_ends_during_the_handshake_is_a_transient_error() -> None:
