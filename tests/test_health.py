@@ -94,7 +94,8 @@ def set_status(status: Status, **changes: Any) -> None:
         changes["heal"] = replace(state.heal, lost=LossKind(changes.pop("lost")))
     if "node_id" in changes:
         changes["node"] = KnownNode(changes.pop("node_id"), None)
-    records = {name: changes.pop(name) for name in ("reason", "addresses", "verified_at_s") if name in changes}
+    names = {"reason", "addresses", "verified_at_s", "last_failure"}
+    records = {name: changes.pop(name) for name in names & changes.keys()}
     status.restart_helps = changes.pop("restart_helps", status.restart_helps)
     status.state = replace(state, records=replace(state.records, **records), **changes)
 
@@ -154,12 +155,14 @@ def test_readyz_fails_if_the_record_is_wrong_or_was_read_too_long_ago(clock: Clo
         200,
         {"ready": True, "reason": "", "addresses": ["100.64.0.1"]},
     )
+    set_status(status, last_failure=str(OUTAGE))
     clock.sleep(3 * VERIFY_INTERVAL_S)
     assert get(port, "/readyz").status_code == 200
     clock.sleep(1)
     answer = get(port, "/readyz")
     assert answer.status_code == 503
     assert "too long ago" in answer.json()["reason"]
+    assert str(OUTAGE) in answer.json()["reason"]
     set_in_sync(status)
     set_status(status, reason="a foreign record is in the way")
     answer = get(port, "/readyz")

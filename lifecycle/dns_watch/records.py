@@ -274,7 +274,7 @@ def _records_after(
         record = plan.in_the_way[-1]
         problem = f"a {record.type} record that is not ours exists at {record.name}. {_advice(record, config)}"
         return replace(records, reason=problem)
-    return replace(records, reason="", verified_at_s=now.monotonic_s)
+    return replace(records, reason="", verified_at_s=now.monotonic_s, last_failure="")
 
 
 def _describe_pod(node: Node, state: State) -> str:
@@ -283,8 +283,8 @@ def _describe_pod(node: Node, state: State) -> str:
 
 
 def with_failure_reason(records: RecordState, failure: ApiError) -> RecordState:
-    """If the records are out of sync, remember the failure as the reason."""
-    return records if records.in_sync else replace(records, reason=str(failure))
+    """Remember the failure. If the records are out of sync, it is the reason."""
+    return replace(records, reason=records.reason and str(failure), last_failure=str(failure))
 
 
 def with_cloudflare_failure(state: State, failure: ApiError, config: WatchConfig, now: Moment) -> tuple[State, Failure]:

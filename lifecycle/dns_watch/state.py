@@ -248,6 +248,7 @@ class RecordState:
         reason: why the records are not in sync; "" if they are in sync.
         addresses: the addresses that were published last.
         verified_at_s: time of the last read that found the records as desired.
+        last_failure: the last failure of an upstream since then; "" if there is none.
     """
 
     compared_specs: tuple[RecordSpec, ...] | None = None
@@ -257,6 +258,7 @@ class RecordState:
     reason: str = "no pass has finished yet"
     addresses: tuple[IpAddress, ...] = ()
     verified_at_s: float = 0.0
+    last_failure: str = ""
 
     @property
     def in_sync(self) -> bool:

@@ -105,7 +105,8 @@ class Status:
         records = self.state.records
         age_s = self.monotonic() - records.verified_at_s
         if records.in_sync and age_s > _TOLERATED_INTERVALS * self.verify_interval.total_seconds():
-            return "the record was right when it was last read, but that is too long ago"
+            failure = records.last_failure or "none"
+            return f"the record was right when it was last read, but that is too long ago. Last failure: {failure}"
         return records.reason
 
     @property

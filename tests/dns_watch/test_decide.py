@@ -238,10 +238,15 @@ def test_cloudflare_is_not_contacted_before_the_time_of_retry_after() -> None:
     assert due == [False, False, True]
 
 
-def test_a_record_stays_in_sync_during_an_outage_of_cloudflare() -> None:
-    decision = decide_at(IN_SYNC_STATE, registered(records=CLOUDFLARE_OUTAGE), VERIFY_INTERVAL_S)
-    assert decision.state.records.in_sync
-    assert decision.state.records.failures == 1
+@pytest.mark.parametrize("outage", [OUTAGE, CLOUDFLARE_OUTAGE], ids=["Headscale", "Cloudflare"])
+def test_a_record_stays_in_sync_during_an_outage(outage: ApiError) -> None:
+    """The failure is remembered, because it is the reason why the record was not read for a long time."""
+    observation = registered(records=outage) if outage is CLOUDFLARE_OUTAGE else Observation(INTERFACE, outage)
+    during = decide_at(IN_SYNC_STATE, observation, VERIFY_INTERVAL_S).state
+    assert during.records.in_sync
+    assert during.records.last_failure == str(outage)
+    later = 2 * VERIFY_INTERVAL_S
+    assert decide_at(during, registered(records=[a_record(content=V4)]), later).state.records.last_failure == ""
 
 
 def test_an_outage_is_the_reason_of_a_record_that_is_out_of_sync() -> None:
