@@ -178,8 +178,9 @@ class Step:
         kind: a key of `FAULTS`, or one of the other kinds of this module.
         wait_s: how long the pods run before the next step.
         seed: the seed of the random choices of this step.
-        during_pass: True if the step happens in the middle of a pass; False if it happens between two passes.
-        upstream: the upstream of the affected requests; None = the step affects no requests.
+        during_pass: True if the step happens in the middle of a pass; False if it happens between two passes, or
+            if it is a fault of requests.
+        upstream: the upstream that the step affects; None if the kind of the step does not leave a choice.
         method: the HTTP method of the affected requests; None = any.
         second_page: True if the fault affects only requests for the second page of a list.
         times: the number of requests that the fault affects.
@@ -213,7 +214,7 @@ class Schedule:
             "looked up" if it is empty.
         many_records: True if the workload's hostname has more than one page of records.
         keeps_machine_key: True if a tailscale container has the same machine key after a restart.
-        steps: the steps in the order of time.
+        steps: the steps in chronological order.
     """
 
     seed: int

@@ -19,7 +19,7 @@ COMMANDS = ("buildah", "busybox", "containerd", "ctr", "mmdebstrap", "podman", "
 BASE = "localhost/debian:test"
 
 ENOUGH_MEMORY = 8 * 2**30
-"""With at least this many bytes of memory, the machine can keep the files of the tests in memory: about 2 GiB."""
+"""If the machine has at least this many bytes of memory, the tests keep their files, about 2 GiB, in memory."""
 
 
 @pytest.fixture(scope="session")

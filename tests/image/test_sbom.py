@@ -22,7 +22,10 @@ from packageurl import PackageURL
 from tests.image.tools import ROOT, ImageBuild, run, run_checked
 
 STATUS = "var/lib/dpkg/status.d"
-"""A folder with one file per Debian package. The image does not have dpkg's usual file with all packages."""
+"""A folder with a control file and a list of files (`.md5sums`) for each Debian package.
+
+The image does not have dpkg's usual file with all packages.
+"""
 
 SITE_PACKAGES = "opt/lifecycle/lib/python3*/site-packages"
 

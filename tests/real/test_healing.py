@@ -111,7 +111,7 @@ class Pod:
 def test_pods_with_a_deleted_and_an_expired_node_recover(
     releases: list[Release], temporary_folder: Path, version: str, interface: str
 ) -> None:
-    """Headscale 0.27 to 0.29.3 does not notify a running client that its node was deleted."""
+    """Headscale up to 0.29.3 does not notify a running client that its node was deleted."""
     release = release_named(version, releases)
     with ExitStack() as stack:
         if interface:
