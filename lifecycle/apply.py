@@ -26,7 +26,7 @@ from lifecycle.domain.changes import (
     WriteFreshKey,
     WriteKeyMetadata,
 )
-from lifecycle.domain.errors import ConflictError, KeyFileError, LifecycleError, NotFoundError, TransientError
+from lifecycle.domain.errors import ConflictError, KeyFileError, LifecycleError, TransientError
 from lifecycle.domain.events import Event, info
 from lifecycle.domain.model import KeyMetadata, Node, PreAuthKey
 from lifecycle.domain.pod_events import PodEvent, pod_event
@@ -41,24 +41,14 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# How many Kubernetes Events may wait to be written, and how many are remembered to count their repetitions.
+# How many Kubernetes Events may wait to be written.
 _MAX_WAITING_EVENTS = 32
-_MAX_REMEMBERED_EVENTS = 64
 
-# If an Event occurs again within this time, it is only counted. The first repetition after this time writes the count.
-_EVENT_INTERVAL = timedelta(minutes=5)
+# By default, the API server deletes an Event after this time. Until then, the same Event is not written again.
+_EVENT_LIFETIME = timedelta(hours=1)
 
 _EVENT_ATTEMPTS = 5
 _MAX_EVENT_DELAY_S = 300.0
-
-
-@dataclass(slots=True)
-class _WrittenEvent:
-    """A Kubernetes Event that was written: its name in Kubernetes, and how often it has occurred."""
-
-    name: str
-    count: int
-    written_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +187,7 @@ class EventRecorder:
     """Writes Kubernetes Events about this pod, in a thread that starts with the first Event.
 
     `record` neither waits nor raises an exception, because an Event only repeats a line of the log. A failure to write
-    is logged; further failures of the same kind are logged only after another Event was written successfully.
+    is logged; further failures are logged only after another Event was written successfully.
     """
 
     def __init__(
@@ -213,9 +203,8 @@ class EventRecorder:
         self._writer: EventWriter | None = None
         self._queue: Queue[PodEvent] = Queue(_MAX_WAITING_EVENTS)
         self._thread: Thread | None = None
-        self._written: dict[PodEvent, _WrittenEvent] = {}
-        # The type and HTTP status of each failure that was logged since the last success.
-        self._logged_failures: set[tuple[type[Exception], int | None]] = set()
+        self._written: dict[PodEvent, datetime] = {}
+        self._is_failing = False
 
     def record(self, event: Event) -> None:
         """Queue the Kubernetes Event of a log event that has one, or drop it if too many Events are waiting."""
@@ -242,35 +231,24 @@ class EventRecorder:
             self._queue.task_done()
 
     def _write(self, event: PodEvent) -> None:
-        """Write an Event, or only count it. After a failure that can be temporary, try again."""
-        written = self._written.get(event)
-        if written is not None and self._now() - written.written_at < _EVENT_INTERVAL:
-            written.count += 1
+        """Write an Event, unless the API server has it already. After a failure that can be temporary, try again."""
+        now = self._now()
+        self._written = {event: at for event, at in self._written.items() if now - at < _EVENT_LIFETIME}
+        if event in self._written:
             return
         for attempt in range(1, _EVENT_ATTEMPTS + 1):
             try:
                 self._writer = self._writer or self._connect()
-                self._send(event, written, self._writer, self._now())
+                self._writer.create_event(event, self._now())
             except LifecycleError as error:
-                failure = type(error), getattr(error, "status", None)
-                if failure not in self._logged_failures:
+                if not self._is_failing:
                     log.warning("kubernetes_event.failed", reason=event.reason, error=str(error))
-                self._logged_failures.add(failure)
+                self._is_failing = True
                 if not isinstance(error, TransientError):
                     return
                 delay_s = retry_delay_s(attempt, max_s=_MAX_EVENT_DELAY_S, jitter=0.0, error=error)
                 self._pause(min(delay_s, _MAX_EVENT_DELAY_S))
             else:
-                self._logged_failures.clear()
+                self._written[event] = now
+                self._is_failing = False
                 return
-
-    def _send(self, event: PodEvent, written: _WrittenEvent | None, writer: EventWriter, now: datetime) -> None:
-        if written is not None:
-            with suppress(NotFoundError):
-                # By default, the API server deletes an Event after an hour. It is then created again below.
-                writer.repeat_event(written.name, written.count + 1, now)
-                written.count, written.written_at = written.count + 1, now
-                return
-        self._written[event] = _WrittenEvent(writer.create_event(event, now), 1, now)
-        while len(self._written) > _MAX_REMEMBERED_EVENTS:
-            del self._written[next(iter(self._written))]

@@ -74,7 +74,7 @@ EVENTS = {
     "kubernetes_event.failed": _event(
         "warning",
         "reason error",
-        "an Event of the pod could not be written; logged once per cause; this has no other effect",
+        "an Event of the pod could not be written; logged once until an Event is written; this has no other effect",
     ),
     # Nodes
     "node.registered": _event(

@@ -58,8 +58,8 @@ POD_EVENTS = """\
 ### Kubernetes Events
 
 With `KUBERNETES_EVENTS=true`, these log events are also written as Events of the pod, at any `LOG_LEVEL`. The type is
-`Normal` for the level `info`, and `Warning` for other levels. If a log event is repeated, the count in its Event is
-updated, at most every five minutes.
+`Normal` for the level `info`, and `Warning` for other levels. If a log event is repeated, its Event is written
+again after an hour, when the API server has deleted the first one.
 """
 
 HEALTH = """\

@@ -63,12 +63,9 @@ class Recording:
         self.recorder.flush(HANG_TIMEOUT_S)
 
     @property
-    def reasons_and_counts(self) -> list[tuple[str, int]]:
-        """Return the reason of each Event in the API, and how often it has occurred."""
-        return [
-            (event["reason"], (event.get("series") or {"count": 1})["count"])
-            for event in self.kubernetes.events.values()
-        ]
+    def reasons(self) -> list[str]:
+        """Return the reason of each Event in the API."""
+        return [event["reason"] for event in self.kubernetes.events.values()]
 
     def _pause(self, seconds: float) -> None:
         self.pauses.append(seconds)
@@ -122,45 +119,30 @@ class TestRecorder:
         assert (event["type"], event["reason"]) == ("Warning", "NodeLost")
         assert "Restart the pod." in event["note"]
 
-    def test_repeated_event_is_counted_and_written_at_most_every_five_minutes(self, recording: Recording) -> None:
-        recording.record(LOST, LOST, LOST)
-        assert recording.reasons_and_counts == [("NodeLost", 1)]
-        recording.clock.sleep(300.0)
+    def test_repeated_event_is_written_once_an_hour(self, recording: Recording) -> None:
+        """By default, the API server deletes an Event after an hour."""
+        recording.record(LOST, LOST)
+        recording.clock.sleep(3599.0)
         recording.record(LOST)
-        assert recording.reasons_and_counts == [("NodeLost", 4)]
-        # The writes are a SelfSubjectReview, the new Event, and the update of its count.
-        assert len(recording.kubernetes.writes) == 3
+        assert recording.reasons == ["NodeLost"]
+        recording.clock.sleep(1.0)
+        recording.record(LOST)
+        assert recording.reasons == ["NodeLost", "NodeLost"]
 
     def test_different_notes_are_different_events(self, recording: Recording) -> None:
         recording.record(LOST, RETURNED, error("node.lost", node_id="9", reason="it is gone", advice=""))
-        assert recording.reasons_and_counts == [("NodeLost", 1), ("NodeReturned", 1), ("NodeLost", 1)]
-
-    def test_event_that_has_expired_in_the_api_is_created_again(self, recording: Recording) -> None:
-        recording.record(LOST)
-        recording.kubernetes.events.clear()
-        recording.clock.sleep(3600.0)
-        recording.record(LOST)
-        assert recording.reasons_and_counts == [("NodeLost", 1)]
-
-    def test_number_of_remembered_events_is_limited(self, recording: Recording) -> None:
-        for number in range(200):
-            recording.record(info("node.returned", after=str(number)))
-        assert len(recording.reasons_and_counts) == 200
-        recording.clock.sleep(300.0)
-        recording.record(info("node.returned", after="0"), info("node.returned", after="199"))
-        # The recorder remembers 64 Events: it counts Event 199 again, but has forgotten Event 0 and creates it again.
-        assert recording.reasons_and_counts[199:] == [("NodeReturned", 2), ("NodeReturned", 1)]
+        assert recording.reasons == ["NodeLost", "NodeReturned", "NodeLost"]
 
 
 class TestFailures:
-    """A failure is only logged, and only once for each error type and HTTP status until an Event is written."""
+    """A failure is only logged, and only once until an Event is written."""
 
     def test_missing_permission_is_not_retried(self, recording: Recording, events: list[Any]) -> None:
         recording.kubernetes.allow_nothing()
         recording.record(LOST, RETURNED)
-        assert (recording.reasons_and_counts, recording.pauses) == ([], [])
+        assert (recording.reasons, recording.pauses) == ([], [])
         [line] = events_named(events, "kubernetes_event.failed")
-        assert 'apiGroups: ["events.k8s.io"], resources: [events], verbs: [create, patch]' in line["error"]
+        assert 'apiGroups: ["events.k8s.io"], resources: [events], verbs: [create]' in line["error"]
 
     @pytest.mark.parametrize(
         ("fault", "pauses"),
@@ -177,7 +159,7 @@ class TestFailures:
         # A pause is the longer of Retry-After and the backoff, up to 300 s. The last pause is before the next Event.
         recording.kubernetes.faults.add(fault, times=5)
         recording.record(LOST)
-        assert (recording.reasons_and_counts, recording.pauses) == ([], pauses)
+        assert (recording.reasons, recording.pauses) == ([], pauses)
         assert len(events_named(events, "kubernetes_event.failed")) == 1
 
     def test_event_is_written_after_a_short_outage_and_each_outage_is_logged(
@@ -186,24 +168,26 @@ class TestFailures:
         recording.record(RETURNED)
         recording.kubernetes.faults.add(faults.html(502), path=PATH, times=2)
         recording.record(LOST)
-        assert recording.reasons_and_counts == [("NodeReturned", 1), ("NodeLost", 1)]
+        assert recording.reasons == ["NodeReturned", "NodeLost"]
         recording.kubernetes.faults.add(faults.html(502), path=PATH, times=2)
         recording.record(error("node.lost", node_id="9", reason="", advice=""))
         assert len(events_named(events, "kubernetes_event.failed")) == 2
 
-    def test_event_that_is_only_counted_does_not_end_an_outage(self, recording: Recording, events: list[Any]) -> None:
+    def test_event_that_is_not_written_again_does_not_end_an_outage(
+        self, recording: Recording, events: list[Any]
+    ) -> None:
         recording.record(RETURNED)
         recording.kubernetes.faults.add(faults.html(403), path=PATH, times=None)
         recording.record(LOST)
         recording.record(RETURNED)
         recording.record(error("node.lost", node_id="9", reason="", advice=""))
-        assert recording.reasons_and_counts == [("NodeReturned", 1)]
+        assert recording.reasons == ["NodeReturned"]
         assert len(events_named(events, "kubernetes_event.failed")) == 1
 
     def test_token_that_is_not_bound_to_a_pod_is_reported(self, recording: Recording, events: list[Any]) -> None:
         recording.kubernetes.token_pod = None
         recording.record(LOST)
-        assert recording.reasons_and_counts == []
+        assert recording.reasons == []
         [line] = events_named(events, "kubernetes_event.failed")
         assert "KUBERNETES_EVENTS" in line["error"]
 
@@ -220,14 +204,14 @@ class TestFailures:
         with refused_threads():
             recording.recorder.record(LOST)
         recording.record(RETURNED)
-        assert recording.reasons_and_counts == [("NodeLost", 1), ("NodeReturned", 1)]
+        assert recording.reasons == ["NodeLost", "NodeReturned"]
 
     def test_recording_does_not_wait_for_the_server(self, recording: Recording) -> None:
         recording.kubernetes.faults.add(faults.hang(), times=None)
         for number in range(1000):
             recording.recorder.record(info("node.returned", after=str(number)))
         recording.recorder.flush(0.0)
-        assert recording.reasons_and_counts == []
+        assert recording.reasons == []
         recording.kubernetes.faults.release()
 
 

@@ -46,22 +46,16 @@ def recorder(api_server: ApiServer, clock: Clock, *options: str) -> EventRecorde
     return EventRecorder(lambda: EventWriter(access, timeout=timedelta(seconds=30)), now=clock.now)
 
 
-def test_role_is_sufficient_and_kubectl_shows_the_count(api_server: ApiServer, pod: str, events: list[Any]) -> None:
-    """The program updates an Event at most every five minutes, and shortens long notes, which the API would refuse."""
-    clock = Clock()
-    event_recorder = recorder(api_server, clock, "--bound-object-kind=Pod", f"--bound-object-name={pod}")
-    for _ in range(3):
-        event_recorder.record(NODE_LOST)
-        event_recorder.flush(FLUSH_TIMEOUT_S)
-        clock.sleep(300.0)
+def test_role_is_sufficient_and_kubectl_shows_the_event(api_server: ApiServer, pod: str, events: list[Any]) -> None:
+    """The program shortens long notes, which the API would refuse."""
+    event_recorder = recorder(api_server, Clock(), "--bound-object-kind=Pod", f"--bound-object-name={pod}")
+    event_recorder.record(NODE_LOST)
     event_recorder.record(info("node.returned", after="gone" + "é" * 2000))
     event_recorder.flush(FLUSH_TIMEOUT_S)
     assert events_named(events, "kubernetes_event.failed") == []
     written = json.loads(api_server.kubectl("get", "events.events.k8s.io", "-n", "services", "-o", "json"))["items"]
-    counts = {event["reason"]: event.get("series", {}).get("count") for event in written}
-    assert counts == {"NodeLost": 3, "NodeReturned": None}
+    assert sorted(event["reason"] for event in written) == ["NodeLost", "NodeReturned"]
     description = api_server.kubectl("describe", "pod", "-n", "services", pod)
-    assert "(x3 over" in description
     assert "Restart the pod." in description
 
 

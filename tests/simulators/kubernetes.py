@@ -301,11 +301,7 @@ class KubernetesSimulator(Upstream):
                 return json_response({"kind": "SelfSubjectReview", "status": {"userInfo": self._user()}}, 201)
             case ["POST", "apis", "events.k8s.io", "v1", "namespaces", namespace, "events"]:
                 self._check_permission("create", "events", namespace, None, "events.k8s.io")
-                return json_response(self.events.create(namespace, _json_body(request, "application/json")), 201)
-            case ["PATCH", "apis", "events.k8s.io", "v1", "namespaces", namespace, "events", name]:
-                self._check_permission("patch", "events", namespace, name, "events.k8s.io")
-                patch = _json_body(request, "application/merge-patch+json")
-                return json_response(self.events.patch(namespace, name, patch))
+                return json_response(self.events.create(namespace, _json_body(request)), 201)
         raise RefusedError(404, "the server could not find the requested resource")
 
     def _user(self) -> dict[str, Any]:
@@ -494,9 +490,9 @@ def _messages(channel: int, data: bytes) -> bytes:
     return b"".join(frame(bytes([channel]) + part) for part in parts)
 
 
-def _json_body(request: Request, content_type: str) -> dict[str, Any]:
+def _json_body(request: Request) -> dict[str, Any]:
     """Return the body of a request. Refuse the request if it has another content type."""
-    if request.headers.get("content-type") != content_type:
+    if request.headers.get("content-type") != "application/json":
         raise RefusedError(415, "the body of the request was in an unknown format")
     body: dict[str, Any] = request.json()
     return body

@@ -7,10 +7,9 @@ from typing import Any, Final
 
 from tests.simulators.messages import Response, json_response
 
-_REQUIRED: Final = ("eventTime", "action", "reason", "reportingController", "reportingInstance")
+_REQUIRED: Final = ("action", "reason", "reportingController", "reportingInstance")
 # kube-apiserver counts bytes, although its message says characters.
 _MAX_BYTES: Final = {"note": 1024, "action": 128, "reason": 128, "reportingInstance": 128}
-_MIN_SERIES_COUNT: Final = 2
 _MICRO_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _CONTROLLER: Final = re.compile(r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?", re.ASCII)
@@ -51,7 +50,8 @@ class Events(dict[tuple[str, str], dict[str, Any]]):
 
     def create(self, namespace: str, event: dict[str, Any]) -> dict[str, Any]:
         """Store a new Event."""
-        _check_times(event)
+        if not _MICRO_TIME.fullmatch(event.get("eventTime") or ""):
+            raise RefusedError(400, f"Event in version v1 cannot be handled: cannot parse {event.get('eventTime')}")
         name = event["metadata"].get("name", "")
         if problem := _problem_of_event(event, namespace):
             raise RefusedError(422, f'Event "{name}" is invalid: {problem}')
@@ -59,17 +59,6 @@ class Events(dict[tuple[str, str], dict[str, Any]]):
             raise RefusedError(409, f'events "{name}" already exists')
         self[namespace, name] = event
         return event
-
-    def patch(self, namespace: str, name: str, patch: dict[str, Any]) -> dict[str, Any]:
-        """Apply a merge patch to an Event."""
-        event = self.get((namespace, name))
-        if event is None:
-            raise RefusedError(404, f'events "{name}" not found')
-        _check_times(patch)
-        if problem := _problem_of_patch(event, patch):
-            raise RefusedError(422, f'Event "{name}" is invalid: {problem}')
-        self[namespace, name] = event | {"series": {**(event.get("series") or {}), **patch["series"]}}
-        return self[namespace, name]
 
 
 def _problem_of_event(event: dict[str, Any], namespace: str) -> str:
@@ -89,30 +78,4 @@ def _problem_of_event(event: dict[str, Any], namespace: str) -> str:
         problems.append("involvedObject.namespace: Invalid value: does not match event.namespace")
     if event.get("reportingController") and not _CONTROLLER.fullmatch(event["reportingController"]):
         problems.append("reportingController: Invalid value")
-    problems += _problems_of_series(event.get("series"))
     return ", ".join(problems)
-
-
-def _problem_of_patch(event: dict[str, Any], patch: dict[str, Any]) -> str:
-    """Return why a merge patch of an Event is invalid; "" if it is valid."""
-    changed = [name for name, value in patch.items() if name != "series" and event.get(name) != value]
-    problems = [f"{name}: Invalid value: field is immutable" for name in changed]
-    return ", ".join([*problems, *_problems_of_series({**(event.get("series") or {}), **patch.get("series", {})})])
-
-
-def _problems_of_series(series: dict[str, Any] | None) -> list[str]:
-    if series is None:
-        return []
-    problems = (
-        [] if series.get("count", 0) >= _MIN_SERIES_COUNT else ["series.count: Invalid value: should be at least 2"]
-    )
-    if not series.get("lastObservedTime"):
-        problems.append("series.lastObservedTime: Required value")
-    return problems
-
-
-def _check_times(event: dict[str, Any]) -> None:
-    """Refuse a time without microseconds."""
-    for value in (event.get("eventTime"), (event.get("series") or {}).get("lastObservedTime")):
-        if value is not None and not _MICRO_TIME.fullmatch(value):
-            raise RefusedError(400, f"Event in version v1 cannot be handled: cannot parse {value}")

@@ -202,8 +202,7 @@ class Cluster:
             ApiError: the request was refused, or its result is unknown.
         """
         what = f"{method} {path}"
-        content_type = f"application/{'merge-patch+' if method == 'PATCH' else ''}json"
-        body_headers = {"Content-Type": content_type} if body else {}
+        body_headers = {"Content-Type": "application/json"} if body else {}
         response = self.http.send(
             method,
             path,

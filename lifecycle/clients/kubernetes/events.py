@@ -29,8 +29,8 @@ _POD_KEY: Final = "authentication.kubernetes.io/pod-"
 class EventWriter(Cluster):
     """A `Cluster` that also writes Events about this pod."""
 
-    def create_event(self, event: PodEvent, now: datetime) -> str:
-        """Create an Event, and return its name.
+    def create_event(self, event: PodEvent, now: datetime) -> None:
+        """Create an Event.
 
         Raises:
             ApiError: the Event was not created, or it is unknown whether it was created.
@@ -41,7 +41,7 @@ class EventWriter(Cluster):
             "apiVersion": f"{_GROUP}/v1",
             "kind": "Event",
             "metadata": {"name": name, "namespace": pod["namespace"]},
-            "eventTime": _micro_time(now),
+            "eventTime": f"{now.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}",
             "type": event.type,
             "reason": event.reason,
             "note": event.note,
@@ -50,22 +50,8 @@ class EventWriter(Cluster):
             "reportingController": _CONTROLLER,
             "reportingInstance": pod["name"][:_MAX_INSTANCE],
         }
-        self._send_event("POST", body)
-        return name
-
-    def repeat_event(self, name: str, count: int, now: datetime) -> None:
-        """Update how often an Event has occurred.
-
-        Raises:
-            NotFoundError: the Event no longer exists.
-            ApiError: the Event was not changed, or it is unknown whether it was changed.
-        """
-        self._send_event("PATCH", {"series": {"count": count, "lastObservedTime": _micro_time(now)}}, f"/{name}")
-
-    def _send_event(self, method: str, body: dict[str, Any], path: str = "") -> None:
-        namespace = self._pod["namespace"]
-        rule = RbacRule(namespace, "events", ("create", "patch"), group=_GROUP)
-        self.send(method, f"/apis/{_GROUP}/v1/namespaces/{namespace}/events{path}", rule, body=body)
+        rule = RbacRule(pod["namespace"], "events", ("create",), group=_GROUP)
+        self.send("POST", f"/apis/{_GROUP}/v1/namespaces/{pod['namespace']}/events", rule, body=body)
 
     @cached_property
     def _pod(self) -> dict[str, str]:
@@ -90,7 +76,3 @@ class EventWriter(Cluster):
             _, _, namespace, _ = user["username"].split(":")
             names = {key: ", ".join(extra[f"{_POD_KEY}{key}"]) for key in ("name", "uid")}
         return {"apiVersion": "v1", "kind": "Pod", "namespace": namespace, **names}
-
-
-def _micro_time(instant: datetime) -> str:
-    return f"{instant.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
