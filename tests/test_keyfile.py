@@ -9,10 +9,7 @@ import os
 import resource
 import shutil
 import stat
-import subprocess
-import sys
 import tempfile
-import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,10 +19,9 @@ from pydantic import SecretStr
 
 from lifecycle.domain.errors import KeyFileError
 from lifecycle.domain.model import KeyMetadata
-from lifecycle.keyfile.writer import KeyFileWriter, is_mount_point
+from lifecycle.keyfile.writer import KeyFileWriter
 from lifecycle.runtime.background import in_background
 from tests.builders import NOW
-from tests.process.cluster import IN_NEW_MOUNT_NAMESPACE, require_mount_namespace
 
 KEY_TEXT = "hskey-auth-abcdefghijkl-" + "Ab_-" * 16
 OLD_TEXT = "0123456789abcdef" * 3
@@ -300,8 +296,6 @@ class TestSpecialFiles:
 
         with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
             key_file.check_writable()
-        with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
-            key_file.write(KEY, METADATA)
 
         assert path.lstat() == before
         assert make is not make_link or path.read_bytes() == b"precious"
@@ -336,66 +330,6 @@ class TestSpecialFiles:
 
         with pytest.raises(KeyFileError):
             key_file.read_metadata()
-
-
-# This program mounts a file over a file of the volume, as Kubernetes does for a volumeMount with subPath.
-CHECK_MOUNTED_FILE = """
-    import subprocess, sys
-    from pathlib import Path
-    from lifecycle.domain.errors import KeyFileError
-    from lifecycle.keyfile.writer import KeyFileWriter
-
-    path = Path(sys.argv[1]) / sys.argv[2]
-    path.write_text("old")
-    source = path.with_name("source")
-    source.write_text("mounted")
-    subprocess.run(["mount", "--bind", source, path], check=True)
-    try:
-        KeyFileWriter(Path(sys.argv[1]) / "authkey").check_writable()
-    except KeyFileError as error:
-        print(error)
-"""
-
-
-class TestMounts:
-    """A file that Kubernetes has mounted by subPath cannot be replaced."""
-
-    @pytest.mark.parametrize("name", ["authkey", "authkey.id"])
-    def test_mounted_file_is_detected_by_check_writable(
-        self, tmp_path: Path, repository: Path, clean_environment: dict[str, str], name: str
-    ) -> None:
-        require_mount_namespace()
-        program = [sys.executable, "-c", textwrap.dedent(CHECK_MOUNTED_FILE), str(tmp_path), name]
-        command = [*IN_NEW_MOUNT_NAMESPACE, *program]
-        done = subprocess.run(
-            command, cwd=repository, env=clean_environment, text=True, capture_output=True, check=False
-        )
-
-        assert done.returncode == 0, done.stderr
-        assert "subPath" in done.stdout
-
-    @pytest.mark.parametrize(
-        ("name", "is_mounted"),
-        [
-            pytest.param("authkey", True, id="mounted"),
-            pytest.param("a b", True, id="escaped-blank"),
-            pytest.param("back\\slash", True, id="escaped-backslash"),
-            pytest.param("auth", False, id="shorter-name"),
-            pytest.param("source", False, id="source-of-a-mount"),
-        ],
-    )
-    def test_mount_points_are_read_from_mountinfo(self, tmp_path: Path, name: str, is_mounted: bool) -> None:
-        lines = [
-            f"36 35 98:0 {tmp_path}/source {tmp_path}/{mounted} rw,noatime master:1 - ext4 /dev/root rw"
-            for mounted in ("authkey", r"a\040b", r"back\134slash")
-        ]
-        mounts = tmp_path / "mountinfo"
-        mounts.write_text("\n".join(lines) + "\n")
-
-        assert is_mount_point(tmp_path / name, mounts) is is_mounted
-
-    def test_no_path_is_a_mount_point_without_proc(self, tmp_path: Path) -> None:
-        assert not is_mount_point(tmp_path / "authkey", tmp_path / "missing")
 
 
 class TestRestartMarker:

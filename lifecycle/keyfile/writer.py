@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,17 +17,6 @@ from lifecycle.keyfile.reader import METADATA_JSON, KeyFileReader, digest_of, re
 
 _METADATA_MODE = 0o644
 
-_OCTAL_ESCAPE = re.compile(rb"\\([0-7]{3})")
-
-_FILE_TYPES = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFLNK: "a symbolic link",
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class KeyFileWriter(KeyFileReader):
@@ -37,7 +25,7 @@ class KeyFileWriter(KeyFileReader):
     mode: int = 0o640
 
     def check_writable(self) -> None:
-        """Check that a key can be written: create and rename a file in its folder, and check the files to replace."""
+        """Check that a key can be written: create a file in its folder, and check the files to replace."""
         folder = self.path.parent
         with _key_file_errors(self.path):
             if not folder.is_dir():
@@ -46,11 +34,14 @@ class KeyFileWriter(KeyFileReader):
                     "the tailscale container there"
                 )
             for path in (self.path, self.metadata_path):
-                _check_replaceable(path)
-            with _temporary(self.path, b"\n", 0o600) as temporary:
-                # The file is renamed to a name that is not the key file's, so that the key file is not replaced.
-                temporary.replace(temporary.with_suffix(".check"))
-                temporary.with_suffix(".check").unlink()
+                # It is unclear whether a symbolic link or its target should be replaced.
+                if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+                    raise KeyFileError(
+                        f"AUTHKEY_OUTPUT_PATH: {path} is not a regular file, but for example a folder or a symbolic "
+                        "link. Set this to the path of a regular file, which need not exist yet"
+                    )
+            with _temporary(self.path, b"\n", 0o600):
+                pass
 
     def write(self, key: SecretStr, metadata: KeyMetadata) -> None:
         """Replace the key metadata, then the key file, each atomically. No newline is added to the key."""
@@ -84,43 +75,8 @@ class KeyFileWriter(KeyFileReader):
         return True
 
 
-def _check_replaceable(path: Path) -> None:
-    """Raise KeyFileError unless the path does not exist, or is a regular file that a rename can replace.
-
-    A symbolic link is refused, because it is unclear whether the link or its target should be replaced.
-    """
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISREG(mode):
-        raise KeyFileError(
-            f"AUTHKEY_OUTPUT_PATH: {path} is {_FILE_TYPES.get(stat.S_IFMT(mode), 'a special file')}. Set this to the "
-            "path of a regular file, which need not exist yet"
-        )
-    if is_mount_point(path):
-        raise KeyFileError(
-            f"AUTHKEY_OUTPUT_PATH: {path} is a mount point and cannot be replaced. Mount the folder of the volume, "
-            "not a single file of it (subPath)"
-        )
-
-
-def is_mount_point(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> bool:
-    """Return True if something is mounted at the path; False if the mounts cannot be read."""
-    # Path.is_mount() does not detect a file that is mounted from the same file system.
-    target = os.fsencode(path.parent.resolve() / path.name)
-    try:
-        lines = mounts.read_bytes().splitlines()
-    except OSError:
-        return False
-    # Source: proc_pid_mountinfo(5). The fifth field is the mount point, with some characters as octal escapes.
-    mount_points = (_OCTAL_ESCAPE.sub(lambda escape: bytes([int(escape[1], 8)]), line.split(b" ")[4]) for line in lines)
-    return target in mount_points
-
-
 def _replace(path: Path, content: bytes, mode: int) -> None:
     with _key_file_errors(path), _temporary(path, content, mode) as temporary:
-        _check_replaceable(path)
         temporary.replace(path)
     # The file has been replaced. Syncing the folder only makes the replacement durable, so a failure is ignored.
     with suppress(OSError):
@@ -163,5 +119,6 @@ def _key_file_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise KeyFileError(
             f"AUTHKEY_OUTPUT_PATH: {path} could not be written ({error.strerror}). The folder must be writable "
-            f"for uid {os.getuid()}, such as an emptyDir volume with the pod's fsGroup"
+            f"for uid {os.getuid()}, such as an emptyDir volume with the pod's fsGroup. Mount the folder, "
+            "not a single file of the volume (subPath)"
         ) from error

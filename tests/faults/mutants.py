@@ -202,7 +202,7 @@ SCHEDULE_MUTANTS: Final = (
         name="writes the key file in place",
         file="keyfile/writer.py",
         old="    with _key_file_errors(path), _temporary(path, content, mode) as temporary:\n"
-        "        _check_replaceable(path)\n        temporary.replace(path)\n",
+        "        temporary.replace(path)\n",
         new="    _write_new(path, content, mode)\n",
         seed=107,
     ),
