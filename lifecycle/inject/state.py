@@ -40,7 +40,7 @@ def state_objects(workload: Workload) -> Iterator[dict[str, Any]]:
     # tailscale reports in Events whether it could read and update the Secret.
     write_events = {"apiGroups": [""], "resources": ["events"], "verbs": ["get", "create", "patch"]}
     yield new(f"{rbac}/v1", "Role", role, rules=[use_secrets, write_events])
-    account = workload.spec.get("serviceAccountName") or "default"
+    account = workload.spec.get("serviceAccountName") or workload.spec.get("serviceAccount") or "default"
     yield new(
         f"{rbac}/v1",
         "RoleBinding",

@@ -18,7 +18,7 @@ from lifecycle.domain.errors import ManifestError
 from lifecycle.inject.manifests import inject
 from lifecycle.inject.rules import HOSTNAME, LABEL
 from lifecycle.inject.template import CONTAINERS
-from tests.inject.labelled_workloads import annotated, deployment, pod, stateful_set, template_of
+from tests.inject.labelled_workloads import annotated, deployment, pod, stateful_set, template_of, with_pod_fields
 from tests.inject.samples import INJECT_SETTINGS, NAMES, SETTINGS, Document, inject_text, injected, workloads
 
 WORKLOADS_TEXT = Path(__file__).with_name("workloads.yaml").read_text()
@@ -329,6 +329,15 @@ def test_state_secret_and_its_role_are_appended_once(kind: str) -> None:
         assert appended["rules"][0]["resourceNames"] == ["web-state"]
     if kind == "RoleBinding":
         assert appended["subjects"] == [{"kind": "ServiceAccount", "name": "default", "namespace": "services"}]
+
+
+@pytest.mark.parametrize("field", ["serviceAccountName", "serviceAccount"])
+def test_service_account_of_the_pod_gets_the_role(field: str) -> None:
+    """`serviceAccount` is the old name of the field, which the API server still accepts."""
+    document = annotated(with_pod_fields(deployment(), **{field: "web"}), state_secret="web-state")
+    documents = yaml.safe_load_all(inject_text(json.dumps(document), with_state_secrets=True))
+    (binding,) = [item for item in documents if item["kind"] == "RoleBinding"]
+    assert [subject["name"] for subject in binding["subjects"]] == ["web"]
 
 
 def test_each_ordinal_gets_a_state_secret() -> None:
