@@ -149,6 +149,16 @@ def test_missing_folder_is_reported_in_one_line(tmp_path: Path) -> None:
     assert str(target) in done.stderr
 
 
+def test_checkout_on_windows_does_not_change_the_line_ends(checkout: Path) -> None:
+    """Git for Windows converts line ends by default, and a shell does not run a script with CRLF."""
+    shutil.copy(ROOT / ".gitattributes", checkout)
+    script = checkout / "build/build.sh"
+    content = script.read_bytes()
+    script.unlink()
+    git(checkout, "-c", "core.autocrlf=true", "checkout", "build")
+    assert script.read_bytes() == content
+
+
 def test_archive_has_no_times_and_owners(sources: Path) -> None:
     with tarfile.open(sources) as archive:
         assert {(member.mtime, member.uid, member.gid, member.uname) for member in archive} == {(0, 0, 0, "")}
