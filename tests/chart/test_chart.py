@@ -155,6 +155,13 @@ def test_prune_gets_a_file_with_the_api_key_unless_it_uses_the_kubernetes_api(
     assert ("HEADSCALE_API_KEY_FILE" in data) is has_file
 
 
+@pytest.mark.parametrize("name", ["CLOUDFLARE_API_TOKEN_FILE", "HEADSCALE_API_KEY_FILE"])
+def test_prune_reads_credentials_from_the_files_in_the_settings(name: str, chart: Path) -> None:
+    prune = {"enabled": True, "namespaces": ["services"]}
+    documents = template(chart, {"settings": {**SITE, name: "/run/secrets/lifecycle/own"}, "prune": prune})
+    assert by_name(documents, "ConfigMap", "services")["lifecycle-prune"]["data"][name] == "/run/secrets/lifecycle/own"
+
+
 def test_network_policies_deny_ingress_to_all_pods_of_the_chart(all_objects: list[Document]) -> None:
     selected = {
         (policy["metadata"]["namespace"], policy["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/name"])

@@ -31,13 +31,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{/*
 The data of a ConfigMap with settings. Settings with an empty value are ignored. Takes a dict with these keys:
 - context: the root context
+- defaults: settings over which all others take precedence
 - settings: settings that take precedence over .Values.settings
 - omit: the name of a setting in .Values.settings to leave out, or ""
 */}}
 {{- define "tailscale-lifecycle.data" -}}
 {{- $namespace := include "tailscale-lifecycle.headscaleNamespace" .context }}
 {{- $data := dict "HEADSCALE_URL" (printf "http://headscale.%s.svc.cluster.local:8080" $namespace) }}
-{{- range $settings := list (omit .context.Values.settings .omit) .settings }}
+{{- range $settings := list .defaults (omit .context.Values.settings .omit) .settings }}
 {{- range $name, $value := $settings }}
 {{- $text := include "tailscale-lifecycle.text" $value }}
 {{- if $text }}
