@@ -127,6 +127,22 @@ def test_lifecycle_accepts_the_arguments(command: str) -> None:
         parse_arguments(words)
 
 
+KEY_COMMANDS = sorted(
+    {match[0] for page in PAGES for match in re.finditer(r"^ *key=\$\(.*\) &&$", page.read_text(), flags=re.MULTILINE)}
+)
+
+
+@pytest.mark.parametrize("command", KEY_COMMANDS)
+@pytest.mark.parametrize("key", ["hskey-api-Ab1-_x-Yz", "Ab1-_x.Yz", ""], ids=["new", "old", "none"])
+def test_command_that_creates_an_api_key_prints_only_the_key(command: str, key: str) -> None:
+    """Headscale can print log lines and a note about a newer version. Without a key, the next command must not run."""
+    lines = ["An updated version of Headscale has been found", '{"level":"debug","message":"Setting"}', key, '{"a":1}']
+    output = "\n".join(filter(None, lines))
+    script = f"headscale() {{ printf '%s' '{output}'; }}; kubectl() {{ headscale; }}\n{command} echo \"<$key>\""
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == (f"<{key}>\n" if key else "")
+
+
 @pytest.mark.parametrize("command", commands_of("scripts/"))
 def test_script_exists_and_documents_the_options(command: str) -> None:
     """The options are documented in the comments of the script."""

@@ -291,7 +291,8 @@ CHECKS: Final[dict[str, Callable[[Shell, str], None]]] = {
     f"{_SERVICES} exec grafana-0 -c tailscale -- nslookup api.cloudflare.com": resolves_cloudflare,
     f"""{_SERVICES} patch secret grafana-tailscale --type=json -p '[{{"op": "remove", "path": "/data"}}]'""": prints(),
     f"{_SERVICES} delete pod grafana-0": registers_as_a_new_node,
-    "key=$(kubectl -n headscale exec deployment/headscale -- headscale apikeys create --expiration 365d) && "
+    "key=$(kubectl -n headscale exec deployment/headscale -- headscale apikeys create --expiration 365d "
+    "| grep -v '[ {]') && "
     f'{_SERVICES} patch secret lifecycle --patch "{{\\"stringData\\": '
     '{\\"HEADSCALE_API_KEY\\": \\"$key\\"}}"': replaces_the_api_key,
     "kubectl delete -k deploy/services/grafana": leaves_node_record_and_volume,
@@ -299,7 +300,8 @@ CHECKS: Final[dict[str, Callable[[Shell, str], None]]] = {
     "kubectl create namespace services": creates_a_namespace,
     "kubectl label namespace services pod-security.kubernetes.io/enforce=privileged "
     "pod-security.kubernetes.io/warn=restricted": admits_the_pod,
-    f"key=$(headscale apikeys create --expiration 365d) && {_SERVICES} create secret generic lifecycle "
+    "key=$(headscale apikeys create --expiration 365d | grep -v '[ {]') && "
+    f"{_SERVICES} create secret generic lifecycle "
     '--from-literal=HEADSCALE_API_KEY="$key" --from-literal=CLOUDFLARE_API_TOKEN=...': creates_the_secret,
     "scripts/new-service wiki docker.io/a/wiki:1.2 3000 /wiki/data": creates_manifests,
     "kubectl kustomize deploy/services/wiki": prints_the_manifests,
