@@ -39,21 +39,21 @@ hypothesis.settings.load_profile("repeatable")
 
 TIERS = """\
 The default tier has unit tests, scenarios in memory with one Headscale release per API dialect, tests of exit statuses
-and signals with real processes, and twenty random sequences of faults. Other tests are reported as deselected. With a
-path or -m on the command line, no test is deselected because of its tier."""
+and signals with real processes, and twenty random sequences of faults. Other tests are deselected, or not collected if
+their whole module is not in the tier. With a path or -m on the command line, all tests are in the tier."""
 
 FULL = (
-    "tests/cluster/",
+    "tests/cluster",
     "tests/faults/test_processes.py",
-    "tests/image/",
+    "tests/image",
     "tests/monitoring/test_prometheus.py",
     "tests/pod/test_pod.py",
     "tests/process/test_demo.py",
-    "tests/real/",
+    "tests/real",
     "tests/security/test_processes.py",
     "tests/security/test_secrets.py",
 )
-"""Paths whose tests all belong to the full tier. The marker `full` is for single tests."""
+"""Folders and files whose tests all belong to the full tier. The marker `full` is for single tests."""
 
 GROUPS = {
     "tests/cluster/": "image",
@@ -101,11 +101,15 @@ def is_full(item: pytest.Item, earlier_cases: int) -> bool:
     """
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
     return (
-        item.nodeid.startswith(FULL)
-        or item.get_closest_marker("full") is not None
+        item.get_closest_marker("full") is not None
         or any(earlier_cases >= marker.args[0] for marker in item.iter_markers("max_cases_without_full"))
         or releases.needs_full_tier(parameters)
     )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import modules whose tests are not in the tier. None = let other plugins decide."""
+    return True if not config.option.full and str(collection_path.relative_to(config.rootpath)) in FULL else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
