@@ -59,14 +59,17 @@ GROUPS = {
     "tests/cluster/": "image",
     "tests/faults/test_mutants.py": "mutants",
     "tests/image/": "image",
+    "tests/inject/test_components.py": "manifests",
+    "tests/inject/test_with_tailscale.py": "manifests",
     "tests/pod/test_pod.py": "image",
     "tests/pod/test_security.py": "scanner",
+    "tests/pod/": "manifests",
     "tests/monitoring/test_prometheus.py": "prometheus",
     "tests/terraform/": "terraform",
 }
-"""The group of each test whose id starts with the key. The tests of a group run in one process.
+"""The group of each test whose id starts with the key. The first key counts. The tests of a group run in one process.
 
-They share what is expensive to create, such as the image, or what cannot exist twice.
+They share what is expensive to create, such as the image or rendered manifests, or what cannot exist twice.
 """
 
 

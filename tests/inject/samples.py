@@ -18,6 +18,7 @@ from lifecycle.inject.rules import STATE_SECRET
 from lifecycle.inject.template import CONTAINERS
 from lifecycle.settings.models import DryRunSettings, InjectSettings, command_variables
 from tests.inject.labelled_workloads import template_of
+from tests.pod.rendering import parse
 
 Document = dict[str, Any]
 
@@ -31,7 +32,7 @@ COMPONENTS = DEPLOY / "components/lifecycle"
 
 @cache
 def _workloads() -> tuple[Document, ...]:
-    return tuple(yaml.safe_load_all(Path(__file__).with_name("workloads.yaml").read_text()))
+    return tuple(parse(Path(__file__).with_name("workloads.yaml").read_text()))
 
 
 def workloads() -> dict[str, Document]:

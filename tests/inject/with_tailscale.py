@@ -13,14 +13,14 @@ import yaml
 
 from tests.inject.labelled_workloads import template_of
 from tests.inject.samples import write_kustomization
-from tests.pod.rendering import containers, render
+from tests.pod.rendering import containers, parse, render
 
 Document = dict[str, Any]
 
 
 @cache
 def _workloads() -> tuple[Document, ...]:
-    return tuple(yaml.safe_load_all(Path(__file__).with_name("with_tailscale.yaml").read_text()))
+    return tuple(parse(Path(__file__).with_name("with_tailscale.yaml").read_text()))
 
 
 def workloads_with_tailscale() -> dict[str, Document]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -64,7 +65,7 @@ INJECT_FOLDERS = ("inject", "inject-v1beta1")
 FOLDERS = tuple(
     name
     for file in sorted(DEPLOY.rglob("kustomization.yaml"))
-    if yaml.safe_load(file.read_text())["kind"] == "Kustomization"
+    if "\nkind: Kustomization\n" in file.read_text()
     and (name := str(file.parent.relative_to(DEPLOY))) not in (*INCLUDED_FOLDERS, *INJECT_FOLDERS)
     and not name.startswith(("components/", "services/"))
 )
@@ -78,6 +79,12 @@ NEWEST_KUBERNETES = kubernetes_validate.latest_version().rpartition(".")[0]
 Document = dict[str, Any]
 
 
+def parse(text: str) -> list[Document]:
+    """Parse the YAML documents of a text, without empty documents."""
+    # CSafeLoader is ten times as fast as SafeLoader.
+    return [document for document in yaml.load_all(text, yaml.CSafeLoader) if document]
+
+
 def render(folder: Path) -> list[Document]:
     """Render the kustomization in a folder."""
     done = subprocess.run(
@@ -85,7 +92,7 @@ def render(folder: Path) -> list[Document]:
     )
     assert done.returncode == 0, f"{folder} does not render:\n{done.stderr}"
     assert not done.stderr, done.stderr
-    return [document for document in yaml.safe_load_all(done.stdout) if document]
+    return parse(done.stdout)
 
 
 def render_changed(kustomization: Path, changes: dict[str, Any]) -> list[Document]:
@@ -160,7 +167,7 @@ def select_plain_containers(kustomization: Path) -> None:
 @cache
 def _rendered(name: str) -> str:
     if name not in WORKLOAD_VARIANTS:
-        return yaml.safe_dump_all(render(DEPLOY / name))
+        return json.dumps(render(DEPLOY / name))
     name, _, variant = name.partition("/")
     with tempfile.TemporaryDirectory() as folder:
         copy = copy_deploy(Path(folder))
@@ -171,13 +178,14 @@ def _rendered(name: str) -> str:
             select_plain_containers(copy / "deploy/services" / name / "kustomization.yaml")
         if name == "argocd":
             write_kustomization(copy / name, argocd_kustomization_in_clone(), copy / "deploy")
-            return yaml.safe_dump_all(render(copy / name))
-        return yaml.safe_dump_all(render(copy / "deploy/services" / name))
+            return json.dumps(render(copy / name))
+        return json.dumps(render(copy / "deploy/services" / name))
 
 
 def manifests_of(name: str) -> list[Document]:
     """Return the rendered manifests of one of WORKLOAD_VARIANTS or FOLDERS. The caller may change them."""
-    return list(yaml.safe_load_all(_rendered(name)))
+    documents: list[Document] = json.loads(_rendered(name))
+    return documents
 
 
 def of_kind(documents: list[Document], *kinds: str) -> list[Document]:

@@ -20,6 +20,7 @@ from tests.pod.rendering import (
     containers,
     manifests_of,
     of_kind,
+    parse,
     pod_spec,
     render,
     write_kustomization,
@@ -30,7 +31,7 @@ from tests.pod.rendering import (
 
 def argocd_manifests() -> list[Document]:
     """Return the manifests of Argo CD's server, from those that Argo CD publishes."""
-    return list(yaml.safe_load_all(Path(__file__).with_name("argocd.yaml").read_text()))
+    return parse(Path(__file__).with_name("argocd.yaml").read_text())
 
 
 def test_container_of_argo_cd_keeps_its_image_and_arguments() -> None:

@@ -5,6 +5,7 @@ The site file is in a folder of the operator, outside of the repository, as depl
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -112,12 +113,13 @@ def scalars(value: object) -> list[str]:
 @cache
 def _rendered(name: str) -> str:
     with tempfile.TemporaryDirectory() as temporary:
-        return yaml.safe_dump_all(render(write_overlay(create_site(Path(temporary) / "cluster"), name)))
+        return json.dumps(render(write_overlay(create_site(Path(temporary) / "cluster"), name)))
 
 
 def manifests_with_site(name: str) -> list[Document]:
     """Return the documents of a folder of deploy/, with the values of SITE."""
-    return list(yaml.safe_load_all(_rendered(name)))
+    documents: list[Document] = json.loads(_rendered(name))
+    return documents
 
 
 @pytest.mark.max_cases_without_full(4)
