@@ -100,11 +100,11 @@ def time_text(dialect: Dialect, instant: datetime, *, nanos: int = 0) -> str:
     if dialect.uses_huma:
         local = instant.astimezone(LOCAL)
         trimmed = fraction.rstrip("0")
-        return f"{local:%Y-%m-%dT%H:%M:%S}{'.' if trimmed else ''}{trimmed}+02:00"
+        return f"{local.isoformat()[:19]}{'.' if trimmed else ''}{trimmed}+02:00"
     # protojson writes 0, 3, 6 or 9 digits.
     while fraction.endswith("000"):
         fraction = fraction[:-3]
-    return f"{instant.astimezone(UTC):%Y-%m-%dT%H:%M:%S}{'.' if fraction else ''}{fraction}Z"
+    return f"{instant.astimezone(UTC).isoformat()[:19]}{'.' if fraction else ''}{fraction}Z"
 
 
 class FieldType(Enum):
