@@ -19,6 +19,7 @@ import certifi
 import hypothesis
 import pytest
 import structlog
+from hypothesis.configuration import set_hypothesis_home_dir
 from pytest_socket import socket_allow_hosts
 from structlog.testing import LogCapture
 from xdist.scheduler import LoadScopeScheduling
@@ -34,8 +35,10 @@ from tests.world import USER, World
 pytest_plugins = ["tests.image.fixtures"]
 
 # Examples have no time limit, because the machine can be busy, and they are the same in each run.
-hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
-hypothesis.settings.load_profile("repeatable")
+hypothesis.settings.register_profile("full", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("default tier", parent=hypothesis.settings.get_profile("full"), max_examples=25)
+# The tests change the working folder, in which Hypothesis would store its tables of characters by default.
+set_hypothesis_home_dir(Path(__file__).parents[1] / ".hypothesis")
 
 TIERS = """\
 The default tier has unit tests, scenarios in memory with one Headscale release per API dialect, tests of exit statuses
@@ -44,6 +47,7 @@ their whole module is not in the tier. With a path or -m on the command line, al
 
 FULL = (
     "tests/cluster",
+    "tests/faults/test_mutants.py",
     "tests/faults/test_processes.py",
     "tests/image",
     "tests/monitoring/test_prometheus.py",
@@ -73,6 +77,10 @@ They share what is expensive to create, such as the image or rendered manifests,
 """
 
 
+VARIABLES = variables_read()
+"""The variables that the program reads."""
+
+
 # --- Tiers --------------------------------------------------------------------------------------------
 
 
@@ -93,6 +101,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     if config.option.soak or config.option.markexpr or config.args_source is pytest.Config.ArgsSource.ARGS:
         config.option.full = True
+    hypothesis.settings.load_profile("full" if config.option.full else "default tier")
 
 
 def is_full(item: pytest.Item, earlier_cases: int) -> bool:
@@ -283,8 +292,8 @@ def _empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _no_inherited_settings(monkeypatch: pytest.MonkeyPatch, _empty_folder: Path) -> None:
     """Unset the program's variables, and change to an empty folder, so that no .env file is read."""
-    for name in variables_read():
-        monkeypatch.delenv(name, raising=False)
+    for name in VARIABLES & os.environ.keys():
+        monkeypatch.delenv(name)
     # Remove the files of the previous test.
     for entry in _empty_folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
@@ -340,4 +349,4 @@ def repository() -> Path:
 @pytest.fixture
 def clean_environment() -> dict[str, str]:
     """Return the environment for a child process, without the program's settings."""
-    return {name: value for name, value in os.environ.items() if name not in variables_read()}
+    return {name: value for name, value in os.environ.items() if name not in VARIABLES}
