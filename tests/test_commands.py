@@ -13,7 +13,7 @@ import yaml
 
 from lifecycle.cli import parse_arguments
 from tests.pages import PAGES, ROOT, blocks, prose, relative_path
-from tests.pod.rendering import render
+from tests.pod.rendering import FOLDERS, INJECT_FOLDERS, SHIPPED_WORKLOADS
 
 PROGRAMS = ("kubectl", "lifecycle", "scripts/")
 
@@ -77,29 +77,36 @@ def test_every_code_block_has_a_test() -> None:
         assert Path(page).name in (ROOT / file).read_text()
 
 
-@pytest.mark.parametrize("command", commands_of("kubectl"))
-def test_kubectl_accepts_the_subcommand_and_its_flags(command: str) -> None:
+def kubectl_arguments() -> list[list[str]]:
+    """Return the arguments of one kubectl command for each combination of a subcommand and flags."""
+    arguments: dict[object, list[str]] = {}
+    for command in commands_of("kubectl"):
+        words = shlex.split(re.sub(r" -n \S+", "", command))[1:]
+        # The words after `--` are the command that kubectl runs in a container.
+        words = words[: words.index("--")] if "--" in words else words
+        flags = frozenset(word.partition("=")[0] for word in words if word.startswith("-"))
+        subcommand = tuple(words[: 2 if words[0] in {"create", "rollout"} else 1])
+        arguments.setdefault((subcommand, flags), words)
+    return [*arguments.values()]
+
+
+@pytest.mark.parametrize("arguments", kubectl_arguments(), ids=" ".join)
+def test_kubectl_accepts_the_subcommand_and_its_flags(arguments: list[str]) -> None:
     """With `--help`, kubectl executes nothing, but still rejects unknown flags."""
-    words = shlex.split(command)
-    # The words after `--` are the command that kubectl runs in a container.
-    words = words[: words.index("--")] if "--" in words else words
     done = subprocess.run(
-        [ROOT / ".venv/bin/kubectl", *words[1:], "--help"], capture_output=True, text=True, check=False
+        [ROOT / ".venv/bin/kubectl", *arguments, "--help"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    "command", [command for command in commands_of("kubectl") if re.search(r" (-k|kustomize) ", command)]
-)
-def test_folder_that_kubectl_applies_can_be_rendered(command: str) -> None:
-    """The folders `wiki` and `argocd` do not exist: the reader of a page creates them. tests/pod tests these pages."""
-    (folder,) = re.findall(r" (?:-k|kustomize) (\S+)", command)
-    if folder == "build/":
-        # Rendering it needs sources.tar.gz, which scripts/image creates.
-        assert yaml.safe_load((ROOT / folder / "kustomization.yaml").read_text())["resources"] == ["daemonset.yaml"]
-    elif folder not in {"deploy/services/wiki", "argocd"}:
-        assert render(ROOT / folder)
+def test_folders_that_kubectl_applies_exist() -> None:
+    """tests/pod renders these folders, and the folders `wiki` and `argocd`, which the reader of a page creates."""
+    folders = {name for command in commands_of("kubectl") for name in re.findall(r" (?:-k|kustomize) (\S+)", command)}
+    rendered = {f"deploy/{name}" for name in (*FOLDERS, *INJECT_FOLDERS)}
+    rendered |= {f"deploy/services/{name}" for name in SHIPPED_WORKLOADS}
+    assert folders - rendered == {"argocd", "build/", "deploy/services/wiki"}
+    # Rendering `build` needs sources.tar.gz, which scripts/image creates.
+    assert yaml.safe_load((ROOT / "build/kustomization.yaml").read_text())["resources"] == ["daemonset.yaml"]
 
 
 @pytest.mark.parametrize(
