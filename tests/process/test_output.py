@@ -66,7 +66,7 @@ def test_cleanup_writes_the_key_without_a_writable_output(pod: Pod, kind: str) -
     assert pod.key_file.read_text() == pod.headscale.keys[-1].key
 
 
-@pytest.mark.max_cases_without_full(2)
+@pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_exit_status_of_a_failed_cleanup_without_a_writable_output(pod: Pod, kind: str) -> None:
     assert run(pod, kind, "cleanup", HEADSCALE_USER="unknown") == (1, "")
@@ -74,6 +74,7 @@ def test_exit_status_of_a_failed_cleanup_without_a_writable_output(pod: Pod, kin
     assert pod.has_no_writes
 
 
+@pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_dns_watch_publishes_the_record_without_a_writable_output(pod: Pod, kind: str) -> None:
     node = pod.headscale.add_node(NAME, user="svc")
@@ -81,7 +82,7 @@ def test_dns_watch_publishes_the_record_without_a_writable_output(pod: Pod, kind
     assert pod.records() == {f"A {node.address}": OUR_COMMENT}
 
 
-@pytest.mark.max_cases_without_full(4)
+@pytest.mark.max_cases_without_full(2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("arguments", "status"),
@@ -97,7 +98,7 @@ def test_signal_ends_the_command_without_a_writable_output(
         assert result_of(process) == (status, "")
 
 
-@pytest.mark.max_cases_without_full(4)
+@pytest.mark.max_cases_without_full(3)
 @pytest.mark.parametrize("kind", ["closed", "broken", "full disk"])
 @pytest.mark.parametrize("arguments", [["--dry-run"], ["--dry-run", "--output", "json"], ["--help"], ["--version"]])
 def test_report_that_cannot_be_written_exits_with_1(pod: Pod, kind: str, arguments: list[str]) -> None:
@@ -110,6 +111,7 @@ def test_report_that_cannot_be_written_exits_with_1(pod: Pod, kind: str, argumen
     assert pod.has_no_writes
 
 
+@pytest.mark.max_cases_without_full(1)
 @pytest.mark.parametrize("kind", ["closed", "broken", "full disk"])
 def test_manifests_that_cannot_be_written_exit_with_1(pod: Pod, kind: str) -> None:
     """The next program of a pipe, such as `kubectl apply -f -`, has not received all of the manifests."""
