@@ -32,6 +32,11 @@ from tests.world import World, event_names, events_named
 VERSIONS = ("0.23.0", "0.25.1", "0.27.1", "0.28.0", "0.29.2", "0.30.0")
 
 HOUR_S = 3600.0
+# In this time, dns-watch would confirm a loss several times.
+LONG_S = 1500.0
+
+# With the default intervals, several hours would need thousands of polls.
+SLOW = "2m"
 
 # Paths of requests.
 NODE = r"/api/v1/node/\d+$"
@@ -283,7 +288,11 @@ def test_a_used_key_of_an_unregistered_pod_is_replaced(world: World, tmp_path: P
 
 def test_an_expired_key_of_an_unregistered_pod_is_replaced(world: World, tmp_path: Path) -> None:
     """The image takes two hours to pull, and the key expires after one hour."""
-    pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true", "MAX_RETRIES": "0"})
+    pod = Pod(
+        world,
+        tmp_path / "pod",
+        {"SELF_HEAL": "true", "MAX_RETRIES": "0", "POLL_INTERVAL": SLOW, "RETRY_INTERVAL": SLOW},
+    )
     pod.cleanup()
     old_key = pod.key
     pod.run(HOUR_S - 120)
@@ -316,19 +325,19 @@ def make_headscale_fail(world: World, faults: Mapping[str | None, Fault]) -> Non
     ("faults", "duration_s"),
     [
         pytest.param({NODE: NOT_FOUND, NODES: EMPTY_LIST}, 270.0, id="empty list for less than five minutes"),
-        pytest.param({NODES: EMPTY_LIST}, HOUR_S, id="empty list, but the node exists"),
-        pytest.param({NODE: html(404), NODES: EMPTY_LIST}, HOUR_S, id="404 of a proxy and an empty list"),
-        pytest.param({NODE: NOT_FOUND, NODES: EMPTY_LIST, USERS: OTHER_USERS}, HOUR_S, id="database without our user"),
-        pytest.param({NODE: NOT_FOUND}, HOUR_S, id="node not found, but listed"),
+        pytest.param({NODES: EMPTY_LIST}, LONG_S, id="empty list, but the node exists"),
+        pytest.param({NODE: html(404), NODES: EMPTY_LIST}, LONG_S, id="404 of a proxy and an empty list"),
+        pytest.param({NODE: NOT_FOUND, NODES: EMPTY_LIST, USERS: OTHER_USERS}, LONG_S, id="database without our user"),
+        pytest.param({NODE: NOT_FOUND}, LONG_S, id="node not found, but listed"),
         pytest.param({NODE: NOT_FOUND, NODES: INCOMPLETE_LIST}, 50.0, id="incomplete list for less than a minute"),
-        pytest.param({NODE: html(404), NODES: INCOMPLETE_LIST}, HOUR_S, id="404 of a proxy and an incomplete list"),
-        pytest.param({None: html(404)}, HOUR_S, id="404 of a proxy"),
-        pytest.param({None: answer(404, '{"error": "not found"}')}, HOUR_S, id="404 of a proxy in JSON"),
-        pytest.param({None: answer(404, "default backend - 404", content_type="text/plain")}, HOUR_S, id="404 as text"),
-        pytest.param({None: html(503)}, HOUR_S, id="503"),
-        pytest.param({None: html(200)}, HOUR_S, id="HTML page"),
-        pytest.param({None: malformed_json()}, HOUR_S, id="malformed JSON"),
-        pytest.param({None: refuse()}, HOUR_S, id="connection refused"),
+        pytest.param({NODE: html(404), NODES: INCOMPLETE_LIST}, LONG_S, id="404 of a proxy and an incomplete list"),
+        pytest.param({None: html(404)}, LONG_S, id="404 of a proxy"),
+        pytest.param({None: answer(404, '{"error": "not found"}')}, LONG_S, id="404 of a proxy in JSON"),
+        pytest.param({None: answer(404, "default backend - 404", content_type="text/plain")}, LONG_S, id="404 as text"),
+        pytest.param({None: html(503)}, LONG_S, id="503"),
+        pytest.param({None: html(200)}, LONG_S, id="HTML page"),
+        pytest.param({None: malformed_json()}, LONG_S, id="malformed JSON"),
+        pytest.param({None: refuse()}, LONG_S, id="connection refused"),
     ],
 )
 def test_a_headscale_failure_is_not_a_lost_node(
@@ -360,17 +369,19 @@ def test_an_offline_node_is_not_a_lost_node(
     pod = a_pod(world, tmp_path / "pod", has_interface=has_interface)
     key, writes = pod.key, len(world.cloudflare.writes)
     world.headscale.restart()
-    pod.run(HOUR_S)
+    pod.run(LONG_S)
     assert (pod.nodez, pod.key, len(world.cloudflare.writes)) == (REGISTERED, key, writes)
     assert "node.lost" not in event_names(events)
 
 
 def test_a_reusable_key_is_kept_until_it_expires(world: World, tmp_path: Path) -> None:
     """A node can register again with a reusable key. Even without SELF_HEAL, dns-watch reports that a restart helps."""
-    pod = a_pod(world, tmp_path / "pod", SELF_HEAL="false", AUTHKEY_REUSABLE="true")
+    pod = a_pod(
+        world, tmp_path / "pod", SELF_HEAL="false", AUTHKEY_REUSABLE="true", POLL_INTERVAL=SLOW, RETRY_INTERVAL=SLOW
+    )
     key = pod.key
     delete_node(pod)
-    pod.run(120)
+    pod.run(600)
     assert (pod.nodez, pod.key) == (GONE_WITH_USABLE_KEY, key)
     pod.run(HOUR_S)
     assert (pod.nodez, pod.key) == (GONE, key)
@@ -378,7 +389,11 @@ def test_a_reusable_key_is_kept_until_it_expires(world: World, tmp_path: Path) -
 
 def test_a_stranded_pod_with_an_unused_key_is_not_restarted(world: World, tmp_path: Path) -> None:
     """A stranded pod has a VPN address that no node has. Its client may be registered at another Headscale server."""
-    pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true", "MAX_RETRIES": "0"})
+    pod = Pod(
+        world,
+        tmp_path / "pod",
+        {"SELF_HEAL": "true", "MAX_RETRIES": "0", "POLL_INTERVAL": SLOW, "RETRY_INTERVAL": SLOW},
+    )
     pod.cleanup()
     pod.interface.set_addresses("100.64.99.1")
     pod.run(2 * HOUR_S)
@@ -387,7 +402,7 @@ def test_a_stranded_pod_with_an_unused_key_is_not_restarted(world: World, tmp_pa
 
 def test_a_stranded_pod_gets_no_new_key_if_another_node_of_ours_exists(world: World, tmp_path: Path) -> None:
     """The other node may be this pod's node with a new address."""
-    pod = a_pod(world, tmp_path / "pod", MAX_RETRIES="0")
+    pod = a_pod(world, tmp_path / "pod", MAX_RETRIES="0", POLL_INTERVAL=SLOW, RETRY_INTERVAL=SLOW)
     key = pod.key
     pod.interface.set_addresses("100.64.99.1")
     pod.new_watch()
@@ -407,10 +422,10 @@ def run_with_one_usable_key(pod: Pod, seconds: float) -> None:
         pod.world.clock.sleep(wait_s)
 
 
+@pytest.mark.max_cases_without_full(1)
 def test_at_most_one_usable_key_exists(any_world: World, tmp_path: Path) -> None:
     """If no client uses a new key, the next key is created only after the new key has expired, an hour later."""
-    # With the default intervals, thousands of polls would be needed.
-    pod = a_pod(any_world, tmp_path / "pod", POLL_INTERVAL="2m", RETRY_INTERVAL="2m")
+    pod = a_pod(any_world, tmp_path / "pod", POLL_INTERVAL=SLOW, RETRY_INTERVAL=SLOW)
     before = key_count(any_world)
     delete_node(pod)
     run_with_one_usable_key(pod, 8 * HOUR_S)
@@ -432,7 +447,7 @@ def test_a_key_whose_response_was_lost_is_expired(any_world: World, tmp_path: Pa
 
 def test_failing_key_creation_is_retried_with_backoff(world: World, tmp_path: Path, events: list[Any]) -> None:
     """While the creation fails for six hours, the health port reports the loss."""
-    pod = a_pod(world, tmp_path / "pod")
+    pod = a_pod(world, tmp_path / "pod", POLL_INTERVAL=SLOW, RETRY_INTERVAL=SLOW)
     delete_node(pod)
     world.headscale.faults.add(html(500), method="POST", path=KEYS, times=None)
     pod.run(6 * HOUR_S)

@@ -91,7 +91,7 @@ def test_an_inconclusive_list_changes_nothing(
     pod = a_pod(world, tmp_path / "pod")
     key, writes = pod.key, len(world.cloudflare.writes)
     world.kubernetes.add_exec_fault(fault, command, times=None)
-    pod.run(3600)
+    pod.run(1800)
     assert pod.nodez.restart_helps is False
     assert (pod.key, len(world.cloudflare.writes)) == (key, writes)
     assert "node.lost" not in event_names(events)
@@ -119,5 +119,5 @@ def test_the_later_pod_owns_the_name_if_both_pods_create_a_record(world: Cluster
     assert len(published_addresses(world)) == 2
     world.run_together(earlier.watch, later.watch, seconds=150)
     assert published_addresses(world) == [later.address]
-    world.run_together(earlier.watch, later.watch, seconds=3600)
+    world.run_together(earlier.watch, later.watch, seconds=1800)
     assert (earlier.nodez.state, later.nodez.state) == ("superseded", "registered")
