@@ -12,8 +12,7 @@ import httpcore
 import httpx
 
 from lifecycle.clients.failure import Endpoint, explain_failure
-from lifecycle.clients.items import Items
-from lifecycle.clients.response import Response, parse_response
+from lifecycle.clients.response import ObjectHook, Response, parse_response
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ResponseError
 from lifecycle.domain.proxy import Proxy
@@ -22,9 +21,6 @@ from lifecycle.runtime.deadline import time_budget
 
 # The largest valid response is a list of nodes, which Headscale itself limits to about 4 MiB.
 MAX_RESPONSE_BYTES: Final = 32 * 1024 * 1024
-
-# A list is parsed in pieces of this length. Each contains several hundred nodes.
-_PIECE_BYTES = 256 * 1024
 
 _UNCOMPRESSED = frozenset({"", "identity"})
 
@@ -71,14 +67,14 @@ class HttpClient:
         method: str,
         path: str,
         *,
-        items: Items[Any] | None = None,
+        object_hook: ObjectHook | None = None,
         **request: Any,
     ) -> Response:
         """Send a request once, and return the response, whatever its status.
 
         Args:
             path: the path below the base address, starting with a slash.
-            items: see `read`.
+            object_hook: see `read`.
             request: `params`, `headers` and `content`, as for `stream`.
 
         Raises:
@@ -87,33 +83,24 @@ class HttpClient:
         """
         what = f"{method} {path}"
         with self.stream(method, path, what=what, **request) as streamed:
-            return self.read(streamed, what, items=items)
+            return self.read(streamed, what, object_hook=object_hook)
 
-    def read(self, streamed: httpx.Response, what: str, *, items: Items[Any] | None = None) -> Response:
+    def read(self, streamed: httpx.Response, what: str, *, object_hook: ObjectHook | None = None) -> Response:
         """Read and parse the body of a response. The token in the request must not appear in a message.
 
         Args:
-            items: parses the list in a successful response while the response arrives. The parsed items are then
-                missing in the returned response.
+            object_hook: called with each JSON object; its result replaces the object, as for `json.loads`.
 
         Raises:
             ResponseError: the response is too large, or the upstream expects HTTPS.
         """
         body = bytearray()
-        received = unparsed = 0
-        is_success = httpx.codes.is_success(streamed.status_code)
         for chunk in streamed.iter_raw():
-            received += len(chunk)
-            if received > MAX_RESPONSE_BYTES:
-                raise self._unusable(what, f"is larger than {MAX_RESPONSE_BYTES >> 20} MiB", streamed.status_code)
             body += chunk
-            # The rest that could not be parsed yet is parsed again with the next piece. The longer the rest is, the
-            # longer is the next piece, so that the total time stays proportional to the length of the body.
-            if items is not None and is_success and len(body) >= _PIECE_BYTES + 2 * unparsed:
-                items.take_from(body)
-                unparsed = len(body)
+            if len(body) > MAX_RESPONSE_BYTES:
+                raise self._unusable(what, f"is larger than {MAX_RESPONSE_BYTES >> 20} MiB", streamed.status_code)
         token = streamed.request.headers.get("authorization", "").partition(" ")[2]
-        response = parse_response(streamed.status_code, streamed.headers, body, secret=token)
+        response = parse_response(streamed.status_code, streamed.headers, body, secret=token, object_hook=object_hook)
         if response.date is not None:
             self.clock_skew = response.date - self._now()
         is_bad_request = response.status == httpx.codes.BAD_REQUEST

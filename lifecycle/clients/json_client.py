@@ -10,8 +10,7 @@ from typing import Any
 import httpx
 
 from lifecycle.clients.http import HttpClient
-from lifecycle.clients.items import Items
-from lifecycle.clients.response import Response
+from lifecycle.clients.response import ObjectHook, Response
 from lifecycle.domain.errors import ApiError, AuthError, ConfigError, ResponseError, TransientError
 
 # Statuses with which a proxy for plain HTTP can refuse a request in place of the upstream.
@@ -57,7 +56,7 @@ class JsonClient:
         params: Mapping[str, str] | None = None,
         body: Any = None,
         authorized: bool = True,
-        items: Items[Any] | None = None,
+        object_hook: ObjectHook | None = None,
     ) -> Response:
         """Send a request. If its token was refused and another token can be read, send it a second time.
 
@@ -65,12 +64,12 @@ class JsonClient:
             path: the path below the base address, starting with a slash.
             body: a JSON value; None = no body.
             authorized: True if the token is sent.
-            items: parses the list in the response while it arrives; the parsed items are then missing in the response.
+            object_hook: called with each JSON object; its result replaces the object, as for `json.loads`.
 
         Raises:
             ApiError: the request was refused, or got no response. The subclass depends on the reason.
         """
-        send = partial(self._send, method, path, params=params, body=body, items=items)
+        send = partial(self._send, method, path, params=params, body=body, object_hook=object_hook)
         if not authorized:
             return send(token=None)
         token = self._token or self.reload_token()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import MAXYEAR, UTC, datetime, timedelta
@@ -17,9 +17,6 @@ from lifecycle.domain.errors import ApiError
 # could keep the program from working for days.
 _MAX_RETRY_AFTER = timedelta(minutes=15)
 
-# The largest number of values in a JSON text that is parsed. A list of 20,000 nodes has about a million.
-_MAX_VALUES = 2_000_000
-
 # The longest text of a response in a message.
 _MAX_EXCERPT = 300
 
@@ -29,7 +26,12 @@ _MAX_PROCESSED = 10_000
 # A word of 32 or more characters is treated as a key or token.
 _SECRET = re.compile(r"[\w+=-]{32,}")
 
+# The errors of functions that parse a malformed payload.
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
 _TITLE = re.compile(r"<title>([^<]*)", re.IGNORECASE)
+
+ObjectHook = Callable[[dict[str, Any]], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +83,16 @@ class Response:
         return f' Response: "{message}"' if message else ""
 
 
-def parse_response(status: int, headers: Mapping[str, str], body: bytearray, *, secret: str) -> Response:
+def parse_response(
+    status: int, headers: Mapping[str, str], body: bytearray, *, secret: str, object_hook: ObjectHook | None = None
+) -> Response:
     """Parse a response, and clear its body to save memory. Look-ups in `headers` must ignore case."""
     text = body.decode(errors="replace")
     body.clear()
     content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if (content_type == "application/json" or content_type.endswith("+json")) and is_small_enough_to_parse(text):
-        with suppress(ValueError, RecursionError):
-            return Response(status, headers, "", json.loads(text), secret)
+    if content_type == "application/json" or content_type.endswith("+json"):
+        with suppress(*_MALFORMED):
+            return Response(status, headers, "", json.loads(text, object_hook=object_hook), secret)
     return Response(status, headers, text, None, secret)
 
 
@@ -100,14 +104,8 @@ def well_formed(malformed: ApiError) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except _MALFORMED:
         raise malformed from None
-
-
-def is_small_enough_to_parse(text: str) -> bool:
-    """Return True if a JSON text has so few values that parsing it takes little memory."""
-    # Each value except the first follows one of these characters.
-    return sum(map(text.count, ",[{")) <= _MAX_VALUES
 
 
 def excerpt(text: str, *, secret: str = "") -> str:

@@ -12,7 +12,6 @@ import httpx
 from lifecycle.clients.headscale import parsing
 from lifecycle.clients.headscale.dialect import Dialect, dialect_of_description, dialect_of_version
 from lifecycle.clients.headscale.errors import malformed_response
-from lifecycle.clients.items import Items
 from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.response import well_formed
 from lifecycle.domain.errors import ApiError, NotFoundError, ResponseError, TransientError
@@ -62,7 +61,8 @@ class HttpTransport:
 
     def nodes(self) -> list[Node]:
         """Return every node. Source: GET /api/v1/node, which has no pages in any release."""
-        return self._list("/api/v1/node", "nodes", parsing.parse_complete_node)
+        # Each node is parsed when its JSON object ends. Otherwise, the objects of thousands of nodes would use memory.
+        return self._list("/api/v1/node", "nodes", parsing.require_node, object_hook=parsing.parse_if_node)
 
     def node(self, node_id: str) -> Node:
         """Return one node. Source: GET /api/v1/node/{id}."""
@@ -212,16 +212,13 @@ class HttpTransport:
         return self._parsed(method, path, lambda payload: parse(payload[member]), **request)
 
     def _list(self, path: str, member: str, parse: Callable[[Any], Parsed], **request: Any) -> list[Parsed]:
-        # While the response arrives, `items` parses and removes most items.
-        items = Items(member, parse)
-
-        def parse_rest(payload: Any) -> list[Parsed]:
-            rest = payload[member]
-            if not isinstance(rest, list):
+        def parse_list(payload: Any) -> list[Parsed]:
+            items = payload[member]
+            if not isinstance(items, list):
                 raise TypeError("not a list")
-            return items.parsed + [parse(item) for item in rest]
+            return [parse(item) for item in items]
 
-        return self._parsed("GET", path, parse_rest, items=items, **request)
+        return self._parsed("GET", path, parse_list, **request)
 
     def _parsed(self, method: str, path: str, parse: Callable[[Any], Parsed], **request: Any) -> Parsed:
         """Send a request, and parse the JSON of its response."""

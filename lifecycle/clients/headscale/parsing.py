@@ -174,6 +174,18 @@ def parse_complete_node(payload: Any) -> Node:
     return parse_node(payload)
 
 
+def parse_if_node(members: dict[str, Any]) -> Any:
+    """Parse a JSON object of a list of nodes if it is a node. Return any other object, such as a user, unchanged."""
+    return parse_complete_node(members) if "machineKey" in members else members
+
+
+def require_node(item: Any) -> Node:
+    """Return an item of a list of nodes that `parse_if_node` has parsed."""
+    if not isinstance(item, Node):
+        raise TypeError("not a node")
+    return item
+
+
 def parse_complete_pre_auth_key(payload: Any) -> PreAuthKey:
     """Parse a pre-auth key of the REST API, which omits no member."""
     _require(payload, _KEY)
