@@ -474,36 +474,6 @@ def test_refused_token_is_an_auth_error(
 
 
 @pytest.mark.parametrize(("call", "path"), CALLS)
-def test_token_refused_while_the_server_starts_is_a_transient_error(
-    call: Call, path: str, kubernetes: KubernetesSimulator, cluster: Cluster
-) -> None:
-    kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", {"key": "x"})
-    kubernetes.is_starting = True
-    assert type(failure(lambda: call(cluster))) is TransientError
-    kubernetes.is_starting = False
-    call(cluster)
-
-
-@pytest.mark.parametrize(
-    ("fault", "kind"),
-    [
-        pytest.param(faults.drop(), TransientError, id="lost"),
-        pytest.param(faults.html(503), TransientError, id="503"),
-        pytest.param(faults.answer(401), AuthError, id="401"),
-        pytest.param(faults.answer(403), AuthError, id="403"),
-        pytest.param(faults.html(404), AuthError, id="404"),
-    ],
-)
-def test_kind_of_error_for_a_refused_token_depends_on_the_readiness_check(
-    fault: Fault, kind: type[ApiError], kubernetes: KubernetesSimulator, cluster: Cluster
-) -> None:
-    """A server that is not ready can refuse a valid token. Some servers refuse the readiness check, too."""
-    kubernetes.rotate_token()
-    kubernetes.faults.add(fault, path="/readyz")
-    assert type(failure(lambda: headscale_pod(cluster))) is kind
-
-
-@pytest.mark.parametrize(("call", "path"), CALLS)
 def test_no_error_contains_the_token(
     call: Call, path: str, kubernetes: KubernetesSimulator, short_timeout_cluster: Cluster
 ) -> None:

@@ -21,7 +21,7 @@ import httpx
 from tests.simulators.faults import TIMED_OUT, FaultQueue, apply_fault, reset
 from tests.simulators.headscale_cli import Finished, Program
 from tests.simulators.kubernetes_events import Events, RefusedError
-from tests.simulators.messages import MemoryConnection, Request, Response, json_response, text_response
+from tests.simulators.messages import MemoryConnection, Request, Response, json_response
 from tests.simulators.upstream import Upstream
 from tests.simulators.websocket import CLOSING, PING, close, frame, read_pong, upgrade_headers
 
@@ -143,7 +143,6 @@ class KubernetesSimulator(Upstream):
         token: the token of the service account.
         account: the name of the service account.
         events: the Events.
-        is_starting: True if the server is not ready, and refuses every token.
         token_pod: the name and uid of the pod to which the token is bound; None = it is not bound to a pod.
         used_subprotocols: the subprotocol of each command that was accepted, oldest first.
     """
@@ -162,7 +161,6 @@ class KubernetesSimulator(Upstream):
         self.token = "eyJhbGciOiJSUzI1NiJ9.token-0.signature"
         self.account = SERVICE_ACCOUNT
         self.events = Events()
-        self.is_starting = False
         self.token_pod: tuple[str, str] | None = ("grafana-0", "00000000-0000-4000-8000-000000000000")
         self.used_subprotocols: list[str] = []
         self._secrets: dict[tuple[str, str], dict[str, str]] = {}
@@ -270,9 +268,6 @@ class KubernetesSimulator(Upstream):
         return response
 
     def _answer(self, request: Request) -> Response:
-        if request.path == "/readyz":
-            # This path needs no token: the ClusterRole system:public-info-viewer allows all users to read it.
-            return text_response("readyz check failed", 500) if self.is_starting else text_response("ok", 200)
         self._check_token(request)
         match request.path.strip("/").split("/"):
             case ["api", "v1", "namespaces", namespace, "secrets", name] if request.method == "GET":
@@ -315,7 +310,7 @@ class KubernetesSimulator(Upstream):
 
     def _check_token(self, request: Request) -> None:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if self.is_starting or scheme.lower() != "bearer" or token != self.token:
+        if scheme.lower() != "bearer" or token != self.token:
             raise RefusedError(401, "Unauthorized")
 
     def _check_permission(self, verb: str, resource: str, namespace: str, name: str | None, group: str = "") -> None:

@@ -222,7 +222,7 @@ class Cluster:
         status = response.status
         message = str(_status(response).get("message") or "")
         if status == httpx.codes.UNAUTHORIZED:
-            return self._error_if_unhealthy(what) or AuthError(
+            return AuthError(
                 f"Kubernetes does not accept the credentials ({self.access.description}; {what}: {status}). Check that "
                 f"the {self.access.credentials} belongs to this cluster.",
                 upstream=UPSTREAM,
@@ -243,18 +243,6 @@ class Cluster:
         if has_ended or is_throttled or status == httpx.codes.NOT_FOUND or status >= httpx.codes.INTERNAL_SERVER_ERROR:
             return TransientError(text, upstream=UPSTREAM, status=status, retry_after=response.retry_after)
         return ResponseError(text, upstream=UPSTREAM, status=status)
-
-    def _error_if_unhealthy(self, what: str) -> TransientError | None:
-        """Return an error if the server is not ready, because it can refuse valid tokens while it starts."""
-        try:
-            status = self.http.send("GET", "/readyz").status
-        except ApiError as error:
-            return TransientError(f"Kubernetes refused {what}, but is unhealthy. {error}", upstream=UPSTREAM)
-        if status < httpx.codes.INTERNAL_SERVER_ERROR:
-            return None
-        return TransientError(
-            f"Kubernetes refused {what}, but is not ready (GET /readyz: {status}).", upstream=UPSTREAM, status=status
-        )
 
 
 def _parse_pod(item: Any) -> Pod:
