@@ -242,7 +242,7 @@ def test_console_text_shows_values_without_python_syntax(run: Run) -> None:
     """)
 
     assert "at=2026-03-01T00:00:00Z" in done.stdout
-    assert 'text="two words"' in done.stdout
+    assert "text='two words'" in done.stdout
     assert "items=a,b" in done.stdout
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,9 +13,6 @@ import structlog
 from lifecycle.domain.events import Event
 from lifecycle.domain.text import printable, printable_json
 from lifecycle.runtime.output import LineOutput, standard_stream
-
-# A value that needs no quotes on a terminal.
-_UNQUOTED_VALUE = re.compile(r"[^\s\"'=]+")
 
 _outputs: dict[str, LineOutput] = {}
 _listeners: list[Callable[[Event], None]] = []
@@ -34,7 +30,7 @@ def configure_logs(*, console: bool, level: str = "info", to_stderr: bool = Fals
     stream = standard_stream(name)
     renderers: list[structlog.typing.Processor] = [lambda _logger, _method, event: printable_json(event)]
     if console:
-        renderers = [_with_printable_traceback, _console_renderer(colors=stream is not None and stream.isatty())]
+        renderers = [_with_printable_text, structlog.dev.ConsoleRenderer(colors=stream is not None and stream.isatty())]
     if name not in _outputs:
         _outputs[name] = LineOutput(stream)
     structlog.configure(
@@ -92,9 +88,12 @@ def _with_json_values(_logger: Any, _method: str, event: MutableMapping[str, Any
     return {key: _json_value(value) for key, value in (leading | dict(event)).items()}
 
 
-def _with_printable_traceback(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    if "exception" in event:
-        event["exception"] = "\n".join(map(printable, event["exception"].splitlines()))
+def _with_printable_text(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Turn each value into text, and escape control characters, which for example a record's comment can contain."""
+    for key, value in event.items():
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        lines = text.splitlines() if key == "exception" else [text]
+        event[key] = "\n".join(map(printable, lines))
     return event
 
 
@@ -110,27 +109,3 @@ def _json_value(value: Any) -> Any:
         case list() | tuple() | set() | frozenset():
             return [_json_value(item) for item in value]
     return str(value)
-
-
-def _console_renderer(*, colors: bool) -> structlog.dev.ConsoleRenderer:
-    styles = structlog.dev.ConsoleRenderer.get_default_column_styles(colors)
-    renderer = structlog.dev.ConsoleRenderer(colors=colors)
-    renderer.columns = [
-        *(column for column in renderer.columns if column.key),
-        structlog.dev.Column(
-            "",
-            structlog.dev.KeyValueColumnFormatter(
-                key_style=styles.kv_key,
-                value_style=styles.kv_value,
-                reset_style=styles.reset,
-                value_repr=_console_text,
-            ),
-        ),
-    ]
-    return renderer
-
-
-def _console_text(value: object) -> str:
-    """Return a value as text on one line. Control characters, which a record's comment can contain, are escaped."""
-    text = printable(",".join(map(str, value)) if isinstance(value, list) else str(value))
-    return text if _UNQUOTED_VALUE.fullmatch(text) else f'"{text}"'
