@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 import unicodedata
 from collections.abc import Callable
 from contextlib import suppress
@@ -52,7 +53,6 @@ _VISIBLE_ASCII = re.compile(r"[\x21-\x7e]+")
 _INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp"})
 _UNEXPANDED = re.compile(r"\$\([A-Z_][A-Z0-9_]*\)")
 
-_CERTIFICATE = re.compile(rb"-----BEGIN (TRUSTED |X509 )?CERTIFICATE-----")
 # Source: `openssl rehash`, which names each link after the hash of a certificate's subject.
 _HASHED_CERTIFICATE = re.compile(r"[0-9a-f]{8}\.\d+")
 
@@ -209,11 +209,9 @@ def _existing_file(value: Path) -> Path:
 
 def _certificates(value: Path) -> Path:
     try:
-        content = value.read_bytes()
+        ssl.create_default_context(cafile=value)
     except OSError as error:
-        raise ValueError(f"is a file that cannot be read ({error.strerror})") from None
-    if not _CERTIFICATE.search(content):
-        raise ValueError("is a file without a certificate in PEM form")
+        raise ValueError(f"is not a readable file of certificates in PEM form ({error.strerror})") from None
     return value
 
 

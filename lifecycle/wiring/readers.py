@@ -6,15 +6,13 @@ The functions have these arguments in common:
 - `policy`: the retry policy for Headscale, or in `state_reader` for the Kubernetes API.
 - `stack`: closes the connections when it is closed.
 - `cluster`: the client of the Kubernetes API; None unless the settings need a `Cluster`.
-
-They raise a ConfigError if a setting names a file that cannot be used.
 """
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -30,7 +28,6 @@ from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import add_authorities, public_trust
 from lifecycle.clients.upstream import Upstream
-from lifecycle.domain.errors import ConfigError
 from lifecycle.domain.proxy import Proxy
 from lifecycle.keyfile.reader import KeyFileReader
 from lifecycle.readers import Readers
@@ -77,8 +74,7 @@ def open_upstreams(
     if settings.headscale_ca_file:
         # A separate TLS context is created, because the private authority must not be trusted for Cloudflare.
         trust = _trust(settings)
-        with _certificate_errors("HEADSCALE_CA_FILE"):
-            add_authorities(trust, settings.headscale_ca_file)
+        add_authorities(trust, settings.headscale_ca_file)
     read_key = partial(settings.secret, "HEADSCALE_API_KEY")
     if settings.headscale_api_key_secret and cluster is not None:
         read_key = partial(cluster.headscale_api_key, settings.headscale_namespace, settings.headscale_api_key_secret)
@@ -88,19 +84,9 @@ def open_upstreams(
 
 def _trust(settings: Settings) -> ssl.SSLContext:
     """Return a context that trusts the authorities of SSL_CERT_FILE and SSL_CERT_DIR, or else the public ones."""
-    with _certificate_errors("SSL_CERT_FILE" if settings.ssl_cert_file else "SSL_CERT_DIR"):
-        if not settings.ssl_cert_file and not settings.ssl_cert_dir:
-            return public_trust()
-        return ssl.create_default_context(cafile=settings.ssl_cert_file, capath=settings.ssl_cert_dir)
-
-
-@contextmanager
-def _certificate_errors(setting: str) -> Iterator[None]:
-    """Turn an OSError of the block, which loads a setting's certificates, into a ConfigError."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"{setting}: contains a malformed certificate ({error.strerror})") from error
+    if not settings.ssl_cert_file and not settings.ssl_cert_dir:
+        return public_trust()
+    return ssl.create_default_context(cafile=settings.ssl_cert_file, capath=settings.ssl_cert_dir)
 
 
 def connect_cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = False) -> Cluster | None:
