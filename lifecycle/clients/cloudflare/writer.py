@@ -19,10 +19,8 @@ class CloudflareWriter(CloudflareReader):
 
     def __init__(self, client: JsonClient, *, domain: str, zone_id: str | None = None) -> None:
         super().__init__(client, domain=domain, zone_id=zone_id)
-        # Records that Cloudflare created at another name than requested, and that still have to be deleted.
-        self._strays: list[Record] = []
-        # Such a record shows that CLOUDFLARE_ZONE_ID is the wrong zone. All later changes that create a record fail
-        # with this message.
+        # A record that was created at another name than requested shows that CLOUDFLARE_ZONE_ID is the wrong zone. All
+        # later changes that create a record fail with this message.
         self._wrong_zone_message = ""
 
     def change(self, changes: Sequence[RecordChange]) -> None:
@@ -42,7 +40,6 @@ class CloudflareWriter(CloudflareReader):
         names = {spec.name for spec in creates}
         created: list[Record] = []
         changed: list[Record] = []
-        self._delete_strays(path)
         if self._wrong_zone_message and names:
             raise ResponseError(self._wrong_zone_message, upstream=UPSTREAM)
         for name in names:
@@ -71,13 +68,14 @@ class CloudflareWriter(CloudflareReader):
                     body={operation: items for operation, items in batch.items() if items},
                 )
         # Cloudflare appends the zone's name to a name that does not end with it.
-        self._strays = [record for record in created if record.name not in names]
-        if self._strays:
+        strays = [record for record in created if record.name not in names]
+        if strays:
             self._wrong_zone_message = (
-                f"Cloudflare created {self._strays[0].name} instead of {', '.join(sorted(names))}, which belongs to "
+                f"Cloudflare created {strays[0].name} instead of {', '.join(sorted(names))}, which belongs to "
                 "another zone. Set CLOUDFLARE_ZONE_ID to the id of the zone of DOMAIN_NAME, or leave it out."
             )
-            self._delete_strays(path)
+            for stray in strays:
+                self._delete(path, stray.id)
             raise ResponseError(self._wrong_zone_message, upstream=UPSTREAM)
         _check_result(path, created, creates)
         _check_result(path, changed, [change.spec for change in updates])
@@ -86,15 +84,6 @@ class CloudflareWriter(CloudflareReader):
         # Another client may have deleted the record since it was read.
         with suppress(NotFoundError):
             self._one("DELETE", f"{path}/{record_id}", lambda _result: None)
-
-    def _delete_strays(self, path: str) -> None:
-        """Delete the strays. If a deletion fails, the next call of `change` deletes the remaining ones."""
-        while self._strays:
-            stray = self._strays[0]
-            # A record that was changed since it was created is not deleted, because another client may own it.
-            if stray in self.records(stray.name):
-                self._delete(path, stray.id)
-            del self._strays[0]
 
 
 def _create_body(spec: RecordSpec) -> dict[str, Any]:
