@@ -85,9 +85,9 @@ def parse_listed_user(payload: Any) -> User:
 
 def parse_node(payload: Any) -> Node:
     """Parse a node."""
-    machine_key = payload["machineKey"]
+    machine_key = _ascii(payload["machineKey"])
     hostname = payload.get("name", "")
-    if not isinstance(machine_key, str) or not machine_key or not isinstance(hostname, str):
+    if not machine_key or not isinstance(hostname, str):
         raise TypeError("a node without a machine key, or with a malformed name")
     return Node(
         id=parse_required_id(payload["id"]),
@@ -131,7 +131,7 @@ def _parse_key_origin(payload: Any) -> KeyOrigin | None:
 
 def parse_pre_auth_key(payload: Any) -> PreAuthKey:
     """Parse a pre-auth key from a list, or a key that was just created."""
-    secret = _value(payload.get("key"), str)
+    secret = _ascii(payload.get("key"))
     return PreAuthKey(
         id=parse_required_id(payload["id"]),
         user=parse_user(payload.get("user")),
@@ -225,6 +225,11 @@ def _value(value: Any, kind: type[Value]) -> Value:
     if not isinstance(value, kind):
         raise TypeError(f"not a {kind.__name__}")
     return value
+
+
+def _ascii(value: Any) -> str:
+    """Return a key as text; "" for null. In JSON, text can contain surrogates, which cannot be written to a file."""
+    return _value(value, str).encode("ascii").decode()
 
 
 def _texts(values: Any) -> list[str]:
