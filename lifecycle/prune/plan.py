@@ -95,7 +95,7 @@ def plan_prune(observation: Observation, *, config: PruneConfig, now: datetime) 
             records_by_name.setdefault(main_name, []).append(record)
     user = observation.user
     if config.name is not None:
-        full_name = record_name(config.name, config.domain)
+        full_name = record_name(config.name.removesuffix("."), config.domain)
         if full_name not in records_by_name:
             raise LifecycleError(
                 f'no record of {config.name} has the comment "{config.mark}". Set DNS_OWNER to the value that the '

@@ -118,7 +118,7 @@ def test_node_without_a_record_is_never_removed() -> None:
     assert removed([OFFLINE_NODE], records=[]) == []
 
 
-@pytest.mark.parametrize("name", [NAME, NAME.upper(), "grafana"])
+@pytest.mark.parametrize("name", [NAME, NAME.upper(), f"{NAME}.", "grafana"])
 def test_named_workload_is_removed_even_if_it_is_online(name: str) -> None:
     other = a_record("b", name="redmine.example.com")
     nodes = [a_node(1), a_node(2, user=ANN, key_user=ANN), a_node(3, hostname="redmine.example.com")]
