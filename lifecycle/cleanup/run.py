@@ -82,7 +82,9 @@ class Cleanup:
         if not plan.records or isinstance(observation.records, LifecycleError):
             return 0
         try:
-            nodes = self.writers.headscale.nodes()
+            # A list can be incomplete, so the kept node is added in any case.
+            kept = [plan.kept] if isinstance(plan.kept, Node) else []
+            nodes = [*self.writers.headscale.nodes(), *kept]
             changes = plan_records(
                 observation.records, nodes, config=self._config, node_ownership=observation.node_ownership
             )

@@ -25,7 +25,9 @@ from tests.in_cluster import NAMESPACE, STATE_SECRET, ClusterWorld, may_read
 from tests.simulators import faults
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.faults import Fault
+from tests.simulators.messages import Handler, Request, Response
 from tests.simulators.tailnet import Node as SimulatedNode
+from tests.simulators.upstream import Upstream
 from tests.world import USER, Interface, events_named
 
 Events = list[Any]
@@ -173,6 +175,25 @@ def test_stale_duplicate_of_the_kept_nodes_record_is_deleted(world: ClusterWorld
     node = add_kept_node(world)
     world.add_record("100.64.99.1", ttl=60, comment=OUR_COMMENT)
     cleanup(world, DNS_CLEANUP="keep").run()
+    assert world.records() == {f"A {node.address}": OUR_COMMENT}
+
+
+def test_record_of_the_kept_node_stays_if_a_later_list_lacks_the_node(world: ClusterWorld) -> None:
+    """Headscale 0.27 can return incomplete lists. `cleanup` lists the nodes again before it deletes stale records."""
+    node = add_kept_node(world)
+    world.add_record("100.64.99.1", ttl=60, comment=OUR_COMMENT)
+    incomplete = faults.answer(200, '{"nodes": []}')
+
+    def handler(upstream: Upstream) -> Handler:
+        def handle(request: Request) -> Response:
+            if request.method == "POST" and request.path == "/api/v1/preauthkey":
+                world.headscale.faults.add(incomplete, path="/api/v1/node")
+            return upstream.handle(request)
+
+        return handle
+
+    world.route = handler
+    cleanup(world, "api").run()
     assert world.records() == {f"A {node.address}": OUR_COMMENT}
 
 
