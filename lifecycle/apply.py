@@ -132,12 +132,12 @@ def check_key_file(key_file: KeyFileWriter) -> None:
 
 
 def write_fresh_key(
-    change: WriteFreshKey, *, headscale: HeadscaleWriter, key_file: KeyFileWriter, now: datetime
+    change: WriteFreshKey, *, headscale: HeadscaleWriter, key_file: KeyFileWriter, now: Callable[[], datetime]
 ) -> PreAuthKey:
     """Create a pre-auth key, and write it to the key file in place of the previous key.
 
     Args:
-        now: the time by this machine's clock.
+        now: returns the time by this machine's clock.
 
     Raises:
         ApiError: no usable key was created.

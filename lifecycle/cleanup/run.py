@@ -61,7 +61,7 @@ class Cleanup:
         self._check_stop()
         apply.delete_nodes(plan.nodes, headscale, is_still_owned=observation.node_ownership.is_owned)
         self._check_stop()
-        key = apply.write_fresh_key(plan.key, headscale=headscale, key_file=key_file, now=self.now())
+        key = apply.write_fresh_key(plan.key, headscale=headscale, key_file=key_file, now=self.now)
         deleted = self._delete_records(plan, observation)
         expiry = node_warning(plan.kept, headscale.server_time(self.now())) if isinstance(plan.kept, Node) else None
         if expiry is not None:

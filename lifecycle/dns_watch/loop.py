@@ -127,7 +127,7 @@ class DnsWatch:
                 case WriteFreshKey():
                     headscale, key_file = self._writers.headscale, self._writers.key_file
                     try:
-                        return write_fresh_key(change, headscale=headscale, key_file=key_file, now=self._now())
+                        return write_fresh_key(change, headscale=headscale, key_file=key_file, now=self._now)
                     except (ApiError, KeyFileError) as error:
                         return error
                 case WriteKeyMetadata():

@@ -173,7 +173,7 @@ def test_arguments_of_each_command(
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
     headscale.create_pre_auth_key(
-        KeySpec(user, HOUR, reusable=True, ephemeral=True, tags=frozenset({"tag:b", "tag:a"})), now=clock.now()
+        KeySpec(user, HOUR, reusable=True, ephemeral=True, tags=frozenset({"tag:b", "tag:a"})), now=clock.now
     )
     headscale.pre_auth_keys(user)
     headscale.delete_node(node, is_still_owned=always_owned)
@@ -541,7 +541,7 @@ def test_lost_key_is_expired_despite_clock_skew(
     headscale = HeadscaleWriter(ExecTransport(transport._pod, now=lambda: clock.now() + skew), retrying_on(clock))  # noqa: SLF001
     user = find_user(headscale)
     kubernetes.add_exec_fault(ExecFault(sent_bytes=1), "preauthkeys create")
-    key = headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now() + skew)
+    key = headscale.create_pre_auth_key(KeySpec(user, HOUR), now=lambda: clock.now() + skew)
     assert unexpired_keys(server, clock) == [key.secret.get_secret_value()]
 
 
@@ -556,7 +556,7 @@ def test_clock_of_the_cluster_is_used(skew: timedelta, server: HeadscaleSimulato
     clock.skew = skew
     user = find_user(headscale)
     assert headscale.server_time(clock.now()) == clock.true_now()
-    headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
+    headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now)
     [created] = server.keys
     assert HOUR <= created.expires_at - clock.true_now() < HOUR + timedelta(minutes=1)
 
@@ -578,7 +578,7 @@ def test_key_of_another_pod_is_not_expired(
         server.create_key("svc", expires_in=lifetimes[0] + timedelta(milliseconds=20))
 
     clock.schedule(0.1, create_key_of_another_pod)
-    key = headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
+    key = headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now)
     assert lifetimes, "the other pod created no key"
     assert unexpired_keys(server, clock) == [server.keys[0].key, key.secret.get_secret_value()]
 

@@ -19,6 +19,7 @@ from lifecycle.clients.kubernetes.events import EventWriter
 from lifecycle.domain.errors import AuthError
 from lifecycle.domain.model import KeySpec
 from lifecycle.domain.pod_events import PodEvent
+from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.retry import no_retries
 from tests.builders import NAME
 from tests.in_cluster import HEADSCALE_NAMESPACE, access_to, exec_transport
@@ -73,7 +74,7 @@ def run_commands(cluster: Cluster) -> None:
     [user] = headscale.users()
     [node] = headscale.nodes()
     headscale.delete_node(node, is_still_owned=lambda _node: True)
-    key = headscale.create_pre_auth_key(KeySpec(user, timedelta(hours=1)), now=datetime.now(UTC))
+    key = headscale.create_pre_auth_key(KeySpec(user, timedelta(hours=1)), now=utc_now)
     headscale.expire_pre_auth_key(key, user)
 
 

@@ -17,6 +17,7 @@ from lifecycle.clients.transport import PooledTransport
 from lifecycle.clients.trust import public_trust
 from lifecycle.domain.model import KeySpec, User
 from lifecycle.domain.ownership import choose_user
+from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.retry import RetryPolicy
 from tests.conftest import FakeStop
 from tests.real.server import HeadscaleServer
@@ -60,7 +61,7 @@ def user(client: HeadscaleWriter) -> User:
 @pytest.mark.parametrize("tags", [frozenset[str](), frozenset({"tag:web"})], ids=["no tags", "tags"])
 def test_lost_key_is_expired_and_replaced(client: HeadscaleWriter, user: User, tags: frozenset[str]) -> None:
     before = {key.id for key in client.pre_auth_keys(user)}
-    created = client.create_pre_auth_key(KeySpec(user, HOUR, tags=tags), now=datetime.now(UTC))
+    created = client.create_pre_auth_key(KeySpec(user, HOUR, tags=tags), now=utc_now)
     new_keys = [key for key in client.pre_auth_keys(user) if key.id not in before]
     lost, replacement = sorted(new_keys, key=lambda key: int(key.id))
     assert replacement.id == created.id
@@ -69,7 +70,7 @@ def test_lost_key_is_expired_and_replaced(client: HeadscaleWriter, user: User, t
 
 
 def test_key_can_be_expired_twice(client: HeadscaleWriter, user: User) -> None:
-    created = client.create_pre_auth_key(KeySpec(user, HOUR), now=datetime.now(UTC))
+    created = client.create_pre_auth_key(KeySpec(user, HOUR), now=utc_now)
     for _ in range(2):
         client.expire_pre_auth_key(created, user)
     (listed,) = (key for key in client.pre_auth_keys(user) if key.id == created.id)

@@ -62,26 +62,26 @@ class HeadscaleWriter(HeadscaleReader):
         with suppress(NotFoundError):
             self._retrying(attempt)
 
-    def create_pre_auth_key(self, spec: KeySpec, *, now: datetime) -> PreAuthKey:
+    def create_pre_auth_key(self, spec: KeySpec, *, now: Callable[[], datetime]) -> PreAuthKey:
         """Create a key that is valid from now on.
 
         If the response is lost, the key may exist. A retry or a later call then searches Headscale's keys for this key
         and expires it before it creates another one.
 
         Args:
-            now: the time by the clock of this machine, as a timezone-aware datetime in UTC.
+            now: returns the time by the clock of this machine, as a timezone-aware datetime in UTC.
 
         Raises:
             ResponseError: no usable key was created. A key without a secret or with a wrong lifetime was expired if
                 possible.
         """
         spread = random.random() * _MAX_SPREAD  # noqa: S311 - not a secret
-        expires_at = self.server_time(now) + spec.lifetime + spread
 
         def attempt() -> PreAuthKey:
             if self._unconfirmed is not None:
                 self._expire_lost(*self._unconfirmed)
                 self._unconfirmed = None
+            expires_at = self.server_time(now()) + spec.lifetime + spread
             try:
                 return self._transport.create_pre_auth_key(spec, expires_at)
             except (TransientError, ResponseError) as error:
@@ -93,6 +93,7 @@ class HeadscaleWriter(HeadscaleReader):
             key = self._retrying(attempt)
         except (TransientError, ResponseError):
             if self._unconfirmed is not None:
+                _, expires_at = self._unconfirmed
                 log.warning("pre_auth_key.create_unconfirmed", user=spec.user.label, expires_at=expires_at)
             raise
         if key.known_secret is None:
