@@ -23,8 +23,9 @@ fail() {
 }
 
 # Print the digests that a JSON file contains, one on each line, in the order of the file: digests FILE
+# docker writes a space after the colon.
 digests() {
-    grep -o '"digest":"sha256:[0-9a-f]*"' "$1" | sed 's/.*:\([0-9a-f]*\)"/\1/'
+    grep -o '"digest": *"sha256:[0-9a-f]*"' "$1" | sed 's/.*:\([0-9a-f]*\)"/\1/'
 }
 
 # Unpack and verify an archive: open_archive FILE FOLDER

@@ -7,6 +7,7 @@ import re
 import signal
 import stat
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import lifecycle
-from tests.image.tools import IMAGE, ROOT, Archive, ImageBuild, name_like_docker_save, run, run_checked
+from tests.image.tools import IMAGE, ROOT, Archive, ImageBuild, blob_path, run, run_checked
 from tests.real.programs import eventually
 
 MAX_BYTES = 26_000_000
@@ -268,15 +269,15 @@ def test_partial_archive_of_a_killed_build_is_replaced(image_build: ImageBuild) 
     assert not Path(f"{image_build.archive.path}.new").exists()
 
 
-def test_archive_of_docker_is_accepted(image_build: ImageBuild) -> None:
-    """The stub of docker saves an archive with the annotations that docker writes."""
-    saved = image_build.folder / "saved.tar"
-    image_build.archive.path.rename(saved)
-    Archive(saved).rewrite(name_like_docker_save)
-    path = stub(image_build.folder / "bin", "docker", f'[ "$1 $2" != "save --output" ] || cp "{saved}" "$3"')
+def test_archive_of_docker_is_accepted_and_verified(sources: Path, tmp_path: Path) -> None:
+    image_build = ImageBuild(tmp_path, sources, {**os.environ})
+    simulator = Path(__file__).with_name("docker_simulator.py")
+    path = stub(tmp_path / "bin", "docker", f'exec "{sys.executable}" "{simulator}" "{tmp_path}" "$@"')
     image_build.run_checked(BUILDER="docker", PATH=path)
-    assert image_build.archive.path.read_bytes() == saved.read_bytes()
     assert image_build.is_up_to_date()
+    layer = blob_path(image_build.archive.manifest["layers"][0]["digest"])
+    image_build.archive.rewrite(lambda unpacked: (unpacked / layer).write_bytes(b"damaged"))
+    assert not image_build.is_up_to_date()
 
 
 def test_podman_builds_the_same_files(image_build: ImageBuild) -> None:
