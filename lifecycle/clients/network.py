@@ -40,7 +40,7 @@ class Network(httpcore.NetworkBackend):
         self, host: str, port: int, timeout: float | None = None, *_args: Any, **_options: Any
     ) -> httpcore.NetworkStream:
         """Connect to the first address of the host that accepts a connection."""
-        error: type[Exception] = httpcore.ConnectError
+        kind: type[Exception] = httpcore.ConnectError
         reason = "no address"
         with time_budget(timeout or inf):
             addresses = _resolve(host, port)
@@ -51,8 +51,8 @@ class Network(httpcore.NetworkBackend):
                     stream = self._backend.connect_tcp(address, port, time_s)
                     return Stream(stream, tls_server_name=self._tls_server_name)
                 except (httpcore.ConnectError, httpcore.ConnectTimeout) as failure:
-                    error, reason = type(failure), failure.args[0].strerror
-        raise error(UnreachableError(reason))
+                    kind, reason = type(failure), failure.args[0].strerror
+        raise kind(UnreachableError(reason))
 
 
 class Stream(httpcore.NetworkStream):
