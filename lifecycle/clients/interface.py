@@ -5,8 +5,8 @@ The tailscale container creates the interface. All containers of a pod share its
 
 from __future__ import annotations
 
-import errno
 import socket
+from contextlib import suppress
 from ipaddress import ip_address
 
 import ifaddr
@@ -85,16 +85,7 @@ class InterfaceEvents:
             self._stop.wait(min(timeout_s, _POLL_S))
         elif self._stop.wait_readable(self._netlink, min(timeout_s, _SAFETY_POLL_S if is_settled else _POLL_S)):
             self._stop.wait(_SETTLE_S)
-            self._discard_messages(self._netlink)
-
-    def _discard_messages(self, netlink: socket.socket) -> None:
-        for _ in range(_MAX_MESSAGES):
-            try:
-                netlink.recv(1)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                # ENOBUFS only means that some messages did not fit into the buffer.
-                if error.errno != errno.ENOBUFS:
-                    self.close()
-                    return
+            for _ in range(_MAX_MESSAGES):
+                # An error means that there is no message, or that some did not fit into the buffer.
+                with suppress(OSError):
+                    self._netlink.recv(1)
