@@ -205,7 +205,7 @@ class World:
         return Writers(
             HeadscaleWriter(HttpTransport(headscale), policy),
             CloudflareWriter(cloudflare, domain=settings.domain_name, zone_id=settings.cloudflare_zone_id),
-            KeyFileWriter(settings.authkey_output_path, settings.authkey_file_mode),
+            KeyFileWriter(settings.authkey_output_path, int(settings.authkey_file_mode, 8)),
         )
 
     def cleanup(self, stop: Event | None = None, /, **variables: str) -> Cleanup:

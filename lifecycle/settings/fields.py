@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 import idna
-from pydantic import AfterValidator, BeforeValidator, PlainValidator, SecretStr
+from pydantic import AfterValidator, BeforeValidator, SecretStr
 
 from lifecycle.domain.ownership import WILDCARD, IpNetwork, mark_of
 
@@ -42,6 +42,7 @@ _SECONDS = re.compile(r"\d+(\.\d+)?", re.ASCII)
 _IP_HOST = re.compile(r"[\d.]+|.*:.*", re.ASCII)
 _TAG = re.compile(r"tag:[a-z0-9._-]+")
 _TOKEN = re.compile(r"[-A-Za-z0-9._~+/]+=*")
+_FILE_MODE = re.compile(r"(0o?)?[0-7]{3}")
 _ZONE_ID = re.compile(r"[0-9a-f]{32}")
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _KUBERNETES_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
@@ -89,21 +90,6 @@ def parse_duration(text: str) -> timedelta:
 
 def _comma_separated(value: str) -> list[str]:
     return [part.strip() for part in value.split(",") if part.strip()]
-
-
-class Octal(int):
-    """An integer that is written in octal."""
-
-    __slots__ = ()
-
-    def __str__(self) -> str:
-        return f"{self:04o}"
-
-
-def _file_mode(value: str) -> Octal:
-    if not re.fullmatch(r"(0o?)?[0-7]{3}", value):
-        raise ValueError("must be a file mode in octal, such as 0640")
-    return Octal(value, 8)
 
 
 def _split_url(value: str) -> SplitResult | None:
@@ -314,4 +300,4 @@ KeyFilePath = Annotated[
 ExistingFile = Annotated[Path, AfterValidator(_existing_file)]
 CertificateFile = Annotated[ExistingFile, AfterValidator(_certificates)]
 CertificateFolders = Annotated[str, AfterValidator(_certificate_folders)]
-FileMode = Annotated[Octal, PlainValidator(_file_mode)]
+FileMode = Annotated[str, _only_if(_FILE_MODE.fullmatch, "must be a file mode in octal, such as 0640")]

@@ -41,7 +41,6 @@ from lifecycle.settings.fields import (
     KubernetesName,
     LoginServer,
     Namespace,
-    Octal,
     Owner,
     Prefixes,
     ProxyUrl,
@@ -183,7 +182,7 @@ class Settings(BaseSettings):
     authkey_ephemeral: bool = Field(
         default=False, description="let Headscale delete the node soon after it goes offline"
     )
-    authkey_file_mode: FileMode = Field(Octal(0o640), description="permission bits of the key file, octal")
+    authkey_file_mode: FileMode = Field("0640", description="permission bits of the key file, octal")
     authkey_tags: Tags = Field(frozenset(), description="tags of the pre-auth key, comma-separated, such as tag:web")
     dns_owner: Owner | None = Field(
         None, description="owner of the workload's records, which is part of their comment; unset: the pod's namespace"

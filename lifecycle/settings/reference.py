@@ -11,7 +11,6 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from lifecycle.domain.proxy import Proxy
-from lifecycle.settings.fields import Octal
 from lifecycle.settings.models import COMMANDS, SECRETS, Settings, command_variables
 
 
@@ -80,7 +79,7 @@ def non_default_settings(settings: Settings) -> dict[str, Any]:
         match value:
             case timedelta():
                 values[f"{name.lower()}_s"] = value.total_seconds()
-            case int() if not isinstance(value, Octal):
+            case int():
                 values[name.lower()] = value
             case _:
                 values[name.lower()] = _value_text(value)

@@ -40,7 +40,7 @@ def connect_writers(
     return Writers(
         HeadscaleWriter(headscale, policy),
         CloudflareWriter(cloudflare, domain=settings.domain_name, zone_id=settings.cloudflare_zone_id),
-        KeyFileWriter(settings.authkey_output_path, settings.authkey_file_mode),
+        KeyFileWriter(settings.authkey_output_path, int(settings.authkey_file_mode, 8)),
     )
 
 
