@@ -4,10 +4,11 @@ import gc
 import os
 import signal
 import sys
+from typing import NoReturn
 
 
-def main() -> int:
-    """Run the command line. End the process with the exit status, or return it after a dry run (`is_dry_run`)."""
+def main() -> NoReturn:
+    """Run the command line, and end the process with the exit status."""
     # The kernel discards signals to process number 1 of a container until the process handles them. A blocked signal
     # stays pending instead, and is handled below.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
@@ -25,15 +26,9 @@ def main() -> int:
     import lifecycle.imports  # noqa: PLC0415, F401 - makes the imports of libraries faster
     from lifecycle.cli import parse_arguments, run  # noqa: PLC0415 - takes seconds under a tight CPU limit
 
-    options = parse_arguments(arguments)
-    status = run(options)
-    if not options.is_dry_run:
-        # A regular exit would take time to free each object, and all output is already flushed. Only dry runs
-        # need a regular exit: they can use a kubeconfig, of which the Kubernetes library then removes its temporary
-        # files.
-        os._exit(status)
-    return status
+    # A regular exit would take time to free each object, and all output is already flushed.
+    os._exit(run(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -8,6 +8,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -754,16 +755,20 @@ def test_hanging_credential_plugin_is_a_configuration_error(monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("_outside_of_a_cluster")
-def test_no_key_of_the_kubeconfig_stays_in_a_temporary_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cluster", [{}, {"insecure-skip-tls-verify": True}], ids=["usable", "refused"])
+def test_no_key_of_the_kubeconfig_stays_in_a_temporary_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cluster: dict[str, Any]
+) -> None:
     """The Kubernetes library removes its temporary files only at a regular exit, and not after Ctrl-C."""
     pairs = {"client-certificate-data": Authority(tmp_path).certificate, "client-key-data": tmp_path / "ca.key"}
     user = {name: base64.b64encode(file.read_bytes()).decode() for name, file in pairs.items()}
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    use_kubeconfig(monkeypatch, tmp_path / "config", user=user)
-    with access(may_use_kubeconfig=True).client:
-        assert list(folder.iterdir()) == []
+    use_kubeconfig(monkeypatch, tmp_path / "config", cluster=cluster, user=user)
+    with suppress(ConfigError):
+        access(may_use_kubeconfig=True).client.close()
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.usefixtures("_outside_of_a_cluster")

@@ -97,6 +97,9 @@ def find_access(
         except ConfigException as error:
             # The exception is not chained, because it can contain parts of the file.
             raise ConfigError(f"{not_in_cluster} {_KUBECONFIG} cannot be used: {excerpt(str(error))}") from None
+        finally:
+            # The library removes its temporary files, which contain keys, only at a regular exit.
+            kube_config._cleanup_temp_files()  # noqa: SLF001 - there is no public function
 
 
 def _service_account() -> Configuration:
@@ -173,8 +176,6 @@ def _kubeconfig(
             trust.load_cert_chain(configuration.cert_file, configuration.key_file)
     except OSError as error:
         raise ConfigError(f"A certificate of the kubeconfig cannot be used ({error.strerror}).") from None
-    # The library removes its temporary files, which contain keys, only at a regular exit.
-    kube_config._cleanup_temp_files()  # noqa: SLF001 - there is no public function
     proxy = _kubeconfig_proxy(configuration.proxy) or proxy_for(configuration.host)
     return Access(
         client=open_http(configuration.host, trust=trust, proxy=proxy, tls_server_name=tls_server_name),
