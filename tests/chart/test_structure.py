@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -15,15 +14,13 @@ from chart import generated
 from lifecycle.settings.models import every_variable
 from tests.chart.helm import CHART, SITE
 
-GENERATED_FILES = generated()
-"""By path: the content of each file that scripts/generate writes."""
-VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
+VALUES = yaml.load((CHART / "values.yaml").read_text(), yaml.CSafeLoader)
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 
 
-@pytest.mark.parametrize("path", GENERATED_FILES, ids=lambda path: str(path.relative_to(CHART)))
-def test_generated_file_is_current(path: Path) -> None:
-    assert GENERATED_FILES[path].splitlines() == path.read_text().splitlines()
+def test_generated_files_are_current() -> None:
+    files = generated()
+    assert [path for path in files if files[path].splitlines() != path.read_text().splitlines()] == []
 
 
 def paths_in_schema(schema: dict[str, Any], path: str = "") -> Iterator[str]:

@@ -25,7 +25,7 @@ from tests.pod.rendering import WORKLOADS, config_map_data, manifests_of, render
 SETTING_NAMES = command_variables(DryRunSettings)
 
 
-@pytest.mark.max_cases_without_full(6)
+@pytest.mark.max_cases_without_full(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_component_adds_the_same_containers_as_inject(name: str, tmp_path: Path) -> None:
     workload = workloads()[name]

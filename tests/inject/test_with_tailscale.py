@@ -72,6 +72,7 @@ def test_workloads_include_each_kind_with_and_without_native_sidecars() -> None:
     assert forms == {(kind, native) for kind in ("Deployment", "StatefulSet") for native in (True, False)}
 
 
+@pytest.mark.max_cases_without_full(3)
 @each_case
 def test_result_matches_the_schema(name: str, variant: str) -> None:
     kubernetes_validate.validate(rendered_workload(name, variant), NEWEST_KUBERNETES, strict=True)

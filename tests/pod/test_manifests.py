@@ -42,6 +42,16 @@ OLDEST_KUBERNETES = {
 }
 """The oldest version of Kubernetes that a folder supports, if it is newer than 1.25."""
 
+each_workload = pytest.mark.parametrize("workload", WORKLOADS)
+# By default, only one workload has plain containers, because a test compares them with native sidecars.
+each_variant = pytest.mark.parametrize(
+    "workload",
+    [
+        name if name in {*WORKLOADS, "grafana/plain"} else pytest.param(name, marks=pytest.mark.full)
+        for name in WORKLOAD_VARIANTS
+    ],
+)
+
 WITHOUT_SCHEMA = {"Certificate", "ClusterIssuer", "PodMonitor", "PrometheusRule"}
 """Kinds that Kubernetes' schemas do not include."""
 
@@ -61,7 +71,7 @@ def test_schema_of_an_old_version_rejects_native_sidecars() -> None:
         kubernetes_validate.validate(workload_resource(manifests_of("ollama")), "1.27", strict=True)
 
 
-@pytest.mark.parametrize("workload", WORKLOADS)
+@each_workload
 def test_native_sidecars_start_in_order_before_other_containers(workload: str) -> None:
     """If tailscale started before cleanup, it would have no key, and the pod would never start."""
     spec = pod_spec(manifests_of(workload))
@@ -93,7 +103,7 @@ def test_sidecars_and_plain_containers_differ_only_in_their_place_and_restart_po
     assert native == plain
 
 
-@pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
+@each_variant
 def test_variables_are_valid_settings(workload: str, set_variables: SetVariables) -> None:
     documents = manifests_of(workload)
     variables = {name: environment(containers(pod_spec(documents))[name], documents) for name in LIFECYCLE_CONTAINERS}
@@ -124,7 +134,7 @@ OTHER_TAILSCALE_VARIABLES = {"POD_NAME", "POD_NAMESPACE", "POD_UID", "TS_AUTHKEY
 OTHER_TAILSCALE_VARIABLES |= {"TS_KUBE_SECRET", "TS_LOCAL_ADDR_PORT", "TS_TAILSCALED_EXTRA_ARGS"}
 
 
-@pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
+@each_variant
 def test_tailscale_settings_match_the_settings_of_cleanup(workload: str) -> None:
     documents = manifests_of(workload)
     pod_containers = containers(pod_spec(documents))
@@ -138,7 +148,7 @@ def test_tailscale_settings_match_the_settings_of_cleanup(workload: str) -> None
     assert tailscale["TS_AUTHKEY"] == f"file:{command_variables(DryRunSettings)['AUTHKEY_OUTPUT_PATH'].default}"
 
 
-@pytest.mark.parametrize("workload", WORKLOADS)
+@each_workload
 def test_role_allows_access_to_the_state_secret_only(workload: str) -> None:
     documents = manifests_of(workload)
     (secret,) = of_kind(documents, "Secret")
@@ -176,7 +186,7 @@ MOUNT_PATHS = {
 """By volume: the only path at which it is mounted."""
 
 
-@pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
+@each_variant
 def test_only_containers_that_need_a_volume_mount_it(workload: str) -> None:
     """Argo CD is a client of the Kubernetes API, so it also needs the token of the service account."""
     documents = manifests_of(workload)
@@ -196,7 +206,7 @@ def test_only_containers_that_need_a_volume_mount_it(workload: str) -> None:
     assert spec["automountServiceAccountToken"] is False
 
 
-@pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
+@each_variant
 def test_key_volume_is_in_memory_and_readable_by_tailscale(workload: str) -> None:
     spec = pod_spec(manifests_of(workload))
     (volume,) = [volume for volume in spec["volumes"] if volume["name"] == "tailscale-lifecycle-auth"]
@@ -215,7 +225,7 @@ def test_key_volume_is_in_memory_and_readable_by_tailscale(workload: str) -> Non
     assert tailscale["runAsGroup"] == cleanup["runAsGroup"]
 
 
-@pytest.mark.parametrize("workload", WORKLOADS)
+@each_workload
 def test_two_pods_never_run_at_the_same_time(workload: str) -> None:
     resource = workload_resource(manifests_of(workload))
     assert resource["spec"]["replicas"] == 1
@@ -223,13 +233,13 @@ def test_two_pods_never_run_at_the_same_time(workload: str) -> None:
         assert resource["spec"]["strategy"] == {"type": "Recreate"}
 
 
-@pytest.mark.parametrize("workload", WORKLOADS)
+@each_workload
 def test_tailscale_has_time_to_save_its_state(workload: str) -> None:
     """When the pod ends, tailscale stops last, so the default of 30 s would be too short."""
     assert pod_spec(manifests_of(workload))["terminationGracePeriodSeconds"] > 30
 
 
-@pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
+@each_variant
 def test_probes_do_not_use_ports_with_an_allow_list(workload: str) -> None:
     """On ports 80 and 443, nginx would return 403, because the kubelet connects from the cluster node's address."""
     for name, container in containers(pod_spec(manifests_of(workload))).items():
@@ -241,7 +251,7 @@ def test_probes_do_not_use_ports_with_an_allow_list(workload: str) -> None:
             assert "tcpSocket" not in probe, f"{name}: {kind}"
 
 
-@pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
+@each_variant
 def test_readiness_does_not_depend_on_dns_watch(workload: str) -> None:
     """/readyz of dns-watch fails during an outage of Cloudflare, which must not make pods unready."""
     spec = pod_spec(manifests_of(workload))
@@ -249,7 +259,7 @@ def test_readiness_does_not_depend_on_dns_watch(workload: str) -> None:
     assert "readinessProbe" not in containers(spec)["dns-watch"]
 
 
-@pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
+@each_variant
 def test_every_mounted_volume_exists(workload: str) -> None:
     documents = manifests_of(workload)
     spec = pod_spec(documents)
@@ -263,7 +273,7 @@ def test_every_mounted_volume_exists(workload: str) -> None:
         assert name is None or name in maps or name.startswith("argocd-"), name
 
 
-@pytest.mark.parametrize("workload", WORKLOADS)
+@each_workload
 def test_all_resources_are_named_after_the_workload(workload: str) -> None:
     """Several workloads can share a namespace, so the names must not collide."""
     documents = manifests_of(workload)
@@ -295,7 +305,7 @@ def test_images_are_pinned_to_a_version() -> None:
         ), image
 
 
-@pytest.mark.parametrize("workload", WORKLOADS)
+@each_workload
 def test_network_policy_allows_only_wireguard_and_metrics(workload: str) -> None:
     documents = manifests_of(workload)
     (policy,) = of_kind(documents, "NetworkPolicy")
@@ -311,7 +321,7 @@ def test_network_policy_allows_only_wireguard_and_metrics(workload: str) -> None
     assert [port["containerPort"] for port in containers(spec)["dns-watch"]["ports"]] == [9003]
 
 
-@pytest.mark.parametrize("name", [*INGRESS_PODS, *WORKLOAD_VARIANTS])
+@pytest.mark.parametrize("name", [*INGRESS_PODS, *WORKLOADS])
 def test_termination_message_falls_back_to_the_log(name: str) -> None:
     for container in containers(pod_spec(manifests_of(name))).values():
         assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
@@ -330,7 +340,7 @@ PROBES = {
 """The path or URL of each probe that sends a request. The application of FreeIPA has other probes, with systemctl."""
 
 
-@pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
+@each_variant
 def test_probes_use_existing_endpoints(workload: str) -> None:
     pod_containers = containers(pod_spec(manifests_of(workload)))
     for (name, kind), path in PROBES.items():
@@ -348,7 +358,7 @@ def test_probes_use_existing_endpoints(workload: str) -> None:
             assert [word for word in words if word.startswith("http://")] == [path]
 
 
-@pytest.mark.parametrize("workload", WORKLOAD_VARIANTS)
+@each_variant
 def test_liveness_probe_of_tailscale_compares_the_restart_marker_with_the_socket(workload: str) -> None:
     """The restart marker is a file that dns-watch writes, so that the kubelet restarts the tailscale container."""
     documents = manifests_of(workload)

@@ -137,6 +137,7 @@ def test_shipped_site_file_has_the_default_prefixes_and_a_login_server_with_http
     assert shipped["LOGIN_SERVER"].startswith("https://")
 
 
+@pytest.mark.max_cases_without_full(4)
 @pytest.mark.parametrize("folder", [*INGRESS_CONTROLLERS, *(f"services/{name}" for name in SHIPPED_WORKLOADS)])
 def test_containers_of_a_pod_get_the_site(folder: str) -> None:
     variables = variables_by_container(manifests_with_site(folder))
