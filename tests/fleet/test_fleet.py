@@ -130,7 +130,8 @@ def test_pods_that_start_together_wait_when_rate_limited(
     assert max_per_window(after_limit_s, 1) <= pods // 3
 
 
-@pytest.mark.parametrize("sidecars", [100, pytest.param(1000, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("sidecars", [100, 1000])
 def test_sidecars_in_steady_state_stay_below_the_rate_limit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sidecars: int
 ) -> None:
@@ -173,6 +174,7 @@ def test_sidecars_in_steady_state_stay_below_the_rate_limit(
     assert max_per_window(steady_times_s, 1) < 20
 
 
+@pytest.mark.full
 def test_headscale_needs_little_cpu_for_a_fleet_in_steady_state() -> None:
     """With default settings, a thousand pods use less than 0.3 cores of Headscale."""
     steady = steady_state(1000)

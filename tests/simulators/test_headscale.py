@@ -376,6 +376,7 @@ def client_of_a_deleted_node_stays_connected(server: Server) -> bool:
     return is_connected
 
 
+@pytest.mark.full
 def test_list_larger_than_a_grpc_message_is_refused() -> None:
     server = Server("0.26.1")
     for number in range(6001):
