@@ -157,8 +157,11 @@ def _decide_unregistered(
     heal = replace(state.heal, observed=None)
     loss, key_check, node_ownership = unregistered.loss, observation.key_check, state.node_ownership
     if loss is not None and node_ownership is not None:
-        state, events = records.with_superseding_node(state, loss.successor)
         heal = healing.count_loss(state.heal, loss, now)
+        # A successor (the node of a later pod) supersedes this pod at once. If the successor is no longer listed, this
+        # pod stays superseded until the loss is confirmed without it.
+        if loss.successor is not None or healing.is_confirmed(heal, now):
+            state, events = records.with_superseding_node(state, loss.successor)
         events = (*events, *healing.loss_events(heal, loss, reported=state.heal.lost, config=config))
         if isinstance(key_check, ApiError):
             failed = _after_headscale_failure(replace(state, heal=heal), key_check, config, now)

@@ -40,13 +40,7 @@ def count_loss(heal: HealState, loss: Loss, now: Moment) -> HealState:
     if heal.observed is None or heal.observed.evidence != loss.evidence:
         heal = replace(heal, observations=0, observed_since_s=now.monotonic_s)
     heal = replace(heal, observed=loss, observations=heal.observations + 1)
-    confirmed = _is_confirmed(heal, now)
-    has_successor = loss.successor is not None
-    # A successor (the node of a later pod) supersedes this pod at once. If the successor is no longer listed, this pod
-    # stays superseded until the loss is confirmed without it.
-    if has_successor or confirmed:
-        heal = replace(heal, has_successor=has_successor)
-    if confirmed and loss.kind is not LossKind.NEVER_FOUND:
+    if is_confirmed(heal, now) and loss.kind is not LossKind.NEVER_FOUND:
         heal = replace(heal, lost=loss.kind)
     return heal
 
@@ -57,7 +51,7 @@ def loss_events(heal: HealState, loss: Loss, *, reported: LossKind | None, confi
         return ()
     if not config.self_heal:
         advice = "Unless the pod recovers with its present key, restart the pod, or set SELF_HEAL=true."
-    elif heal.lost is LossKind.STRANDED or heal.has_successor:
+    elif heal.lost is LossKind.STRANDED or loss.successor is not None:
         advice = "Restart the pod."
     else:
         advice = (
@@ -86,7 +80,7 @@ def usable_key_id(state: State, now: Moment) -> str | None:
     After LossKind.STRANDED, the result is None: the node's id is unknown, so Headscale cannot confirm that it is gone.
     """
     heal = state.heal
-    if heal.observed is None or heal.lost not in (LossKind.GONE, LossKind.EXPIRED) or heal.has_successor:
+    if heal.observed is None or heal.lost not in (LossKind.GONE, LossKind.EXPIRED) or state.superseded_by is not None:
         return None
     if heal.key is None or not heal.key.is_usable(now.utc):
         return None
@@ -146,7 +140,8 @@ def renew_key(
     return heal, None, change
 
 
-def _is_confirmed(heal: HealState, now: Moment) -> bool:
+def is_confirmed(heal: HealState, now: Moment) -> bool:
+    """Return True if the observed loss was observed often and long enough."""
     if heal.observed is None or heal.observations < CONFIRMING_OBSERVATIONS:
         return False
     confirming_s = EMPTY_LIST_CONFIRMING_S if heal.observed.is_list_empty else CONFIRMING_S
@@ -154,4 +149,4 @@ def _is_confirmed(heal: HealState, now: Moment) -> bool:
 
 
 def _is_renewal_due(heal: HealState, now: Moment) -> bool:
-    return _is_confirmed(heal, now) and now.monotonic_s >= heal.not_before_s
+    return is_confirmed(heal, now) and now.monotonic_s >= heal.not_before_s

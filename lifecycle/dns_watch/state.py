@@ -218,7 +218,6 @@ class HealState:
         observations: how often this loss was observed in succession, with the same evidence.
         observed_since_s: the monotonic time of the first of these observations.
         lost: the kind of the confirmed loss, except NEVER_FOUND; None if there is none.
-        has_successor: the lost node has a successor, so that this pod must not register again.
         key: the usable key in the key file, with which the node can register again; None if there is none.
         attempts: how many keys were requested since the node was last found.
         not_before_s: monotonic time before which the key is not replaced.
@@ -229,7 +228,6 @@ class HealState:
     observations: int = 0
     observed_since_s: float = 0.0
     lost: LossKind | None = None
-    has_successor: bool = False
     key: PreAuthKey | None = None
     attempts: int = 0
     not_before_s: float = 0.0

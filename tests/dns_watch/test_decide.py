@@ -686,13 +686,16 @@ def test_a_restart_helps_after_a_new_key_was_written() -> None:
         pytest.param({"key": a_key("8", used=True)}, id="used key"),
         pytest.param({"key": a_key("8", expires_in_s=10)}, id="expired key"),
         pytest.param({"lost": LossKind.STRANDED}, id="stranded"),
-        pytest.param({"has_successor": True}, id="superseded"),
     ],
 )
 def test_a_restart_does_not_help(heal: dict[str, object]) -> None:
     state = state_with_usable_key()
     state = replace(state, heal=replace(state.heal, **heal))  # type: ignore[arg-type]
     assert usable_key_id(state, at(61)) is None
+
+
+def test_a_restart_does_not_help_a_superseded_pod() -> None:
+    assert usable_key_id(replace(state_with_usable_key(), superseded_by="9"), at(61)) is None
 
 
 def test_a_restart_does_not_help_while_the_interface_is_changing() -> None:

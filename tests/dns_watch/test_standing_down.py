@@ -15,7 +15,6 @@ import pytest
 from lifecycle.health.metrics import render_metrics
 from tests.builders import NAME
 from tests.dns_watch.pods import (
-    GONE,
     GONE_WITH_USABLE_KEY,
     REGISTERED,
     SUPERSEDED,
@@ -272,7 +271,7 @@ def test_an_incomplete_list_does_not_restart_a_superseded_pod(world: World, tmp_
     world.clock.sleep(60)
     old.watch.run_pass()
     assert world.headscale.faults.pending == 0
-    assert old.nodez == GONE
+    assert old.nodez == SUPERSEDED
     # After the successor was deleted, a restart helps.
     new.client.stop()
     world.headscale.delete_node(new.node_id)
