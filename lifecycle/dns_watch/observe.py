@@ -117,11 +117,7 @@ def _look_up(state: State, readers: Readers, *, config: WatchConfig, clock: Call
     headscale, started_s = readers.headscale, clock().monotonic_s
     node, fleet_size = None, None
     if started_s >= state.fleet_count_due_s:
-        try:
-            nodes = headscale.nodes()
-        except ApiError as error:
-            # Headscale may be too slow to list all nodes. The error in `fleet_size` postpones the next count.
-            return Observation(state.interface, error, fleet_size=error)
+        nodes = headscale.nodes()
         fleet_size = _fleet_size(nodes)
         node = next((node for node in nodes if known.is_same(node)), None)
     if node is None:

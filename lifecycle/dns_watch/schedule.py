@@ -88,11 +88,12 @@ def with_load(state: State, observation: Observation, now: Moment) -> State:
     if observation.node_read_s is not None:
         change_s = (observation.node_read_s - state.node_read_s) / _SMOOTHING
         state = replace(state, node_read_s=state.node_read_s + change_s)
-    if isinstance(observation.fleet_size, int):
+    if observation.fleet_size is not None:
         state = replace(state, fleet_size=observation.fleet_size)
-    if observation.fleet_size is not None and now.monotonic_s >= state.fleet_count_due_s:
+    if now.monotonic_s >= state.fleet_count_due_s:
         # The first count can be too low, because other pods have not registered yet, so the second follows in 12 to 72
-        # minutes. Pods that started together must not list all nodes, which is expensive, at the same time.
+        # minutes. Pods that started together must not list all nodes, which is expensive, at the same time. A failed
+        # count is not repeated at once, because Headscale may be too slow to list all nodes.
         wait_s = add_jitter(_DAY_S, now.jitter) if state.fleet_count_due_s else _HOUR_S * (0.2 + now.jitter)
         state = replace(state, fleet_count_due_s=now.monotonic_s + wait_s)
     return state

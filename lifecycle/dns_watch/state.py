@@ -190,7 +190,7 @@ class Observation:
     version: str = ""
     api_key: ApiKeyRead | ApiError | None = None
     node_read_s: float | None = None
-    fleet_size: int | ApiError | None = None
+    fleet_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +283,7 @@ class State:
         idle_polls: consecutive polls after which nothing was changed or reported.
         node_read_s: duration of a read of the node by its id, as a moving average.
         fleet_size: the number of nodes that registered with a pre-auth key, when all nodes were last listed.
-        fleet_count_due_s: time when `fleet_size` is updated next; 0 = the nodes were not counted yet.
+        fleet_count_due_s: time when all nodes are listed next to update `fleet_size`; 0 = before the first pass.
         reported_problem: the identification problem that was reported last.
     """
 

@@ -910,5 +910,5 @@ def test_the_fleet_is_counted_again_within_two_hours_and_then_daily() -> None:
     assert 0 < first.fleet_count_due_s <= 2 * 3600
     second = decide_at(first, replace(registered(), fleet_size=1000), first.fleet_count_due_s).state
     assert (second.fleet_size, second.fleet_count_due_s - first.fleet_count_due_s) == (1000, 86_400)
-    unread = decide_at(first, replace(registered(), fleet_size=OUTAGE), first.fleet_count_due_s).state
+    unread = decide_at(first, Observation(INTERFACE, OUTAGE), first.fleet_count_due_s).state
     assert (unread.fleet_size, unread.fleet_count_due_s) == (1, second.fleet_count_due_s)
