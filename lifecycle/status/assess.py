@@ -248,7 +248,7 @@ def _rows(name: _WorkloadName, observation: Observation, config: StatusConfig, n
             if blocks(record, record_ownership=ownership, ipv6=config.ipv6, apex=observation.apex)
         ]
         descriptions = (f"{record.type} {record.content} (comment: {record.comment or 'none'})" for record in foreign)
-        yield row(*_state(node, records, foreign, ownership, config, now), "; ".join(descriptions))
+        yield row(*_state(node, records, foreign, name, config, now), "; ".join(descriptions))
     if node is None or ownership.kind is not NameKind.MAIN:
         return
     for older in [other for other in valid if other.sequence < node.sequence]:
@@ -270,7 +270,7 @@ def _state(
     node: Node,
     records: Sequence[Record],
     foreign: Sequence[Record],
-    ownership: RecordOwnership,
+    name: _WorkloadName,
     config: StatusConfig,
     now: datetime,
 ) -> tuple[State, str | None]:
@@ -280,12 +280,15 @@ def _state(
     if node.is_expired(now):
         state = State.EXPIRED
     elif foreign:
-        state, advice = State.FOREIGN_RECORD, advice_on_foreign_record(foreign[0], record_ownership=ownership)
+        state, advice = (
+            State.FOREIGN_RECORD,
+            advice_on_foreign_record(foreign[0], record_ownership=name.record_ownership),
+        )
     elif not records:
         state = State.NO_RECORD
     elif not node.online:
         state = State.OFFLINE
-    elif not _are_in_sync(records, node, ownership, config):
+    elif not _are_in_sync(records, node, name, config):
         state = State.DRIFTED
     elif expiry is not None:
         state = State.EXPIRING
@@ -295,13 +298,15 @@ def _state(
     return state, advice
 
 
-def _are_in_sync(
-    records: Sequence[Record], node: Node, record_ownership: RecordOwnership, config: StatusConfig
-) -> bool:
+def _are_in_sync(records: Sequence[Record], node: Node, name: _WorkloadName, config: StatusConfig) -> bool:
+    record_ownership = name.record_ownership
     if record_ownership.kind is NameKind.ALIAS:
         return all(record_ownership.is_alias(record) and not record.proxied for record in records)
     addresses = record_ownership.vpn_addresses(node.addresses)
-    required = {record_type(address) for address in addresses} - (set() if config.ipv6 else {"AAAA"})
+    # Beside a record of another workload with the same address, Cloudflare accepts no second one.
+    published = {record.address for record in name.records if record not in records}
+    required = {record_type(address) for address in addresses if address not in published}
+    required -= set() if config.ipv6 else {"AAAA"}
     types = [record.type for record in records]
     if not required <= set(types) or len(types) > len(set(types)):
         return False

@@ -237,6 +237,15 @@ def test_state_of_an_alias(change: dict[str, Any], state: str) -> None:
     assert states_by_name([a_node()], [a_record(), alias]) == [(NAME, "in sync"), (alias.name, state)]
 
 
+def test_address_that_another_workload_has_published_at_a_shared_name_is_not_missing() -> None:
+    """Cloudflare refuses a second record with the same name and content, so dns-watch does not create it."""
+    v4, v6 = replace(further_records()[1], comment=f"{OUR_COMMENT} wiki.example.com"), further_records()[1]
+    v6 = replace(v6, id="e", type="AAAA", content=AAAA.content)
+    records = [a_record(), AAAA, v4, v6]
+    assert "drifted" not in {state for state, *_ in states([a_node()], records, WITH_IPV6)}
+    assert "drifted" in {state for state, *_ in states([a_node()], [a_record(), AAAA, v6], WITH_IPV6)}
+
+
 def test_foreign_record_at_a_shared_name_is_reported() -> None:
     shared = further_records()[1]
     records = [a_record(), shared, a_record("f", name=SHARED_NAME, content="198.51.100.7", comment="")]
