@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from tests.image.tools import run_checked
+
 ROOT = Path(__file__).parents[2]
 
 POD_ADDRESSES: Final = "192.0.2.1", "2001:db8::1"
@@ -38,11 +40,7 @@ def same_family(addresses: tuple[str, str], address: str) -> str:
 
 def run(*command: str | Path, **options: Any) -> str:
     """Run a command that must succeed, and return its standard output."""
-    done: subprocess.CompletedProcess[str] = subprocess.run(
-        command, capture_output=True, text=True, check=False, **options
-    )
-    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
-    return done.stdout
+    return run_checked(command, **options)
 
 
 @dataclass(frozen=True)
