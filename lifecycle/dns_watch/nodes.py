@@ -175,10 +175,16 @@ def _by_metadata(ours: Sequence[Node], hints: Hints) -> Node | Unregistered:
     with_key = [node for node in ours if hints.used_pod_key(node)]
     metadata_node = hints.metadata_node
     named = [node for node in ours if metadata_node is not None and metadata_node.is_same(node)]
-    match with_key or named:
+    candidates = with_key or named
+    if len(candidates) > 1:
+        # With a reusable key, a tailscale container that lost its state registers another node. The earlier node is
+        # offline then. After a restart of Headscale, both are offline for a while.
+        known = [node for node in candidates if hints.known is not None and hints.known.is_same(node)]
+        candidates = [node for node in candidates if node.online] or known
+    match candidates:
         case [node]:
             return node
-        case []:
+        case [] if not with_key:
             return Unregistered("no node has registered with this pod's pre-auth key yet")
     ids = ", ".join(node.id for node in with_key)
     return Unregistered(f"several nodes registered with this pod's pre-auth key ({ids})")

@@ -122,7 +122,10 @@ def _look_up(state: State, readers: Readers, *, config: WatchConfig, clock: Call
         node = next((node for node in nodes if known.is_same(node)), None)
     if node is None:
         node = _read_known(headscale, known)
-    if node is None or not _is_still_valid(node, state.node_ownership, state.interface, clock()):
+    # With a reusable key, the tailscale container can have registered another node, which only the list shows.
+    is_reusable = config.key_spec(state.node_ownership.user).reusable
+    may_be_replaced = node is not None and not node.online and state.interface is None and is_reusable
+    if node is None or may_be_replaced or not _is_still_valid(node, state.node_ownership, state.interface, clock()):
         return _look_up_in_list(state, readers, config=config, clock=clock, is_gone=node is None)
     node_read_s = clock().monotonic_s - started_s if fleet_size is None else None
     return Observation(state.interface, node, node_read_s=node_read_s, fleet_size=fleet_size)

@@ -27,6 +27,7 @@ from tests.dns_watch.pods import (
     published_addresses,
 )
 from tests.simulators.faults import Fault, answer, drop, html, malformed_json, omit_items, refuse
+from tests.simulators.vpn_client import STATE_FILE
 from tests.world import World, event_names, events_named
 
 VERSIONS = ("0.23.0", "0.25.1", "0.27.1", "0.28.0", "0.29.2", "0.30.0")
@@ -385,6 +386,30 @@ def test_a_reusable_key_is_kept_until_it_expires(world: World, tmp_path: Path) -
     assert (pod.nodez, pod.key) == (GONE_WITH_USABLE_KEY, key)
     pod.run(HOUR_S)
     assert (pod.nodez, pod.key) == (GONE, key)
+
+
+@pytest.mark.parametrize("is_watch_restarted", [False, True])
+def test_without_an_interface_a_second_node_of_a_reusable_key_is_published(
+    any_world: World, tmp_path: Path, is_watch_restarted: bool
+) -> None:
+    """The tailscale container lost its state, and has registered a second node with the key of this pod."""
+    pod = Pod(any_world, tmp_path / "pod", {"AUTHKEY_REUSABLE": "true"}, has_interface=False)
+    pod.start()
+    pod.run(600)
+    first = pod.node_id
+    pod.client.stop()
+    (pod.key_file.parent / STATE_FILE).unlink()
+    pod.start_tailscale()
+    if is_watch_restarted:
+        pod.new_watch()
+    pod.run(600)
+    assert pod.node_id != first
+    assert published_addresses(any_world) == [pod.address]
+    # After a restart of Headscale, both nodes are offline for a while.
+    any_world.headscale.restart()
+    pod.run(120)
+    assert published_addresses(any_world) == [pod.address]
+    assert pod.nodez == REGISTERED
 
 
 def test_a_stranded_pod_with_an_unused_key_is_not_restarted(world: World, tmp_path: Path) -> None:
