@@ -18,19 +18,13 @@ CHECK_SETTINGS = "Check HEADSCALE_POD_SELECTOR and HEADSCALE_CONTAINER."
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The container in which a command runs.
-
-    Attributes:
-        ready_pods: the number of ready Headscale pods. `pod` is the newest of them.
-    """
+    """The container in which a command runs."""
 
     pod: Pod
     container: str
-    ready_pods: int
 
     def __str__(self) -> str:
-        choice = f", the newest of {self.ready_pods} ready pods" if self.ready_pods > 1 else ""
-        return f"container {self.container} of pod {self.pod.namespace}/{self.pod.name}{choice}"
+        return f"container {self.container} of pod {self.pod.namespace}/{self.pod.name}"
 
 
 class HeadscalePod:
@@ -51,7 +45,7 @@ class HeadscalePod:
         """Run a command in the container, and return where it ran and what it wrote."""
         target = self._find()
         try:
-            return target, self.cluster.run(target.pod, target.container, command, where=str(target))
+            return target, self.cluster.run(target.pod, target.container, command)
         except ResponseError as error:
             raise ResponseError(f"{error} {CHECK_SETTINGS}", upstream=error.upstream, status=error.status) from error
 
@@ -64,7 +58,7 @@ class HeadscalePod:
             if ready:
                 # The newest pod is chosen, because changes that an older pod makes during a rolling update can be lost.
                 pod, container = max(ready, key=lambda candidate: (candidate[0].created_at, candidate[0].name))
-                return Target(pod, container, len(ready))
+                return Target(pod, container)
             if candidates:
                 names = ", ".join(pod.name for pod, _ in candidates)
                 raise TransientError(f"Headscale's pod is not ready ({self._namespace}/{names}).", upstream=UPSTREAM)

@@ -161,11 +161,8 @@ class Cluster:
                     return [_parse_pod(item) for item in items]
             raise ValueError("not a list of pods")
 
-    def run(self, pod: Pod, container: str, command: Sequence[str], *, where: str | None = None) -> Output:
+    def run(self, pod: Pod, container: str, command: Sequence[str]) -> Output:
         """Run a command in a container, without a shell, and wait until it ends. Return its output and exit status.
-
-        Args:
-            where: how messages describe the container and the pod.
 
         Raises:
             TransientError: Kubernetes refused the command for a reason that can be temporary, or it is unknown whether
@@ -173,7 +170,7 @@ class Cluster:
 
         Source: GET …/pods/{name}/exec, whose connection becomes a websocket.
         """
-        what = f"a command in {where or f'container {container} of pod {pod.namespace}/{pod.name}'}"
+        what = f"a command in container {container} of pod {pod.namespace}/{pod.name}"
         path = f"/api/v1/namespaces/{quote(pod.namespace)}/pods/{quote(pod.name)}/exec"
         query = {"container": container, "stdout": "true", "stderr": "true", "command": list(command)}
         upgrade_headers = handshake_headers()
