@@ -173,11 +173,10 @@ class Cluster:
         what = f"a command in container {container} of pod {pod.namespace}/{pod.name}"
         path = f"/api/v1/namespaces/{quote(pod.namespace)}/pods/{quote(pod.name)}/exec"
         query = {"container": container, "stdout": "true", "stderr": "true", "command": list(command)}
-        upgrade_headers = handshake_headers()
-        headers = {**upgrade_headers, **self.access.authorization()}
+        headers = {**handshake_headers(), **self.access.authorization()}
         with self.http.stream("GET", path, what=what, params=query, headers=headers) as streamed:
             if streamed.status_code == httpx.codes.SWITCHING_PROTOCOLS:
-                return read_output(streamed, upgrade_headers, what=what)
+                return read_output(streamed, what=what)
             response = self.http.read(streamed, what)
         # Up to Kubernetes 1.34, a websocket needs only the verb `get`. From 1.35 on, it needs `create`, too.
         names = (pod.name,) if pod.keeps_its_name else ()

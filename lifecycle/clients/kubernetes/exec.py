@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import re
 import secrets
@@ -30,9 +29,6 @@ _STATUS: Final = 3  # Kubernetes calls it "error".
 # this text to the standard error of the command.
 NO_PROGRAM_TEXT: Final = r"executable file (\S+ )?not found"
 
-# Source: RFC 6455, section 1.3.
-_ACCEPT_SUFFIX: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -54,24 +50,18 @@ def handshake_headers() -> dict[str, str]:
     }
 
 
-def read_output(response: httpx.Response, upgrade: Mapping[str, str], *, what: str) -> Output:
+def read_output(response: httpx.Response, *, what: str) -> Output:
     """Read all output of a command, until the server closes the connection.
 
     Args:
         response: the response with status 101. The output is read from its connection.
-        upgrade: the headers of the request, as returned by `handshake_headers`.
         what: the command, for messages.
 
     Raises:
         ApiError: the command did not run to its end.
         httpcore.NetworkError, httpcore.TimeoutException: the connection broke, or the time budget is used up.
     """
-    # The server proves with this digest that it speaks the websocket protocol.
-    digest = hashlib.sha1(f"{upgrade['Sec-WebSocket-Key']}{_ACCEPT_SUFFIX}".encode(), usedforsecurity=False).digest()
-    if (
-        response.headers.get("Sec-WebSocket-Accept") != base64.b64encode(digest).decode()
-        or response.headers.get("Sec-WebSocket-Protocol") not in _SUBPROTOCOLS
-    ):
+    if response.headers.get("Sec-WebSocket-Protocol") not in _SUBPROTOCOLS:
         raise ResponseError(f"Malformed response of Kubernetes to the request for {what}.", upstream=UPSTREAM)
     try:
         output = _read(response.extensions["network_stream"], what)
