@@ -411,8 +411,7 @@ class Settings(BaseSettings):
         except FileNotFoundError:
             return "default"
         except (OSError, UnicodeError) as error:
-            reason = f"cannot be read from {SERVICE_ACCOUNT_NAMESPACE} ({type(error).__name__}); set the variable"
-            raise ConfigError(f"POD_NAMESPACE: {reason}") from None
+            raise ConfigError(f"POD_NAMESPACE: set it, because {SERVICE_ACCOUNT_NAMESPACE} cannot be read") from error
 
     @property
     def mark(self) -> str:

@@ -305,8 +305,7 @@ def _are_in_sync(records: Sequence[Record], node: Node, name: _WorkloadName, con
     addresses = record_ownership.vpn_addresses(node.addresses)
     # Beside a record of another workload with the same address, Cloudflare accepts no second one.
     published = {record.address for record in name.records if record not in records}
-    required = {record_type(address) for address in addresses if address not in published}
-    required -= set() if config.ipv6 else {"AAAA"}
+    required = {record_type(address) for address in {*addresses} - published} - (set() if config.ipv6 else {"AAAA"})
     types = [record.type for record in records]
     if not required <= set(types) or len(types) > len(set(types)):
         return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import ssl
 import sys
 from collections.abc import Callable, Mapping
@@ -29,8 +28,6 @@ from lifecycle.domain.proxy import Proxy
 from lifecycle.runtime.background import in_background
 
 UPSTREAM: Final = "Kubernetes"
-
-_PRINTABLE_ASCII = re.compile(r"[ -~]+")
 
 _KUBECONFIG = "The kubeconfig (KUBECONFIG, or ~/.kube/config)"
 
@@ -235,9 +232,6 @@ def _authorization(load: Callable[[], Configuration]) -> Mapping[str, str]:
         header = {setting["key"]: setting["value"].strip() for setting in settings.values()}
     except (ConfigException, OSError, ValueError) as error:
         raise TransientError(f"The token for Kubernetes cannot be read: {error}", upstream=UPSTREAM) from error
-    if not all(map(_PRINTABLE_ASCII.fullmatch, header.values())):
-        text = (
-            "The token for Kubernetes has a character that is not printable ASCII. Replace the token in the kubeconfig."
-        )
-        raise TransientError(text, upstream=UPSTREAM)
+    if not all(value.isascii() and value.isprintable() for value in header.values()):
+        raise TransientError("The token for Kubernetes is not ASCII. Correct the kubeconfig.", upstream=UPSTREAM)
     return header

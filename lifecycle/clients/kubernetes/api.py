@@ -245,15 +245,12 @@ def _parse_pod(item: Any) -> Pod:
     metadata = item["metadata"]
     status = item.get("status") or {}
     conditions = {condition["type"]: condition["status"] for condition in status.get("conditions") or ()}
-    namespace, name, uid, created_at = map(metadata.get, ("namespace", "name", "uid", "creationTimestamp"))
+    texts = metadata["namespace"], metadata["name"], metadata["uid"], metadata["creationTimestamp"]
     containers = tuple(container["name"] for container in item["spec"]["containers"])
     # If a value is not text, this raises an error.
-    "".join((namespace, name, uid, created_at, *containers)).encode()
+    "".join((*texts, *containers)).encode()
     return Pod(
-        namespace,
-        name,
-        uid,
-        created_at,
+        *texts,
         containers,
         ready=status.get("phase") == "Running"
         and conditions.get("Ready") == "True"
