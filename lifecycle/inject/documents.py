@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from math import inf
 from typing import Any
 
 import yaml
@@ -20,6 +21,10 @@ _HEAD = re.compile(r"(?:(?:---[ \t\r]*|[ \t\r]*)(?:#.*)?\n)*")
 _AMBIGUOUS = re.compile(r"[-+]?\.?[0-9]|(?:y|n)$", re.IGNORECASE)
 
 _TAG = "tag:yaml.org,2002:"
+
+_MAX_DEPTH = 100
+# The largest number of values in a document after its aliases are replaced by what they refer to.
+_MAX_VALUES = 1_000_000
 
 # The variants of PyYAML that use libyaml, if it is installed.
 _BaseLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -93,22 +98,66 @@ def parse_document(document: str) -> tuple[Any, bool]:
         The value of the document, and True if the document is JSON.
 
     Raises:
-        ManifestError: the document is neither valid YAML nor valid JSON.
+        ManifestError: the document is neither valid YAML nor valid JSON, has a field twice, or has too many aliases.
+        RecursionError: the document is nested too deeply.
     """
     _, body = _head_and_body(document)
     if body.lstrip().startswith("{"):
         try:
             # The YAML parser does not accept every escape of JSON.
-            return json.loads(body), True
+            return json.loads(body, object_pairs_hook=_unique_fields), True
         except ValueError:
             pass
     try:
-        return yaml.load(document, Loader=_Loader), False  # noqa: S506 - a safe loader
+        _check_depth(document)
+        loader = _Loader(document)
+        node = loader.get_single_node()
+        if node is None:
+            return None, False
+        if _size(node, {}) > _MAX_VALUES:
+            raise ManifestError("has too many aliases, or an alias that refers to its own content")
+        return loader.construct_document(node), False
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" in its line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be parsed"
         raise ManifestError(f"is not valid YAML{place}: {reason}") from None
+
+
+def _check_depth(document: str) -> None:
+    """Raise an error if the document is nested so deeply that libyaml would exhaust the stack."""
+    depth = 0
+    for event in yaml.parse(document, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise RecursionError
+
+
+def _size(node: yaml.Node, sizes: dict[yaml.Node, float]) -> float:
+    """Return the number of values in a node after its aliases are replaced; infinite if it contains itself.
+
+    Raises:
+        ManifestError: a mapping has a field twice.
+    """
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if node not in sizes:
+        sizes[node] = inf
+        parts = node.value
+        if isinstance(node, yaml.MappingNode):
+            _unique_fields([(key.value, None) for key, _ in parts if isinstance(key, yaml.ScalarNode)])
+            parts = [part for pair in parts for part in pair]
+        sizes[node] = 1 + sum(_size(part, sizes) for part in parts)
+    return sizes[node]
+
+
+def _unique_fields(fields: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the fields of an object. Raise ManifestError if a field occurs twice, because one value would be lost."""
+    values = dict(fields)
+    if len(values) < len(fields):
+        repeated = next(name for name in values if [field for field, _ in fields].count(name) > 1)
+        raise ManifestError(f"has the field {repeated} twice in an object")
+    return values
 
 
 def write_document(document: str, value: Any, *, is_json: bool) -> str:

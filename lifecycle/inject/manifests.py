@@ -71,22 +71,28 @@ def inject(
     # The other documents cannot contain a workload with the label, or an object that is appended.
     relevant = (PROJECT, "Secret", "Role") if with_state_secrets else (PROJECT,)
     for number, document in enumerate(split_documents(join_texts(texts)), 1):
+        if any(word in document for word in relevant):
+            try:
+                value, document = _changed_document(document, with_containers)  # noqa: PLW2901
+                values.append(value)
+            except ManifestError as error:
+                problems.append(f"document {number}: {error}")
         results.append(document)
-        if not any(word in document for word in relevant):
-            continue
-        try:
-            value, is_json = parse_document(document)
-            changed = _changed_objects(value, with_containers)
-            if changed is not value:
-                results[-1] = write_document(document, changed, is_json=is_json)
-            values.append(value)
-        except (ManifestError, RecursionError) as error:
-            problems.append(f"document {number}: {error}")
     if with_state_secrets and not problems:
         results = [join_texts([*results, *_state_documents(workloads, values, problems)])]
     if problems:
         raise ManifestError("\n".join(map(printable, problems)))
     return "".join(results)
+
+
+def _changed_document(document: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> tuple[Any, str]:
+    """Return the value of a document, and its text after the change."""
+    try:
+        value, is_json = parse_document(document)
+        changed = _changed_objects(value, change)
+        return value, document if changed is value else write_document(document, changed, is_json=is_json)
+    except RecursionError:
+        raise ManifestError("is nested too deeply") from None
 
 
 def _changed_objects(value: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:

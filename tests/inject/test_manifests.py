@@ -155,7 +155,12 @@ spec:
     [
         (f"kind: X\n{LABEL}: [", "line"),
         (f"- {LABEL}", "not an object"),
-        (f"&a {{kind: List, items: [*a], {LABEL}: x}}", "recursion"),
+        (f"&a {{kind: List, items: [*a], {LABEL}: x}}", "alias"),
+        (f"x: &a {{<<: *a, {LABEL}: x}}", "alias"),
+        (LABELLED.replace("replicas: 1", "replicas: 1\n  replicas: 1"), "replicas twice"),
+        (f'{{"kind": "Pod", "kind": "{LABEL}"}}', "kind twice"),
+        (f"{'[' * 100_000}{LABEL}", "too deeply"),
+        ('{"a":' * 100_000 + LABEL, "too deeply"),
         (f"kind: X\nspec: !!python/object:os.system {{{LABEL}: x}}", "tag"),
         (LABELLED.replace("kind: Deployment", "kind: Rollout"), "Rollout web"),
         (LABELLED.replace("labels: {app: web,", "labels: {? [a] : web,"), "key"),
@@ -168,7 +173,8 @@ spec:
         (LABELLED.replace(f"annotations: {{{HOSTNAME}: web}}", f"annotations: [{HOSTNAME}]"), "annotations"),
     ],
     ids=[
-        *("incomplete", "list", "recursive alias"),
+        *("incomplete", "list", "recursive alias", "recursive merge key", "field twice", "JSON field twice"),
+        *("nested lists", "nested JSON objects"),
         *("Python object", "unknown kind"),
         *("list as a key", "boolean label", "containers as an object", "no containers"),
         "annotations as a list",
@@ -177,6 +183,15 @@ spec:
 def test_malformed_text_is_reported(text: str, expected: str) -> None:
     with pytest.raises(ManifestError, match=expected):
         inject_text(text)
+
+
+def test_aliases_that_multiply_are_refused() -> None:
+    """Nine aliases of nine aliases, and so on, would need too much memory."""
+    for first, before, after in (f"[{LABEL}]", "[", "]"), (f"{{{LABEL}: x}}", "{<<: [", "]}"):
+        lines = [f"a0: &a0 {first}"]
+        lines += [f"a{n}: &a{n} {before}{', '.join([f'*a{n - 1}'] * 9)}{after}" for n in range(1, 30)]
+        with pytest.raises(ManifestError, match="aliases"):
+            inject_text("\n".join(lines))
 
 
 @pytest.mark.parametrize(
