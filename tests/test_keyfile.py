@@ -9,7 +9,10 @@ import os
 import resource
 import shutil
 import stat
+import subprocess
+import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +25,7 @@ from lifecycle.domain.model import KeyMetadata
 from lifecycle.keyfile.writer import KeyFileWriter
 from lifecycle.runtime.background import in_background
 from tests.builders import NOW
+from tests.process.cluster import IN_NEW_MOUNT_NAMESPACE, require_mount_namespace
 
 KEY_TEXT = "hskey-auth-abcdefghijkl-" + "Ab_-" * 16
 OLD_TEXT = "0123456789abcdef" * 3
@@ -433,3 +437,45 @@ class TestReadMetadata:
 
         with pytest.raises(KeyFileError, match=r"authkey\.id.*Permission denied"):
             key_file.read_metadata()
+
+
+# This program mounts a file of another file system over a file of the volume, as Kubernetes does for a volumeMount with
+# subPath.
+CHECK_MOUNTED_FILE = """
+    import subprocess, sys
+    from pathlib import Path
+    from lifecycle.domain.errors import KeyFileError
+    from lifecycle.keyfile.writer import KeyFileWriter
+
+    path = Path(sys.argv[1]) / sys.argv[2]
+    path.write_text("old")
+    other = path.with_name("other")
+    other.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", other], check=True)
+    source = other / "source"
+    source.write_text("mounted")
+    subprocess.run(["mount", "--bind", source, path], check=True)
+    try:
+        KeyFileWriter(Path(sys.argv[1]) / "authkey").check_writable()
+    except KeyFileError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("name", ["authkey", "authkey.id"])
+def test_check_writable_refuses_a_mounted_file(
+    tmp_path: Path, repository: Path, clean_environment: dict[str, str], name: str
+) -> None:
+    """A file that Kubernetes has mounted by subPath cannot be replaced."""
+    require_mount_namespace()
+    program = [sys.executable, "-c", textwrap.dedent(CHECK_MOUNTED_FILE), str(tmp_path), name]
+    done = subprocess.run(
+        [*IN_NEW_MOUNT_NAMESPACE, *program],
+        cwd=repository,
+        env=clean_environment,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "subPath" in done.stdout

@@ -40,6 +40,11 @@ class KeyFileWriter(KeyFileReader):
                         f"AUTHKEY_OUTPUT_PATH: {path} is not a regular file, but for example a folder or a symbolic "
                         "link. Set this to the path of a regular file, which need not exist yet"
                     )
+                if path.exists() and path.stat().st_dev != folder.stat().st_dev:
+                    raise KeyFileError(
+                        f"AUTHKEY_OUTPUT_PATH: {path} is mounted alone and cannot be replaced. Mount the folder of the "
+                        "volume, not a single file of it (subPath)"
+                    )
             with _temporary(self.path, b"\n", 0o600):
                 pass
 
