@@ -17,6 +17,10 @@ from lifecycle.domain.errors import ApiError
 # could keep the program from working for days.
 _MAX_RETRY_AFTER = timedelta(minutes=15)
 
+# The largest number of values in a JSON text that is parsed. Parsed values take many times the memory of their text. A
+# list of 20,000 nodes has about a million.
+_MAX_VALUES = 2_000_000
+
 # The longest text of a response in a message.
 _MAX_EXCERPT = 300
 
@@ -87,7 +91,9 @@ def parse_response(
     text = body.decode(errors="replace")
     body.clear()
     content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type == "application/json" or content_type.endswith("+json"):
+    # Each value except the first follows one of these characters.
+    is_small = sum(map(text.count, ",[{")) <= _MAX_VALUES
+    if is_small and (content_type == "application/json" or content_type.endswith("+json")):
         with suppress(*_MALFORMED):
             return Response(status, headers, "", json.loads(text, object_hook=object_hook), secret)
     return Response(status, headers, text, None, secret)

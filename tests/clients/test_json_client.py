@@ -432,6 +432,20 @@ def test_compressed_response_is_refused_without_decompressing(client: JsonClient
     assert peak < 16 * 1024 * 1024
 
 
+@pytest.mark.parametrize("item", ["{}", "[[]]", "0"])
+def test_json_with_too_many_values_is_refused(api: Api, item: str) -> None:
+    """Parsed values take much more memory than the text, so `json` is None, as for malformed JSON."""
+    body = "[" + f"{item}," * (8_000_000 // (len(item) + 1)) + f"{item}]"
+    api.faults.add(faults.answer(200, body))
+    tracemalloc.start()
+    try:
+        assert client_of(api).send("GET", "/thing").json is None
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * len(body)
+
+
 @pytest.mark.parametrize("encoding", ["identity", "Identity", "", "identity, identity"])
 def test_identity_encoding_is_accepted(client: JsonClient, api: Api, encoding: str) -> None:
     api.faults.add(faults.answer(200, '{"a": 1}', headers={"content-encoding": encoding}))
