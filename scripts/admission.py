@@ -52,7 +52,7 @@ MAX_LINE = 110
 INJECTION_SETTINGS = ("LOGIN_SERVER", "LIFECYCLE_IMAGE", "TAILSCALE_IMAGE")
 
 DOMAIN_PATTERN = r"^[a-z0-9-]+(\.[a-z0-9-]+)+$"
-LOGIN_SERVER_PATTERN = r"^(https://\S+|http://(localhost|[0-9]+(\.[0-9]+){3}|\[[0-9a-f:]+\])(:[0-9]+)?/?)$"
+LOGIN_SERVER_PATTERN = r"^(https://[^\s@?#]+|http://(localhost|[0-9]+(\.[0-9]+){3}|\[[0-9a-f:]+\])(:[0-9]+)?/?)$"
 
 # Fields of the Kubernetes API whose value is a map with arbitrary keys. In CEL, such a map has no type name.
 _MAP_FIELDS = frozenset({"requests", "limits"})
@@ -492,8 +492,8 @@ def _site_validations() -> Iterator[Document]:
     server = _site_setting("LOGIN_SERVER")
     yield _with_message(
         _if_requested(f"{server}.matches({_regex(LOGIN_SERVER_PATTERN)})"),
-        f"'LOGIN_SERVER in the {config_map} must be an https URL of Headscale. With http and a host name, tailscale "
-        "stays offline after Headscale restarts.'",
+        f"'LOGIN_SERVER in the {config_map} must be an https URL of Headscale without user, password, ? and #. "
+        "With http and a host name, tailscale stays offline after Headscale restarts.'",
     )
 
 

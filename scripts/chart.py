@@ -359,8 +359,8 @@ vpn.your-domain.net." .Values.settings.DOMAIN_NAME -}}}}
 {{{{- $server := required "Set settings.LOGIN_SERVER to Headscale's https URL, or set inject.enabled=false." \
 .Values.settings.LOGIN_SERVER -}}}}
 {{{{- if not (regexMatch `{LOGIN_SERVER_PATTERN}` $server) -}}}}
-{{{{- fail (printf "settings.LOGIN_SERVER is %q. It must be an https URL of Headscale. With http and a host name, \
-tailscale stays offline after Headscale restarts." $server) -}}}}
+{{{{- fail "settings.LOGIN_SERVER must be an https URL of Headscale without user, password, ? and #. With http and a \
+host name, tailscale stays offline after Headscale restarts." -}}}}
 {{{{- end -}}}}
 {{{{- end }}}}
 """

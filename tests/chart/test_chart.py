@@ -226,6 +226,11 @@ def test_settings_of_injection_are_in_the_namespace_of_the_release(chart: Path) 
             id="login server with http and a host name",
         ),
         pytest.param(
+            {"settings": {**SITE, "LOGIN_SERVER": "https://user:password@headscale.example.com"}},
+            "settings.LOGIN_SERVER",
+            id="login server with a password",
+        ),
+        pytest.param(
             {"settings": SITE, "image": {"tag": "1"}}, "build.enabled", id="custom image although build is enabled"
         ),
         pytest.param(

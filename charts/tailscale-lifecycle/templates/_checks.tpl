@@ -8,7 +8,7 @@
 
 {{- define "tailscale-lifecycle.checkLoginServer" -}}
 {{- $server := required "Set settings.LOGIN_SERVER to Headscale's https URL, or set inject.enabled=false." .Values.settings.LOGIN_SERVER -}}
-{{- if not (regexMatch `^(https://\S+|http://(localhost|[0-9]+(\.[0-9]+){3}|\[[0-9a-f:]+\])(:[0-9]+)?/?)$` $server) -}}
-{{- fail (printf "settings.LOGIN_SERVER is %q. It must be an https URL of Headscale. With http and a host name, tailscale stays offline after Headscale restarts." $server) -}}
+{{- if not (regexMatch `^(https://[^\s@?#]+|http://(localhost|[0-9]+(\.[0-9]+){3}|\[[0-9a-f:]+\])(:[0-9]+)?/?)$` $server) -}}
+{{- fail "settings.LOGIN_SERVER must be an https URL of Headscale without user, password, ? and #. With http and a host name, tailscale stays offline after Headscale restarts." -}}
 {{- end -}}
 {{- end }}
