@@ -221,6 +221,21 @@ def test_failed_request_ends_the_search_for_the_zone(account: Account, fault: Fa
     assert account.requests[-1].path.endswith(f"/zones/{child}/dns_records")
 
 
+def test_zone_that_got_another_id_is_found_again(account: Account) -> None:
+    """The id changes if the zone is removed from Cloudflare and added again. The parent domain's zone is not used."""
+    child = account.add_zone("eu.example.com")
+    cloudflare = client_of(account, None, domain="svc.eu.example.com")
+    cloudflare.records("svc.eu.example.com")
+    account.remove_zone(child)
+    with pytest.raises(AuthError):
+        cloudflare.records("svc.eu.example.com")
+    with pytest.raises(ResponseError, match="has no zone"):
+        cloudflare.records("svc.eu.example.com")
+    added_again = account.add_zone("eu.example.com")
+    cloudflare.records("svc.eu.example.com")
+    assert account.requests[-1].path.endswith(f"/zones/{added_again}/dns_records")
+
+
 # --- Changing ------------------------------------------------------------------------------------------
 
 

@@ -193,6 +193,12 @@ class CloudflareSimulator(Upstream):
             self._zones[zone_id] = Zone(id=zone_id, name=name.lower())
             return zone_id
 
+    def remove_zone(self, zone_id: str) -> None:
+        """Remove a zone and its records."""
+        with self.lock:
+            del self._zones[zone_id]
+            self._records = {key: record for key, record in self._records.items() if record.zone_id != zone_id}
+
     def add_record(self, zone_id: str, **fields: Any) -> str:
         """Add a record with these fields of the API, as in the dashboard, and return its id.
 

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from lifecycle.clients.cloudflare.errors import UPSTREAM
 from lifecycle.clients.json_client import JsonClient
-from lifecycle.clients.response import well_formed
-from lifecycle.domain.errors import AuthError, ResponseError
+from lifecycle.clients.response import Response, well_formed
+from lifecycle.domain.errors import AuthError, NotFoundError, ResponseError
 from lifecycle.domain.model import Record
 from lifecycle.domain.ownership import is_in_domain
 
@@ -44,6 +44,7 @@ class CloudflareReader:
         self._client = client
         self._domain = domain
         self._zone_id = zone_id
+        self._searches_zone = zone_id is None
         self._zone_name = ""
 
     def records(self, name: str, *, comment: str | None = None) -> list[Record]:
@@ -117,6 +118,9 @@ class CloudflareReader:
         labels = self._domain.split(".")
         for start in range(len(labels) - 1):
             name = ".".join(labels[start:])
+            if self._zone_name not in ("", name):
+                # The zone was found before, and is only searched again. It has another id, but the same name.
+                continue
             listed = self._pages("/zones", {"name": name}, _ZONES_PER_PAGE, parse_zone)
             zones = [zone for zone in listed if zone[1] == name]
             if len(zones) > 1:
@@ -140,7 +144,7 @@ class CloudflareReader:
         items: dict[str, Parsed] = {}
         for page in count(1):
             known = len(items)
-            response = self._client.send("GET", path, params={**params, "page": str(page), "per_page": str(per_page)})
+            response = self._send("GET", path, params={**params, "page": str(page), "per_page": str(per_page)})
             with well_formed(malformed_response(f"GET {path}")):
                 match response.json:
                     case {
@@ -163,12 +167,21 @@ class CloudflareReader:
 
     def _one(self, method: str, path: str, parse: Callable[[Any], Parsed], *, body: Any = None) -> Parsed:
         """Send a request, and return the parsed `result` of the response."""
-        response = self._client.send(method, path, body=body)
+        response = self._send(method, path, body=body)
         with well_formed(malformed_response(f"{method} {path}")):
             match response.json:
                 case {"success": True, "result": dict(result)}:
                     return parse(result)
             raise ValueError("no result")
+
+    def _send(self, method: str, path: str, **options: Any) -> Response:
+        try:
+            return self._client.send(method, path, **options)
+        except (AuthError, NotFoundError, ResponseError):
+            # If the zone was removed from Cloudflare and added again, it has another id.
+            if self._searches_zone:
+                self._zone_id = None
+            raise
 
 
 def parse_record(payload: Any) -> Record:
