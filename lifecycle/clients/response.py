@@ -56,22 +56,25 @@ class Response:
 
     @property
     def retry_after(self) -> timedelta | None:
-        """The header Retry-After in seconds; None if there is none, or if it is a date, which no upstream sends."""
-        try:
-            seconds = float(self.headers.get("retry-after", ""))
-            return timedelta(seconds=min(max(seconds, 0.0), _MAX_RETRY_AFTER.total_seconds()))
-        except ValueError:
+        """The header Retry-After, in seconds or as a date; None if there is none."""
+        text = self.headers.get("retry-after", "").strip()
+        if not text:
             return None
+        try:
+            return timedelta(seconds=min(max(float(text), 0.0), _MAX_RETRY_AFTER.total_seconds()))
+        except ValueError:
+            pass
+        date = _parse_date(text)
+        # The clock of this machine can be wrong by hours, so the upstream's clock is used if it is known.
+        now = self.date or datetime.now(UTC)
+        return None if date is None else min(max(date - now, timedelta()), _MAX_RETRY_AFTER)
 
     @property
     def date(self) -> datetime | None:
         """The header Date: the upstream's clock in whole seconds; None if there is none."""
-        try:
-            date = parsedate_to_datetime(self.headers.get("date", "")).astimezone(UTC)
-        except (ValueError, OverflowError):
-            return None
-        # No duration can be added to the last possible year, 9999.
-        return date if date.year < MAXYEAR else None
+        date = _parse_date(self.headers.get("date", ""))
+        # No duration can be added to the last possible year, 9999, which some servers send for "never".
+        return date if date is not None and date.year < MAXYEAR else None
 
     @property
     def reason(self) -> str:
@@ -123,6 +126,13 @@ def excerpt(text: str, *, secret: str = "") -> str:
     printable = "".join(character if character.isprintable() else " " for character in text)
     line = _SECRET.sub("…", " ".join(printable.split()))
     return line if len(line) <= _MAX_EXCERPT else f"{line[:_MAX_EXCERPT]}…"
+
+
+def _parse_date(text: str) -> datetime | None:
+    try:
+        return parsedate_to_datetime(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
 
 
 def listed_errors(body: Any) -> list[dict[str, Any]]:

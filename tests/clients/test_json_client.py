@@ -188,7 +188,9 @@ def test_outcome_of_each_request_is_reported(api: Api, fault: Fault | None, outc
         pytest.param("600", 600.0, id="ten-minutes"),
         pytest.param("-5", 0.0, id="negative"),
         pytest.param("999999999999", 900.0, id="longer-than-15-minutes"),
-        pytest.param("Wed, 21 Oct 2015 07:28:00 GMT", None, id="date"),
+        pytest.param("Wed, 21 Oct 2015 07:28:00 GMT", 0.0, id="date-in-the-past"),
+        pytest.param("Fri, 31 Dec 9999 23:59:59 GMT", 900.0, id="date-far-away"),
+        pytest.param("Fri, 31 Dec 9999 23:59:59 -0100", None, id="date-out-of-range"),
         pytest.param("soon", None, id="garbage"),
         pytest.param("nan", None, id="not-a-number"),
         pytest.param("", None, id="empty"),
@@ -202,6 +204,14 @@ def test_retry_after_in_each_form(api: Api, status: int, header: str | None, sec
     assert isinstance(error, TransientError)
     assert error.retry_after == (None if seconds is None else timedelta(seconds=seconds))
     assert error.throttled == (status == 429)
+
+
+def test_retry_after_as_a_date_does_not_depend_on_this_machines_clock(api: Api) -> None:
+    headers = {"date": "Mon, 01 Jan 2125 12:00:00 GMT", "retry-after": "Mon, 01 Jan 2125 12:01:00 GMT"}
+    api.faults.add(faults.answer(429, headers=headers))
+    error = failure(client_of(api))
+    assert isinstance(error, TransientError)
+    assert error.retry_after == timedelta(minutes=1)
 
 
 # --- Incomplete and malformed responses ----------------------------------------------------------------
